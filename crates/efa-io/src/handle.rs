@@ -1,0 +1,106 @@
+//! Plain data that a host hands to whoever will drive a ring: a GPU kernel, or code behind a C ABI.
+//!
+//! A handle is what there is to know about a ring, and addresses that are valid *for the one who drives it* (a
+//! GPU's mapping differs from the host's). It owns nothing and checks nothing. All are `Pod`, with a fixed
+//! layout that compile-time assertions below hold still.
+
+use crate::op::Limits;
+use crate::ring::RingSize;
+use static_assertions::const_assert_eq;
+
+/// A send ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct SendRingHandle {
+    /// Address of slot 0. Write only: on hardware this is device memory.
+    pub ring: u64,
+    /// Address of the 32-bit doorbell register.
+    pub doorbell: u64,
+    /// Entries minus one.
+    pub mask: u32,
+    /// log2 of the entries.
+    pub shift: u32,
+    /// Bytes of an entry: 64 or 128.
+    pub wqe_size: u32,
+    /// Most WQEs between two doorbells.
+    pub max_batch: u32,
+    /// Producer counter at the time of the hand-over.
+    pub producer: u32,
+    /// Most work requests that may be outstanding: entries, or less where the completion queue holds less.
+    pub credits: u32,
+    /// Queue pair number, as completions name it.
+    pub qpn: u32,
+    /// 1 if request ids have 64 bits, else 0.
+    pub req_id_64: u32,
+    /// What a WQE may ask for.
+    pub limits: Limits,
+}
+
+/// A receive ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct RecvRingHandle {
+    /// Address of slot 0.
+    pub ring: u64,
+    /// Address of the 32-bit doorbell register.
+    pub doorbell: u64,
+    /// Entries (descriptors) minus one.
+    pub mask: u32,
+    /// log2 of the entries.
+    pub shift: u32,
+    /// Most descriptors between two doorbells.
+    pub max_batch: u32,
+    /// Producer counter at the time of the hand-over, in descriptors.
+    pub producer: u32,
+    /// Most receives that may be outstanding.
+    pub credits: u32,
+    /// Most buffers of one receive.
+    pub max_bufs: u32,
+    /// Queue pair number, as completions name it.
+    pub qpn: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// A completion ring, or one sub-queue of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct CompletionRingHandle {
+    /// Address of slot 0.
+    pub ring: u64,
+    /// Address of the 32-bit doorbell register, which arms events; 0 where there is none.
+    pub doorbell: u64,
+    /// Entries minus one.
+    pub mask: u32,
+    /// log2 of the entries.
+    pub shift: u32,
+    /// Bytes of an entry: 16 or 32.
+    pub cqe_size: u32,
+    /// Consumer counter at the time of the hand-over.
+    pub consumer: u32,
+}
+
+const_assert_eq!(size_of::<Limits>(), 16);
+const_assert_eq!(size_of::<SendRingHandle>(), 64);
+const_assert_eq!(size_of::<RecvRingHandle>(), 48);
+const_assert_eq!(size_of::<CompletionRingHandle>(), 32);
+
+macro_rules! size_of_ring {
+    ($($handle:ty),*) => {$(
+        impl $handle {
+            /// The ring's size; zero in `mask` and `shift` is a ring of one entry.
+            #[inline(always)]
+            pub const fn size(&self) -> RingSize {
+                match RingSize::new(self.mask.wrapping_add(1)) {
+                    Ok(size) => size,
+                    Err(_) => match RingSize::new(1) {
+                        Ok(one) => one,
+                        Err(_) => unreachable!(),
+                    },
+                }
+            }
+        }
+    )*};
+}
+
+size_of_ring!(SendRingHandle, RecvRingHandle, CompletionRingHandle);
