@@ -155,6 +155,9 @@ impl<const W: usize> Cqe<W> {
                 req_id |= field::REQ_ID_EX_LO.get(words) << 16 | field::REQ_ID_EX_HI.get(words) << 32;
                 Event::Send { op }
             }
+            RECV_QUEUE if matches!(op, OpCode::RdmaRead) => {
+                return Err(DecodeError::at(field::OP_TYPE, op as u64, "0 or 2: nobody receives an RDMA read"));
+            }
             RECV_QUEUE => Event::Receive(self.received(op)),
             other => return Err(DecodeError::at(field::Q_TYPE, other, "1 (send queue) or 2 (receive queue)")),
         };

@@ -288,11 +288,7 @@ impl<const W: usize> Wqe<W> {
         if length > max as u64 {
             return Err(DecodeError::at(field::LENGTH, length, "no more inline bytes than the WQE holds (32 or 80)"));
         }
-        self.as_bytes()[word * 8..].get(..length as usize).ok_or(DecodeError::at(
-            field::LENGTH,
-            length,
-            "fewer inline bytes",
-        ))
+        Ok(&self.as_bytes()[word * 8..][..length as usize])
     }
 }
 

@@ -1,0 +1,8 @@
+//! Fuzzes the decoder of the 16-byte completion entry.
+
+#![no_main]
+
+#[path = "../bodies.rs"]
+mod bodies;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| bodies::cqe16(data));
