@@ -1,0 +1,110 @@
+//! What a software device can do, and how patient it is.
+
+use crate::Gid;
+use std::time::Duration;
+
+/// Limits, capabilities and timing of a device.
+///
+/// The default resembles a current device (rdma-core 65 lets 1 GiB RDMA, 64-bit request ids and 128-byte WQEs be told
+/// apart from the limits alone). Where no public figure exists the value is *assumed*, and says so.
+#[derive(Clone, Debug)]
+pub struct DeviceConfig {
+    /// The device's address.
+    pub gid: Gid,
+    /// Distinguishes this life of the device from earlier ones at the same address; must grow from life to life.
+    pub incarnation: u64,
+    /// Seed of everything that is random: keys, scheduling.
+    pub seed: u64,
+
+    /// Payload bytes of a packet, and so the longest send. About 8 KiB on EFA (fi_efa(7)); exact value assumed.
+    pub mtu: u32,
+    /// Longest RDMA operation in bytes: 1 GiB on current devices.
+    pub max_rdma_bytes: u32,
+    /// Bytes of the longest send ring (`max_llq_size`); assumed: 4096 WQEs of 64 bytes, as NCCL's notes allow.
+    pub max_sq_bytes: u32,
+    /// Most receive descriptors of a queue pair; assumed.
+    pub max_rq_descs: u32,
+    /// Most buffers in a send: 2.
+    pub max_sq_sge: u16,
+    /// Most buffers in a receive; assumed.
+    pub max_rq_sge: u16,
+    /// Longest inline message of a queue with 64-byte WQEs.
+    pub inline_bytes: u16,
+    /// Longest inline message of any queue (`inline_buf_size_ex`): over 32 means 128-byte WQEs exist.
+    pub inline_bytes_ex: u16,
+    /// Most WQEs between two doorbells, in units of 64 bytes (`max_tx_batch`); assumed.
+    pub max_tx_batch: u16,
+    /// Most entries of a completion queue; assumed.
+    pub max_cqe: u32,
+    /// Most queue pairs, a power of two; assumed.
+    pub max_qp: u32,
+    /// Most completion queues; assumed.
+    pub max_cq: u32,
+    /// Most memory regions; assumed.
+    pub max_mr: u32,
+    /// Most protection domains; assumed.
+    pub max_pd: u32,
+    /// Most address handles; assumed.
+    pub max_ah: u32,
+
+    /// RDMA read works.
+    pub rdma_read: bool,
+    /// RDMA write works.
+    pub rdma_write: bool,
+    /// A queue pair may ask that writes with immediate consume no receive descriptor.
+    pub unsolicited_write_recv: bool,
+    /// Send queues carry 64-bit request ids.
+    pub req_id_64: bool,
+    /// Packets to this device's own address are delivered. EFA does not deliver them.
+    pub loopback: bool,
+
+    /// Retransmission timeout before anything was measured.
+    pub initial_rto: Duration,
+    /// Shortest retransmission timeout.
+    pub min_rto: Duration,
+    /// Longest retransmission timeout.
+    pub max_rto: Duration,
+    /// How long a peer may stay silent before what is outstanding towards it fails.
+    pub peer_timeout: Duration,
+    /// Pause before a message is offered again to a receiver that was not ready.
+    pub rnr_delay: Duration,
+    /// Times a message is offered again to a receiver that is not ready; `None`: for ever (verbs' `rnr_retry` 7).
+    pub rnr_retries: Option<u32>,
+}
+
+impl DeviceConfig {
+    /// A device at `gid`.
+    pub fn new(gid: Gid) -> Self {
+        Self {
+            gid,
+            incarnation: 1,
+            seed: 1,
+            mtu: 8192,
+            max_rdma_bytes: 1 << 30,
+            max_sq_bytes: 4096 * 64,
+            max_rq_descs: 32768,
+            max_sq_sge: 2,
+            max_rq_sge: 3,
+            inline_bytes: 32,
+            inline_bytes_ex: 80,
+            max_tx_batch: 64,
+            max_cqe: 32768,
+            max_qp: 512,
+            max_cq: 512,
+            max_mr: 65536,
+            max_pd: 256,
+            max_ah: 32768,
+            rdma_read: true,
+            rdma_write: true,
+            unsolicited_write_recv: true,
+            req_id_64: false,
+            loopback: false,
+            initial_rto: Duration::from_millis(20),
+            min_rto: Duration::from_millis(1),
+            max_rto: Duration::from_millis(500),
+            peer_timeout: Duration::from_secs(5),
+            rnr_delay: Duration::from_micros(200),
+            rnr_retries: None,
+        }
+    }
+}

@@ -1,0 +1,421 @@
+//! The device: objects, and the three things that happen to it. Doorbells are rung, packets arrive, time passes.
+//!
+//! It is a state machine without sockets, clock or threads. Whoever drives it calls [`Device::poll_doorbells`] (or rings
+//! them one by one), [`Device::handle`] for every packet from the network, and [`Device::poll_transmit`] until there is nothing to send;
+//! [`Device::poll_timeout`] says when it wants to be called again. Completions appear in the completion rings.
+//!
+//! | file | what is in it |
+//! | --- | --- |
+//! | `mod.rs` | control calls: create, change, destroy |
+//! | `send.rs` | from a doorbell to a packet: WQEs, local checks, transmission |
+//! | `receive.rs` | from a packet to memory and completions |
+
+mod receive;
+mod send;
+
+use crate::config::DeviceConfig;
+use crate::counters::Counters;
+use crate::cq::{CompletionQueue, CqConfig, CqInfo};
+use crate::error::ControlError;
+use crate::memory::Backing;
+use crate::mr::{Access, RegionKeys, Regions};
+use crate::qp::{QpConfig, QpInfo, QpState, QueuePair};
+use crate::srd::rx::RxFlow;
+use crate::srd::tx::TxFlow;
+use crate::wire::{Ack, Envelope};
+use crate::{Gid, Time};
+use efa_io::{Completion, Event, OpCode, Status};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+/// Something that a program may wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceEvent {
+    /// The armed completion queue with this number has a new entry.
+    Completion(u32),
+}
+
+/// A packet to be put on the network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// The device it goes to.
+    pub dst: Gid,
+    /// The packet.
+    pub bytes: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct AddressHandle {
+    pd: u32,
+    gid: Gid,
+    /// How often it was created: the device gives one number per domain and address.
+    users: u32,
+}
+
+/// Everything between this device and one peer.
+struct Flow {
+    peer: Gid,
+    /// Which life of the peer we know; 0: not heard from it.
+    peer_incarnation: u64,
+    tx: TxFlow,
+    rx: RxFlow,
+    /// Last time that the peer was heard, or that something was asked of it after a pause.
+    lively_at: Time,
+    /// In `Device::busy`.
+    queued: bool,
+}
+
+/// The objects, apart from the flows, so that both can be borrowed at once.
+struct Objects {
+    pds: HashMap<u32, u32>,
+    regions: Regions,
+    ahs: Vec<Option<AddressHandle>>,
+    ah_of: HashMap<(u32, Gid), u16>,
+    cqs: HashMap<u32, CompletionQueue>,
+    /// By queue pair number modulo the table's size, as libefa keeps them.
+    qps: Vec<Option<QueuePair>>,
+    events: VecDeque<DeviceEvent>,
+}
+
+/// An EFA device in software.
+pub struct Device {
+    config: DeviceConfig,
+    objects: Objects,
+    flows: Vec<Flow>,
+    flow_of: HashMap<Gid, usize>,
+    /// Flows that may have something to send.
+    busy: VecDeque<usize>,
+    resets: VecDeque<Envelope>,
+    counters: Counters,
+    rng: fastrand::Rng,
+    next_pd: u32,
+    next_cq: u32,
+    qp_generation: Vec<u16>,
+    acks: Vec<Ack>,
+    spare: Vec<Vec<u8>>,
+}
+
+impl Device {
+    /// A device without objects.
+    pub fn new(config: DeviceConfig) -> Self {
+        let table = config.max_qp.next_power_of_two().min(1 << 15) as usize;
+        Self {
+            objects: Objects {
+                pds: HashMap::new(),
+                regions: Regions::new(),
+                ahs: Vec::new(),
+                ah_of: HashMap::new(),
+                cqs: HashMap::new(),
+                qps: (0..table).map(|_| None).collect(),
+                events: VecDeque::new(),
+            },
+            flows: Vec::new(),
+            flow_of: HashMap::new(),
+            busy: VecDeque::new(),
+            resets: VecDeque::new(),
+            counters: Counters::default(),
+            rng: fastrand::Rng::with_seed(config.seed ^ config.incarnation.rotate_left(32)),
+            next_pd: 1,
+            next_cq: 1,
+            qp_generation: vec![0; table],
+            acks: Vec::new(),
+            spare: Vec::new(),
+            config,
+        }
+    }
+
+    /// Its limits and capabilities.
+    pub fn config(&self) -> &DeviceConfig {
+        &self.config
+    }
+
+    /// Its address.
+    pub fn gid(&self) -> Gid {
+        self.config.gid
+    }
+
+    /// What it has counted.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The next event that a program may wait for.
+    pub fn poll_event(&mut self) -> Option<DeviceEvent> {
+        self.objects.events.pop_front()
+    }
+
+    /// Creates a protection domain.
+    ///
+    /// # Errors
+    /// The device has no more of them.
+    pub fn alloc_pd(&mut self) -> Result<u32, ControlError> {
+        room("protection domains", self.objects.pds.len(), self.config.max_pd)?;
+        let pd = self.next_pd;
+        self.next_pd += 1;
+        self.objects.pds.insert(pd, 0);
+        Ok(pd)
+    }
+
+    /// Destroys a protection domain.
+    ///
+    /// # Errors
+    /// It does not exist, or something in it does.
+    pub fn dealloc_pd(&mut self, pd: u32) -> Result<(), ControlError> {
+        match *self.objects.pd(pd)? {
+            0 => {
+                self.objects.pds.remove(&pd);
+                Ok(())
+            }
+            users => Err(ControlError::InUse { kind: "protection domain", id: pd, users }),
+        }
+    }
+
+    /// Registers memory that the device's owner sees at `addr`.
+    ///
+    /// # Errors
+    /// No such domain, no more regions, or an address range that wraps.
+    pub fn register(
+        &mut self,
+        pd: u32,
+        backing: Arc<dyn Backing>,
+        addr: u64,
+        access: Access,
+    ) -> Result<RegionKeys, ControlError> {
+        self.objects.pd(pd)?;
+        let keys = self.objects.regions.register(pd, backing, addr, access, self.config.max_mr, &mut self.rng)?;
+        *self.objects.pd(pd)? += 1;
+        Ok(keys)
+    }
+
+    /// Forgets a region. From here on the device does not touch its memory; what is still under way fails.
+    ///
+    /// # Errors
+    /// It does not exist.
+    pub fn deregister(&mut self, lkey: u32) -> Result<(), ControlError> {
+        let pd = self.objects.regions.deregister(lkey)?;
+        *self.objects.pd(pd)? -= 1;
+        Ok(())
+    }
+
+    /// Creates an address handle and gives its number. One address has one number in a domain, however often asked for.
+    ///
+    /// # Errors
+    /// No such domain, or no more handles.
+    pub fn create_ah(&mut self, pd: u32, gid: Gid) -> Result<u16, ControlError> {
+        self.objects.pd(pd)?;
+        let known = self.objects.ah_of.get(&(pd, gid)).copied();
+        let number = match known {
+            Some(number) => number,
+            None => {
+                let max = self.config.max_ah.min(0xffff);
+                let vacant = self.objects.ahs.iter().position(Option::is_none);
+                let index = vacant.unwrap_or(self.objects.ahs.len());
+                room("address handles", index, max)?;
+                if vacant.is_none() {
+                    self.objects.ahs.push(None);
+                }
+                self.objects.ahs[index] = Some(AddressHandle { pd, gid, users: 0 });
+                self.objects.ah_of.insert((pd, gid), index as u16);
+                index as u16
+            }
+        };
+        if let Some(ah) = &mut self.objects.ahs[usize::from(number)] {
+            ah.users += 1;
+        }
+        *self.objects.pd(pd)? += 1;
+        Ok(number)
+    }
+
+    /// Gives an address handle back.
+    ///
+    /// # Errors
+    /// It does not exist.
+    pub fn destroy_ah(&mut self, pd: u32, number: u16) -> Result<(), ControlError> {
+        let slot = self.objects.ahs.get_mut(usize::from(number));
+        let Some((slot, ah)) = slot.and_then(|slot| slot.take().filter(|ah| ah.pd == pd).map(|ah| (number, ah))) else {
+            return Err(ControlError::NoSuch { kind: "address handle", id: number.into() });
+        };
+        if ah.users > 1 {
+            self.objects.ahs[usize::from(slot)] = Some(AddressHandle { users: ah.users - 1, ..ah });
+        } else {
+            self.objects.ah_of.remove(&(pd, ah.gid));
+        }
+        *self.objects.pd(pd)? -= 1;
+        Ok(())
+    }
+
+    /// Creates a completion queue.
+    ///
+    /// # Errors
+    /// More entries, or more queues, than the device has.
+    pub fn create_cq(&mut self, config: CqConfig) -> Result<CqInfo, ControlError> {
+        room("completion queues", self.objects.cqs.len(), self.config.max_cq)?;
+        let cqn = self.next_cq;
+        let (queue, info) = CompletionQueue::new(cqn, config, self.config.max_cqe)?;
+        self.next_cq += 1;
+        self.objects.cqs.insert(cqn, queue);
+        Ok(info)
+    }
+
+    /// Destroys a completion queue.
+    ///
+    /// # Errors
+    /// It does not exist, or queue pairs report to it.
+    pub fn destroy_cq(&mut self, cqn: u32) -> Result<(), ControlError> {
+        match self.objects.cq(cqn)?.users {
+            0 => {
+                self.objects.cqs.remove(&cqn);
+                Ok(())
+            }
+            users => Err(ControlError::InUse { kind: "completion queue", id: cqn, users }),
+        }
+    }
+
+    /// Creates an SRD queue pair, in state Reset.
+    ///
+    /// # Errors
+    /// An object it names does not exist, or it asks for more than the device has.
+    pub fn create_qp(&mut self, config: QpConfig) -> Result<QpInfo, ControlError> {
+        self.objects.pd(config.pd)?;
+        self.objects.cq(config.send_cq)?;
+        self.objects.cq(config.recv_cq)?;
+        let table = self.objects.qps.len();
+        let used = self.objects.qps.iter().flatten().count();
+        room("queue pairs", used, (table as u32).min(self.config.max_qp))?;
+        let Some(index) = self.objects.qps.iter().position(Option::is_none) else {
+            return Err(ControlError::Limit { what: "queue pairs", asked: used as u64 + 1, max: table as u64 });
+        };
+        // A number comes back only after every other number of its place in the table, so that late packets miss.
+        let qpn = (usize::from(self.qp_generation[index]) * table + index) as u16;
+        let (qp, info) = QueuePair::new(qpn, &config, &self.config)?;
+        self.objects.qps[index] = Some(qp);
+        *self.objects.pd(config.pd)? += 1;
+        self.objects.cq(config.send_cq)?.users += 1;
+        self.objects.cq(config.recv_cq)?.users += 1;
+        Ok(info)
+    }
+
+    /// Changes a queue pair's state. `qkey` is taken when it becomes `Init`.
+    ///
+    /// Going to `Error` flushes: everything outstanding completes as [`Status::Flushed`].
+    ///
+    /// # Errors
+    /// It does not exist, or verbs does not allow this change.
+    pub fn modify_qp(&mut self, qpn: u16, to: QpState, qkey: Option<u32>) -> Result<(), ControlError> {
+        let qp = self.objects.qp(qpn)?;
+        if !qp.state.can_become(to) {
+            return Err(ControlError::Transition { from: qp.state, to });
+        }
+        match to {
+            QpState::Init => qp.qkey = qkey.unwrap_or(qp.qkey),
+            QpState::Error => {
+                self.fail_qp(qpn);
+                return Ok(());
+            }
+            QpState::Reset => {
+                self.forget_messages(qpn);
+                self.objects.qp(qpn)?.reset();
+            }
+            QpState::ReadyToReceive | QpState::ReadyToSend => {}
+        }
+        self.objects.qp(qpn)?.state = to;
+        Ok(())
+    }
+
+    /// The state of a queue pair.
+    ///
+    /// # Errors
+    /// It does not exist.
+    pub fn query_qp(&mut self, qpn: u16) -> Result<QpState, ControlError> {
+        self.objects.qp(qpn).map(|qp| qp.state)
+    }
+
+    /// Destroys a queue pair. What was outstanding on it never completes.
+    ///
+    /// # Errors
+    /// It does not exist.
+    pub fn destroy_qp(&mut self, qpn: u16) -> Result<(), ControlError> {
+        let (pd, send_cq, recv_cq) = {
+            let qp = self.objects.qp(qpn)?;
+            (qp.pd, qp.send_cq, qp.recv_cq)
+        };
+        self.forget_messages(qpn);
+        let index = usize::from(qpn) % self.objects.qps.len();
+        self.objects.qps[index] = None;
+        let generations = (1usize << 16) / self.objects.qps.len();
+        self.qp_generation[index] = (self.qp_generation[index] + 1) % generations as u16;
+        *self.objects.pd(pd)? -= 1;
+        self.objects.cq(send_cq)?.users -= 1;
+        self.objects.cq(recv_cq)?.users -= 1;
+        Ok(())
+    }
+
+    /// The flow to `peer`, new if there is none.
+    fn flow_to(&mut self, peer: Gid) -> usize {
+        if let Some(&flow) = self.flow_of.get(&peer) {
+            return flow;
+        }
+        let flow = self.flows.len();
+        self.flows.push(Flow {
+            peer,
+            peer_incarnation: 0,
+            // Starting anywhere but at zero keeps the wrap of message numbers an ordinary event.
+            tx: TxFlow::new(&self.config, self.rng.u32(..)),
+            rx: RxFlow::default(),
+            lively_at: Time::ZERO,
+            queued: false,
+        });
+        self.flow_of.insert(peer, flow);
+        flow
+    }
+
+    /// The flow may have something to send.
+    fn wake(&mut self, flow: usize) {
+        if !std::mem::replace(&mut self.flows[flow].queued, true) {
+            self.busy.push_back(flow);
+        }
+    }
+}
+
+impl Objects {
+    /// How many objects are in a domain.
+    fn pd(&mut self, pd: u32) -> Result<&mut u32, ControlError> {
+        self.pds.get_mut(&pd).ok_or(ControlError::NoSuch { kind: "protection domain", id: pd })
+    }
+
+    fn cq(&mut self, cqn: u32) -> Result<&mut CompletionQueue, ControlError> {
+        self.cqs.get_mut(&cqn).ok_or(ControlError::NoSuch { kind: "completion queue", id: cqn })
+    }
+
+    fn qp(&mut self, qpn: u16) -> Result<&mut QueuePair, ControlError> {
+        let index = usize::from(qpn) % self.qps.len();
+        let found = self.qps[index].as_mut().filter(|qp| qp.qpn == qpn);
+        found.ok_or(ControlError::NoSuch { kind: "queue pair", id: qpn.into() })
+    }
+
+    /// Writes a completion, and asks for an event where one is due.
+    fn complete(&mut self, cqn: u32, completion: Completion) {
+        if let Some(cq) = self.cqs.get_mut(&cqn)
+            && cq.push(completion)
+        {
+            self.events.push_back(DeviceEvent::Completion(cqn));
+        }
+    }
+
+    /// Completes a work request of a send queue.
+    fn complete_send(&mut self, qpn: u16, req_id: u64, op: OpCode, status: Status) {
+        if let Ok(cqn) = self.qp(qpn).map(|qp| qp.send_cq) {
+            let event = Event::Send { op };
+            self.complete(cqn, Completion { req_id, status, qpn, phase: false, event });
+        }
+    }
+}
+
+fn room(what: &'static str, used: usize, max: u32) -> Result<(), ControlError> {
+    if used < max as usize {
+        Ok(())
+    } else {
+        Err(ControlError::Limit { what, asked: used as u64 + 1, max: max.into() })
+    }
+}

@@ -1,0 +1,40 @@
+//! The real clock, and how a driver's thread waits.
+
+use crate::Time;
+use std::time::{Duration, Instant};
+
+/// Looks without work before a driver's thread starts to nap.
+const SPINS: u32 = 200;
+/// How long a nap is. A doorbell rung meanwhile waits for its end.
+pub(super) const NAP: Duration = Duration::from_micros(50);
+
+/// Time since the driver started.
+pub(super) struct Clock(Instant);
+
+impl Clock {
+    pub(super) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(super) fn now(&self) -> Time {
+        // Time 0 is kept for "never".
+        Time::from_nanos(self.0.elapsed().as_nanos() as u64 + 1)
+    }
+}
+
+/// How idle a driver's thread is.
+#[derive(Default)]
+pub(super) struct Idle(u32);
+
+impl Idle {
+    /// Notes whether the last look found work; whether to nap now.
+    pub(super) fn should_nap(&mut self, progress: bool) -> bool {
+        self.0 = if progress { 0 } else { self.0.saturating_add(1) };
+        if self.0 < SPINS {
+            // With fewer cores than spinning threads, whoever has work should get this one.
+            std::thread::yield_now();
+            return false;
+        }
+        true
+    }
+}

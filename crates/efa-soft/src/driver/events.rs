@@ -1,0 +1,77 @@
+//! Waiting for completions without polling.
+
+use crate::{Device, DeviceEvent};
+use parking_lot::Mutex;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A file descriptor that becomes readable when an armed completion queue gets an entry.
+pub struct EventFd(OwnedFd);
+
+impl EventFd {
+    fn new() -> io::Result<Self> {
+        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+    }
+
+    fn signal(&self) {
+        // Cannot fail in a way that matters: a full counter is readable already.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Takes the events that are there; whether there were any.
+    pub fn take(&self) -> bool {
+        rustix::io::read(&self.0, &mut [0; 8]).is_ok()
+    }
+
+    /// Waits for an event at most `timeout`, and takes it; whether one came.
+    ///
+    /// # Errors
+    /// Whatever `poll` answers.
+    pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
+        let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&timeout)) {
+            Ok(_) => Ok(self.take()),
+            Err(rustix::io::Errno::INTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl AsFd for EventFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Who waits for which completion queue of a device.
+#[derive(Default)]
+pub(super) struct Waiters(Mutex<HashMap<u32, Arc<EventFd>>>);
+
+impl Waiters {
+    pub(super) fn event_fd(&self, cqn: u32) -> io::Result<Arc<EventFd>> {
+        let mut waiters = self.0.lock();
+        if let Some(fd) = waiters.get(&cqn) {
+            return Ok(fd.clone());
+        }
+        let fd = Arc::new(EventFd::new()?);
+        waiters.insert(cqn, fd.clone());
+        Ok(fd)
+    }
+
+    pub(super) fn forget(&self, cqn: u32) {
+        self.0.lock().remove(&cqn);
+    }
+
+    /// Hands the device's events to whoever waits for them.
+    pub(super) fn dispatch(&self, device: &mut Device) {
+        while let Some(DeviceEvent::Completion(cqn)) = device.poll_event() {
+            if let Some(fd) = self.0.lock().get(&cqn) {
+                fd.signal();
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Several devices in one process: a [`Net`] and a thread.
+
+use super::clock::{Clock, Idle, NAP};
+use super::events::Waiters;
+use super::{EventFd, Port};
+use crate::{Device, DeviceConfig, LinkConfig, LinkCounters, Net};
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+struct Shared {
+    net: Mutex<Net>,
+    waiters: Mutex<Vec<Arc<Waiters>>>,
+    stop: AtomicBool,
+}
+
+/// A network of devices that a thread drives. Dropping it stops the thread.
+pub struct Local {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// One device of a [`Local`].
+struct LocalPort {
+    shared: Arc<Shared>,
+    index: usize,
+    waiters: Arc<Waiters>,
+}
+
+impl Local {
+    /// Starts a network without devices.
+    ///
+    /// # Errors
+    /// No thread could be started.
+    pub fn start(link: LinkConfig) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            net: Mutex::new(Net::new(link)),
+            waiters: Mutex::default(),
+            stop: AtomicBool::new(false),
+        });
+        let thread = std::thread::Builder::new().name("efa-soft".into()).spawn({
+            let shared = shared.clone();
+            move || shared.run()
+        })?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Adds a device. It goes when its port does.
+    pub fn add(&self, config: DeviceConfig) -> Arc<dyn Port> {
+        let waiters = Arc::new(Waiters::default());
+        let index = {
+            let mut net = self.shared.net.lock();
+            self.shared.waiters.lock().push(waiters.clone());
+            net.add(config)
+        };
+        Arc::new(LocalPort { shared: self.shared.clone(), index, waiters })
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        let clock = Clock::start();
+        let mut idle = Idle::default();
+        let mut net = self.net.lock();
+        while !self.stop.load(Ordering::Relaxed) {
+            let progress = net.step(clock.now());
+            for (index, waiters) in self.waiters.lock().iter().enumerate() {
+                if let Some(device) = net.device(index) {
+                    waiters.dispatch(device);
+                }
+            }
+            if idle.should_nap(progress) {
+                MutexGuard::unlocked(&mut net, || std::thread::sleep(NAP));
+            } else {
+                MutexGuard::bump(&mut net); // control calls take their turn here
+            }
+        }
+    }
+}
+
+impl Port for LocalPort {
+    fn with(&self, f: &mut dyn FnMut(&mut Device)) -> bool {
+        let mut net = self.shared.net.lock();
+        net.device(self.index).map(f).is_some()
+    }
+
+    fn event_fd(&self, cqn: u32) -> std::io::Result<Arc<EventFd>> {
+        self.waiters.event_fd(cqn)
+    }
+
+    fn forget_events(&self, cqn: u32) {
+        self.waiters.forget(cqn);
+    }
+
+    fn link_counters(&self) -> LinkCounters {
+        self.shared.net.lock().link_counters()
+    }
+}
+
+impl Drop for LocalPort {
+    fn drop(&mut self) {
+        self.shared.net.lock().remove(self.index);
+    }
+}

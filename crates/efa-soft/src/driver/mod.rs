@@ -1,0 +1,38 @@
+//! Threads that drive devices by the real clock.
+//!
+//! A driver's thread looks at the doorbells, so a program that rings one needs no system call. It spins while there
+//! is work and for a short while after, then naps between looks.
+
+mod clock;
+mod events;
+mod local;
+mod udp;
+
+pub use events::EventFd;
+pub use local::Local;
+pub use udp::{Udp, UdpConfig};
+
+use crate::{Counters, Device, LinkCounters};
+use std::sync::Arc;
+
+/// A device that some driver runs, as control calls reach it.
+pub trait Port: Send + Sync {
+    /// Calls `f` with the device, between two of the driver's steps; `false` if the device is gone.
+    fn with(&self, f: &mut dyn FnMut(&mut Device)) -> bool;
+
+    /// What a program waits on for events of completion queue `cqn`.
+    fn event_fd(&self, cqn: u32) -> std::io::Result<Arc<EventFd>>;
+
+    /// No more events for this completion queue.
+    fn forget_events(&self, cqn: u32);
+
+    /// What the network did to this device's packets.
+    fn link_counters(&self) -> LinkCounters;
+
+    /// What the device has counted.
+    fn counters(&self) -> Counters {
+        let mut counters = Counters::default();
+        self.with(&mut |device| counters = device.counters());
+        counters
+    }
+}

@@ -1,0 +1,173 @@
+//! One device whose packets travel over UDP, to other processes and other hosts.
+
+use super::clock::{Clock, Idle, NAP};
+use super::events::Waiters;
+use super::{EventFd, Port};
+use crate::wire::DATA_HEADER;
+use crate::{Device, DeviceConfig, Gid, Link, LinkConfig, LinkCounters, Time};
+use parking_lot::{Mutex, MutexGuard};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Packets taken from the socket in one go, so that timeouts and doorbells get their turn.
+const BATCH: usize = 64;
+/// Socket buffer asked for, in bytes; the system may give less.
+const SOCKET_BUFFER: usize = 4 << 20;
+
+/// Where a device listens, and what happens to its packets before they leave.
+#[derive(Clone, Debug)]
+pub struct UdpConfig {
+    /// Address to listen at; port 0 takes a free one. It must be one that peers can reach, since the GID carries it.
+    pub bind: SocketAddrV4,
+    /// Faults, applied to outgoing packets.
+    pub link: LinkConfig,
+}
+
+impl Default for UdpConfig {
+    fn default() -> Self {
+        Self { bind: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), link: LinkConfig::default() }
+    }
+}
+
+struct State {
+    device: Device,
+    link: Link<(SocketAddr, Vec<u8>)>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    socket: UdpSocket,
+    waiters: Waiters,
+    stop: AtomicBool,
+}
+
+/// A device on UDP, and the thread that drives it. Dropping it stops both.
+pub struct Udp {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Udp {
+    /// Starts a device. Its GID and incarnation are filled in from the socket's address and the wall clock.
+    ///
+    /// # Errors
+    /// The address cannot be used, or no thread could be started.
+    pub fn start(udp: &UdpConfig, device: impl FnOnce(Gid) -> DeviceConfig) -> io::Result<Self> {
+        let socket = UdpSocket::bind(udp.bind)?;
+        socket.set_nonblocking(true)?;
+        // Best effort: less memory means more retransmission, not less correctness.
+        let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER);
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER);
+        let port = socket.local_addr()?.port();
+        let mut config = device(Gid::of_udp(SocketAddrV4::new(*udp.bind.ip(), port)));
+        config.incarnation = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |t| t.as_nanos() as u64);
+        let state = State { device: Device::new(config), link: Link::new(udp.link) };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            socket,
+            waiters: Waiters::default(),
+            stop: AtomicBool::new(false),
+        });
+        let thread = std::thread::Builder::new().name("efa-soft-udp".into()).spawn({
+            let shared = shared.clone();
+            move || shared.run()
+        })?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+}
+
+impl Drop for Udp {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        let clock = Clock::start();
+        let mut idle = Idle::default();
+        let mut state = self.state.lock();
+        let mut buf = vec![0; DATA_HEADER + state.device.config().mtu as usize + 1];
+        while !self.stop.load(Ordering::Relaxed) {
+            let progress = state.step(clock.now(), &self.socket, &mut buf);
+            self.waiters.dispatch(&mut state.device);
+            if idle.should_nap(progress) {
+                MutexGuard::unlocked(&mut state, || self.nap());
+            } else {
+                MutexGuard::bump(&mut state); // control calls take their turn here
+            }
+        }
+    }
+
+    /// Sleeps until a packet arrives, or a nap is over.
+    fn nap(&self) {
+        let timeout = Timespec { tv_sec: 0, tv_nsec: NAP.subsec_nanos().into() };
+        let _ = poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&timeout));
+    }
+}
+
+impl State {
+    fn step(&mut self, now: Time, socket: &UdpSocket, buf: &mut [u8]) -> bool {
+        let Self { device, link } = self;
+        let mut progress = device.poll_doorbells(now);
+        for _ in 0..BATCH {
+            match socket.recv_from(buf) {
+                Ok((len, _)) => device.handle(now, &buf[..len]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // An earlier packet to a port without listener: the peer is not there, or not yet.
+                Err(error) => tracing::debug!(%error, "receiving"),
+            }
+            progress = true;
+        }
+        if device.poll_timeout().is_some_and(|due| due <= now) {
+            device.on_timeout(now);
+            progress = true;
+        }
+        while let Some(transmit) = device.poll_transmit(now) {
+            progress = true;
+            let unwanted = match transmit.dst.to_udp() {
+                Some(addr) => link.push(now, (addr, transmit.bytes)).map(|(_, bytes)| bytes),
+                None => Some(transmit.bytes), // no such address on this network
+            };
+            if let Some(bytes) = unwanted {
+                device.recycle(bytes);
+            }
+        }
+        while let Some((addr, bytes)) = link.pop(now) {
+            progress = true;
+            // What the socket refuses is lost, like anything else on a network.
+            if let Err(error) = socket.send_to(&bytes, addr) {
+                tracing::debug!(%error, %addr, "sending");
+            }
+            device.recycle(bytes);
+        }
+        progress
+    }
+}
+
+impl Port for Udp {
+    fn with(&self, f: &mut dyn FnMut(&mut Device)) -> bool {
+        f(&mut self.shared.state.lock().device);
+        true
+    }
+
+    fn event_fd(&self, cqn: u32) -> io::Result<Arc<EventFd>> {
+        self.shared.waiters.event_fd(cqn)
+    }
+
+    fn forget_events(&self, cqn: u32) {
+        self.shared.waiters.forget(cqn);
+    }
+
+    fn link_counters(&self) -> LinkCounters {
+        self.shared.state.lock().link.counters()
+    }
+}

@@ -1,0 +1,53 @@
+//! An EFA NIC in software.
+//!
+//! Everything that an EFA device does to the programs above it, without the device: protection domains, memory regions with
+//! their keys, address handles, completion queues, SRD queue pairs whose rings lie in shared memory bit for bit as on
+//! hardware, and a transport that delivers each message exactly once over a network that loses, doubles and reorders.
+//!
+//! [`Device`] is a pure state machine in the manner of a sans-IO protocol: bytes and time in, bytes and completions out.
+//! Around it are thin drivers:
+//!
+//! | what | drives | with |
+//! | --- | --- | --- |
+//! | [`Net`] | several devices of one process, over a simulated network | whatever time its caller says it is |
+//! | [`driver::Local`] | a [`Net`] | a thread and the real clock |
+//! | [`driver::Udp`] | one device, to other processes and hosts | a thread, a socket and the real clock |
+//!
+//! Networks misbehave as a [`LinkConfig`] says, from a seed. Reordering is on by default: SRD does not order, and code
+//! that relies on order should fail here rather than in production.
+//!
+//! ```text
+//!   program ── WQEs, doorbells ──▶ rings ──▶ ┌────────┐ poll_transmit ─▶ Link ─▶ peer
+//!           ◀── completion entries ───────── │ Device │ ◀─ handle ─────── network
+//!           ◀── bytes in its regions ─────── └────────┘ ◀─ on_timeout ─── clock
+//! ```
+
+#![deny(missing_docs)]
+
+mod config;
+mod counters;
+mod cq;
+mod device;
+pub mod driver;
+mod error;
+mod gid;
+mod link;
+pub mod memory;
+mod mr;
+mod net;
+mod qp;
+mod srd;
+mod time;
+pub mod wire;
+
+pub use config::DeviceConfig;
+pub use counters::Counters;
+pub use cq::{CqConfig, CqInfo, CqeSize};
+pub use device::{Device, DeviceEvent, Transmit};
+pub use error::ControlError;
+pub use gid::Gid;
+pub use link::{Link, LinkConfig, LinkCounters};
+pub use mr::{Access, RegionKeys};
+pub use net::Net;
+pub use qp::{QpConfig, QpInfo, QpState, WqInfo};
+pub use time::Time;

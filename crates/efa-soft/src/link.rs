@@ -1,0 +1,187 @@
+//! A network that misbehaves on purpose, and the same way every time for one seed.
+
+use crate::Time;
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+use std::time::Duration;
+
+/// How a link treats packets.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LinkConfig {
+    /// Share of packets that are lost, 0 to 1.
+    pub loss: f64,
+    /// Share of packets that arrive twice.
+    pub duplicate: f64,
+    /// Packets that are sent in the same moment leave in random order, and so do all whose jitter differs.
+    pub reorder: bool,
+    /// Time that every packet takes.
+    pub delay: Duration,
+    /// Additional time, different for each packet, up to this much.
+    pub jitter: Duration,
+    /// Seed of all of this.
+    pub seed: u64,
+}
+
+impl Default for LinkConfig {
+    /// Loses nothing and takes no time, but reorders: SRD promises no order.
+    fn default() -> Self {
+        Self { loss: 0.0, duplicate: 0.0, reorder: true, delay: Duration::ZERO, jitter: Duration::ZERO, seed: 1 }
+    }
+}
+
+/// What a link did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkCounters {
+    /// Packets put in.
+    pub packets: u64,
+    /// Packets lost.
+    pub lost: u64,
+    /// Packets doubled.
+    pub duplicated: u64,
+    /// Packets that left after one which was put in later.
+    pub overtaken: u64,
+}
+
+struct Queued<T> {
+    due: Time,
+    rank: u64,
+    sequence: u64,
+    item: T,
+}
+
+impl<T> Queued<T> {
+    fn key(&self) -> (Time, u64, u64) {
+        (self.due, self.rank, self.sequence)
+    }
+}
+
+impl<T> PartialEq for Queued<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+impl<T> Eq for Queued<T> {}
+impl<T> PartialOrd for Queued<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl<T> Ord for Queued<T> {
+    /// The earliest is the greatest, for a max-heap.
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.key().cmp(&self.key())
+    }
+}
+
+/// Packets on their way.
+pub struct Link<T> {
+    config: LinkConfig,
+    rng: fastrand::Rng,
+    queue: BinaryHeap<Queued<T>>,
+    sequence: u64,
+    newest_out: u64,
+    counters: LinkCounters,
+}
+
+impl<T: Clone> Link<T> {
+    /// A link without packets.
+    pub fn new(config: LinkConfig) -> Self {
+        Self {
+            rng: fastrand::Rng::with_seed(config.seed),
+            config,
+            queue: BinaryHeap::new(),
+            sequence: 0,
+            newest_out: 0,
+            counters: LinkCounters::default(),
+        }
+    }
+
+    /// What it did so far.
+    pub fn counters(&self) -> LinkCounters {
+        self.counters
+    }
+
+    /// Takes a packet in. A lost one is given back, for its memory.
+    pub fn push(&mut self, now: Time, item: T) -> Option<T> {
+        self.counters.packets += 1;
+        if self.rng.f64() < self.config.loss {
+            self.counters.lost += 1;
+            return Some(item);
+        }
+        if self.rng.f64() < self.config.duplicate {
+            self.counters.duplicated += 1;
+            self.enqueue(now, item.clone());
+        }
+        self.enqueue(now, item);
+        None
+    }
+
+    fn enqueue(&mut self, now: Time, item: T) {
+        let jitter = self.config.jitter.as_nanos() as u64;
+        let extra = if jitter == 0 { 0 } else { self.rng.u64(0..=jitter) };
+        let due = now + self.config.delay + Duration::from_nanos(extra);
+        let rank = if self.config.reorder { self.rng.u64(..) } else { 0 };
+        self.sequence += 1;
+        self.queue.push(Queued { due, rank, sequence: self.sequence, item });
+    }
+
+    /// The next packet that arrives by `now`.
+    pub fn pop(&mut self, now: Time) -> Option<T> {
+        if self.queue.peek()?.due > now {
+            return None;
+        }
+        let queued = self.queue.pop()?;
+        self.counters.overtaken += u64::from(queued.sequence < self.newest_out);
+        self.newest_out = self.newest_out.max(queued.sequence);
+        Some(queued.item)
+    }
+
+    /// When the next packet arrives.
+    pub fn next_time(&self) -> Option<Time> {
+        self.queue.peek().map(|queued| queued.due)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(config: LinkConfig) -> (Vec<u32>, LinkCounters) {
+        let mut link = Link::new(config);
+        for i in 0..1000 {
+            link.push(Time::from_nanos(u64::from(i / 10)), i);
+        }
+        let out = std::iter::from_fn(|| link.pop(Time::from_nanos(u64::MAX))).collect();
+        (out, link.counters())
+    }
+
+    #[test]
+    fn a_perfect_link_keeps_order_and_the_default_one_does_not() {
+        let (out, counters) = run(LinkConfig { reorder: false, ..Default::default() });
+        assert!(out.is_sorted() && out.len() == 1000 && counters.overtaken == 0);
+        let (mut out, counters) = run(LinkConfig::default());
+        assert!(!out.is_sorted() && counters.overtaken > 300);
+        out.sort();
+        assert_eq!(out, (0..1000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn loss_and_duplication_come_in_the_shares_asked_for_and_the_same_for_the_same_seed() {
+        let config = LinkConfig { loss: 0.2, duplicate: 0.1, seed: 42, ..Default::default() };
+        let (out, counters) = run(config);
+        assert!((150..250).contains(&counters.lost) && (50..120).contains(&counters.duplicated), "{counters:?}");
+        assert_eq!(out.len() as u64, 1000 - counters.lost + counters.duplicated);
+        assert_eq!(run(config), (out.clone(), counters));
+        assert_ne!(run(LinkConfig { seed: 43, ..config }).0, out);
+    }
+
+    #[test]
+    fn a_packet_arrives_after_its_delay_and_no_later_than_its_jitter() {
+        let ms = Duration::from_millis;
+        let mut link = Link::new(LinkConfig { delay: ms(5), jitter: ms(2), ..Default::default() });
+        link.push(Time::ZERO, ());
+        assert_eq!(link.pop(Time::ZERO + ms(4)), None);
+        assert!(link.next_time().is_some_and(|t| t >= Time::ZERO + ms(5) && t <= Time::ZERO + ms(7)));
+        assert_eq!(link.pop(Time::ZERO + ms(7)), Some(()));
+    }
+}

@@ -1,0 +1,141 @@
+//! Memory regions: what the device may touch, for whom, and how.
+
+use crate::error::ControlError;
+use crate::memory::Backing;
+use std::ops::BitOr;
+use std::sync::Arc;
+
+/// What may be done to a region, beyond local reads, which always may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Access(u8);
+
+impl Access {
+    /// Local reads only.
+    pub const LOCAL_READ: Self = Self(0);
+    /// The device may write it for its owner: receives, and targets of RDMA reads.
+    pub const LOCAL_WRITE: Self = Self(1);
+    /// Peers may write it.
+    pub const REMOTE_WRITE: Self = Self(2);
+    /// Peers may read it.
+    pub const REMOTE_READ: Self = Self(4);
+    /// Everything.
+    pub const ALL: Self = Self(7);
+
+    /// Whether all of `needed` is granted.
+    pub const fn allows(self, needed: Self) -> bool {
+        self.0 & needed.0 == needed.0
+    }
+}
+
+impl BitOr for Access {
+    type Output = Self;
+    fn bitor(self, rhs: Self) -> Self {
+        Self(self.0 | rhs.0)
+    }
+}
+
+/// A registered region.
+pub(crate) struct Region {
+    pub(crate) pd: u32,
+    pub(crate) lkey: u32,
+    pub(crate) rkey: u32,
+    addr: u64,
+    access: Access,
+    backing: Arc<dyn Backing>,
+}
+
+/// The keys of a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionKeys {
+    /// For the owner's work requests; 24 bits.
+    pub lkey: u32,
+    /// For peers.
+    pub rkey: u32,
+}
+
+/// All regions of a device. The slot's number is part of both keys, so that a key is found without a search; the rest
+/// of each key is random, so that an old or guessed one is noticed.
+pub(crate) struct Regions {
+    slots: Vec<Option<Region>>,
+    free: Vec<usize>,
+}
+
+impl Regions {
+    pub(crate) fn new() -> Self {
+        Self { slots: Vec::new(), free: Vec::new() }
+    }
+
+    pub(crate) fn register(
+        &mut self,
+        pd: u32,
+        backing: Arc<dyn Backing>,
+        addr: u64,
+        access: Access,
+        max: u32,
+        rng: &mut fastrand::Rng,
+    ) -> Result<RegionKeys, ControlError> {
+        if addr.checked_add(backing.len() as u64).is_none() {
+            return Err(ControlError::Invalid {
+                what: "region address",
+                value: addr,
+                expected: "an address whose region ends below 2^64",
+            });
+        }
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None if self.slots.len() < max.min(1 << 16) as usize => {
+                self.slots.push(None);
+                self.slots.len() - 1
+            }
+            None => {
+                return Err(ControlError::Limit {
+                    what: "memory regions",
+                    asked: self.slots.len() as u64 + 1,
+                    max: max.into(),
+                });
+            }
+        };
+        let lkey = (index as u32) << 8 | u32::from(rng.u8(..));
+        let rkey = (index as u32) << 16 | u32::from(rng.u16(..));
+        self.slots[index] = Some(Region { pd, lkey, rkey, addr, access, backing });
+        Ok(RegionKeys { lkey, rkey })
+    }
+
+    pub(crate) fn deregister(&mut self, lkey: u32) -> Result<u32, ControlError> {
+        let index = (lkey >> 8) as usize;
+        match self.slots.get_mut(index) {
+            Some(slot) if slot.as_ref().is_some_and(|r| r.lkey == lkey) => {
+                self.free.push(index);
+                Ok(slot.take().map_or(0, |region| region.pd))
+            }
+            _ => Err(ControlError::NoSuch { kind: "memory region with lkey", id: lkey }),
+        }
+    }
+
+    /// The backing and offset of `len` bytes at `addr` for the region's owner; `None` if the key, domain, right or bounds do not fit.
+    pub(crate) fn local(&self, pd: u32, lkey: u32, addr: u64, len: u64, need: Access) -> Option<(&dyn Backing, usize)> {
+        let region = self.slots.get((lkey >> 8) as usize)?.as_ref().filter(|r| r.lkey == lkey)?;
+        region.range(pd, addr, len, need)
+    }
+
+    /// The same for a peer.
+    pub(crate) fn remote(
+        &self,
+        pd: u32,
+        rkey: u32,
+        addr: u64,
+        len: u64,
+        need: Access,
+    ) -> Option<(&dyn Backing, usize)> {
+        let region = self.slots.get((rkey >> 16) as usize)?.as_ref().filter(|r| r.rkey == rkey)?;
+        region.range(pd, addr, len, need)
+    }
+}
+
+impl Region {
+    fn range(&self, pd: u32, addr: u64, len: u64, need: Access) -> Option<(&dyn Backing, usize)> {
+        let offset = addr.checked_sub(self.addr)?;
+        let fits = offset.checked_add(len)? <= self.backing.len() as u64;
+        (self.pd == pd && self.access.allows(need) && fits).then_some((&*self.backing, offset as usize))
+    }
+}

@@ -1,0 +1,82 @@
+//! Several devices and the network between them, in one process and one thread.
+
+use crate::{Counters, Device, DeviceConfig, Gid, Link, LinkConfig, LinkCounters, Time};
+use std::collections::HashMap;
+
+/// Devices on a common network. Still a state machine: [`step`](Self::step) is told the time.
+pub struct Net {
+    devices: Vec<Option<Device>>,
+    by_gid: HashMap<Gid, usize>,
+    link: Link<(Gid, Vec<u8>)>,
+}
+
+impl Net {
+    /// A network without devices.
+    pub fn new(link: LinkConfig) -> Self {
+        Self { devices: Vec::new(), by_gid: HashMap::new(), link: Link::new(link) }
+    }
+
+    /// Puts a device on the network and gives its number. A device with an address that is in use takes its place.
+    pub fn add(&mut self, config: DeviceConfig) -> usize {
+        let index = self.devices.len();
+        self.by_gid.insert(config.gid, index);
+        self.devices.push(Some(Device::new(config)));
+        index
+    }
+
+    /// Takes a device off the network, with everything in it.
+    pub fn remove(&mut self, index: usize) {
+        if let Some(device) = self.devices.get_mut(index).and_then(Option::take)
+            && self.by_gid.get(&device.gid()) == Some(&index)
+        {
+            self.by_gid.remove(&device.gid());
+        }
+    }
+
+    /// A device, by the number that [`add`](Self::add) gave.
+    pub fn device(&mut self, index: usize) -> Option<&mut Device> {
+        self.devices.get_mut(index)?.as_mut()
+    }
+
+    /// What a device has counted.
+    pub fn counters(&self, index: usize) -> Counters {
+        self.devices.get(index).and_then(Option::as_ref).map(Device::counters).unwrap_or_default()
+    }
+
+    /// What the network did.
+    pub fn link_counters(&self) -> LinkCounters {
+        self.link.counters()
+    }
+
+    /// Does what there is to do at `now`: doorbells, timeouts, packets. Returns whether there was anything.
+    pub fn step(&mut self, now: Time) -> bool {
+        let mut progress = false;
+        for device in self.devices.iter_mut().flatten() {
+            progress |= device.poll_doorbells(now);
+            if device.poll_timeout().is_some_and(|due| due <= now) {
+                device.on_timeout(now);
+                progress = true;
+            }
+            while let Some(transmit) = device.poll_transmit(now) {
+                progress = true;
+                if let Some((_, bytes)) = self.link.push(now, (transmit.dst, transmit.bytes)) {
+                    device.recycle(bytes);
+                }
+            }
+        }
+        while let Some((dst, bytes)) = self.link.pop(now) {
+            progress = true;
+            if let Some(device) = self.by_gid.get(&dst).and_then(|&index| self.devices[index].as_mut()) {
+                device.handle(now, &bytes);
+                device.recycle(bytes);
+            }
+        }
+        progress
+    }
+
+    /// When [`step`](Self::step) next has something to do, doorbells aside.
+    pub fn next_time(&self) -> Option<Time> {
+        let devices = self.devices.iter().flatten().filter_map(Device::poll_timeout);
+        devices.chain(self.link.next_time()).min()
+    }
+}

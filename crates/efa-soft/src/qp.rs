@@ -1,0 +1,272 @@
+//! Queue pairs, the device's side: two rings, two doorbells, a state.
+
+use crate::config::DeviceConfig;
+use crate::error::ControlError;
+use crate::memory::SharedMemory;
+use efa_io::rx::RxBuf;
+use efa_io::{DecodeError, Doorbell, RingSize, RxDesc};
+use std::sync::Arc;
+
+/// Where the send doorbell is in a queue pair's doorbell page.
+const SQ_DOORBELL: usize = 0;
+/// Where the receive doorbell is; on a cache line of its own.
+const RQ_DOORBELL: usize = 64;
+
+/// The verbs states that EFA knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum QpState {
+    /// Just created.
+    Reset,
+    /// Receives may be posted.
+    Init,
+    /// Messages are taken in.
+    ReadyToReceive,
+    /// Messages go out, too.
+    ReadyToSend,
+    /// Everything outstanding is flushed, and so is everything new.
+    Error,
+}
+
+impl QpState {
+    /// Whether verbs allows this change.
+    pub(crate) fn can_become(self, to: Self) -> bool {
+        use QpState::*;
+        matches!(
+            (self, to),
+            (Reset, Init) | (Init, Init | ReadyToReceive) | (ReadyToReceive, ReadyToSend) | (_, Error) | (_, Reset)
+        )
+    }
+
+    /// Whether messages are taken in.
+    pub(crate) fn receives(self) -> bool {
+        matches!(self, Self::ReadyToReceive | Self::ReadyToSend)
+    }
+}
+
+/// What a queue pair is to be like.
+#[derive(Clone, Copy, Debug)]
+pub struct QpConfig {
+    /// Protection domain.
+    pub pd: u32,
+    /// Where sends complete.
+    pub send_cq: u32,
+    /// Where receives complete.
+    pub recv_cq: u32,
+    /// Most outstanding sends; rounded up to a power of two.
+    pub send_entries: u32,
+    /// Most outstanding receives.
+    pub recv_entries: u32,
+    /// Most buffers of a receive.
+    pub recv_sge: u16,
+    /// Longest inline message in bytes; over 32 asks for 128-byte WQEs.
+    pub inline_bytes: u16,
+    /// Inline RDMA writes; asks for 128-byte WQEs.
+    pub inline_write: bool,
+    /// Writes with immediate consume no receive descriptor.
+    pub unsolicited_write_recv: bool,
+}
+
+/// Where a work queue's ring is.
+#[derive(Clone)]
+pub struct WqInfo {
+    /// The ring, from byte 0 on.
+    pub ring: Arc<SharedMemory>,
+    /// Entries: WQEs, or receive descriptors.
+    pub entries: u32,
+    /// Bytes of an entry.
+    pub entry_size: u32,
+    /// The page with the doorbell.
+    pub doorbell: Arc<SharedMemory>,
+    /// Where in that page.
+    pub doorbell_offset: usize,
+    /// Most entries between two doorbells.
+    pub max_batch: u32,
+    /// Request ids have 64 bits.
+    pub req_id_64: bool,
+}
+
+/// Where a queue pair's rings are.
+#[derive(Clone)]
+pub struct QpInfo {
+    /// Its number.
+    pub qpn: u16,
+    /// The send ring.
+    pub sq: WqInfo,
+    /// The receive ring.
+    pub rq: WqInfo,
+}
+
+/// A work queue as the device sees it.
+pub(crate) struct WorkQueue {
+    pub(crate) ring: Arc<SharedMemory>,
+    pub(crate) size: RingSize,
+    pub(crate) max_batch: u32,
+    /// How far the device has read.
+    pub(crate) consumer: u32,
+    doorbell: Arc<SharedMemory>,
+    doorbell_offset: usize,
+}
+
+impl WorkQueue {
+    fn new(
+        entries: u32,
+        entry_size: usize,
+        doorbell: Arc<SharedMemory>,
+        doorbell_offset: usize,
+    ) -> Result<Self, ControlError> {
+        let invalid = ControlError::Limit {
+            what: "work queue entries",
+            asked: entries.into(),
+            max: RingSize::MAX_WQ_ENTRIES.into(),
+        };
+        let size = RingSize::at_least(entries)
+            .ok()
+            .filter(|size| size.entries() <= RingSize::MAX_WQ_ENTRIES)
+            .ok_or(invalid)?;
+        let bytes = size.entries() as usize * entry_size;
+        let ring = SharedMemory::zeroed(bytes).map_err(|_| ControlError::NoMemory(bytes))?;
+        Ok(Self { ring, size, max_batch: size.entries(), consumer: 0, doorbell, doorbell_offset })
+    }
+
+    fn info(&self, entry_size: u32, req_id_64: bool) -> WqInfo {
+        WqInfo {
+            ring: self.ring.clone(),
+            entries: self.size.entries(),
+            entry_size,
+            doorbell: self.doorbell.clone(),
+            doorbell_offset: self.doorbell_offset,
+            max_batch: self.max_batch,
+            req_id_64,
+        }
+    }
+
+    /// The doorbell's value.
+    pub(crate) fn doorbell(&self) -> u32 {
+        self.doorbell.load_doorbell(self.doorbell_offset)
+    }
+
+    /// Entries that were rung and not read yet, given the doorbell's value.
+    pub(crate) fn rung(&self, doorbell: u32) -> u32 {
+        Doorbell::new(doorbell).entries_since(Doorbell::new(self.consumer))
+    }
+
+    fn reset(&mut self) {
+        self.consumer = 0;
+        self.doorbell.store_doorbell(self.doorbell_offset, 0);
+    }
+}
+
+/// A receive taken from the ring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Receive {
+    pub(crate) req_id: u16,
+    pub(crate) bufs: Vec<RxBuf>,
+}
+
+/// A queue pair.
+pub(crate) struct QueuePair {
+    pub(crate) qpn: u16,
+    pub(crate) pd: u32,
+    pub(crate) send_cq: u32,
+    pub(crate) recv_cq: u32,
+    pub(crate) state: QpState,
+    pub(crate) qkey: u32,
+    pub(crate) wide: bool,
+    pub(crate) req_id_64: bool,
+    pub(crate) unsolicited_write_recv: bool,
+    pub(crate) inline_bytes: u16,
+    pub(crate) inline_write: bool,
+    pub(crate) sq: WorkQueue,
+    pub(crate) rq: WorkQueue,
+}
+
+impl QueuePair {
+    pub(crate) fn new(qpn: u16, config: &QpConfig, device: &DeviceConfig) -> Result<(Self, QpInfo), ControlError> {
+        let limit = |what, asked: u32, max: u32| {
+            if asked <= max { Ok(()) } else { Err(ControlError::Limit { what, asked: asked.into(), max: max.into() }) }
+        };
+        let wide = config.inline_bytes > 32 || config.inline_write;
+        let wqe_size = if wide { 128 } else { 64 };
+        if config.inline_write && !(device.rdma_write && device.inline_bytes_ex > 32) {
+            return Err(ControlError::Unsupported("inline RDMA write"));
+        }
+        if config.unsolicited_write_recv && !device.unsolicited_write_recv {
+            return Err(ControlError::Unsupported("unsolicited receives of writes with immediate"));
+        }
+        limit("inline bytes", config.inline_bytes.into(), device.inline_bytes_ex.into())?;
+        limit("buffers in a receive", config.recv_sge.into(), device.max_rq_sge.into())?;
+        limit("send ring entries", config.send_entries, 1 << (device.max_sq_bytes / wqe_size).ilog2())?;
+        let recv_sge = u32::from(config.recv_sge.max(1));
+        limit("receives", config.recv_entries, device.max_rq_descs / recv_sge)?;
+
+        let no_memory = |_| ControlError::NoMemory(4096);
+        let doorbells = SharedMemory::zeroed(4096).map_err(no_memory)?;
+        let mut sq = WorkQueue::new(config.send_entries.max(1), wqe_size as usize, doorbells.clone(), SQ_DOORBELL)?;
+        // As libefa computes it (`efa_sq_initialize`).
+        sq.max_batch = u32::from(device.max_tx_batch) * 64 / wqe_size;
+        let rq = WorkQueue::new((config.recv_entries * recv_sge).max(1), RxDesc::SIZE, doorbells, RQ_DOORBELL)?;
+        let info = QpInfo { qpn, sq: sq.info(wqe_size, device.req_id_64), rq: rq.info(RxDesc::SIZE as u32, false) };
+        let qp = Self {
+            qpn,
+            pd: config.pd,
+            send_cq: config.send_cq,
+            recv_cq: config.recv_cq,
+            state: QpState::Reset,
+            qkey: 0,
+            wide,
+            req_id_64: device.req_id_64,
+            unsolicited_write_recv: config.unsolicited_write_recv,
+            inline_bytes: config.inline_bytes,
+            inline_write: config.inline_write,
+            sq,
+            rq,
+        };
+        Ok((qp, info))
+    }
+
+    /// Forgets what was posted, as verbs' reset does.
+    pub(crate) fn reset(&mut self) {
+        self.sq.reset();
+        self.rq.reset();
+        self.qkey = 0;
+    }
+
+    /// Takes the next receive from the ring, if one was posted.
+    ///
+    /// # Errors
+    /// The ring holds no proper descriptors.
+    pub(crate) fn take_receive(&mut self) -> Result<Option<Receive>, DecodeError> {
+        let rung = self.rq.rung(self.rq.doorbell());
+        if rung == 0 {
+            return Ok(None);
+        }
+        if rung > self.rq.size.entries() {
+            return Err(malformed("doorbell", rung, "at most a ring full"));
+        }
+        let mut receive = Receive { req_id: 0, bufs: Vec::with_capacity(1) };
+        for i in 0..rung {
+            let offset = self.rq.size.slot(self.rq.consumer.wrapping_add(i)) as usize * RxDesc::SIZE;
+            let buf = RxDesc::from_words(self.rq.ring.load_entry(offset)).decode()?;
+            if buf.first != (i == 0) {
+                return Err(malformed(
+                    "lkey_ctrl.first",
+                    buf.first.into(),
+                    "1 in the first descriptor of a receive alone",
+                ));
+            }
+            if i == 0 {
+                receive.req_id = buf.req_id;
+            }
+            receive.bufs.push(buf);
+            if buf.last {
+                self.rq.consumer = self.rq.consumer.wrapping_add(i + 1);
+                return Ok(Some(receive));
+            }
+        }
+        Err(malformed("lkey_ctrl.last", 0, "1 in the last descriptor before the doorbell"))
+    }
+}
+
+fn malformed(field: &'static str, value: u32, expected: &'static str) -> DecodeError {
+    DecodeError { field, byte: 12, value: value.into(), expected }
+}

@@ -1,0 +1,472 @@
+//! What travels between two software devices.
+//!
+//! The hardware's SRD packets are not public; this format is our own. Every packet carries both ends' GIDs and
+//! incarnations and a checksum, so that one which went astray, outlived its device or was damaged is dropped and counted.
+//!
+//! Reliability is kept per *message*, not per packet stream, so that no message waits for another: a data packet names
+//! its message and its place in it, an acknowledgement says of each message what has arrived or how it ended. `base` is the oldest
+//! message that the sender still cares about; the receiver forgets everything below it.
+//!
+//! ```text
+//!  byte 0 magic "EFAS" · 4 version · 5 kind · 6 operation · 7 flags · 8 CRC-32 of everything else
+//!      12 reserved · 16 source GID · 32 destination GID · 48 source incarnation · 56 destination incarnation
+//!      64 data: message · base · bytes · stride · packet · qkey · imm · rkey · reply_to · qpns · remote address · payload
+//!      64 ack:  entries
+//! ```
+
+use crate::Gid;
+use efa_io::Status;
+
+const MAGIC: [u8; 4] = *b"EFAS";
+const VERSION: u8 = 1;
+const KIND_DATA: u8 = 0;
+const KIND_ACK: u8 = 1;
+const KIND_RESET: u8 = 2;
+const FLAG_IMM: u8 = 1;
+const CRC: std::ops::Range<usize> = 8..12;
+const HEADER: usize = 64;
+/// Bytes that a data packet has beyond its payload.
+pub const DATA_HEADER: usize = 112;
+/// Most acknowledgement entries in a packet, so that it stays well under any MTU.
+pub const MAX_ACKS: usize = 64;
+/// 64-bit words of the bitmap in an acknowledgement.
+pub const ACK_WORDS: usize = 4;
+
+/// Who sent a packet, and to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// Sender.
+    pub src: Gid,
+    /// Receiver.
+    pub dst: Gid,
+    /// Which life of the sender speaks.
+    pub src_incarnation: u64,
+    /// Which life of the receiver is meant; 0: the sender has not heard from it yet.
+    pub dst_incarnation: u64,
+}
+
+/// What a message does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum WireOp {
+    /// Goes to a receive descriptor.
+    Send = 0,
+    /// Asks for `bytes` bytes of remote memory.
+    ReadRequest = 1,
+    /// Goes to remote memory.
+    Write = 2,
+    /// Answers a read request.
+    ReadResponse = 3,
+}
+
+/// What every packet of a message says about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageHeader {
+    /// What it does.
+    pub op: WireOp,
+    /// Sending queue pair.
+    pub src_qpn: u16,
+    /// Destination queue pair.
+    pub dst_qpn: u16,
+    /// The destination's queue key, as the sender knows it.
+    pub qkey: u32,
+    /// Immediate data.
+    pub imm: Option<u32>,
+    /// Bytes of the whole message.
+    pub bytes: u32,
+    /// Remote key (write, read request).
+    pub rkey: u32,
+    /// Remote address (write, read request).
+    pub remote_addr: u64,
+    /// The read request that this answers, by the number that its sender gave it.
+    pub reply_to: u32,
+}
+
+/// One packet of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Data<'a> {
+    /// The message's number among those from this sender to this receiver.
+    pub message: u32,
+    /// The oldest message that the sender still waits for.
+    pub base: u32,
+    /// What all packets of the message share.
+    pub header: MessageHeader,
+    /// Payload bytes of every packet but the last.
+    pub stride: u32,
+    /// Which packet of the message this is; its payload goes to `packet * stride`.
+    pub packet: u32,
+    /// The bytes.
+    pub payload: &'a [u8],
+}
+
+/// What a receiver says about a message, or several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ack {
+    /// `count` messages from `first` on ended with this status.
+    Done {
+        /// First message.
+        first: u32,
+        /// How many messages.
+        count: u16,
+        /// How they ended.
+        status: Status,
+    },
+    /// Packets below `next` have arrived, and those whose bit is set counting from `next`.
+    Partial {
+        /// The message.
+        message: u32,
+        /// Lowest packet that is missing.
+        next: u32,
+        /// Packets from `next` on.
+        bitmap: [u64; ACK_WORDS],
+    },
+    /// All of it arrived, but there is no receive descriptor for it: offer it again.
+    NotReady {
+        /// The message.
+        message: u32,
+    },
+    /// The read request arrived and is being answered.
+    Accepted {
+        /// The message.
+        message: u32,
+    },
+}
+
+/// A parsed packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packet<'a> {
+    /// A piece of a message.
+    Data(Data<'a>),
+    /// Acknowledgements; [`Acks`] iterates over them.
+    Acks(Acks<'a>),
+    /// "You mean an earlier life of mine."
+    Reset,
+}
+
+/// Why a packet is no packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// Too short for its kind.
+    #[error("{0} bytes are too short")]
+    Short(usize),
+    /// Not ours, or a version we do not speak.
+    #[error("wrong magic or version")]
+    Foreign,
+    /// The checksum does not match.
+    #[error("damaged: checksum {found:#010x}, computed {computed:#010x}")]
+    Corrupt {
+        /// Checksum in the packet.
+        found: u32,
+        /// Checksum of the packet.
+        computed: u32,
+    },
+    /// A field that makes no sense.
+    #[error("{field} is {value}")]
+    Field {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+    },
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]))
+}
+
+fn checksum(bytes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&bytes[..CRC.start]);
+    hasher.update(&bytes[CRC.end..]);
+    hasher.finalize()
+}
+
+fn begin(buf: &mut Vec<u8>, envelope: &Envelope, kind: u8, op: u8, flags: u8) {
+    buf.clear();
+    buf.extend_from_slice(&MAGIC);
+    buf.extend_from_slice(&[VERSION, kind, op, flags]);
+    buf.extend_from_slice(&[0; 8]);
+    buf.extend_from_slice(&envelope.src.0);
+    buf.extend_from_slice(&envelope.dst.0);
+    buf.extend_from_slice(&envelope.src_incarnation.to_le_bytes());
+    buf.extend_from_slice(&envelope.dst_incarnation.to_le_bytes());
+}
+
+fn seal(buf: &mut [u8]) {
+    let crc = checksum(buf);
+    buf[CRC].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Builds a data packet in `buf`; `fill` puts `payload_len` payload bytes in.
+///
+/// # Errors
+/// Whatever `fill` answers; `buf` is unusable then.
+pub fn encode_data<E>(
+    buf: &mut Vec<u8>,
+    envelope: &Envelope,
+    data: &Data<'_>,
+    payload_len: usize,
+    fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    let h = &data.header;
+    begin(buf, envelope, KIND_DATA, h.op as u8, if h.imm.is_some() { FLAG_IMM } else { 0 });
+    for word in [data.message, data.base, h.bytes, data.stride, data.packet, h.qkey, h.imm.unwrap_or(0), h.rkey] {
+        buf.extend_from_slice(&word.to_le_bytes());
+    }
+    buf.extend_from_slice(&h.reply_to.to_le_bytes());
+    buf.extend_from_slice(&h.src_qpn.to_le_bytes());
+    buf.extend_from_slice(&h.dst_qpn.to_le_bytes());
+    buf.extend_from_slice(&h.remote_addr.to_le_bytes());
+    debug_assert_eq!(buf.len(), DATA_HEADER);
+    buf.resize(DATA_HEADER + payload_len, 0);
+    fill(&mut buf[DATA_HEADER..])?;
+    seal(buf);
+    Ok(())
+}
+
+/// Builds an acknowledgement packet in `buf`.
+pub fn encode_acks(buf: &mut Vec<u8>, envelope: &Envelope, acks: &[Ack]) {
+    begin(buf, envelope, KIND_ACK, 0, 0);
+    for ack in acks {
+        match *ack {
+            Ack::Done { first, count, status } => {
+                buf.extend_from_slice(&[0, status.code()]);
+                buf.extend_from_slice(&count.to_le_bytes());
+                buf.extend_from_slice(&first.to_le_bytes());
+            }
+            Ack::Partial { message, next, bitmap } => {
+                let words = ACK_WORDS - bitmap.iter().rev().take_while(|&&w| w == 0).count();
+                buf.extend_from_slice(&[1, words as u8, 0, 0]);
+                buf.extend_from_slice(&message.to_le_bytes());
+                buf.extend_from_slice(&next.to_le_bytes());
+                for word in &bitmap[..words] {
+                    buf.extend_from_slice(&word.to_le_bytes());
+                }
+            }
+            Ack::NotReady { message } => {
+                buf.extend_from_slice(&[2, 0, 0, 0]);
+                buf.extend_from_slice(&message.to_le_bytes());
+            }
+            Ack::Accepted { message } => {
+                buf.extend_from_slice(&[3, 0, 0, 0]);
+                buf.extend_from_slice(&message.to_le_bytes());
+            }
+        }
+    }
+    seal(buf);
+}
+
+/// Builds a reset in `buf`.
+pub fn encode_reset(buf: &mut Vec<u8>, envelope: &Envelope) {
+    begin(buf, envelope, KIND_RESET, 0, 0);
+    seal(buf);
+}
+
+/// Parses a packet.
+///
+/// # Errors
+/// Says why it is none. Arbitrary bytes never panic.
+pub fn parse(bytes: &[u8]) -> Result<(Envelope, Packet<'_>), WireError> {
+    if bytes.len() < HEADER {
+        return Err(WireError::Short(bytes.len()));
+    }
+    if bytes[..4] != MAGIC || bytes[4] != VERSION {
+        return Err(WireError::Foreign);
+    }
+    let (found, computed) = (u32_at(bytes, CRC.start), checksum(bytes));
+    if found != computed {
+        return Err(WireError::Corrupt { found, computed });
+    }
+    let envelope = Envelope {
+        src: Gid(std::array::from_fn(|i| bytes[16 + i])),
+        dst: Gid(std::array::from_fn(|i| bytes[32 + i])),
+        src_incarnation: u64_at(bytes, 48),
+        dst_incarnation: u64_at(bytes, 56),
+    };
+    let packet = match bytes[5] {
+        KIND_DATA => Packet::Data(parse_data(bytes)?),
+        KIND_ACK => Packet::Acks(Acks { rest: &bytes[HEADER..] }),
+        KIND_RESET => Packet::Reset,
+        kind => return Err(WireError::Field { field: "kind", value: kind.into() }),
+    };
+    Ok((envelope, packet))
+}
+
+fn parse_data(bytes: &[u8]) -> Result<Data<'_>, WireError> {
+    if bytes.len() < DATA_HEADER {
+        return Err(WireError::Short(bytes.len()));
+    }
+    let op = match bytes[6] {
+        0 => WireOp::Send,
+        1 => WireOp::ReadRequest,
+        2 => WireOp::Write,
+        3 => WireOp::ReadResponse,
+        op => return Err(WireError::Field { field: "operation", value: op.into() }),
+    };
+    let header = MessageHeader {
+        op,
+        src_qpn: u16_at(bytes, 100),
+        dst_qpn: u16_at(bytes, 102),
+        qkey: u32_at(bytes, 84),
+        imm: (bytes[7] & FLAG_IMM != 0).then(|| u32_at(bytes, 88)),
+        bytes: u32_at(bytes, 72),
+        rkey: u32_at(bytes, 92),
+        remote_addr: u64_at(bytes, 104),
+        reply_to: u32_at(bytes, 96),
+    };
+    let data = Data {
+        message: u32_at(bytes, 64),
+        base: u32_at(bytes, 68),
+        header,
+        stride: u32_at(bytes, 76),
+        packet: u32_at(bytes, 80),
+        payload: &bytes[DATA_HEADER..],
+    };
+    if data.stride == 0 {
+        return Err(WireError::Field { field: "stride", value: 0 });
+    }
+    if data.packet >= header.packets(data.stride) {
+        return Err(WireError::Field { field: "packet", value: data.packet.into() });
+    }
+    if data.payload.len() != header.payload_len(data.packet, data.stride) {
+        return Err(WireError::Field { field: "payload length", value: data.payload.len() as u64 });
+    }
+    Ok(data)
+}
+
+impl MessageHeader {
+    /// Bytes that travel in the message's own packets: none in a read request.
+    pub fn carried(&self) -> u32 {
+        if self.op == WireOp::ReadRequest { 0 } else { self.bytes }
+    }
+
+    /// Packets of the message, at least one.
+    pub fn packets(&self, stride: u32) -> u32 {
+        self.carried().div_ceil(stride).max(1)
+    }
+
+    /// Payload bytes of packet number `packet`.
+    pub fn payload_len(&self, packet: u32, stride: u32) -> usize {
+        let from = u64::from(packet) * u64::from(stride);
+        (u64::from(self.carried()).saturating_sub(from)).min(stride.into()) as usize
+    }
+}
+
+/// The acknowledgements of a packet. Stops at the first one that makes no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Acks<'a> {
+    rest: &'a [u8],
+}
+
+impl Iterator for Acks<'_> {
+    type Item = Ack;
+
+    fn next(&mut self) -> Option<Ack> {
+        let rest = self.rest;
+        if rest.len() < 8 {
+            return None;
+        }
+        let message = u32_at(rest, 4);
+        let (ack, len) = match rest[0] {
+            0 => (Ack::Done { first: message, count: u16_at(rest, 2), status: Status::from_code(rest[1]) }, 8),
+            1 => {
+                let words = rest[1] as usize;
+                let len = 12 + 8 * words;
+                if words > ACK_WORDS || rest.len() < len {
+                    return None;
+                }
+                let bitmap = std::array::from_fn(|i| if i < words { u64_at(rest, 12 + 8 * i) } else { 0 });
+                (Ack::Partial { message, next: u32_at(rest, 8), bitmap }, len)
+            }
+            2 => (Ack::NotReady { message }, 8),
+            3 => (Ack::Accepted { message }, 8),
+            _ => return None,
+        };
+        self.rest = &rest[len..];
+        Some(ack)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ENVELOPE: Envelope =
+        Envelope { src: Gid::local(1), dst: Gid::local(2), src_incarnation: 77, dst_incarnation: 0 };
+
+    fn header(op: WireOp, bytes: u32) -> MessageHeader {
+        MessageHeader { op, src_qpn: 3, dst_qpn: 4, qkey: 5, imm: Some(6), bytes, rkey: 7, remote_addr: 8, reply_to: 9 }
+    }
+
+    #[test]
+    fn a_data_packet_survives_the_round_trip() {
+        let payload = [0xab; 100];
+        let data = Data {
+            message: 1,
+            base: 0,
+            header: header(WireOp::Write, 1124),
+            stride: 1024,
+            packet: 1,
+            payload: &payload,
+        };
+        let mut buf = Vec::new();
+        encode_data(&mut buf, &ENVELOPE, &data, 100, |to| {
+            to.copy_from_slice(&payload);
+            Ok::<_, ()>(())
+        })
+        .unwrap();
+        assert_eq!(parse(&buf), Ok((ENVELOPE, Packet::Data(data))));
+    }
+
+    #[test]
+    fn every_single_bit_error_is_noticed() {
+        let mut buf = Vec::new();
+        encode_acks(&mut buf, &ENVELOPE, &[Ack::Done { first: 4, count: 3, status: Status::Ok }]);
+        for bit in 0..buf.len() * 8 {
+            let mut damaged = buf.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            // Bytes 12 to 15 are reserved and covered by the checksum like the rest.
+            assert!(parse(&damaged).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn acknowledgements_survive_the_round_trip() {
+        let acks = [
+            Ack::Done { first: 9, count: 300, status: Status::RemoteRnr },
+            Ack::Partial { message: 10, next: 4, bitmap: [1, 0, 9, 0] },
+            Ack::Partial { message: 11, next: 5, bitmap: [0; 4] },
+            Ack::NotReady { message: 12 },
+            Ack::Accepted { message: 13 },
+        ];
+        let mut buf = Vec::new();
+        encode_acks(&mut buf, &ENVELOPE, &acks);
+        let Ok((_, Packet::Acks(parsed))) = parse(&buf) else { panic!() };
+        assert_eq!(parsed.collect::<Vec<_>>(), acks);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_are_a_packet_or_an_error(mut bytes in prop::collection::vec(any::<u8>(), 0..300), fix: bool) {
+            if fix && bytes.len() >= HEADER {
+                bytes[..4].copy_from_slice(&MAGIC);
+                bytes[4] = VERSION;
+                bytes[5] %= 3;
+                bytes[6] %= 4;
+                seal(&mut bytes);
+            }
+            if let Ok((_, Packet::Acks(acks))) = parse(&bytes) {
+                prop_assert!(acks.count() <= bytes.len() / 8);
+            }
+        }
+    }
+}
