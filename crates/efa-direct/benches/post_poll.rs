@@ -1,0 +1,5 @@
+//! What posting and polling cost.
+
+fn main() {
+    divan::main();
+}

@@ -1,0 +1,388 @@
+//! Completion queues: one ring, one reader.
+//!
+//! Completions come in any order: SRD does not order. Each carries the `wr_id` that its request was posted with, on devices with
+//! 16-bit request ids too.
+
+use crate::error::Error;
+use crate::ledger::QpLedgers;
+use crate::provider::{CqRequest, EventSource, Provider};
+use crate::ring::RawRing;
+use efa_io::ring::CqDoorbell;
+use efa_io::{CompletionRingHandle, Cqe, Cqe16, Cqe32, Event, OpCode, Status};
+use parking_lot::Mutex;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::*};
+use std::time::{Duration, Instant};
+
+pub use efa_io::cqe::Received;
+
+/// What a completion queue is to be like.
+#[derive(Clone, Copy, Debug)]
+pub struct CqConfig {
+    entries: u32,
+    events: bool,
+}
+
+impl CqConfig {
+    /// A queue of at least this many entries. It must hold what all rings that complete in it may have outstanding.
+    pub const fn new(entries: u32) -> Self {
+        Self { entries, events: false }
+    }
+
+    /// One that can be waited on without polling: [`CpuCompletionQueue::wait_event`].
+    pub const fn events(mut self) -> Self {
+        self.events = true;
+        self
+    }
+}
+
+/// What became of a work request, or a message that arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// The caller's id of the request; 0 in an unsolicited receive, which had none.
+    pub wr_id: u64,
+    /// How it went.
+    pub status: Status,
+    /// Local queue pair.
+    pub qpn: u16,
+    /// What completed.
+    pub kind: CompletionKind,
+}
+
+/// What completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CompletionKind {
+    /// A request of a send queue, with its operation.
+    Send(OpCode),
+    /// A message arrived. With a status other than ok its fields mean nothing.
+    Receive(Received),
+}
+
+impl Default for Completion {
+    /// For filling an array that is to be polled into.
+    fn default() -> Self {
+        Self { wr_id: 0, status: Status::Ok, qpn: 0, kind: CompletionKind::Send(OpCode::Send) }
+    }
+}
+
+/// What a completion queue's readers, and the queue pairs that complete in it, share.
+pub(crate) struct CqShared {
+    pub(crate) provider: Arc<dyn Provider>,
+    pub(crate) cqn: u32,
+    ring: RawRing,
+    events: Option<Box<dyn EventSource>>,
+    /// Entries promised to rings.
+    reserved: Mutex<u32>,
+    ledgers: Mutex<Vec<Arc<QpLedgers>>>,
+    /// Moves on with every change of `ledgers`.
+    version: AtomicU32,
+}
+
+impl Drop for CqShared {
+    fn drop(&mut self) {
+        self.events = None;
+        self.provider.destroy_cq(self.cqn);
+    }
+}
+
+impl CqShared {
+    pub(crate) fn reserve(&self, asked: u32) -> Result<(), Error> {
+        let mut reserved = self.reserved.lock();
+        let entries = self.ring.size().entries();
+        match reserved.checked_add(asked).filter(|&sum| sum <= entries) {
+            Some(sum) => {
+                *reserved = sum;
+                Ok(())
+            }
+            None => Err(Error::CompletionQueueTooSmall { entries, reserved: *reserved, asked }),
+        }
+    }
+
+    pub(crate) fn release(&self, entries: u32) {
+        *self.reserved.lock() -= entries;
+    }
+
+    pub(crate) fn announce(&self, ledgers: &Arc<QpLedgers>) {
+        self.ledgers.lock().push(ledgers.clone());
+        self.version.fetch_add(1, Release);
+    }
+
+    pub(crate) fn forget(&self, ledgers: &Arc<QpLedgers>) {
+        self.ledgers.lock().retain(|other| !Arc::ptr_eq(other, ledgers));
+        self.version.fetch_add(1, Release);
+    }
+}
+
+/// A completion queue that queue pairs can complete in, whoever reads it. Sealed: the three kinds of this module.
+#[expect(private_bounds, reason = "sealed")]
+pub trait CompletionTarget: Target {}
+
+/// What seals [`CompletionTarget`].
+pub(crate) trait Target {
+    fn shared(&self) -> &Arc<CqShared>;
+}
+
+/// A completion ring that nobody reads.
+pub struct CompletionQueue {
+    shared: Arc<CqShared>,
+    consumer: u32,
+}
+
+/// A completion ring that this value's owner reads, on the CPU.
+pub struct CpuCompletionQueue {
+    ring: RawRing,
+    consumer: u32,
+    /// Ledgers by queue pair number modulo the table's size, which a device keeps free of collisions.
+    table: Box<[Option<Arc<QpLedgers>>]>,
+    version: u32,
+    skipped: u64,
+    sequence: u32,
+    shared: Arc<CqShared>,
+}
+
+/// A completion ring that a GPU reads. The CPU cannot: there is no method for it.
+pub struct GpuCompletionQueue {
+    queue: CompletionQueue,
+}
+
+macro_rules! target {
+    ($($queue:ty => $($path:ident).+),*) => {$(
+        impl CompletionTarget for $queue {}
+        impl Target for $queue {
+            fn shared(&self) -> &Arc<CqShared> {
+                &self.$($path).+
+            }
+        }
+    )*};
+}
+
+target!(CompletionQueue => shared, CpuCompletionQueue => shared, GpuCompletionQueue => queue.shared);
+
+impl CompletionQueue {
+    pub(crate) fn new(provider: Arc<dyn Provider>, config: CqConfig) -> Result<Self, Error> {
+        let raw = provider.create_cq(CqRequest { entries: config.entries, events: config.events })?;
+        assert!([16, 32].contains(&raw.ring.entry_size()), "the provider made a ring of other entries");
+        let shared = CqShared {
+            provider,
+            cqn: raw.cqn,
+            ring: raw.ring,
+            events: raw.events,
+            reserved: Mutex::new(0),
+            ledgers: Mutex::default(),
+            version: AtomicU32::new(1),
+        };
+        Ok(Self { shared: Arc::new(shared), consumer: 0 })
+    }
+
+    /// Number of entries.
+    pub fn entries(&self) -> u32 {
+        self.shared.ring.size().entries()
+    }
+
+    /// Hands the ring to the CPU.
+    pub fn into_cpu(self) -> CpuCompletionQueue {
+        let places = self.shared.provider.attributes().max_qp.clamp(1, 1 << 16).next_power_of_two();
+        CpuCompletionQueue {
+            ring: self.shared.ring.clone(),
+            consumer: self.consumer,
+            table: (0..places).map(|_| None).collect(),
+            version: 0,
+            skipped: 0,
+            sequence: 0,
+            shared: self.shared,
+        }
+    }
+
+    /// Hands the ring to a GPU, or to anyone else who reads it through a [`CompletionRingHandle`].
+    pub fn into_gpu(self) -> GpuCompletionQueue {
+        GpuCompletionQueue { queue: self }
+    }
+}
+
+impl CpuCompletionQueue {
+    /// Takes completions, as many as there are and `into` has room for; gives their number. Does not wait.
+    pub fn poll(&mut self, into: &mut [Completion]) -> usize {
+        let mut count = 0;
+        while count < into.len() {
+            let Some(completion) = self.poll_one() else { break };
+            into[count] = completion;
+            count += 1;
+        }
+        count
+    }
+
+    /// Takes the next completion, if there is one. Does not wait.
+    #[inline]
+    pub fn poll_one(&mut self) -> Option<Completion> {
+        loop {
+            let decoded = if self.ring.entry_size() == Cqe32::SIZE {
+                Cqe32::from_words(self.fresh()?).decode()
+            } else {
+                Cqe16::from_words(self.fresh()?).decode()
+            };
+            self.consumer = self.consumer.wrapping_add(1);
+            if let Ok(completion) = decoded
+                && let Some(completion) = self.attribute(completion)
+            {
+                return Some(completion);
+            }
+            self.skip();
+        }
+    }
+
+    /// The next entry, if the device has written it.
+    #[inline(always)]
+    fn fresh<const W: usize>(&self) -> Option<[u64; W]> {
+        let phase = self.ring.size().cq_phase(self.consumer);
+        self.ring.load_if(self.consumer, |first| Cqe::from_words([first]).phase() == phase)
+    }
+
+    /// Finds whose request it was. `None`: a queue pair that is gone.
+    #[inline(always)]
+    fn attribute(&mut self, completion: efa_io::Completion) -> Option<Completion> {
+        let efa_io::Completion { req_id, status, qpn, event, .. } = completion;
+        if self.version != self.shared.version.load(Acquire) {
+            self.refresh();
+        }
+        let place = usize::from(qpn) & (self.table.len() - 1);
+        let ledgers = self.table[place].as_deref().filter(|ledgers| ledgers.qpn == qpn)?;
+        let (wr_id, kind) = match event {
+            Event::Send { op } => (ledgers.send.complete(req_id)?, CompletionKind::Send(op)),
+            Event::Receive(received) if received.unsolicited => (0, CompletionKind::Receive(received)),
+            Event::Receive(received) => (ledgers.recv.complete(req_id)?, CompletionKind::Receive(received)),
+        };
+        Some(Completion { wr_id, status, qpn, kind })
+    }
+
+    #[cold]
+    fn refresh(&mut self) {
+        let ledgers = self.shared.ledgers.lock();
+        self.version = self.shared.version.load(Acquire);
+        self.table.fill(None);
+        for ledgers in ledgers.iter() {
+            self.table[usize::from(ledgers.qpn) & (self.table.len() - 1)] = Some(ledgers.clone());
+        }
+    }
+
+    #[cold]
+    fn skip(&mut self) {
+        self.skipped += 1;
+        tracing::debug!(cqn = self.shared.cqn, "a completion of no living queue pair");
+    }
+
+    /// Entries that were skipped: of queue pairs that are gone, or malformed.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    /// Polls until there is a completion; `None` if there was none within `timeout`.
+    pub fn wait(&mut self, timeout: Duration) -> Option<Completion> {
+        let mut deadline = None;
+        for spins in 0u32.. {
+            if let Some(completion) = self.poll_one() {
+                return Some(completion);
+            }
+            if spins < 128 {
+                std::hint::spin_loop();
+                continue;
+            }
+            if Instant::now() >= *deadline.get_or_insert_with(|| Instant::now() + timeout) {
+                return self.poll_one();
+            }
+            std::thread::yield_now();
+        }
+        None
+    }
+
+    /// Sleeps until there is a completion to poll, at most `timeout`; whether there is one. Rarely it wakes for nothing.
+    ///
+    /// # Errors
+    /// [`Error::NoEvents`] for a queue without [`CqConfig::events`], or whatever the operating system answers.
+    pub fn wait_event(&mut self, timeout: Duration) -> Result<bool, Error> {
+        if self.fresh::<1>().is_some() {
+            return Ok(true);
+        }
+        self.arm()?;
+        let Some(events) = &self.shared.events else { return Err(Error::NoEvents) };
+        if events.wait(timeout).map_err(Error::io("waiting for a completion event"))? {
+            self.sequence = self.sequence.wrapping_add(1);
+            return Ok(true);
+        }
+        Ok(self.fresh::<1>().is_some())
+    }
+
+    /// Asks for an event with the next completion, or at once if one is there that was not polled. For event loops, which
+    /// watch [`event_fd`](Self::event_fd); [`wait_event`](Self::wait_event) does both.
+    ///
+    /// # Errors
+    /// [`Error::NoEvents`] for a queue without [`CqConfig::events`].
+    pub fn arm(&mut self) -> Result<(), Error> {
+        if self.shared.events.is_none() {
+            return Err(Error::NoEvents);
+        }
+        self.ring.ring(CqDoorbell::arm(self.consumer, self.sequence).value());
+        Ok(())
+    }
+
+    /// The descriptor that becomes readable with an event.
+    pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.shared.events.as_ref().map(|events| events.fd())
+    }
+
+    /// The entry at which the reader stands or, `back` entries earlier, one it has taken. For people who want to look at it: the device
+    /// may have overwritten it.
+    pub fn peek_back(&self, back: u32) -> Cqe32 {
+        let counter = self.consumer.wrapping_sub(back);
+        let words = if self.ring.entry_size() == Cqe32::SIZE {
+            self.ring.load_if::<4>(counter, |_| true)
+        } else {
+            self.ring.load_if::<2>(counter, |_| true).map(|[a, b]| [a, b, 0, 0])
+        };
+        Cqe32::from_words(words.unwrap_or_default())
+    }
+
+    /// Takes the ring back from the CPU, its consumer counter carried over.
+    ///
+    /// # Errors
+    /// Entries are there that were not polled.
+    pub fn into_idle(self) -> Result<CompletionQueue, Self> {
+        if self.fresh::<1>().is_some() {
+            return Err(self);
+        }
+        Ok(CompletionQueue { shared: self.shared, consumer: self.consumer })
+    }
+}
+
+impl GpuCompletionQueue {
+    /// What whoever reads the ring needs to know. Addresses are those of this process.
+    pub fn handle(&self) -> CompletionRingHandle {
+        let ring = &self.queue.shared.ring;
+        let size = ring.size();
+        CompletionRingHandle {
+            ring: ring.addr(),
+            doorbell: ring.doorbell_addr(),
+            mask: size.mask(),
+            shift: size.log2(),
+            cqe_size: ring.entry_size() as u32,
+            consumer: self.queue.consumer,
+        }
+    }
+
+    /// Takes the ring back, given how many entries its reader took, counted from the ring's creation.
+    pub fn into_idle(self, consumer: u32) -> CompletionQueue {
+        CompletionQueue { consumer, ..self.queue }
+    }
+}
+
+macro_rules! debug {
+    ($($queue:ident),*) => {$(
+        impl std::fmt::Debug for $queue {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, concat!(stringify!($queue), "({} entries)"), self.shared().ring.size().entries())
+            }
+        }
+    )*};
+}
+
+debug!(CompletionQueue, CpuCompletionQueue, GpuCompletionQueue);

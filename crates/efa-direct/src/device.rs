@@ -1,0 +1,96 @@
+//! Devices: finding and opening them.
+
+use crate::cq::{CompletionQueue, CqConfig};
+use crate::domain::ProtectionDomain;
+use crate::error::Error;
+use crate::provider::{DeviceAttributes, Provider, soft};
+use efa_soft::driver::Port;
+use efa_soft::{Counters, LinkCounters};
+use std::sync::Arc;
+
+/// A device that can be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// What to open it by.
+    pub name: String,
+    /// What it is.
+    pub description: String,
+}
+
+/// The devices that can be opened here.
+pub fn devices() -> Vec<DeviceInfo> {
+    soft::list()
+}
+
+/// An opened device. Clones are the same device; it closes when the last object made from it is gone.
+#[derive(Clone)]
+pub struct Device {
+    pub(crate) provider: Arc<dyn Provider>,
+}
+
+impl Device {
+    /// Opens a device by name. [`devices`] lists names; `soft…` names are software devices:
+    ///
+    /// - `soft0`, `soft1`, …: devices on a network inside this process;
+    /// - `soft:udp=127.0.0.1:0,loss=0.2,seed=7`: a device that talks UDP to other processes and hosts
+    ///   (see [`SoftSpec`](crate::SoftSpec) for the keys).
+    ///
+    /// # Errors
+    /// No such device, or it could not be started.
+    pub fn open(name: &str) -> Result<Self, Error> {
+        match soft::open(name) {
+            Some(provider) => Ok(Self { provider: provider? }),
+            None => Err(Error::NoSuchDevice {
+                name: name.into(),
+                hint: "software devices are named soft0, soft1, … and soft:KEY=VALUE,…".into(),
+            }),
+        }
+    }
+
+    /// A software device that the caller's own driver runs, under a name of the caller's choice.
+    pub fn from_soft_port(name: &str, port: Arc<dyn Port>) -> Self {
+        Self { provider: Arc::new(soft::Soft::new(name, port)) }
+    }
+
+    /// A device of a provider that is not part of this crate.
+    pub fn from_provider(provider: Arc<dyn Provider>) -> Self {
+        Self { provider }
+    }
+
+    /// What the device is and can do.
+    pub fn attributes(&self) -> &DeviceAttributes {
+        self.provider.attributes()
+    }
+
+    /// What the device has counted.
+    pub fn counters(&self) -> Counters {
+        self.provider.counters()
+    }
+
+    /// What a simulated network did to this device's packets; `None` on a real one.
+    pub fn link_counters(&self) -> Option<LinkCounters> {
+        self.provider.link_counters()
+    }
+
+    /// Creates a protection domain.
+    ///
+    /// # Errors
+    /// The device refused.
+    pub fn alloc_pd(&self) -> Result<ProtectionDomain, Error> {
+        ProtectionDomain::new(self.provider.clone())
+    }
+
+    /// Creates a completion queue.
+    ///
+    /// # Errors
+    /// The device refused, for example a length over `max_cqe`.
+    pub fn create_cq(&self, config: CqConfig) -> Result<CompletionQueue, Error> {
+        CompletionQueue::new(self.provider.clone(), config)
+    }
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Device({} {})", self.attributes().name, self.attributes().gid)
+    }
+}

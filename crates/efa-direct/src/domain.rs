@@ -1,0 +1,160 @@
+//! Protection domains: what belongs together.
+//!
+//! Memory, queue pairs and peers of one domain work together; a request that mixes domains is refused before it is posted.
+
+use crate::cq::CompletionTarget;
+use crate::error::Error;
+use crate::provider::Provider;
+use crate::qp::{QpConfig, QueuePair};
+use crate::region::{Region, Scoped};
+use efa_io::{Destination, SendWqe, Wqe};
+use efa_soft::{Access, Gid};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Tells the domains of this process apart, across devices.
+static DOMAINS: AtomicU32 = AtomicU32::new(1);
+
+/// A protection domain.
+///
+/// Regions borrow their domain, so none outlives it. A program that keeps both in one structure puts the domain in an
+/// `Arc` and uses [`allocate_shared`](Self::allocate_shared), whose regions share it instead.
+pub struct ProtectionDomain {
+    pub(crate) inner: Arc<DomainInner>,
+}
+
+pub(crate) struct DomainInner {
+    pub(crate) provider: Arc<dyn Provider>,
+    pub(crate) pd: u32,
+    /// The process's count, for comparing.
+    pub(crate) tag: u32,
+}
+
+impl Drop for DomainInner {
+    fn drop(&mut self) {
+        self.provider.dealloc_pd(self.pd);
+    }
+}
+
+/// Where a queue pair can be reached: all that a peer needs to know, exchanged by any means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// The device's address.
+    pub gid: Gid,
+    /// Queue pair number.
+    pub qpn: u16,
+    /// The queue pair's key.
+    pub qkey: u32,
+}
+
+/// A destination for a domain's work requests. Dropping it while requests towards it are under way is harmless.
+pub struct Peer {
+    pub(crate) dest: Destination,
+    pub(crate) domain: u32,
+    handle: AddressHandle,
+}
+
+struct AddressHandle {
+    domain: Arc<DomainInner>,
+    ah: u16,
+}
+
+impl Drop for AddressHandle {
+    fn drop(&mut self) {
+        self.domain.provider.destroy_ah(self.domain.pd, self.ah);
+    }
+}
+
+impl Peer {
+    /// The address handle's number, as receive completions report their source.
+    pub fn ah(&self) -> u16 {
+        self.handle.ah
+    }
+}
+
+impl ProtectionDomain {
+    pub(crate) fn new(provider: Arc<dyn Provider>) -> Result<Self, Error> {
+        let pd = provider.alloc_pd()?;
+        let tag = DOMAINS.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { inner: Arc::new(DomainInner { provider, pd, tag }) })
+    }
+
+    /// Allocates `len` zeroed bytes, page-aligned, and registers them.
+    ///
+    /// # Errors
+    /// No memory, or the device refused.
+    pub fn allocate(&self, len: usize, access: Access) -> Result<Region<'_>, Error> {
+        Region::allocate(self.inner.clone(), len, access)
+    }
+
+    /// The same, for a region that keeps the domain alive instead of borrowing it.
+    ///
+    /// # Errors
+    /// No memory, or the device refused.
+    pub fn allocate_shared(self: &Arc<Self>, len: usize, access: Access) -> Result<Region<'static>, Error> {
+        Region::allocate(self.inner.clone(), len, access)
+    }
+
+    /// Registers the caller's own bytes for as long as `f` runs.
+    ///
+    /// They are lent for the duration of a call rather than of a value because a value can be leaked: the device would go on
+    /// writing to bytes that are long somebody else's.
+    ///
+    /// ```
+    /// # use efa_direct::{Device, Access};
+    /// let device = Device::open("soft0")?;
+    /// let pd = device.alloc_pd()?;
+    /// let mut bytes = vec![0u8; 100];
+    /// let sum = pd.with_borrowed(&mut bytes, Access::LOCAL_WRITE, |region| {
+    ///     region.write(10, b"hello")?;
+    ///     region.read_vec(10..15)
+    /// })??;
+    /// assert_eq!(sum, b"hello");
+    /// assert_eq!(bytes[10..15], *b"hello");
+    /// # Ok::<(), efa_direct::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The device refused.
+    pub fn with_borrowed<T>(
+        &self,
+        bytes: &mut [u8],
+        access: Access,
+        f: impl FnOnce(&Region<'_>) -> T,
+    ) -> Result<T, Error> {
+        let scoped = Scoped::new(self.inner.clone(), bytes, access)?;
+        Ok(f(scoped.region()))
+    }
+
+    /// A destination.
+    ///
+    /// For RDMA both sides need one of the other, even the side that never posts: a device refuses RDMA from an initiator that it has no
+    /// address handle for (status 14, unknown peer).
+    ///
+    /// # Errors
+    /// The device refused.
+    pub fn peer(&self, endpoint: &Endpoint) -> Result<Peer, Error> {
+        let ah = self.inner.provider.create_ah(self.inner.pd, endpoint.gid)?;
+        Ok(Peer {
+            dest: Destination { ah, qpn: endpoint.qpn, qkey: endpoint.qkey },
+            domain: self.inner.tag,
+            handle: AddressHandle { domain: self.inner.clone(), ah },
+        })
+    }
+
+    /// Creates an SRD queue pair whose sends complete in `send_cq` and whose receives complete in `recv_cq`; they may be the same.
+    ///
+    /// # Errors
+    /// The device refused, or a completion queue cannot hold what the rings may have outstanding.
+    pub fn create_qp<const W: usize>(
+        &self,
+        send_cq: &impl CompletionTarget,
+        recv_cq: &impl CompletionTarget,
+        config: QpConfig<W>,
+    ) -> Result<QueuePair<W>, Error>
+    where
+        Wqe<W>: SendWqe,
+    {
+        QueuePair::new(self.inner.clone(), send_cq.shared(), recv_cq.shared(), config)
+    }
+}

@@ -1,0 +1,148 @@
+//! What can go wrong, with the numbers and what to do about it.
+
+use efa_io::EncodeError;
+use efa_soft::ControlError;
+
+/// Why a control call failed. Nothing was created or changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No device has this name.
+    #[error("there is no device {name:?}: {hint}")]
+    NoSuchDevice {
+        /// The name asked for.
+        name: String,
+        /// What names there are.
+        hint: String,
+    },
+    /// A software device's name says something that it cannot.
+    #[error("device name {name:?}: {problem}")]
+    BadDeviceName {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The device refused.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The operating system refused.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was attempted.
+        what: &'static str,
+        /// Its answer.
+        source: std::io::Error,
+    },
+    /// A range that passes the end of its region.
+    #[error("bytes {start}..{end} of a region of {len} bytes")]
+    OutOfRange {
+        /// First byte.
+        start: u64,
+        /// One past the last byte.
+        end: u64,
+        /// Bytes in the region.
+        len: u64,
+    },
+    /// A slice that one request cannot describe.
+    #[error("a slice of {len} bytes: one request describes at most {max}, use several")]
+    SliceTooLong {
+        /// Bytes asked for.
+        len: u64,
+        /// Most that one slice holds.
+        max: u64,
+    },
+    /// Rings whose completions would not fit the completion queue.
+    #[error(
+        "the completion queue holds {entries} entries, {reserved} are promised to other rings, {asked} more were asked for: \
+         make it larger, or give this ring a smaller share"
+    )]
+    CompletionQueueTooSmall {
+        /// Entries of the completion queue.
+        entries: u32,
+        /// Entries that rings already have.
+        reserved: u32,
+        /// Entries asked for.
+        asked: u32,
+    },
+    /// A completion queue of another device.
+    #[error("the completion queue belongs to another device")]
+    ForeignCompletionQueue,
+    /// A completion queue that has no event channel.
+    #[error("this completion queue cannot be waited on: create it with `CqConfig::events`")]
+    NoEvents,
+    /// A ring that cannot change hands.
+    #[error("{outstanding} work requests are outstanding: poll their completions first")]
+    NotDrained {
+        /// Work requests without completion.
+        outstanding: u32,
+    },
+    /// A request refused before anything was written.
+    #[error(transparent)]
+    Post(#[from] PostError),
+}
+
+impl Error {
+    pub(crate) fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// Why a request was not posted. Not a byte was written, and the queue is as before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PostError {
+    /// The ring has no room.
+    #[error("the ring holds {entries}, {outstanding} are outstanding: poll completions and try again")]
+    RingFull {
+        /// Most work requests that the ring takes.
+        entries: u32,
+        /// Work requests without completion.
+        outstanding: u32,
+    },
+    /// The completion queue might have no room for the completion.
+    #[error(
+        "the ring's share of its completion queue is {share}, {outstanding} are outstanding: poll completions and try again"
+    )]
+    CompletionQueueFull {
+        /// Entries of the completion queue that are this ring's.
+        share: u32,
+        /// Work requests without completion.
+        outstanding: u32,
+    },
+    /// A region or a peer of another protection domain.
+    #[error("the {what} belongs to protection domain {given}, the queue pair to {own}")]
+    ForeignDomain {
+        /// What is foreign.
+        what: &'static str,
+        /// Its domain (the process's count).
+        given: u32,
+        /// The queue pair's domain.
+        own: u32,
+    },
+    /// The remote slice is not as long as the local one.
+    #[error("{local} bytes here, {remote} bytes there: both sides of an RDMA operation have one length")]
+    LengthMismatch {
+        /// Bytes of the local slice.
+        local: u64,
+        /// Bytes of the remote slice.
+        remote: u64,
+    },
+    /// More buffers than a receive takes, or none.
+    #[error("a receive of {given} buffers: this queue takes 1 to {max}")]
+    ReceiveBuffers {
+        /// Buffers given.
+        given: usize,
+        /// Most that the queue pair was created for.
+        max: usize,
+    },
+    /// A receive buffer that its descriptor cannot describe.
+    #[error("a receive buffer of {given} bytes: a descriptor holds at most 65535")]
+    ReceiveTooLong {
+        /// Bytes of the buffer.
+        given: u64,
+    },
+    /// The request does not fit a WQE of this queue.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+}

@@ -1,0 +1,171 @@
+//! What the poster of a ring and the poller of its completion queue tell each other.
+//!
+//! The poster and the poller may be different threads. Each word here has one writer, so plain stores do: there is no
+//! read-modify-write and no lock on the way of a work request.
+//!
+//! On devices with 16-bit request ids the ledger also keeps the caller's 64-bit ids: the request id is an index into `wr_ids`,
+//! and indices that are free again travel back through a ring of their own, which is as long as the work ring and thus never full.
+//! The bits above the index are the queue pair's generation, so that a completion of an earlier queue pair with the same number is
+//! noticed (as libefa does, `efa_cqe_is_valid_req_id_qp_gen`).
+
+use crate::error::PostError;
+use efa_io::RingSize;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::*};
+
+/// How many work requests of a ring may be outstanding, so that neither the ring nor its completion queue overflows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Credits {
+    limit: u32,
+    /// The ring's share of the completion queue is the narrower bound.
+    by_share: bool,
+}
+
+impl Credits {
+    /// For a ring of `entries` requests that has `share` entries of a completion queue.
+    pub(crate) fn new(entries: u32, share: u32) -> Self {
+        Self { limit: entries.min(share), by_share: share < entries }
+    }
+
+    #[inline(always)]
+    pub(crate) fn limit(self) -> u32 {
+        self.limit
+    }
+
+    /// Whether one more fits.
+    #[inline]
+    pub(crate) fn check(self, outstanding: u32) -> Result<(), PostError> {
+        match (outstanding < self.limit, self.by_share) {
+            (true, _) => Ok(()),
+            (false, true) => Err(PostError::CompletionQueueFull { share: self.limit, outstanding }),
+            (false, false) => Err(PostError::RingFull { entries: self.limit, outstanding }),
+        }
+    }
+}
+
+/// The shared part of one work ring.
+pub(crate) struct Ledger {
+    size: RingSize,
+    generation: u16,
+    /// Request ids are the caller's own 64 bits.
+    wide_ids: bool,
+    /// The ring is driven by somebody else, who chooses request ids.
+    foreign: AtomicBool,
+    /// Work requests whose completion was polled. Written by the poller.
+    completed: AtomicU32,
+    /// The caller's ids by index. Written by the poster.
+    wr_ids: Box<[AtomicU64]>,
+    /// Free indices. Written by the poller, in the order in which requests complete.
+    free: Box<[AtomicU16]>,
+}
+
+impl Ledger {
+    pub(crate) fn new(size: RingSize, generation: u16, wide_ids: bool) -> Self {
+        let entries = if wide_ids { 0 } else { size.entries() };
+        let generation = if size.log2() >= 16 { 0 } else { generation << size.log2() };
+        Self {
+            size,
+            generation,
+            wide_ids,
+            foreign: AtomicBool::new(false),
+            completed: AtomicU32::new(0),
+            wr_ids: (0..entries).map(|_| AtomicU64::new(0)).collect(),
+            free: (0..entries).map(|i| AtomicU16::new(i as u16)).collect(),
+        }
+    }
+
+    /// Work requests whose completion was polled.
+    #[inline(always)]
+    pub(crate) fn completed(&self) -> u32 {
+        self.completed.load(Acquire)
+    }
+
+    /// Poster: the request id of request number `producer`, for which there is room, and which the caller calls `wr_id`.
+    #[inline(always)]
+    pub(crate) fn assign(&self, producer: u32, wr_id: u64) -> u16 {
+        let slot = self.size.slot(producer) as usize;
+        let index = self.free.get(slot).map_or(0, |free| free.load(Relaxed));
+        if let Some(place) = self.wr_ids.get(usize::from(index)) {
+            place.store(wr_id, Relaxed);
+        }
+        index | self.generation
+    }
+
+    /// Poller: whether a completion with this request id is of this queue pair.
+    #[inline(always)]
+    fn is_ours(&self, req_id: u16) -> bool {
+        u32::from(req_id ^ self.generation) & !self.size.mask() == 0
+    }
+
+    /// Poller: the caller's id of a request that completed, whose place is free from here on. `None`: not of this queue pair.
+    #[inline(always)]
+    pub(crate) fn complete(&self, req_id: u64) -> Option<u64> {
+        let completed = self.completed.load(Relaxed);
+        let wr_id = if self.wide_ids || self.foreign.load(Relaxed) {
+            req_id
+        } else {
+            if !self.is_ours(req_id as u16) {
+                return None;
+            }
+            let index = self.size.slot(req_id as u32);
+            self.free.get(self.size.slot(completed) as usize)?.store(index as u16, Relaxed);
+            self.wr_ids.get(index as usize)?.load(Relaxed)
+        };
+        // Whoever sees this count sees the index freed above.
+        self.completed.store(completed.wrapping_add(1), Release);
+        Some(wr_id)
+    }
+
+    /// The ring goes to (or comes back from) somebody who chooses request ids. It is drained, at `counter`.
+    pub(crate) fn hand_over(&self, foreign: bool, counter: u32) {
+        self.foreign.store(foreign, Relaxed);
+        self.completed.store(counter, Relaxed);
+        for (i, _) in self.free.iter().enumerate() {
+            let slot = self.size.slot(counter.wrapping_add(i as u32)) as usize;
+            self.free[slot].store(i as u16, Relaxed);
+        }
+    }
+}
+
+/// Both ledgers of a queue pair, as its completion queues find them.
+pub(crate) struct QpLedgers {
+    pub(crate) qpn: u16,
+    pub(crate) send: Ledger,
+    pub(crate) recv: Ledger,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_come_back_in_whatever_order_requests_complete_and_are_never_given_twice() {
+        let size = RingSize::new(8).unwrap();
+        let ledger = Ledger::new(size, 5, false);
+        let mut rng = 12345u32;
+        let (mut outstanding, mut posted) = (Vec::new(), 0u32);
+        for _ in 0..10_000 {
+            rng = rng.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            if posted.wrapping_sub(ledger.completed()) < 8 && rng >> 31 == 0 {
+                let wr_id = u64::from(posted) << 32 | 7;
+                let req_id = ledger.assign(posted, wr_id);
+                assert!(outstanding.iter().all(|&(other, _)| other != req_id));
+                outstanding.push((req_id, wr_id));
+                posted += 1;
+            } else if !outstanding.is_empty() {
+                let (req_id, wr_id) = outstanding.swap_remove(rng as usize % outstanding.len());
+                assert_eq!(ledger.complete(req_id.into()), Some(wr_id));
+            }
+        }
+        assert!(posted > 1000);
+    }
+
+    #[test]
+    fn a_completion_of_an_earlier_queue_pair_is_not_ours() {
+        let size = RingSize::new(8).unwrap();
+        let (old, new) = (Ledger::new(size, 1, false), Ledger::new(size, 2, false));
+        let req_id = old.assign(0, 77);
+        assert_eq!(new.complete(req_id.into()), None);
+        assert_eq!(new.completed(), 0);
+        assert_eq!(old.complete(req_id.into()), Some(77));
+    }
+}

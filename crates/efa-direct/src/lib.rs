@@ -1,0 +1,93 @@
+//! EFA direct verbs in safe Rust.
+//!
+//! A program writes work requests into the NIC's rings itself and reads completions from them: no library between, no system call,
+//! no copy. This crate owns the rings, so that nothing can go wrong with them that a compiler or a compare can prevent.
+//!
+//! ```
+//! use efa_direct::{Access, CqConfig, Device, QpConfig, RdmaWrite};
+//! use std::time::Duration;
+//!
+//! // Two nodes. Software devices here; the code is the same for a real one.
+//! let (a, b) = (Device::open("soft0")?, Device::open("soft1")?);
+//! let (pd_a, pd_b) = (a.alloc_pd()?, b.alloc_pd()?);
+//! let (cq_a, cq_b) = (a.create_cq(CqConfig::new(512))?, b.create_cq(CqConfig::new(512))?);
+//! let qp_a = pd_a.create_qp(&cq_a, &cq_a, QpConfig::new(256, 16))?.activate(0x1234)?;
+//! let qp_b = pd_b.create_qp(&cq_b, &cq_b, QpConfig::new(256, 16).unsolicited_write_recv())?.activate(0x5678)?;
+//!
+//! // What the nodes tell each other, over TCP for example: where the queue pair is, and where the memory.
+//! let target = pd_b.allocate(4096, Access::REMOTE_WRITE)?;
+//! let (peer_b, remote) = (pd_a.peer(&qp_b.endpoint)?, target.remote());
+//! let _peer_a = pd_b.peer(&qp_a.endpoint)?; // RDMA needs an address handle on both sides
+//!
+//! // Post. From here on the GPU could not: `into_cpu` has consumed the ring.
+//! let source = pd_a.allocate(4096, Access::LOCAL_READ)?;
+//! source.write(0, b"hello")?;
+//! let mut sq = qp_a.send.into_cpu();
+//! sq.post(&peer_b, RdmaWrite::new(source.slice(..)?, remote.slice(..)?).imm(7), 42)?;
+//! sq.ring();
+//!
+//! // Learn of it, on both sides.
+//! let sent = cq_a.into_cpu().wait(Duration::from_secs(5)).expect("the write completes");
+//! assert_eq!((sent.wr_id, sent.status.is_ok()), (42, true));
+//! let _arrived = cq_b.into_cpu().wait(Duration::from_secs(5)).expect("the immediate arrives");
+//! assert_eq!(target.read_vec(..5)?, b"hello");
+//! # Ok::<(), efa_direct::Error>(())
+//! ```
+//!
+//! # Where things are
+//!
+//! | noun | type |
+//! | --- | --- |
+//! | device | [`Device`], [`devices`], [`DeviceAttributes`] |
+//! | protection domain, peers | [`ProtectionDomain`], [`Endpoint`], [`Peer`] |
+//! | memory | [`Region`], [`LocalSlice`], [`RemoteRegion`], [`RemoteSlice`] |
+//! | queue pair | [`QueuePair`], [`ActiveQueuePair`], [`QpConfig`], [`QpControl`] |
+//! | send ring | [`SendQueue`], then [`CpuSendQueue`] or [`GpuSendQueue`] |
+//! | receive ring | [`RecvQueue`], then [`CpuRecvQueue`] or [`GpuRecvQueue`] |
+//! | completion ring | [`CompletionQueue`], then [`CpuCompletionQueue`] or [`GpuCompletionQueue`] |
+//! | requests | [`Send`], [`SendInline`], [`RdmaWrite`], [`RdmaWriteInline`], [`RdmaRead`] |
+//! | control path | [`Provider`](provider::Provider) |
+//!
+//! # Promises
+//!
+//! - **A ring has one owner.** Its modes are types, each with its own methods only; the way back needs a drained ring.
+//! - **Overflow is an error.** A request that does not fit is refused before a byte is written. A completion queue cannot overflow either:
+//!   every ring has a share of it, fixed at creation, and may not have more outstanding (unsolicited receives are the exception,
+//!   since nothing here can hold them back).
+//! - **Posting costs stores.** No lock, no allocation, no atomic read-modify-write, no reference count.
+//! - **Registered memory is copied, not referenced**, since a peer may write it at any time.
+//! - **Nothing here leads to undefined behaviour.** `unsafe` is in `ring.rs` (ring memory), `region.rs` (registered memory) and the provider.
+
+#![deny(missing_docs)]
+
+mod cq;
+mod device;
+mod domain;
+mod error;
+mod ledger;
+mod op;
+pub mod provider;
+mod qp;
+mod recv;
+mod region;
+mod ring;
+mod send;
+
+pub use cq::{
+    Completion, CompletionKind, CompletionQueue, CompletionTarget, CpuCompletionQueue, CqConfig, GpuCompletionQueue,
+    Received,
+};
+pub use device::{Device, DeviceInfo, devices};
+pub use domain::{Endpoint, Peer, ProtectionDomain};
+pub use error::{Error, PostError};
+pub use op::{RdmaRead, RdmaWrite, RdmaWriteInline, Request, Send, SendInline};
+pub use provider::DeviceAttributes;
+pub use provider::soft::SoftSpec;
+pub use qp::{ActiveQueuePair, QpConfig, QpControl, QueuePair};
+pub use recv::{CpuRecvQueue, GpuRecvQueue, RecvQueue};
+pub use region::{LocalSlice, Region, RemoteRegion, RemoteSlice};
+pub use ring::RawRing;
+pub use send::{CpuSendQueue, GpuSendQueue, NotDrained, SendQueue};
+
+pub use efa_io::{Hints, OpCode, Status};
+pub use efa_soft::{Access, Counters, Gid, LinkCounters};

@@ -1,0 +1,237 @@
+//! The control path: whoever creates objects.
+//!
+//! Creating a queue pair happens once, posting happens millions of times a second. So a provider creates objects and hands back
+//! [`RawRing`]s; posting and polling over them is one piece of code for every provider and never comes back here.
+
+pub(crate) mod soft;
+
+use crate::error::Error;
+use crate::ring::RawRing;
+use efa_io::{Limits, RingSize};
+use efa_soft::{Access, Counters, Gid, LinkCounters, RegionKeys};
+use std::any::Any;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a device is and can do.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DeviceAttributes {
+    /// Its name, as it was opened.
+    pub name: String,
+    /// Its address.
+    pub gid: Gid,
+    /// Longest send in bytes.
+    pub mtu: u32,
+    /// Longest RDMA operation in bytes.
+    pub max_rdma_bytes: u32,
+    /// Longest inline message in bytes on a queue with 64-byte WQEs.
+    pub inline_bytes: u16,
+    /// Longest inline message in bytes on a queue with 128-byte WQEs; no more than 32 where there are none.
+    pub inline_bytes_ex: u16,
+    /// Most buffers in a send.
+    pub max_send_sge: u16,
+    /// Most buffers in a receive.
+    pub max_recv_sge: u16,
+    /// Most queue pairs.
+    pub max_qp: u32,
+    /// Most entries of a completion queue.
+    pub max_cqe: u32,
+    /// RDMA reads work.
+    pub rdma_read: bool,
+    /// RDMA writes work.
+    pub rdma_write: bool,
+    /// Writes with immediate can be received without a receive descriptor.
+    pub unsolicited_write_recv: bool,
+}
+
+/// Host memory that is to be registered.
+#[derive(Clone)]
+pub struct HostRange {
+    pub(crate) ptr: NonNull<u8>,
+    pub(crate) len: usize,
+    pub(crate) owner: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+impl HostRange {
+    /// First byte. Valid until the region is deregistered; access it atomically or not at all.
+    pub fn as_ptr(&self) -> NonNull<u8> {
+        self.ptr
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whatever keeps the bytes alive, if they are not borrowed.
+    pub fn owner(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        self.owner.clone()
+    }
+}
+
+/// What a completion queue is to be like.
+#[derive(Clone, Copy, Debug)]
+pub struct CqRequest {
+    /// Entries, at least.
+    pub entries: u32,
+    /// Events can be waited for.
+    pub events: bool,
+}
+
+/// A completion queue as a provider hands it over.
+pub struct RawCq {
+    /// Its number at the provider.
+    pub cqn: u32,
+    /// Its ring.
+    pub ring: RawRing,
+    /// Where events arrive, if they were asked for.
+    pub events: Option<Box<dyn EventSource>>,
+}
+
+/// Where a completion queue's events arrive.
+pub trait EventSource: Send + Sync {
+    /// Waits for an event at most `timeout`, and takes it; whether one came.
+    ///
+    /// # Errors
+    /// The operating system refused.
+    fn wait(&self, timeout: Duration) -> std::io::Result<bool>;
+
+    /// The descriptor that becomes readable with an event, for event loops.
+    fn fd(&self) -> BorrowedFd<'_>;
+}
+
+/// What a queue pair is to be like.
+#[derive(Clone, Copy, Debug)]
+pub struct QpRequest {
+    /// Protection domain, by the provider's number.
+    pub pd: u32,
+    /// Where sends complete, by the provider's number.
+    pub send_cq: u32,
+    /// Where receives complete.
+    pub recv_cq: u32,
+    /// Send ring entries, at least.
+    pub send_entries: u32,
+    /// Outstanding receives, at least.
+    pub recv_entries: u32,
+    /// Most buffers of a receive.
+    pub recv_sge: u16,
+    /// Longest inline message.
+    pub inline_bytes: u16,
+    /// Inline RDMA writes.
+    pub inline_write: bool,
+    /// Writes with immediate consume no receive descriptor.
+    pub unsolicited_write_recv: bool,
+}
+
+/// A queue pair as a provider hands it over.
+pub struct RawQp {
+    /// Its number.
+    pub qpn: u16,
+    /// Tells this queue pair from earlier ones of its number; its low bits go into request ids.
+    pub generation: u16,
+    /// Its send ring.
+    pub send: RawRing,
+    /// Most WQEs between two doorbells of the send ring.
+    pub send_max_batch: u32,
+    /// Request ids of the send ring have 64 bits.
+    pub req_id_64: bool,
+    /// Its receive ring.
+    pub recv: RawRing,
+    /// Most descriptors between two doorbells of the receive ring.
+    pub recv_max_batch: u32,
+    /// What a WQE may ask for.
+    pub limits: Limits,
+}
+
+/// One opened device: creates and destroys objects.
+///
+/// Destroying takes no answer. Objects are destroyed in the right order by construction, so a refusal would be a bug of the
+/// provider, which logs it.
+pub trait Provider: Send + Sync + 'static {
+    /// What the device is and can do.
+    fn attributes(&self) -> &DeviceAttributes;
+
+    /// Creates a protection domain.
+    ///
+    /// # Errors
+    /// The device refused.
+    fn alloc_pd(&self) -> Result<u32, Error>;
+
+    /// Destroys a protection domain.
+    fn dealloc_pd(&self, pd: u32);
+
+    /// Registers host memory.
+    ///
+    /// # Errors
+    /// The device refused.
+    fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<RegionKeys, Error>;
+
+    /// Deregisters memory. Once this returns the device does not touch it.
+    fn deregister(&self, keys: RegionKeys);
+
+    /// Creates a completion queue.
+    ///
+    /// # Errors
+    /// The device refused.
+    fn create_cq(&self, request: CqRequest) -> Result<RawCq, Error>;
+
+    /// Destroys a completion queue.
+    fn destroy_cq(&self, cqn: u32);
+
+    /// Creates an SRD queue pair.
+    ///
+    /// # Errors
+    /// The device refused.
+    fn create_qp(&self, request: QpRequest) -> Result<RawQp, Error>;
+
+    /// Takes a queue pair from Reset to ReadyToSend.
+    ///
+    /// # Errors
+    /// The device refused.
+    fn activate_qp(&self, qpn: u16, qkey: u32) -> Result<(), Error>;
+
+    /// Puts a queue pair in the error state: everything outstanding is flushed.
+    ///
+    /// # Errors
+    /// The device refused.
+    fn fail_qp(&self, qpn: u16) -> Result<(), Error>;
+
+    /// Destroys a queue pair.
+    fn destroy_qp(&self, qpn: u16);
+
+    /// Creates an address handle and gives its number.
+    ///
+    /// # Errors
+    /// The device refused.
+    fn create_ah(&self, pd: u32, gid: Gid) -> Result<u16, Error>;
+
+    /// Destroys an address handle.
+    fn destroy_ah(&self, pd: u32, ah: u16);
+
+    /// What the device has counted.
+    fn counters(&self) -> Counters;
+
+    /// What a simulated network did to this device's packets; `None` on a real one.
+    fn link_counters(&self) -> Option<LinkCounters> {
+        None
+    }
+}
+
+/// The size of a ring that a provider reported.
+pub(crate) fn ring_size(entries: u32) -> Result<RingSize, Error> {
+    RingSize::new(entries).map_err(|_| {
+        Error::Control(efa_soft::ControlError::Invalid {
+            what: "ring entries reported by the device",
+            value: entries.into(),
+            expected: "a power of two",
+        })
+    })
+}

@@ -1,0 +1,393 @@
+//! Software devices: in this process, or over UDP.
+//!
+//! Names: `soft0`, `soft1`, … are devices on a network inside this process. `soft:KEY=VALUE,…` is a device of its own
+//! over UDP; the keys are those of [`SoftSpec`].
+
+use super::{CqRequest, DeviceAttributes, EventSource, HostRange, Provider, QpRequest, RawCq, RawQp, ring_size};
+use crate::device::DeviceInfo;
+use crate::error::Error;
+use crate::ring::RawRing;
+use efa_io::Limits;
+use efa_soft::driver::{EventFd, Local, Port, Udp, UdpConfig};
+use efa_soft::memory::{HostMemory, SharedMemory};
+use efa_soft::{
+    Access, ControlError, CqConfig, CqeSize, Device, DeviceConfig, Gid, LinkConfig, LinkCounters, QpConfig, QpState,
+    RegionKeys, WqInfo,
+};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::str::FromStr;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+/// How many in-process devices the listing shows; any number can be opened.
+const LISTED: u32 = 4;
+
+/// A software device over UDP, as its name describes it.
+///
+/// `soft:udp=127.0.0.1:0,loss=0.2,dup=0.1,jitter=1ms,seed=7`
+///
+/// | key | meaning | default |
+/// | --- | --- | --- |
+/// | `udp` | IPv4 address and port to listen at; port 0 takes a free one | `127.0.0.1:0` |
+/// | `loss` | share of packets lost, 0 to 1 | 0 |
+/// | `dup` | share of packets doubled, 0 to 1 | 0 |
+/// | `reorder` | `on` or `off` | `on` |
+/// | `delay`, `jitter` | time added to every packet, with unit (`us`, `ms`, `s`) | 0 |
+/// | `seed` | seed of all of this | 1 |
+/// | `mtu` | payload bytes of a packet | 8192 |
+/// | `reqid64` | 64-bit request ids, `on` or `off` | `off` |
+#[derive(Clone, Debug, Default)]
+pub struct SoftSpec {
+    /// Where it listens, and how its packets are treated.
+    pub udp: UdpConfig,
+    /// MTU, if not the default.
+    pub mtu: Option<u32>,
+    /// 64-bit request ids.
+    pub req_id_64: bool,
+}
+
+impl FromStr for SoftSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut spec = Self::default();
+        let link = &mut spec.udp.link;
+        for pair in text.split(',').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').ok_or(format!("{pair:?} is not KEY=VALUE"))?;
+            let wrong = |expected: &str| format!("{key}={value:?}: expected {expected}");
+            let share = || {
+                let share = value.parse::<f64>().ok().filter(|share| (0.0..=1.0).contains(share));
+                share.ok_or(wrong("a share from 0 to 1"))
+            };
+            let switch = || match value {
+                "on" => Ok(true),
+                "off" => Ok(false),
+                _ => Err(wrong("on or off")),
+            };
+            let time = || parse_duration(value).ok_or(wrong("a time such as 50us, 2ms or 1s"));
+            match key {
+                "udp" => spec.udp.bind = value.parse().map_err(|_| wrong("an IPv4 address and port"))?,
+                "loss" => link.loss = share()?,
+                "dup" => link.duplicate = share()?,
+                "reorder" => link.reorder = switch()?,
+                "delay" => link.delay = time()?,
+                "jitter" => link.jitter = time()?,
+                "seed" => link.seed = value.parse().map_err(|_| wrong("a whole number"))?,
+                "mtu" => {
+                    let mtu = value.parse().ok().filter(|mtu| (64..=60_000).contains(mtu));
+                    spec.mtu = Some(mtu.ok_or(wrong("64 to 60000 bytes"))?);
+                }
+                "reqid64" => spec.req_id_64 = switch()?,
+                _ => {
+                    return Err(format!(
+                        "{key:?} is no key: there are udp, loss, dup, reorder, delay, jitter, seed, mtu, reqid64"
+                    ));
+                }
+            }
+        }
+        Ok(spec)
+    }
+}
+
+fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let number: u64 = text[..digits].parse().ok()?;
+    match &text[digits..] {
+        "us" => Some(Duration::from_micros(number)),
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => Some(Duration::from_secs(number)),
+        _ => None,
+    }
+}
+
+/// The software devices that can be opened by name.
+pub(crate) fn list() -> Vec<DeviceInfo> {
+    let local = (0..LISTED).map(|i| DeviceInfo {
+        name: format!("soft{i}"),
+        description: "software device on the network inside this process (any number)".into(),
+    });
+    let udp = DeviceInfo {
+        name: "soft:udp=127.0.0.1:0".into(),
+        description: "software device over UDP (also loss=, dup=, reorder=, delay=, jitter=, seed=, mtu=, reqid64=)"
+            .into(),
+    };
+    local.chain([udp]).collect()
+}
+
+/// Opens a software device, if this is the name of one.
+pub(crate) fn open(name: &str) -> Option<Result<Arc<dyn Provider>, Error>> {
+    let rest = name.strip_prefix("soft")?;
+    let bad = |problem: String| Error::BadDeviceName { name: name.into(), problem };
+    Some(if let Some(spec) = rest.strip_prefix(':') {
+        spec.parse().map_err(bad).and_then(|spec| open_udp(name, &spec))
+    } else {
+        let index = rest.parse().map_err(|_| bad("expected soft0, soft1, … or soft:KEY=VALUE,…".into()));
+        index.and_then(|index| open_local(name, index))
+    })
+}
+
+fn open_local(name: &str, index: u32) -> Result<Arc<dyn Provider>, Error> {
+    static NETWORK: OnceLock<Result<Local, String>> = OnceLock::new();
+    static OPEN: Mutex<Option<HashMap<u32, Weak<Soft>>>> = Mutex::new(None);
+    let network = NETWORK.get_or_init(|| Local::start(LinkConfig::default()).map_err(|e| e.to_string()));
+    let network = network.as_ref().map_err(|e| Error::BadDeviceName { name: name.into(), problem: e.clone() })?;
+    let mut open = OPEN.lock();
+    let open = open.get_or_insert_default();
+    if let Some(soft) = open.get(&index).and_then(Weak::upgrade) {
+        return Ok(soft);
+    }
+    static LIVES: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+    let incarnation = LIVES.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let config = DeviceConfig { incarnation, seed: index.into(), ..DeviceConfig::new(Gid::local(index)) };
+    let soft = Arc::new(Soft::new(name, network.add(config)));
+    open.insert(index, Arc::downgrade(&soft));
+    Ok(soft)
+}
+
+fn open_udp(name: &str, spec: &SoftSpec) -> Result<Arc<dyn Provider>, Error> {
+    let seed = spec.udp.link.seed;
+    let udp = Udp::start(&spec.udp, |gid| {
+        let default = DeviceConfig::new(gid);
+        DeviceConfig { mtu: spec.mtu.unwrap_or(default.mtu), req_id_64: spec.req_id_64, seed, ..default }
+    });
+    Ok(Arc::new(Soft::new(name, Arc::new(udp.map_err(Error::io("starting a software device on UDP"))?))))
+}
+
+/// A device that some driver runs.
+pub(crate) struct Soft {
+    port: Arc<dyn Port>,
+    attributes: DeviceAttributes,
+    gone: ControlError,
+}
+
+impl Soft {
+    pub(crate) fn new(name: &str, port: Arc<dyn Port>) -> Self {
+        let mut config = DeviceConfig::new(Gid::default());
+        port.with(&mut |device| config = device.config().clone());
+        let attributes = DeviceAttributes {
+            name: name.into(),
+            gid: config.gid,
+            mtu: config.mtu,
+            max_rdma_bytes: config.max_rdma_bytes,
+            inline_bytes: config.inline_bytes,
+            inline_bytes_ex: config.inline_bytes_ex,
+            max_send_sge: config.max_sq_sge,
+            max_recv_sge: config.max_rq_sge,
+            max_qp: config.max_qp,
+            max_cqe: config.max_cqe,
+            rdma_read: config.rdma_read,
+            rdma_write: config.rdma_write,
+            unsolicited_write_recv: config.unsolicited_write_recv,
+        };
+        Self { port, attributes, gone: ControlError::NoSuch { kind: "device", id: 0 } }
+    }
+
+    /// Calls `f` with the device.
+    fn call<T>(&self, f: impl FnOnce(&mut Device) -> Result<T, ControlError>) -> Result<T, Error> {
+        let (mut f, mut answer) = (Some(f), Err(self.gone.clone()));
+        self.port.with(&mut |device| {
+            if let Some(f) = f.take() {
+                answer = f(device);
+            }
+        });
+        answer.map_err(Error::Control)
+    }
+
+    fn destroy(&self, what: &'static str, f: impl FnOnce(&mut Device) -> Result<(), ControlError>) {
+        if let Err(error) = self.call(f) {
+            tracing::error!(%error, what, "the device refused to destroy an object");
+        }
+    }
+}
+
+fn raw_ring(
+    ring: &Arc<SharedMemory>,
+    doorbell: Option<(&Arc<SharedMemory>, usize)>,
+    entries: u32,
+    entry_size: u32,
+) -> Result<RawRing, Error> {
+    let base = NonNull::new(ring.as_ptr()).ok_or(ControlError::NoMemory(ring.len()))?;
+    let register = doorbell.and_then(|(page, offset)| NonNull::new(page.as_ptr().wrapping_add(offset).cast()));
+    let owner = (ring.clone(), doorbell.map(|(page, _)| page.clone()));
+    // SAFETY: the device made the ring this long and the doorbell inside its page; both are page-aligned, live as long as
+    // `owner`, and the device accesses them atomically.
+    Ok(unsafe { RawRing::new(base, register, ring_size(entries)?, entry_size as usize, false, Arc::new(owner)) })
+}
+
+fn raw_wq(wq: &WqInfo) -> Result<RawRing, Error> {
+    raw_ring(&wq.ring, Some((&wq.doorbell, wq.doorbell_offset)), wq.entries, wq.entry_size)
+}
+
+struct SoftEvents {
+    fd: Arc<EventFd>,
+    port: Weak<dyn Port>,
+    cqn: u32,
+}
+
+impl EventSource for SoftEvents {
+    fn wait(&self, timeout: Duration) -> std::io::Result<bool> {
+        self.fd.wait(timeout)
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for SoftEvents {
+    fn drop(&mut self) {
+        if let Some(port) = self.port.upgrade() {
+            port.forget_events(self.cqn);
+        }
+    }
+}
+
+impl Provider for Soft {
+    fn attributes(&self) -> &DeviceAttributes {
+        &self.attributes
+    }
+
+    fn alloc_pd(&self) -> Result<u32, Error> {
+        self.call(Device::alloc_pd)
+    }
+
+    fn dealloc_pd(&self, pd: u32) {
+        self.destroy("protection domain", |device| device.dealloc_pd(pd));
+    }
+
+    fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<RegionKeys, Error> {
+        let addr = range.ptr.as_ptr() as u64;
+        // SAFETY: whoever made the range (`region.rs`) keeps it valid until `deregister`, which drops this value,
+        // and gives out no reference to its bytes.
+        let memory = unsafe { HostMemory::from_raw(range.ptr, range.len, range.owner) };
+        self.call(|device| device.register(pd, Arc::new(memory), addr, access))
+    }
+
+    fn deregister(&self, keys: RegionKeys) {
+        self.destroy("memory region", |device| device.deregister(keys.lkey));
+    }
+
+    fn create_cq(&self, request: CqRequest) -> Result<RawCq, Error> {
+        let config = CqConfig { entries: request.entries, entry_size: CqeSize::Large, channel: request.events };
+        let cq = self.call(|device| device.create_cq(config))?;
+        let doorbell = cq.doorbell.as_ref().map(|page| (page, 0));
+        let ring = raw_ring(&cq.ring, doorbell, cq.entries, cq.entry_size)?;
+        let events = if request.events {
+            let fd = self.port.event_fd(cq.cqn).map_err(Error::io("making an event descriptor"))?;
+            let events = SoftEvents { fd, port: Arc::downgrade(&self.port), cqn: cq.cqn };
+            Some(Box::new(events) as Box<dyn EventSource>)
+        } else {
+            None
+        };
+        Ok(RawCq { cqn: cq.cqn, ring, events })
+    }
+
+    fn destroy_cq(&self, cqn: u32) {
+        self.destroy("completion queue", |device| device.destroy_cq(cqn));
+    }
+
+    fn create_qp(&self, request: QpRequest) -> Result<RawQp, Error> {
+        let config = QpConfig {
+            pd: request.pd,
+            send_cq: request.send_cq,
+            recv_cq: request.recv_cq,
+            send_entries: request.send_entries,
+            recv_entries: request.recv_entries,
+            recv_sge: request.recv_sge,
+            inline_bytes: request.inline_bytes,
+            inline_write: request.inline_write,
+            unsolicited_write_recv: request.unsolicited_write_recv,
+        };
+        let qp = self.call(|device| device.create_qp(config))?;
+        let a = &self.attributes;
+        let operation = |enabled, bit| if enabled { bit } else { 0 };
+        let limits = Limits {
+            max_send_bytes: a.mtu,
+            max_rdma_bytes: a.max_rdma_bytes,
+            max_inline_bytes: request.inline_bytes,
+            max_send_bufs: a.max_send_sge.min(2),
+            operations: operation(a.rdma_read, Limits::RDMA_READ)
+                | operation(a.rdma_write, Limits::RDMA_WRITE)
+                | operation(request.inline_write, Limits::INLINE_WRITE),
+        };
+        Ok(RawQp {
+            qpn: qp.qpn,
+            // The number itself changes from one queue pair to the next in its place.
+            generation: (u32::from(qp.qpn) / a.max_qp.next_power_of_two()) as u16,
+            send: raw_wq(&qp.sq)?,
+            send_max_batch: qp.sq.max_batch,
+            req_id_64: qp.sq.req_id_64,
+            recv: raw_wq(&qp.rq)?,
+            recv_max_batch: qp.rq.max_batch,
+            limits,
+        })
+    }
+
+    fn activate_qp(&self, qpn: u16, qkey: u32) -> Result<(), Error> {
+        self.call(|device| {
+            device.modify_qp(qpn, QpState::Init, Some(qkey))?;
+            device.modify_qp(qpn, QpState::ReadyToReceive, None)?;
+            device.modify_qp(qpn, QpState::ReadyToSend, None)
+        })
+    }
+
+    fn fail_qp(&self, qpn: u16) -> Result<(), Error> {
+        self.call(|device| device.modify_qp(qpn, QpState::Error, None))
+    }
+
+    fn destroy_qp(&self, qpn: u16) {
+        self.destroy("queue pair", |device| device.destroy_qp(qpn));
+    }
+
+    fn create_ah(&self, pd: u32, gid: Gid) -> Result<u16, Error> {
+        self.call(|device| device.create_ah(pd, gid))
+    }
+
+    fn destroy_ah(&self, pd: u32, ah: u16) {
+        self.destroy("address handle", |device| device.destroy_ah(pd, ah));
+    }
+
+    fn counters(&self) -> efa_soft::Counters {
+        self.port.counters()
+    }
+
+    fn link_counters(&self) -> Option<LinkCounters> {
+        Some(self.port.link_counters())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, SocketAddrV4};
+
+    #[test]
+    fn a_name_describes_a_device_or_says_what_is_wrong_with_it() {
+        let spec: SoftSpec =
+            "udp=127.0.0.1:4000,loss=0.2,dup=0.1,reorder=off,delay=50us,jitter=2ms,seed=7,mtu=1024".parse().unwrap();
+        assert_eq!(spec.udp.bind, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 4000));
+        let link = LinkConfig {
+            loss: 0.2,
+            duplicate: 0.1,
+            reorder: false,
+            delay: Duration::from_micros(50),
+            jitter: Duration::from_millis(2),
+            seed: 7,
+        };
+        assert_eq!((spec.udp.link, spec.mtu), (link, Some(1024)));
+        for (text, complaint) in [
+            ("loss=2", "expected a share from 0 to 1"),
+            ("loss", "is not KEY=VALUE"),
+            ("speed=1", "there are udp, loss"),
+            ("delay=5", "a time such as 50us"),
+            ("mtu=10", "64 to 60000"),
+        ] {
+            let error = text.parse::<SoftSpec>().unwrap_err();
+            assert!(error.contains(complaint), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Queue pairs: from creation to the two rings that one posts to.
+
+use crate::cq::CqShared;
+use crate::domain::{DomainInner, Endpoint};
+use crate::error::Error;
+use crate::ledger::{Credits, Ledger, QpLedgers};
+use crate::provider::{QpRequest, RawQp};
+use crate::recv::RecvQueue;
+use crate::send::SendQueue;
+use efa_io::{SendWqe, Wqe};
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// What a queue pair is to be like. `W` is the size of its WQEs in 64-bit words: 8, or 16 after [`wide`](Self::wide).
+#[derive(Clone, Copy, Debug)]
+pub struct QpConfig<const W: usize = 8> {
+    send_entries: u32,
+    recv_entries: u32,
+    recv_bufs: u16,
+    unsolicited_write_recv: bool,
+    send_share: Option<u32>,
+    recv_share: Option<u32>,
+}
+
+impl QpConfig<8> {
+    /// A queue pair with 64-byte WQEs that may have this many sends and receives outstanding.
+    pub const fn new(send_entries: u32, recv_entries: u32) -> Self {
+        Self {
+            send_entries,
+            recv_entries,
+            recv_bufs: 1,
+            unsolicited_write_recv: false,
+            send_share: None,
+            recv_share: None,
+        }
+    }
+
+    /// The same with 128-byte WQEs: up to 80 bytes inline, and inline RDMA writes. Only newer devices have them.
+    pub const fn wide(self) -> QpConfig<16> {
+        QpConfig {
+            send_entries: self.send_entries,
+            recv_entries: self.recv_entries,
+            recv_bufs: self.recv_bufs,
+            unsolicited_write_recv: self.unsolicited_write_recv,
+            send_share: self.send_share,
+            recv_share: self.recv_share,
+        }
+    }
+}
+
+impl<const W: usize> QpConfig<W> {
+    /// Receives of up to this many buffers (1 unless set).
+    pub const fn recv_bufs(mut self, bufs: u16) -> Self {
+        self.recv_bufs = bufs;
+        self
+    }
+
+    /// RDMA writes with immediate consume no receive. The receive completion queue then needs room for as many of them as
+    /// peers may send before it is polled: nothing on this side can hold them back.
+    pub const fn unsolicited_write_recv(mut self) -> Self {
+        self.unsolicited_write_recv = true;
+        self
+    }
+
+    /// Entries of the send completion queue that are this queue pair's, if not as many as the send ring has. With fewer, posting
+    /// stops early rather than overflow the completion queue.
+    pub const fn send_share(mut self, entries: u32) -> Self {
+        self.send_share = Some(entries);
+        self
+    }
+
+    /// The same for receives.
+    pub const fn recv_share(mut self, entries: u32) -> Self {
+        self.recv_share = Some(entries);
+        self
+    }
+}
+
+/// A queue pair that exists and cannot be posted to yet: [`activate`](Self::activate) it.
+pub struct QueuePair<const W: usize> {
+    inner: Arc<QpInner>,
+    raw: RawQp,
+    recv_bufs: u16,
+    send_credits: Credits,
+    recv_credits: Credits,
+    _wqe: PhantomData<[u64; W]>,
+}
+
+/// An active queue pair, in its parts. Each ring has exactly one owner; the queue pair lives as long as any part.
+#[non_exhaustive]
+pub struct ActiveQueuePair<const W: usize>
+where
+    Wqe<W>: SendWqe,
+{
+    /// Where peers reach it.
+    pub endpoint: Endpoint,
+    /// Its send ring, owned by nobody yet.
+    pub send: SendQueue<W>,
+    /// Its receive ring, owned by nobody yet.
+    pub recv: RecvQueue,
+    /// Control over its state.
+    pub control: QpControl,
+}
+
+/// Control over an active queue pair's state.
+pub struct QpControl {
+    inner: Arc<QpInner>,
+}
+
+/// What all parts of a queue pair keep alive.
+pub(crate) struct QpInner {
+    pub(crate) domain: Arc<DomainInner>,
+    pub(crate) qpn: u16,
+    pub(crate) ledgers: Arc<QpLedgers>,
+    send: Share,
+    recv: Share,
+}
+
+/// Entries of a completion queue that are promised to a ring.
+struct Share {
+    cq: Arc<CqShared>,
+    entries: u32,
+}
+
+impl Share {
+    fn of(cq: &Arc<CqShared>, entries: u32) -> Result<Self, Error> {
+        cq.reserve(entries)?;
+        Ok(Self { cq: cq.clone(), entries })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.cq.release(self.entries);
+    }
+}
+
+impl Drop for QpInner {
+    fn drop(&mut self) {
+        self.domain.provider.destroy_qp(self.qpn);
+        self.send.cq.forget(&self.ledgers);
+        self.recv.cq.forget(&self.ledgers);
+    }
+}
+
+impl<const W: usize> QueuePair<W>
+where
+    Wqe<W>: SendWqe,
+{
+    pub(crate) fn new(
+        domain: Arc<DomainInner>,
+        send_cq: &Arc<CqShared>,
+        recv_cq: &Arc<CqShared>,
+        config: QpConfig<W>,
+    ) -> Result<Self, Error> {
+        let provider = domain.provider.clone();
+        if [send_cq, recv_cq].iter().any(|cq| !Arc::ptr_eq(&cq.provider, &provider)) {
+            return Err(Error::ForeignCompletionQueue);
+        }
+        let wide = <Wqe<W> as SendWqe>::SIZE > 64;
+        let attributes = provider.attributes();
+        let inline_bytes = if wide { attributes.inline_bytes_ex } else { attributes.inline_bytes };
+        let send = Share::of(send_cq, config.send_share.unwrap_or(config.send_entries))?;
+        let recv = Share::of(recv_cq, config.recv_share.unwrap_or(config.recv_entries))?;
+        let raw = provider.create_qp(QpRequest {
+            pd: domain.pd,
+            send_cq: send_cq.cqn,
+            recv_cq: recv_cq.cqn,
+            send_entries: config.send_entries,
+            recv_entries: config.recv_entries,
+            recv_sge: config.recv_bufs,
+            inline_bytes,
+            inline_write: wide && attributes.rdma_write,
+            unsolicited_write_recv: config.unsolicited_write_recv,
+        })?;
+        let send_credits = Credits::new(config.send_entries, send.entries);
+        let recv_credits = Credits::new(config.recv_entries, recv.entries);
+        let ledgers = Arc::new(QpLedgers {
+            qpn: raw.qpn,
+            send: Ledger::new(raw.send.size(), raw.generation, raw.req_id_64),
+            recv: Ledger::new(raw.recv.size(), raw.generation, false),
+        });
+        let inner = Arc::new(QpInner { domain, qpn: raw.qpn, ledgers, send, recv });
+        send_cq.announce(&inner.ledgers);
+        if !Arc::ptr_eq(send_cq, recv_cq) {
+            recv_cq.announce(&inner.ledgers);
+        }
+        let recv_bufs = config.recv_bufs.max(1);
+        Ok(Self { inner, raw, recv_bufs, send_credits, recv_credits, _wqe: PhantomData })
+    }
+
+    /// Queue pair number.
+    pub fn qpn(&self) -> u16 {
+        self.inner.qpn
+    }
+
+    /// Takes the queue pair through its states until it sends and receives, and gives its rings out. Peers must name `qkey`.
+    ///
+    /// # Errors
+    /// The device refused.
+    pub fn activate(self, qkey: u32) -> Result<ActiveQueuePair<W>, Error> {
+        let Self { inner, raw, recv_bufs, send_credits, recv_credits, _wqe } = self;
+        let provider = &inner.domain.provider;
+        provider.activate_qp(inner.qpn, qkey)?;
+        Ok(ActiveQueuePair {
+            endpoint: Endpoint { gid: provider.attributes().gid, qpn: inner.qpn, qkey },
+            send: SendQueue::new(inner.clone(), &raw, send_credits),
+            recv: RecvQueue::new(inner.clone(), &raw, recv_bufs, recv_credits),
+            control: QpControl { inner },
+        })
+    }
+}
+
+impl QpControl {
+    /// Puts the queue pair in the error state: everything outstanding, and everything posted from here on, completes as
+    /// [`Status::Flushed`](efa_io::Status::Flushed).
+    ///
+    /// # Errors
+    /// The device refused.
+    pub fn fail(&self) -> Result<(), Error> {
+        self.inner.domain.provider.fail_qp(self.inner.qpn)
+    }
+}

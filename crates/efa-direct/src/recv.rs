@@ -1,0 +1,184 @@
+//! Receive queues: one ring, one owner, as for send queues.
+
+use crate::error::PostError;
+use crate::ledger::Credits;
+use crate::provider::RawQp;
+use crate::qp::QpInner;
+use crate::region::LocalSlice;
+use crate::ring::RawRing;
+use crate::send::NotDrained;
+use efa_io::rx::RxBuf;
+use efa_io::{Doorbell, RecvRingHandle, RxDesc};
+use std::sync::Arc;
+
+/// A receive ring that nobody posts to.
+pub struct RecvQueue {
+    ring: RawRing,
+    max_batch: u32,
+    max_bufs: u16,
+    credits: Credits,
+    /// In descriptors; a receive of several buffers is several of them.
+    producer: u32,
+    /// In receives.
+    posted: u32,
+    qp: Arc<QpInner>,
+}
+
+/// A receive ring that this value's owner posts to, from the CPU.
+pub struct CpuRecvQueue {
+    queue: RecvQueue,
+    /// Producer counter at the last doorbell.
+    rung: u32,
+    /// Completions seen so far, in receives.
+    completed: u32,
+    domain: u32,
+}
+
+/// A receive ring that a GPU posts to. The CPU cannot: there is no method for it.
+pub struct GpuRecvQueue {
+    queue: RecvQueue,
+}
+
+impl RecvQueue {
+    pub(crate) fn new(qp: Arc<QpInner>, raw: &RawQp, max_bufs: u16, credits: Credits) -> Self {
+        assert_eq!(raw.recv.entry_size(), RxDesc::SIZE, "the provider made a ring of other descriptors");
+        let max_batch = raw.recv_max_batch.max(1);
+        Self { ring: raw.recv.clone(), max_batch, max_bufs, credits, producer: 0, posted: 0, qp }
+    }
+
+    /// Hands the ring to the CPU.
+    pub fn into_cpu(self) -> CpuRecvQueue {
+        self.qp.ledgers.recv.hand_over(false, self.posted);
+        let (rung, completed, domain) = (self.producer, self.posted, self.qp.domain.tag);
+        CpuRecvQueue { queue: self, rung, completed, domain }
+    }
+
+    /// Hands the ring to a GPU, or to anyone else who drives it through a [`RecvRingHandle`].
+    pub fn into_gpu(self) -> GpuRecvQueue {
+        self.qp.ledgers.recv.hand_over(true, self.posted);
+        GpuRecvQueue { queue: self }
+    }
+}
+
+impl CpuRecvQueue {
+    /// Writes a receive into the ring: a message fills `bufs` one after the other. `wr_id` comes back in its completion.
+    ///
+    /// # Errors
+    /// A [`PostError`]; nothing was written.
+    pub fn post(&mut self, bufs: &[LocalSlice<'_>], wr_id: u64) -> Result<(), PostError> {
+        let queue = &mut self.queue;
+        let max = usize::from(queue.max_bufs);
+        if bufs.is_empty() || bufs.len() > max {
+            return Err(PostError::ReceiveBuffers { given: bufs.len(), max });
+        }
+        for slice in bufs {
+            if slice.domain != self.domain {
+                return Err(PostError::ForeignDomain { what: "region", given: slice.domain, own: self.domain });
+            }
+            if slice.buf.length > u16::MAX.into() {
+                return Err(PostError::ReceiveTooLong { given: slice.buf.length.into() });
+            }
+        }
+        if queue.posted.wrapping_sub(self.completed) >= queue.credits.limit() {
+            self.completed = queue.qp.ledgers.recv.completed();
+            queue.credits.check(queue.posted.wrapping_sub(self.completed))?;
+        }
+        // A batch never ends inside a receive.
+        if queue.producer.wrapping_sub(self.rung) + bufs.len() as u32 > queue.max_batch {
+            self.ring();
+        }
+        let queue = &mut self.queue;
+        let req_id = queue.qp.ledgers.recv.assign(queue.posted, wr_id);
+        for (i, slice) in bufs.iter().enumerate() {
+            let (first, last) = (i == 0, i + 1 == bufs.len());
+            let desc = RxDesc::new(RxBuf {
+                // Only the first descriptor carries it, as libefa writes them.
+                req_id: if first { req_id } else { 0 },
+                addr: slice.buf.addr,
+                lkey: slice.buf.lkey,
+                length: slice.buf.length as u16,
+                first,
+                last,
+            });
+            queue.ring.store(queue.producer, desc.words());
+            queue.producer = queue.producer.wrapping_add(1);
+        }
+        queue.posted = queue.posted.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Rings the doorbell for everything posted since the last time. Before that the device knows of none of it.
+    pub fn ring(&mut self) {
+        let producer = self.queue.producer;
+        if producer != self.rung {
+            self.queue.ring.ring(Doorbell::new(producer).value());
+            self.rung = producer;
+        }
+    }
+
+    /// Receives posted and not yet seen to complete.
+    pub fn outstanding(&self) -> u32 {
+        self.queue.posted.wrapping_sub(self.queue.qp.ledgers.recv.completed())
+    }
+
+    /// Takes the ring back from the CPU, once every receive posted has completed and been polled; failing the queue pair
+    /// ([`QpControl::fail`](crate::QpControl::fail)) completes those that wait.
+    ///
+    /// # Errors
+    /// Receives are outstanding.
+    pub fn into_idle(mut self) -> Result<RecvQueue, NotDrained<Self>> {
+        self.ring();
+        match self.outstanding() {
+            0 => Ok(self.queue),
+            outstanding => Err(NotDrained { queue: self, outstanding }),
+        }
+    }
+}
+
+impl GpuRecvQueue {
+    /// What whoever drives the ring needs to know. Addresses are those of this process.
+    pub fn handle(&self) -> RecvRingHandle {
+        let queue = &self.queue;
+        let size = queue.ring.size();
+        RecvRingHandle {
+            ring: queue.ring.addr(),
+            doorbell: queue.ring.doorbell_addr(),
+            mask: size.mask(),
+            shift: size.log2(),
+            max_batch: queue.max_batch,
+            producer: queue.producer,
+            credits: queue.credits.limit(),
+            max_bufs: queue.max_bufs.into(),
+            qpn: queue.qp.qpn.into(),
+            reserved: 0,
+        }
+    }
+
+    /// Takes the ring back, given what its driver says it did: descriptors rung, receives posted, and receives completed, all
+    /// counted from the ring's creation.
+    ///
+    /// # Errors
+    /// Receives are outstanding.
+    pub fn into_idle(mut self, producer: u32, posted: u32, completed: u32) -> Result<RecvQueue, NotDrained<Self>> {
+        match posted.wrapping_sub(completed) {
+            0 => {
+                self.queue.producer = producer;
+                self.queue.posted = posted;
+                Ok(self.queue)
+            }
+            outstanding => Err(NotDrained { queue: self, outstanding }),
+        }
+    }
+}
+
+impl std::fmt::Debug for CpuRecvQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CpuRecvQueue({} outstanding)", self.outstanding())
+    }
+}
+
+impl std::fmt::Debug for GpuRecvQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GpuRecvQueue({:?})", self.handle())
+    }
+}

@@ -1,0 +1,228 @@
+//! Registered memory.
+//!
+//! A peer may write a registered region at any time, and the device reads one after a post has returned. So a region is
+//! never a `&mut [u8]`, nor even a `&[u8]`: its bytes are copied in and out. A copy that races with a peer's write sees some
+//! mixture of old and new bytes, never anything worse; arrival is learnt from a completion.
+
+use crate::domain::DomainInner;
+use crate::error::Error;
+use crate::provider::HostRange;
+use efa_io::{Lkey, LocalBuf, RemoteBuf};
+use efa_soft::memory::{SharedMemory, copy_in, copy_out};
+use efa_soft::{Access, RegionKeys};
+use std::marker::PhantomData;
+use std::ops::{Bound, RangeBounds};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// A registered memory region.
+///
+/// Dropping it deregisters: the device does not touch the memory any more, and a request that is still under way towards it fails
+/// with a status. So a region may be dropped at any time, and nothing needs to be counted per post.
+pub struct Region<'d> {
+    range: HostRange,
+    keys: RegionKeys,
+    lkey: Lkey,
+    domain: Arc<DomainInner>,
+    _domain: PhantomData<&'d ()>,
+}
+
+// SAFETY: the bytes are only accessed atomically, and stay valid as long as the region (`range` owns them, or `Scoped` does).
+unsafe impl Send for Region<'_> {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Region<'_> {}
+
+/// A piece of a region, for one side of a work request.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalSlice<'r> {
+    pub(crate) buf: LocalBuf,
+    pub(crate) domain: u32,
+    _region: PhantomData<&'r ()>,
+}
+
+/// A region as its owner describes it to peers: plain numbers, exchanged by any means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RemoteRegion {
+    /// Address of its first byte, at its owner.
+    pub addr: u64,
+    /// Its remote key.
+    pub rkey: u32,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// A piece of a remote region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemoteSlice {
+    pub(crate) buf: RemoteBuf,
+    pub(crate) len: u64,
+}
+
+fn resolve(range: impl RangeBounds<u64>, len: u64) -> Result<(u64, u64), Error> {
+    let start = match range.start_bound() {
+        Bound::Included(&start) => start,
+        Bound::Excluded(&start) => start.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(&end) => end.saturating_add(1),
+        Bound::Excluded(&end) => end,
+        Bound::Unbounded => len,
+    };
+    if start <= end && end <= len { Ok((start, end)) } else { Err(Error::OutOfRange { start, end, len }) }
+}
+
+impl<'d> Region<'d> {
+    fn register(domain: Arc<DomainInner>, range: HostRange, access: Access) -> Result<Self, Error> {
+        let keys = domain.provider.register(domain.pd, range.clone(), access)?;
+        match Lkey::new(keys.lkey) {
+            Ok(lkey) => Ok(Self { range, keys, lkey, domain, _domain: PhantomData }),
+            Err(error) => {
+                domain.provider.deregister(keys);
+                Err(Error::Post(error.into()))
+            }
+        }
+    }
+
+    pub(crate) fn allocate(domain: Arc<DomainInner>, len: usize, access: Access) -> Result<Self, Error> {
+        let memory = SharedMemory::zeroed(len).map_err(Error::io("allocating a region"))?;
+        let ptr = NonNull::new(memory.as_ptr()).unwrap_or(NonNull::dangling());
+        Self::register(domain, HostRange { ptr, len, owner: Some(memory) }, access)
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        self.range.len as u64
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.range.len == 0
+    }
+
+    /// Address of the first byte, as work requests name it.
+    pub fn addr(&self) -> u64 {
+        self.range.ptr.as_ptr() as u64
+    }
+
+    /// Its keys.
+    pub fn keys(&self) -> RegionKeys {
+        self.keys
+    }
+
+    /// What peers need to know to reach it.
+    pub fn remote(&self) -> RemoteRegion {
+        RemoteRegion { addr: self.addr(), rkey: self.keys.rkey, len: self.len() }
+    }
+
+    /// A piece of it, for a work request.
+    ///
+    /// # Errors
+    /// The range passes the end, or is 4 GiB or longer.
+    pub fn slice(&self, range: impl RangeBounds<u64>) -> Result<LocalSlice<'_>, Error> {
+        let (start, end) = resolve(range, self.len())?;
+        let max = u64::from(u32::MAX);
+        let length = u32::try_from(end - start).map_err(|_| Error::SliceTooLong { len: end - start, max })?;
+        let buf = LocalBuf { addr: self.addr() + start, lkey: self.lkey, length };
+        Ok(LocalSlice { buf, domain: self.domain.tag, _region: PhantomData })
+    }
+
+    /// Copies bytes out, from `offset` on.
+    ///
+    /// # Errors
+    /// They pass the end.
+    pub fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), Error> {
+        let (start, _) = resolve(offset..offset.saturating_add(dst.len() as u64), self.len())?;
+        // SAFETY: in bounds; the bytes live as long as the region and are only accessed atomically.
+        unsafe { copy_out(self.range.ptr.as_ptr().add(start as usize), dst) };
+        Ok(())
+    }
+
+    /// Copies bytes in, at `offset`.
+    ///
+    /// # Errors
+    /// They pass the end.
+    pub fn write(&self, offset: u64, src: &[u8]) -> Result<(), Error> {
+        let (start, _) = resolve(offset..offset.saturating_add(src.len() as u64), self.len())?;
+        // SAFETY: in bounds; the bytes live as long as the region and are only accessed atomically.
+        unsafe { copy_in(src, self.range.ptr.as_ptr().add(start as usize)) };
+        Ok(())
+    }
+
+    /// A copy of these bytes.
+    ///
+    /// # Errors
+    /// The range passes the end.
+    pub fn read_vec(&self, range: impl RangeBounds<u64>) -> Result<Vec<u8>, Error> {
+        let (start, end) = resolve(range, self.len())?;
+        let mut bytes = vec![0; (end - start) as usize];
+        self.read(start, &mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+impl Drop for Region<'_> {
+    fn drop(&mut self) {
+        self.domain.provider.deregister(self.keys);
+    }
+}
+
+impl std::fmt::Debug for Region<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Region({} bytes at {:#x}, {:x?})", self.len(), self.addr(), self.keys)
+    }
+}
+
+/// A region over borrowed bytes. It stays inside this crate, so that nobody can leak it.
+pub(crate) struct Scoped<'b> {
+    region: Region<'b>,
+    _bytes: PhantomData<&'b mut [u8]>,
+}
+
+impl<'b> Scoped<'b> {
+    pub(crate) fn new(domain: Arc<DomainInner>, bytes: &'b mut [u8], access: Access) -> Result<Self, Error> {
+        let len = bytes.len();
+        let ptr = NonNull::from(bytes).cast();
+        Ok(Self { region: Region::register(domain, HostRange { ptr, len, owner: None }, access)?, _bytes: PhantomData })
+    }
+
+    pub(crate) fn region(&self) -> &Region<'b> {
+        &self.region
+    }
+}
+
+impl LocalSlice<'_> {
+    /// Bytes.
+    pub fn len(&self) -> u32 {
+        self.buf.length
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.buf.length == 0
+    }
+}
+
+impl RemoteRegion {
+    /// A piece of it.
+    ///
+    /// # Errors
+    /// The range passes the end.
+    pub fn slice(&self, range: impl RangeBounds<u64>) -> Result<RemoteSlice, Error> {
+        let (start, end) = resolve(range, self.len)?;
+        let buf = RemoteBuf { addr: self.addr.wrapping_add(start), rkey: self.rkey };
+        Ok(RemoteSlice { buf, len: end - start })
+    }
+}
+
+impl RemoteSlice {
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}

@@ -1,0 +1,122 @@
+//! Rings as the program's side sees them: the one place where ring memory is touched.
+
+use efa_io::RingSize;
+use std::any::Any;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+
+/// Where a ring and its doorbell are, as a provider hands them over.
+#[derive(Clone)]
+pub struct RawRing {
+    base: NonNull<u8>,
+    doorbell: Option<NonNull<u32>>,
+    size: RingSize,
+    entry_size: usize,
+    write_combining: bool,
+    _owner: Arc<dyn Any + Send + Sync>,
+}
+
+// SAFETY: the memory is shared with a device, is only accessed atomically, and lives as long as `_owner`, which is Send and Sync.
+unsafe impl Send for RawRing {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for RawRing {}
+
+impl RawRing {
+    /// A ring of `size` entries of `entry_size` bytes at `base`, and its doorbell register, if it has one.
+    ///
+    /// `write_combining` says that the ring is device memory mapped so; stores to it are then fenced before a doorbell.
+    ///
+    /// # Safety
+    /// While `owner` lives, `base` must be valid for stores (and, for a completion ring, loads) of all entries and
+    /// aligned to 8 bytes, `doorbell` valid for stores and aligned to 4; and nobody but the device and the holder of
+    /// this value may access either, except atomically.
+    pub unsafe fn new(
+        base: NonNull<u8>,
+        doorbell: Option<NonNull<u32>>,
+        size: RingSize,
+        entry_size: usize,
+        write_combining: bool,
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> Self {
+        assert!(
+            base.cast::<u64>().is_aligned() && entry_size.is_multiple_of(8),
+            "a ring entry is made of aligned words"
+        );
+        Self { base, doorbell, size, entry_size, write_combining, _owner: owner }
+    }
+
+    /// Number of entries.
+    pub fn size(&self) -> RingSize {
+        self.size
+    }
+
+    /// Bytes of an entry.
+    pub fn entry_size(&self) -> usize {
+        self.entry_size
+    }
+
+    /// Address of the first entry.
+    pub fn addr(&self) -> u64 {
+        self.base.as_ptr() as u64
+    }
+
+    /// Address of the doorbell register, 0 if there is none.
+    pub fn doorbell_addr(&self) -> u64 {
+        self.doorbell.map_or(0, |doorbell| doorbell.as_ptr() as u64)
+    }
+
+    #[inline(always)]
+    fn word(&self, counter: u32, word: usize) -> &AtomicU64 {
+        let slot = self.size.slot(counter) as usize;
+        // SAFETY: the slot is below the number of entries and callers keep `word` inside an entry; `new`'s contract.
+        unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(slot * self.entry_size + word * 8).cast()) }
+    }
+
+    /// Stores the entry at the place of `counter`.
+    #[inline(always)]
+    pub(crate) fn store<const W: usize>(&self, counter: u32, words: &[u64; W]) {
+        debug_assert_eq!(W * 8, self.entry_size);
+        for (i, word) in words.iter().enumerate() {
+            self.word(counter, i).store(*word, Relaxed);
+        }
+    }
+
+    /// Loads the entry at the place of `counter`, if its first word passes `is_fresh`.
+    #[inline(always)]
+    pub(crate) fn load_if<const W: usize>(&self, counter: u32, is_fresh: impl FnOnce(u64) -> bool) -> Option<[u64; W]> {
+        debug_assert!(W * 8 <= self.entry_size);
+        let first = self.word(counter, 0).load(Acquire);
+        is_fresh(first).then(|| {
+            let mut words = [first; W];
+            for (i, word) in words.iter_mut().enumerate().skip(1) {
+                *word = self.word(counter, i).load(Relaxed);
+            }
+            words
+        })
+    }
+
+    /// Stores `value` in the doorbell register, behind every entry stored before.
+    #[inline(always)]
+    pub(crate) fn ring(&self, value: u32) {
+        if self.write_combining {
+            flush_write_combining();
+        }
+        if let Some(doorbell) = self.doorbell {
+            // SAFETY: `new`'s contract.
+            unsafe { AtomicU32::from_ptr(doorbell.as_ptr()) }.store(value, Release);
+        }
+    }
+}
+
+/// Orders stores to write-combining memory before later stores (`mmio_flush_writes` in rdma-core's `udma_barrier.h`).
+#[inline(always)]
+fn flush_write_combining() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a store fence touches no memory; every x86-64 has it.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    std::sync::atomic::fence(SeqCst);
+}

@@ -1,0 +1,246 @@
+//! Send queues: one ring, one owner.
+//!
+//! A [`SendQueue`] is a ring that nobody posts to. [`into_cpu`](SendQueue::into_cpu) and [`into_gpu`](SendQueue::into_gpu)
+//! consume it: CPU and GPU keep separate producer counters, and a ring with two producers is corrupt. The way back needs the ring to
+//! be drained, and carries its counter over.
+
+use crate::domain::Peer;
+use crate::error::{Error, PostError};
+use crate::ledger::Credits;
+use crate::op::Request;
+use crate::provider::RawQp;
+use crate::qp::QpInner;
+use crate::ring::RawRing;
+use efa_io::{Doorbell, Limits, SendRingHandle, SendWqe, Wqe};
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// A send ring that nobody posts to.
+pub struct SendQueue<const W: usize>
+where
+    Wqe<W>: SendWqe,
+{
+    ring: RawRing,
+    limits: Limits,
+    max_batch: u32,
+    credits: Credits,
+    producer: u32,
+    req_id_64: bool,
+    qp: Arc<QpInner>,
+    _wqe: PhantomData<[u64; W]>,
+}
+
+/// A send ring that this value's owner posts to, from the CPU.
+///
+/// Nothing is sent before [`ring`](Self::ring), except that a full batch rings by itself.
+pub struct CpuSendQueue<const W: usize>
+where
+    Wqe<W>: SendWqe,
+{
+    queue: SendQueue<W>,
+    /// Producer counter at the last doorbell.
+    rung: u32,
+    /// Completions seen so far; refreshed when the ring seems full.
+    completed: u32,
+    domain: u32,
+}
+
+/// A send ring that a GPU posts to. The CPU cannot: there is no method for it.
+pub struct GpuSendQueue<const W: usize>
+where
+    Wqe<W>: SendWqe,
+{
+    queue: SendQueue<W>,
+}
+
+/// A ring that could not change hands, and why.
+#[derive(Debug)]
+pub struct NotDrained<Q> {
+    /// The queue, as it was.
+    pub queue: Q,
+    /// Work requests without completion.
+    pub outstanding: u32,
+}
+
+impl<Q> From<NotDrained<Q>> for Error {
+    fn from(refused: NotDrained<Q>) -> Self {
+        Self::NotDrained { outstanding: refused.outstanding }
+    }
+}
+
+impl<const W: usize> SendQueue<W>
+where
+    Wqe<W>: SendWqe,
+{
+    pub(crate) fn new(qp: Arc<QpInner>, raw: &RawQp, credits: Credits) -> Self {
+        assert_eq!(raw.send.entry_size(), <Wqe<W> as SendWqe>::SIZE, "the provider made a ring of other WQEs");
+        Self {
+            ring: raw.send.clone(),
+            limits: raw.limits,
+            max_batch: raw.send_max_batch.max(1),
+            credits,
+            producer: 0,
+            req_id_64: raw.req_id_64,
+            qp,
+            _wqe: PhantomData,
+        }
+    }
+
+    /// Hands the ring to the CPU.
+    pub fn into_cpu(self) -> CpuSendQueue<W> {
+        self.qp.ledgers.send.hand_over(false, self.producer);
+        let (rung, completed, domain) = (self.producer, self.producer, self.qp.domain.tag);
+        CpuSendQueue { queue: self, rung, completed, domain }
+    }
+
+    /// Hands the ring to a GPU, or to anyone else who drives it through a [`SendRingHandle`].
+    pub fn into_gpu(self) -> GpuSendQueue<W> {
+        self.qp.ledgers.send.hand_over(true, self.producer);
+        GpuSendQueue { queue: self }
+    }
+}
+
+impl<const W: usize> CpuSendQueue<W>
+where
+    Wqe<W>: SendWqe,
+{
+    /// Writes a request into the ring. `wr_id` comes back in its completion.
+    ///
+    /// # Errors
+    /// A [`PostError`]; nothing was written.
+    #[inline]
+    pub fn post(&mut self, peer: &Peer, request: impl Request<W>, wr_id: u64) -> Result<(), PostError> {
+        if peer.domain != self.domain {
+            return Err(PostError::ForeignDomain { what: "peer", given: peer.domain, own: self.domain });
+        }
+        let wqe = request.encode(self.domain, &self.queue.limits, peer.dest)?;
+        self.place(wqe, wr_id)
+    }
+
+    #[inline(always)]
+    fn place(&mut self, wqe: Wqe<W>, wr_id: u64) -> Result<(), PostError> {
+        let queue = &mut self.queue;
+        let producer = queue.producer;
+        if producer.wrapping_sub(self.completed) >= queue.credits.limit() {
+            self.completed = queue.qp.ledgers.send.completed();
+            queue.credits.check(producer.wrapping_sub(self.completed))?;
+        }
+        let wqe = if queue.req_id_64 {
+            wqe.with_req_id_64(wr_id)
+        } else {
+            wqe.with_req_id(queue.qp.ledgers.send.assign(producer, wr_id))
+        };
+        let wqe = wqe.with_phase(queue.ring.size().wq_phase(producer));
+        queue.ring.store(producer, wqe.words());
+        queue.producer = producer.wrapping_add(1);
+        if queue.producer.wrapping_sub(self.rung) == queue.max_batch {
+            self.ring();
+        }
+        Ok(())
+    }
+
+    /// Rings the doorbell for everything posted since the last time.
+    #[inline]
+    pub fn ring(&mut self) {
+        let producer = self.queue.producer;
+        if producer != self.rung {
+            self.queue.ring.ring(Doorbell::new(producer).value());
+            self.rung = producer;
+        }
+    }
+
+    /// Work requests posted and not yet seen to complete.
+    pub fn outstanding(&self) -> u32 {
+        self.queue.producer.wrapping_sub(self.queue.qp.ledgers.send.completed())
+    }
+
+    /// Requests that can be posted now.
+    pub fn room(&self) -> u32 {
+        self.queue.credits.limit() - self.outstanding()
+    }
+
+    /// Most WQEs between two doorbells; the queue rings by itself when there are so many.
+    pub fn max_batch(&self) -> u32 {
+        self.queue.max_batch
+    }
+
+    /// The doorbell's value: the low 16 bits of the producer counter at the last ring.
+    pub fn doorbell(&self) -> Doorbell {
+        Doorbell::new(self.rung)
+    }
+
+    /// The WQE that posting `request` would write, as the next one. For people who want to look at it.
+    ///
+    /// # Errors
+    /// As [`post`](Self::post); fullness is not looked at.
+    pub fn preview(&self, peer: &Peer, request: &impl Request<W>) -> Result<Wqe<W>, PostError> {
+        let wqe = request.encode(self.domain, &self.queue.limits, peer.dest)?;
+        Ok(wqe.with_phase(self.queue.ring.size().wq_phase(self.queue.producer)))
+    }
+
+    /// Takes the ring back from the CPU, once everything posted has completed and been polled.
+    ///
+    /// # Errors
+    /// Work requests are outstanding. What was posted and never rung is rung now.
+    pub fn into_idle(mut self) -> Result<SendQueue<W>, NotDrained<Self>> {
+        self.ring();
+        match self.outstanding() {
+            0 => Ok(self.queue),
+            outstanding => Err(NotDrained { queue: self, outstanding }),
+        }
+    }
+}
+
+impl<const W: usize> GpuSendQueue<W>
+where
+    Wqe<W>: SendWqe,
+{
+    /// What whoever drives the ring needs to know. Addresses are those of this process.
+    pub fn handle(&self) -> SendRingHandle {
+        let queue = &self.queue;
+        let size = queue.ring.size();
+        SendRingHandle {
+            ring: queue.ring.addr(),
+            doorbell: queue.ring.doorbell_addr(),
+            mask: size.mask(),
+            shift: size.log2(),
+            wqe_size: queue.ring.entry_size() as u32,
+            max_batch: queue.max_batch,
+            producer: queue.producer,
+            credits: queue.credits.limit(),
+            qpn: queue.qp.qpn.into(),
+            req_id_64: queue.req_id_64.into(),
+            limits: queue.limits,
+        }
+    }
+
+    /// Takes the ring back, given what its driver says it did: how many WQEs it posted and rang, and how many completions it (or
+    /// whoever polls the completion queue) took, both counted from the ring's creation.
+    ///
+    /// # Errors
+    /// The two differ: work requests are outstanding.
+    pub fn into_idle(mut self, producer: u32, completed: u32) -> Result<SendQueue<W>, NotDrained<Self>> {
+        match producer.wrapping_sub(completed) {
+            0 => {
+                self.queue.producer = producer;
+                Ok(self.queue)
+            }
+            outstanding => Err(NotDrained { queue: self, outstanding }),
+        }
+    }
+}
+
+macro_rules! debug {
+    ($($queue:ident),*) => {$(
+        impl<const W: usize> std::fmt::Debug for $queue<W>
+        where
+            Wqe<W>: SendWqe,
+        {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, concat!(stringify!($queue), "<{}>"), W)
+            }
+        }
+    )*};
+}
+
+debug!(SendQueue, CpuSendQueue, GpuSendQueue);
