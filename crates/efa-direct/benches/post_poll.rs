@@ -1,5 +1,218 @@
-//! What posting and polling cost.
+//! What posting one RDMA write and polling one completion cost, next to the least that they can cost.
+//!
+//! Rings lie in plain memory with no device behind them; queues are made and used through the public interface, with all its
+//! checks. One sample is a lap of a ring of 4096 entries; between samples, untimed, the bench plays the device and completes what
+//! was posted. The floor of a post is a ready-made WQE's 64 bytes stored in the next slot and the doorbell once per batch; that of a
+//! poll is the phase bit looked at and the entry's 32 bytes loaded.
+//!
+//! ```text
+//! cargo bench -p efa-direct --bench post_poll                      # divan's table, then ns each and ratios
+//! cargo bench -p efa-direct --bench post_poll -- --instructions    # instructions each, counted by valgrind
+//! ```
+//!
+//! Timed loops assert that they do not allocate. No time is asserted: machines differ.
 
-fn main() {
-    divan::main();
+mod plain;
+
+use divan::Bencher;
+use divan::counter::ItemsCount;
+use plain::{LAP, REQUESTS, Rig};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::RefCell;
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering::*};
+use std::time::{Duration, Instant};
+
+/// Counts allocations.
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: the system's allocator, unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// One thing that is measured.
+struct Case {
+    name: &'static str,
+    /// Wants a queue with 64-bit request ids.
+    req_id_64: bool,
+    /// Wants completions in the ring; the others want an empty ring.
+    polls: bool,
+    /// Does it so many times, in batches of so many.
+    run: fn(&mut Rig, usize, usize),
+}
+
+const fn case(name: &'static str, req_id_64: bool, polls: bool, run: fn(&mut Rig, usize, usize)) -> Case {
+    Case { name, req_id_64, polls, run }
+}
+
+fn post(rig: &mut Rig, count: usize, batch: usize) {
+    rig.post(count, batch).expect("the ring was drained");
+}
+
+static FLOOR_8: Case = case("floor: 8 stores of 8 bytes", false, false, Rig::floor_8);
+#[cfg(target_arch = "x86_64")]
+static FLOOR_16: Case = case("floor: 4 stores of 16 bytes", false, false, Rig::floor_16);
+static POST_16: Case = case("post, 16-bit request ids", false, false, post);
+static POST_64: Case = case("post, 64-bit request ids", true, false, post);
+static POLL_FLOOR: Case = case("floor: 4 loads of 8 bytes", false, true, |rig, count, _| rig.poll_floor(count));
+static POLL_ONE: Case = case("poll_one, 16-bit request ids", false, true, |rig, count, _| rig.poll_one(count));
+static POLL_32: Case = case("poll of 32, 16-bit request ids", false, true, |rig, count, _| rig.poll_32(count));
+static POLL_32_64: Case = case("poll of 32, 64-bit request ids", true, true, |rig, count, _| rig.poll_32(count));
+
+/// The cases in the order of the tables; floors first, the first of them being what ratios are to.
+static POSTS: &[&Case] = &[
+    &FLOOR_8,
+    #[cfg(target_arch = "x86_64")]
+    &FLOOR_16,
+    &POST_16,
+    &POST_64,
+];
+static POLLS: &[&Case] = &[&POLL_FLOOR, &POLL_ONE, &POLL_32, &POLL_32_64];
+
+impl Case {
+    fn prepare(&self, rig: &mut Rig) {
+        if self.polls { rig.refill() } else { rig.drain() }
+    }
+
+    /// A lap, which must not allocate.
+    fn lap(&self, rig: &mut Rig, batch: usize) {
+        let before = ALLOCATIONS.load(Relaxed);
+        (self.run)(rig, LAP, batch);
+        assert_eq!(ALLOCATIONS.load(Relaxed), before, "{}: it allocates", self.name);
+    }
+
+    fn bench(&self, bencher: Bencher<'_, '_>, batch: usize) {
+        let rig = RefCell::new(Rig::new(self.req_id_64));
+        bencher
+            .counter(ItemsCount::new(LAP))
+            .with_inputs(|| self.prepare(&mut rig.borrow_mut()))
+            .bench_local_values(|()| self.lap(&mut rig.borrow_mut(), batch));
+    }
+}
+
+macro_rules! benches {
+    ($($name:ident: $case:expr, $batches:expr;)*) => {$(
+        #[divan::bench(args = $batches, sample_size = 1, sample_count = 500)]
+        fn $name(bencher: Bencher<'_, '_>, batch: usize) {
+            $case.bench(bencher, batch);
+        }
+    )*};
+}
+
+benches! {
+    post_floor: FLOOR_8, [1, 8, 32];
+    post_16_bit_ids: POST_16, [1, 8, 32];
+    post_64_bit_ids: POST_64, [1, 8, 32];
+    poll_floor: POLL_FLOOR, [1];
+    poll_one: POLL_ONE, [1];
+    poll_slice: POLL_32, [32];
+    poll_slice_64_bit_ids: POLL_32_64, [32];
+}
+
+/// Measures cases in turn, so that whatever else the machine does meets them all; gives median and minimum of each in ns.
+fn measure(cases: &[&Case], batch: usize, samples: usize) -> Vec<[f64; 2]> {
+    let mut rigs: Vec<_> = cases.iter().map(|case| (Rig::new(case.req_id_64), Vec::with_capacity(samples))).collect();
+    for _ in 0..samples {
+        for (case, (rig, times)) in cases.iter().zip(&mut rigs) {
+            case.prepare(rig);
+            let start = Instant::now();
+            case.lap(rig, batch);
+            times.push(start.elapsed());
+        }
+    }
+    let each = |time: Duration| time.as_nanos() as f64 / LAP as f64;
+    rigs.iter_mut()
+        .map(|(_, times)| {
+            times.sort_unstable();
+            [each(times[times.len() / 2]), each(times[0])]
+        })
+        .collect()
+}
+
+fn summary(samples: usize) {
+    println!("\nns each: median (minimum) of {samples} samples of {LAP}, and the median's ratio to the first floor");
+    for (what, cases, batches) in [("post", POSTS, &[1, 8, 32][..]), ("poll", POLLS, &[REQUESTS])] {
+        let columns: Vec<_> = batches.iter().map(|&batch| measure(cases, batch, samples)).collect();
+        let heads = batches.iter().map(|batch| format!("{:>22}", format!("batch of {batch}")));
+        println!("\n{what:<32}{}", heads.collect::<String>());
+        for (i, case) in cases.iter().enumerate() {
+            let cell = |column: &Vec<[f64; 2]>| {
+                let ([median, min], floor) = (column[i], column[0][0]);
+                format!("{:>22}", format!("{median:.2} ({min:.2}) {:.2}x", median / floor))
+            };
+            println!("{:<32}{}", case.name, columns.iter().map(cell).collect::<String>());
+        }
+    }
+    println!("\nThe peer of this comparison, libefa, needs its device: it comes with the verbs provider.");
+}
+
+/// Instructions of a whole run of this program that does `case` so many times.
+fn count(case: &Case, times: usize) -> Result<u64, String> {
+    let exe = std::env::current_exe().map_err(|e| e.to_string())?;
+    let mut command = Command::new("valgrind");
+    command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(exe).args(["--only", case.name]);
+    let output = command.arg(times.to_string()).output().map_err(|e| e.to_string())?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    let number = text.lines().find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok());
+    number.filter(|_| output.status.success()).ok_or(format!("valgrind says:\n{text}"))
+}
+
+/// Counts instructions: those of a run of `LAP` less those of a run of half as many, which leaves out everything around.
+fn instructions() -> Result<(), String> {
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        println!("Instructions are counted by valgrind, which is not installed here.");
+        return Ok(());
+    }
+    println!("instructions each, in batches of {REQUESTS}, and the ratio to the first floor");
+    for (what, cases) in [("post", POSTS), ("poll", POLLS)] {
+        println!("\n{what}");
+        let mut floor = None;
+        for case in cases {
+            let each = (count(case, LAP)? - count(case, LAP / 2)?) as f64 / (LAP / 2) as f64;
+            println!("{:<32}{each:>8.1}{:>8.2}x", case.name, each / *floor.get_or_insert(each));
+        }
+    }
+    Ok(())
+}
+
+/// Does one case so many times and nothing else, for [`count`].
+fn only(name: &str, times: usize) {
+    for case in POSTS.iter().chain(POLLS).filter(|case| case.name == name) {
+        let mut rig = Rig::new(case.req_id_64);
+        case.prepare(&mut rig);
+        (case.run)(&mut rig, times, REQUESTS);
+    }
+}
+
+fn main() -> Result<(), String> {
+    let args: Vec<_> = std::env::args().skip(1).collect();
+    let given = |flag: &str| args.iter().any(|arg| arg == flag);
+    if let [flag, name, times] = &args[..]
+        && flag == "--only"
+    {
+        only(name, times.parse().map_err(|e| format!("{times}: {e}"))?);
+    } else if given("--instructions") {
+        instructions()?;
+    } else {
+        divan::main();
+        if !given("--list") {
+            summary(if given("--test") { 1 } else { 1000 });
+        }
+    }
+    Ok(())
 }

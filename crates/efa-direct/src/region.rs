@@ -192,6 +192,14 @@ impl<'b> Scoped<'b> {
 }
 
 impl LocalSlice<'_> {
+    /// The first `at` bytes, and the rest. `at` beyond the end takes all.
+    pub fn split_at(self, at: u32) -> (Self, Self) {
+        let at = at.min(self.buf.length);
+        let head = LocalBuf { length: at, ..self.buf };
+        let tail = LocalBuf { addr: self.buf.addr + u64::from(at), length: self.buf.length - at, ..self.buf };
+        (Self { buf: head, ..self }, Self { buf: tail, ..self })
+    }
+
     /// Bytes.
     pub fn len(&self) -> u32 {
         self.buf.length

@@ -1,0 +1,314 @@
+//! A device that is not there: rings in plain memory, and a bench that plays the device when nobody looks at the clock.
+
+use divan::black_box;
+use efa_direct::provider::{CqRequest, HostRange, Provider, QpRequest, RawCq, RawQp};
+use efa_direct::{
+    Access, Completion, Counters, CpuCompletionQueue, CpuSendQueue, CqConfig, Device, DeviceAttributes, Endpoint,
+    Error, Gid, LinkCounters, OpCode, PostError, QpConfig, RawRing, RdmaWrite, Status,
+};
+use efa_io::{Cqe32, Event, Limits, RingSize, Wqe64};
+use efa_soft::driver::{EventFd, Port};
+use efa_soft::memory::SharedMemory;
+use efa_soft::{ControlError, RegionKeys};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+
+/// Entries of the send ring and of the completion ring, which is what one sample covers.
+pub(crate) const LAP: usize = 4096;
+/// Different requests, posted in turn; also the largest batch.
+pub(crate) const REQUESTS: usize = 32;
+/// The queue pair's number.
+const QPN: u16 = 5;
+
+/// A provider without a device.
+struct Plain {
+    attributes: DeviceAttributes,
+    req_id_64: bool,
+    send: Arc<SharedMemory>,
+    completions: Arc<SharedMemory>,
+    registers: Arc<SharedMemory>,
+}
+
+/// A ring of [`LAP`] entries; its doorbell is the first word of `registers`.
+fn ring(memory: &Arc<SharedMemory>, registers: &Arc<SharedMemory>, entry_size: usize) -> RawRing {
+    assert!(LAP * entry_size <= memory.len());
+    let base = NonNull::new(memory.as_ptr()).expect("a mapping has an address");
+    let doorbell = NonNull::new(registers.as_ptr().cast());
+    let owner = Arc::new((memory.clone(), registers.clone()));
+    let size = RingSize::new(LAP as u32).expect("a power of two");
+    // SAFETY: the memory is page-aligned, long enough, lives as long as `owner`, and one thread has it all.
+    unsafe { RawRing::new(base, doorbell, size, entry_size, false, owner) }
+}
+
+impl Provider for Plain {
+    fn attributes(&self) -> &DeviceAttributes {
+        &self.attributes
+    }
+
+    fn alloc_pd(&self) -> Result<u32, Error> {
+        Ok(1)
+    }
+
+    fn dealloc_pd(&self, _: u32) {}
+
+    fn register(&self, _: u32, _: HostRange, _: Access) -> Result<RegionKeys, Error> {
+        Ok(RegionKeys { lkey: 0x1001, rkey: 0x2002 })
+    }
+
+    fn deregister(&self, _: RegionKeys) {}
+
+    fn create_cq(&self, _: CqRequest) -> Result<RawCq, Error> {
+        Ok(RawCq { cqn: 1, ring: ring(&self.completions, &self.registers, Cqe32::SIZE), events: None })
+    }
+
+    fn destroy_cq(&self, _: u32) {}
+
+    fn create_qp(&self, request: QpRequest) -> Result<RawQp, Error> {
+        let unused = SharedMemory::zeroed(LAP * 16).map_err(|_| ControlError::NoMemory(LAP * 16))?;
+        Ok(RawQp {
+            qpn: QPN,
+            generation: 3,
+            send: ring(&self.send, &self.registers, 64),
+            send_max_batch: 64,
+            req_id_64: self.req_id_64,
+            recv: ring(&unused, &self.registers, 16),
+            recv_max_batch: 64,
+            limits: Limits { max_inline_bytes: request.inline_bytes, ..Limits::of_queue(8192, 1 << 30) },
+        })
+    }
+
+    fn activate_qp(&self, _: u16, _: u32) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn fail_qp(&self, _: u16) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn destroy_qp(&self, _: u16) {}
+
+    fn create_ah(&self, _: u32, _: Gid) -> Result<u16, Error> {
+        Ok(9)
+    }
+
+    fn destroy_ah(&self, _: u32, _: u16) {}
+
+    fn counters(&self) -> Counters {
+        Counters::default()
+    }
+}
+
+/// A software device that nobody runs: where the default attributes come from, which only efa-direct can make.
+struct Absent;
+
+impl Port for Absent {
+    fn with(&self, _: &mut dyn FnMut(&mut efa_soft::Device)) -> bool {
+        false
+    }
+
+    fn event_fd(&self, _: u32) -> std::io::Result<Arc<EventFd>> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    fn forget_events(&self, _: u32) {}
+
+    fn link_counters(&self) -> LinkCounters {
+        LinkCounters::default()
+    }
+}
+
+/// A send ring and its completion ring as a program has them, what it posts, and the other side of both.
+pub(crate) struct Rig {
+    plain: Arc<Plain>,
+    sq: CpuSendQueue<8>,
+    cq: CpuCompletionQueue,
+    requests: Vec<(&'static efa_direct::Peer, RdmaWrite<'static>)>,
+    /// The WQEs of `requests`, for the floor.
+    wqes: Vec<Wqe64>,
+    /// The next request's `wr_id`, low bits first the number of requests so far.
+    next: u64,
+    /// Entries that the "device" has written and the program has taken.
+    written: u32,
+    taken: u32,
+    /// Producer counter of the floor.
+    floor: u32,
+}
+
+impl Rig {
+    /// A queue pair with 16-bit or 64-bit request ids. Regions and peers are leaked: they have to outlive it.
+    pub(crate) fn new(req_id_64: bool) -> Self {
+        let memory = |len| SharedMemory::zeroed(len).expect("memory");
+        let attributes = Device::from_soft_port("plain memory", Arc::new(Absent)).attributes().clone();
+        let (send, completions, registers) = (memory(LAP * 64), memory(LAP * Cqe32::SIZE), memory(4096));
+        let plain = Arc::new(Plain { attributes, req_id_64, send, completions, registers });
+        let device = Device::from_provider(plain.clone());
+        let pd = Arc::new(device.alloc_pd().expect("a domain"));
+        let region = &*Box::leak(Box::new(pd.allocate_shared(1 << 20, Access::ALL).expect("a region")));
+        let cq = device.create_cq(CqConfig::new(LAP as u32)).expect("a completion queue");
+        let qp = pd.create_qp(&cq, &cq, QpConfig::new(LAP as u32, 1).recv_share(0)).expect("a queue pair");
+        let sq = qp.activate(1).expect("an active queue pair").send.into_cpu();
+        let peers: Vec<&_> = (0..4)
+            .map(|i| Endpoint { gid: plain.attributes.gid, qpn: 17 + i, qkey: 0x1234 })
+            .map(|endpoint| &*Box::leak(Box::new(pd.peer(&endpoint).expect("a peer"))))
+            .collect();
+        let requests: Vec<_> = (0..REQUESTS as u64)
+            .map(|i| {
+                let (at, to) = (i * 8192, i * 16384 + 64);
+                let local = region.slice(at..at + 4096).expect("in the region");
+                let remote = region.remote().slice(to..to + 4096).expect("in the region");
+                (peers[i as usize % peers.len()], RdmaWrite::new(local, remote))
+            })
+            .collect();
+        let wqes = requests.iter().map(|(peer, request)| sq.preview(peer, request).expect("a WQE")).collect();
+        let cq = cq.into_cpu();
+        Self { plain, sq, cq, requests, wqes, next: 0, written: 0, taken: 0, floor: 0 }
+    }
+
+    /// Posts `count` RDMA writes, a doorbell after each `batch`.
+    #[inline(never)]
+    pub(crate) fn post(&mut self, count: usize, batch: usize) -> Result<(), PostError> {
+        for _ in 0..count / REQUESTS {
+            for batch in black_box(&self.requests[..]).chunks(batch) {
+                for (peer, request) in batch {
+                    self.sq.post(peer, *request, self.next)?;
+                    self.next += 1;
+                }
+                self.sq.ring();
+            }
+        }
+        Ok(())
+    }
+
+    /// The floor of [`post`](Self::post): ready-made WQEs stored by `store`, and the doorbell.
+    #[inline(always)]
+    fn floor(&mut self, count: usize, batch: usize, store: impl Fn(*mut u64, &[u64; 8])) {
+        let (ring, doorbell) = (self.plain.send.as_ptr(), self.plain.registers.as_ptr().cast());
+        let mask = black_box(LAP as u32 - 1);
+        for _ in 0..count / REQUESTS {
+            for batch in black_box(&self.wqes[..]).chunks(batch) {
+                for wqe in batch {
+                    store(ring.wrapping_add((self.floor & mask) as usize * 64).cast(), wqe.words());
+                    self.floor = self.floor.wrapping_add(1);
+                }
+                // SAFETY: the register's page lives as long as `plain`, and is only accessed atomically.
+                unsafe { AtomicU32::from_ptr(doorbell) }.store(self.floor, Release);
+            }
+        }
+    }
+
+    /// The floor with eight stores of 8 bytes, atomic as ring memory wants them.
+    #[inline(never)]
+    pub(crate) fn floor_8(&mut self, count: usize, batch: usize) {
+        self.floor(count, batch, |slot, words| {
+            for (i, word) in words.iter().enumerate() {
+                // SAFETY: `floor` gives a slot of the ring, 64 bytes long.
+                unsafe { AtomicU64::from_ptr(slot.add(i)) }.store(*word, Relaxed);
+            }
+        });
+    }
+
+    /// The floor with four stores of 16 bytes, which Rust has no atomics for.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(never)]
+    pub(crate) fn floor_16(&mut self, count: usize, batch: usize) {
+        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_store_si128};
+        self.floor(count, batch, |slot, words| {
+            for i in 0..4 {
+                // SAFETY: `floor` gives a slot of the ring, 64 bytes long and as aligned; this thread alone has the ring.
+                unsafe {
+                    let half = _mm_loadu_si128(words.as_ptr().cast::<__m128i>().add(i));
+                    _mm_store_si128(slot.cast::<__m128i>().add(i), half);
+                }
+            }
+        });
+    }
+
+    /// Plays the device: completes whatever was posted, a little out of order, as SRD does.
+    pub(crate) fn complete(&mut self) {
+        let size = RingSize::new(LAP as u32).expect("a power of two");
+        let first = self.written;
+        for i in 0..self.next as u32 - first {
+            let counter = first + (i ^ 5);
+            let wqe = Wqe64::from_words(self.plain.send.load_entry(size.slot(counter) as usize * 64));
+            assert_eq!(wqe.phase(), size.wq_phase(counter), "a WQE of this lap");
+            assert_eq!(wqe.decode().map(|request| request.op.code()), Ok(OpCode::RdmaWrite));
+            let (status, event) = (Status::Ok, Event::Send { op: OpCode::RdmaWrite });
+            let phase = size.cq_phase(self.written);
+            let entry = efa_io::Completion { req_id: wqe.req_id(), status, qpn: QPN, phase, event };
+            let entry: Cqe32 = entry.encode().expect("a send's completion fits");
+            self.plain.completions.publish_entry(size.slot(self.written) as usize * Cqe32::SIZE, entry.words());
+            self.written += 1;
+        }
+    }
+
+    /// Leaves the rings empty: for [`post`](Self::post).
+    pub(crate) fn drain(&mut self) {
+        self.complete();
+        let (first, count) = (self.taken, self.written - self.taken);
+        for i in 0..count {
+            let completion = self.cq.poll_one().expect("the device wrote it");
+            assert_eq!(completion.wr_id as u32, first + (i ^ 5), "the id it was posted with");
+        }
+        assert_eq!((self.cq.poll_one(), self.cq.skipped(), self.sq.outstanding()), (None, 0, 0));
+        self.taken = self.written;
+    }
+
+    /// Leaves [`LAP`] completions in the ring: for the polls.
+    pub(crate) fn refill(&mut self) {
+        self.drain();
+        self.post(LAP, REQUESTS).expect("an empty ring has room");
+        self.complete();
+    }
+
+    /// Polls `count` completions one by one.
+    #[inline(never)]
+    pub(crate) fn poll_one(&mut self, count: usize) {
+        let mut ids = 0;
+        for _ in 0..count {
+            let completion = self.cq.poll_one().expect("the ring was filled");
+            assert!(completion.status.is_ok());
+            ids ^= completion.wr_id;
+        }
+        black_box(ids);
+        self.taken += count as u32;
+    }
+
+    /// Polls `count` completions, 32 at a time.
+    #[inline(never)]
+    pub(crate) fn poll_32(&mut self, count: usize) {
+        let (mut ids, mut into) = (0, [Completion::default(); 32]);
+        for _ in 0..count / into.len() {
+            assert_eq!(self.cq.poll(&mut into), into.len(), "the ring was filled");
+            for completion in &into {
+                assert!(completion.status.is_ok());
+                ids ^= completion.wr_id;
+            }
+        }
+        black_box(ids);
+        self.taken += count as u32;
+    }
+
+    /// The floor of the polls: the phase bit looked at, all words of the entry loaded.
+    #[inline(never)]
+    pub(crate) fn poll_floor(&mut self, count: usize) {
+        let ring = self.plain.completions.as_ptr().cast::<u64>();
+        let mask = black_box(LAP as u32 - 1);
+        let fresh = Cqe32::from_words([self.load(self.taken), 0, 0, 0]).phase();
+        let mut ids = 0;
+        for i in 0..count as u32 {
+            let entry = ring.wrapping_add(((self.taken.wrapping_add(i)) & mask) as usize * 4);
+            // SAFETY: an entry of the ring, 32 bytes long, only accessed atomically.
+            let word = |i, order| unsafe { AtomicU64::from_ptr(entry.add(i)) }.load(order);
+            let first = word(0, Acquire);
+            assert_eq!(Cqe32::from_words([first, 0, 0, 0]).phase(), fresh, "the ring was filled");
+            ids ^= first ^ word(1, Relaxed) ^ word(2, Relaxed) ^ word(3, Relaxed);
+        }
+        black_box(ids);
+    }
+
+    fn load(&self, counter: u32) -> u64 {
+        let [word] = self.plain.completions.load_entry(counter as usize % LAP * Cqe32::SIZE);
+        word
+    }
+}

@@ -1,0 +1,88 @@
+//! What the tests across crates share: a network of software devices in simulated time, under the host API.
+
+use efa_direct::Device;
+use efa_soft::driver::{EventFd, Port};
+use efa_soft::{Counters, DeviceConfig, Gid, LinkConfig, LinkCounters, Net, Time};
+use parking_lot::Mutex;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub mod oracle;
+
+/// Devices on a simulated network. Nothing happens, and no time passes, except in [`step`](Self::step).
+pub struct Sim {
+    net: Arc<Mutex<Net>>,
+    now: Time,
+}
+
+/// One device of a [`Sim`].
+struct SimPort {
+    net: Arc<Mutex<Net>>,
+    index: usize,
+}
+
+impl Sim {
+    /// A network without devices.
+    pub fn new(link: LinkConfig) -> Self {
+        Self { net: Arc::new(Mutex::new(Net::new(link))), now: Time::ZERO }
+    }
+
+    /// Adds device number `index` and opens it.
+    pub fn add(&self, index: u32, configure: impl FnOnce(&mut DeviceConfig)) -> Device {
+        let mut config = DeviceConfig { seed: index.into(), ..DeviceConfig::new(Gid::local(index)) };
+        configure(&mut config);
+        let index = self.net.lock().add(config);
+        Device::from_soft_port(&format!("sim{index}"), Arc::new(SimPort { net: self.net.clone(), index }))
+    }
+
+    /// Lets the network do what there is to do, and time pass to the next moment at which there is more, at most `most`.
+    pub fn step(&mut self, most: Duration) {
+        let mut net = self.net.lock();
+        net.step(self.now);
+        let next = net.next_time().unwrap_or(self.now + most);
+        self.now = next.clamp(self.now + Duration::from_nanos(100), self.now + most);
+    }
+
+    /// Steps until `done`, at most `most` of simulated time; whether it got there.
+    pub fn run_until(&mut self, most: Duration, mut done: impl FnMut() -> bool) -> bool {
+        let end = self.now + most;
+        while !done() {
+            if self.now >= end {
+                return false;
+            }
+            self.step(Duration::from_millis(1));
+        }
+        true
+    }
+
+    /// The time in the simulation.
+    pub fn now(&self) -> Time {
+        self.now
+    }
+
+    /// What the network did.
+    pub fn link_counters(&self) -> LinkCounters {
+        self.net.lock().link_counters()
+    }
+}
+
+impl Port for SimPort {
+    fn with(&self, f: &mut dyn FnMut(&mut efa_soft::Device)) -> bool {
+        self.net.lock().device(self.index).map(f).is_some()
+    }
+
+    fn event_fd(&self, _: u32) -> io::Result<Arc<EventFd>> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "simulated time cannot be slept through"))
+    }
+
+    fn forget_events(&self, _: u32) {}
+
+    fn link_counters(&self) -> LinkCounters {
+        self.net.lock().link_counters()
+    }
+
+    fn counters(&self) -> Counters {
+        self.net.lock().counters(self.index)
+    }
+}
