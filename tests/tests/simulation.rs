@@ -39,7 +39,10 @@ fn every_byte_lands_once_and_every_operation_completes_once_whatever_the_network
         assert_eq!(outcome.sends + outcome.writes + outcome.reads, plan.operations);
         // The simulation proves nothing if the network behaved.
         if plan.operations > 10_000 {
-            assert!(outcome.resent > 100 && outcome.duplicates > 100 && outcome.arrivals > 1000 && outcome.not_ready > 10, "{outcome:?}");
+            assert!(
+                outcome.resent > 100 && outcome.duplicates > 100 && outcome.arrivals > 1000 && outcome.not_ready > 10,
+                "{outcome:?}"
+            );
         }
     }
 }

@@ -100,6 +100,22 @@ where
     }
 }
 
+impl<const W: usize> SendQueue<W>
+where
+    Wqe<W>: SendWqe,
+{
+    /// Adds what depends on the WQE's place in the ring: request id and phase.
+    #[inline(always)]
+    fn stamp(&self, wqe: Wqe<W>, wr_id: u64) -> Wqe<W> {
+        let wqe = if self.req_id_64 {
+            wqe.with_req_id_64(wr_id)
+        } else {
+            wqe.with_req_id(self.qp.ledgers.send.assign(self.producer, wr_id))
+        };
+        wqe.with_phase(self.ring.size().wq_phase(self.producer))
+    }
+}
+
 impl<const W: usize> CpuSendQueue<W>
 where
     Wqe<W>: SendWqe,
@@ -125,13 +141,7 @@ where
             self.completed = queue.qp.ledgers.send.completed();
             queue.credits.check(producer.wrapping_sub(self.completed))?;
         }
-        let wqe = if queue.req_id_64 {
-            wqe.with_req_id_64(wr_id)
-        } else {
-            wqe.with_req_id(queue.qp.ledgers.send.assign(producer, wr_id))
-        };
-        let wqe = wqe.with_phase(queue.ring.size().wq_phase(producer));
-        queue.ring.store(producer, wqe.words());
+        queue.ring.store(producer, queue.stamp(wqe, wr_id).words());
         queue.producer = producer.wrapping_add(1);
         if queue.producer.wrapping_sub(self.rung) == queue.max_batch {
             self.ring();
@@ -169,13 +179,13 @@ where
         Doorbell::new(self.rung)
     }
 
-    /// The WQE that posting `request` would write, as the next one. For people who want to look at it.
+    /// The WQE that posting `request` now would write. For people who want to look at it: the ring itself cannot be read.
     ///
     /// # Errors
     /// As [`post`](Self::post); fullness is not looked at.
-    pub fn preview(&self, peer: &Peer, request: &impl Request<W>) -> Result<Wqe<W>, PostError> {
+    pub fn preview(&self, peer: &Peer, request: impl Request<W>, wr_id: u64) -> Result<Wqe<W>, PostError> {
         let wqe = request.encode(self.domain, &self.queue.limits, peer.dest)?;
-        Ok(wqe.with_phase(self.queue.ring.size().wq_phase(self.queue.producer)))
+        Ok(self.queue.stamp(wqe, wr_id))
     }
 
     /// Takes the ring back from the CPU, once everything posted has completed and been polled.

@@ -45,6 +45,10 @@ pub struct Transmit {
     pub bytes: Vec<u8>,
 }
 
+/// Number of the first address handle. Neither handles nor queue pairs start at zero, so that one which was never filled in is
+/// noticed.
+const FIRST_AH: u16 = 16;
+
 #[derive(Debug)]
 struct AddressHandle {
     pd: u32,
@@ -118,7 +122,7 @@ impl Device {
             rng: fastrand::Rng::with_seed(config.seed ^ config.incarnation.rotate_left(32)),
             next_pd: 1,
             next_cq: 1,
-            qp_generation: vec![0; table],
+            qp_generation: vec![1; table],
             acks: Vec::new(),
             spare: Vec::new(),
             config,
@@ -208,19 +212,20 @@ impl Device {
         let number = match known {
             Some(number) => number,
             None => {
-                let max = self.config.max_ah.min(0xffff);
+                let max = self.config.max_ah.min(u32::from(u16::MAX - FIRST_AH));
                 let vacant = self.objects.ahs.iter().position(Option::is_none);
                 let index = vacant.unwrap_or(self.objects.ahs.len());
                 room("address handles", index, max)?;
                 if vacant.is_none() {
                     self.objects.ahs.push(None);
                 }
+                let number = index as u16 + FIRST_AH;
                 self.objects.ahs[index] = Some(AddressHandle { pd, gid, users: 0 });
-                self.objects.ah_of.insert((pd, gid), index as u16);
-                index as u16
+                self.objects.ah_of.insert((pd, gid), number);
+                number
             }
         };
-        if let Some(ah) = &mut self.objects.ahs[usize::from(number)] {
+        if let Some(ah) = self.objects.ah(number) {
             ah.users += 1;
         }
         *self.objects.pd(pd)? += 1;
@@ -232,14 +237,14 @@ impl Device {
     /// # Errors
     /// It does not exist.
     pub fn destroy_ah(&mut self, pd: u32, number: u16) -> Result<(), ControlError> {
-        let slot = self.objects.ahs.get_mut(usize::from(number));
-        let Some((slot, ah)) = slot.and_then(|slot| slot.take().filter(|ah| ah.pd == pd).map(|ah| (number, ah))) else {
+        let Some(ah) = self.objects.ah(number).filter(|ah| ah.pd == pd) else {
             return Err(ControlError::NoSuch { kind: "address handle", id: number.into() });
         };
-        if ah.users > 1 {
-            self.objects.ahs[usize::from(slot)] = Some(AddressHandle { users: ah.users - 1, ..ah });
-        } else {
-            self.objects.ah_of.remove(&(pd, ah.gid));
+        ah.users -= 1;
+        if ah.users == 0 {
+            let gid = ah.gid;
+            self.objects.ah_of.remove(&(pd, gid));
+            self.objects.ahs[usize::from(number - FIRST_AH)] = None;
         }
         *self.objects.pd(pd)? -= 1;
         Ok(())
@@ -379,6 +384,10 @@ impl Device {
 }
 
 impl Objects {
+    fn ah(&mut self, number: u16) -> Option<&mut AddressHandle> {
+        self.ahs.get_mut(usize::from(number.checked_sub(FIRST_AH)?))?.as_mut()
+    }
+
     /// How many objects are in a domain.
     fn pd(&mut self, pd: u32) -> Result<&mut u32, ControlError> {
         self.pds.get_mut(&pd).ok_or(ControlError::NoSuch { kind: "protection domain", id: pd })

@@ -120,8 +120,7 @@ impl Device {
             return Err(Status::BadLength);
         }
         let dest = request.dest;
-        let ah = objects.ahs.get(usize::from(dest.ah)).and_then(Option::as_ref);
-        let gid = ah.filter(|ah| ah.pd == pd).map(|ah| ah.gid).ok_or(Status::InvalidAh)?;
+        let gid = objects.ah(dest.ah).filter(|ah| ah.pd == pd).map(|ah| ah.gid).ok_or(Status::InvalidAh)?;
         let header = |op, bytes, remote: RemoteBuf| MessageHeader {
             op,
             src_qpn: qpn,

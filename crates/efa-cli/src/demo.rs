@@ -1,0 +1,146 @@
+//! `efa demo`: two processes on this machine, over a network that only reorders, then over one that also loses and doubles.
+
+use crate::node::{Listening, Work};
+use crate::report::{NodeReport, Words};
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use serde::{Serialize, de::DeserializeOwned};
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+/// Payload bytes of a packet in the second run, so that even one write of 4 KiB is many packets.
+const SMALL_MTU: u32 = 256;
+
+/// What `efa demo` takes.
+#[derive(Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    work: Work,
+    /// Share of packets lost in the second run, 0 to 1.
+    #[arg(long, default_value_t = 0.2)]
+    loss: f64,
+    /// Share of packets doubled in the second run, 0 to 1.
+    #[arg(long, default_value_t = 0.1)]
+    dup: f64,
+    /// Most time that a packet is held back in the second run, with unit; the time differs from packet to packet, so they overtake
+    /// each other.
+    #[arg(long, default_value = "1ms")]
+    jitter: String,
+    /// Print both runs as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One run.
+#[derive(Serialize)]
+struct Run {
+    network: String,
+    nodes: [NodeReport; 2],
+}
+
+/// Both runs, as `--json` prints them.
+#[derive(Serialize)]
+struct Demo {
+    ok: bool,
+    runs: Vec<Run>,
+}
+
+/// Runs the demonstration; whether every word of both runs matched.
+pub(crate) fn main(options: &Options) -> Result<bool> {
+    let Options { work, loss, dup, jitter, .. } = options;
+    let good = format!("soft:udp=127.0.0.1:0,seed={}", work.seed);
+    let bad = format!("{good},loss={loss},dup={dup},jitter={jitter},mtu={SMALL_MTU}");
+    let networks = [
+        ("packets may overtake each other".to_string(), good),
+        (format!("{}% loss, {}% doubled, up to {jitter} late, MTU {SMALL_MTU}", loss * 100.0, dup * 100.0), bad),
+    ];
+    let mut demo = Demo { ok: true, runs: Vec::new() };
+    for (network, device) in networks {
+        let nodes = run(&device, work)?;
+        let run = Run { network, nodes };
+        let ok = run.matching().is_some_and(|words| words.matching == words.total && words.total > 0);
+        demo.ok &= ok;
+        if !options.json {
+            run.print();
+        }
+        demo.runs.push(run);
+    }
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&demo)?);
+    }
+    Ok(demo.ok)
+}
+
+impl Run {
+    fn matching(&self) -> Option<Words> {
+        self.nodes[1].words
+    }
+
+    fn print(&self) {
+        println!("━━ two nodes, UDP on loopback: {} ━━\n", self.network);
+        for node in &self.nodes {
+            println!("{node}");
+        }
+        let resent: u64 = self.nodes.iter().map(|node| node.packets.retransmitted).sum();
+        if let Some(Words { matching, total }) = self.matching() {
+            println!("{matching}/{total} words match, {resent} packets were resent\n");
+        }
+    }
+}
+
+/// Both nodes as processes.
+fn run(device: &str, work: &Work) -> Result<[NodeReport; 2]> {
+    let mut target = Node::spawn(device, work, &["--listen", "127.0.0.1:0"])?;
+    let Listening { listening } = target.line().context("starting node 1")?;
+    let mut writer = Node::spawn(device, work, &["--connect", &listening.to_string()])?;
+    let first = writer.report().context("node 0")?;
+    let second = target.report().context("node 1")?;
+    Ok([first, second])
+}
+
+/// A node's process, ended with this value.
+struct Node {
+    child: Child,
+    out: BufReader<ChildStdout>,
+}
+
+impl Node {
+    fn spawn(device: &str, work: &Work, role: &[&str]) -> Result<Self> {
+        let program = std::env::current_exe().context("finding this program")?;
+        let Work { size, count, seed, timeout } = work;
+        let mut child = Command::new(program)
+            .args(["node", "--json", "--device", device])
+            .args(["--size", &size.to_string(), "--count", &count.to_string()])
+            .args(["--seed", &seed.to_string(), "--timeout", &timeout.to_string()])
+            .args(role)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("starting a node")?;
+        let out = child.stdout.take().context("a node's output")?;
+        Ok(Self { child, out: BufReader::new(out) })
+    }
+
+    fn line<T: DeserializeOwned>(&mut self) -> Result<T> {
+        let mut line = String::new();
+        self.out.read_line(&mut line)?;
+        ensure!(!line.is_empty(), "it ended without a word (its complaint is above)");
+        serde_json::from_str(&line).with_context(|| format!("it said {line:?}"))
+    }
+
+    fn report(&mut self) -> Result<NodeReport> {
+        let report = self.line()?;
+        self.out.read_to_string(&mut String::new())?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "it ended with {status}");
+        Ok(report)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Nothing to kill where it has ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

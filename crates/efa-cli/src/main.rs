@@ -1,0 +1,78 @@
+//! The command `efa`.
+//!
+//! | subcommand | what it does |
+//! | --- | --- |
+//! | `efa devices` | lists devices |
+//! | `efa node` | one of two nodes that exchange an RDMA write; the other may be on another host |
+//! | `efa demo` | both nodes as processes on this machine, over a good network and a bad one |
+//! | `efa dissect` | lays a WQE, a receive descriptor or a completion entry out field by field |
+
+mod demo;
+mod dissect;
+mod node;
+mod report;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "efa", version, about = "EFA direct verbs: devices, a demonstration, a dissector")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Lists the devices that can be opened.
+    Devices {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// One node: waits for the other (`--listen`) and is written to, or goes to it (`--connect`) and writes.
+    Node(node::Options),
+    /// Two processes, each with a software device, and RDMA writes between them; then again over a bad network.
+    Demo(demo::Options),
+    /// Lays an entry out field by field, from its bytes in hexadecimal.
+    Dissect(dissect::Options),
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_env("EFA_LOG"))
+        .with_writer(std::io::stderr)
+        .init();
+    let outcome = match Args::parse().command {
+        Command::Devices { json } => devices(json).map(|()| true),
+        Command::Node(options) => node::main(&options),
+        Command::Demo(options) => demo::main(&options),
+        Command::Dissect(options) => dissect::main(&options).map(|()| true),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("efa: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn devices(json: bool) -> Result<()> {
+    let devices = efa_direct::devices();
+    if json {
+        let rows: Vec<_> = devices
+            .iter()
+            .map(|device| serde_json::json!({ "name": device.name, "description": device.description }))
+            .collect();
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+        return Ok(());
+    }
+    let width = devices.iter().map(|device| device.name.len()).max().unwrap_or(0);
+    for device in devices {
+        println!("{:width$}  {}", device.name, device.description);
+    }
+    Ok(())
+}

@@ -1,0 +1,331 @@
+//! `efa node`: one of two nodes. Node 0 writes into node 1's memory; node 1 learns of it from its completion queue alone.
+//!
+//! The nodes tell each other where they are over TCP, a line of JSON each way, as perftest does.
+
+use crate::report::{EndpointReport, Entry, NodeReport, Packets, RegionReport, Words};
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use efa_direct::{
+    Access, Completion, CompletionKind, CpuCompletionQueue, CqConfig, Device, Endpoint, ProtectionDomain, QpConfig,
+    RdmaWrite, Region, RemoteRegion,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+/// The immediate of the first write; the others count on from here.
+const FIRST_IMM: u32 = 0x1000;
+/// Sends and receives that may be outstanding.
+const DEPTH: u32 = 128;
+
+/// What `efa node` takes.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Options {
+    /// The device to open; `efa devices` lists names.
+    #[arg(long, default_value = "soft:udp=127.0.0.1:0")]
+    pub(crate) device: String,
+    /// Be node 1: wait at this address (port 0 takes a free one) and be written to.
+    #[arg(long, conflicts_with = "connect")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Be node 0: go to the node at this address and write to it.
+    #[arg(long, required_unless_present = "listen")]
+    pub(crate) connect: Option<SocketAddr>,
+    #[command(flatten)]
+    pub(crate) work: Work,
+    /// Print the report as a line of JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What is to be done; node 0's word counts.
+#[derive(Args, Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Work {
+    /// Bytes of each write, a multiple of 8.
+    #[arg(long, default_value_t = 4096)]
+    pub(crate) size: u64,
+    /// Number of writes.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) count: u64,
+    /// Seed of what is written (and in `efa demo`, of the network).
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Seconds to wait for a completion.
+    #[arg(long, default_value_t = 30)]
+    pub(crate) timeout: u64,
+}
+
+/// The line that a listening node prints first, in JSON mode.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Listening {
+    pub(crate) listening: SocketAddr,
+}
+
+/// What a node says to the other.
+#[derive(Serialize, Deserialize)]
+struct Hello {
+    endpoint: EndpointReport,
+    region: RegionReport,
+    work: Work,
+}
+
+/// Runs `efa node`; whether all went well.
+pub(crate) fn main(options: &Options) -> Result<bool> {
+    let (report, good) = match (options.listen, options.connect) {
+        (Some(at), _) => be_written_to(options, at)?,
+        (None, Some(to)) => write(options, to)?,
+        (None, None) => bail!("either --listen or --connect"),
+    };
+    if options.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(good)
+}
+
+impl Work {
+    /// Bytes of all writes together.
+    fn total(&self) -> Result<usize> {
+        ensure!(
+            self.size > 0 && self.size.is_multiple_of(8),
+            "--size {}: give a positive multiple of 8 bytes",
+            self.size
+        );
+        ensure!(self.count > 0, "--count 0: give at least one write");
+        let total = self.size.checked_mul(self.count).filter(|&total| total <= 1 << 32);
+        let total = total.with_context(|| format!("{} × {} bytes: keep it to 4 GiB", self.count, self.size))?;
+        usize::try_from(total).context("more than this machine can address")
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_secs(self.timeout)
+    }
+
+    /// The word at this place of the whole.
+    fn word(&self, index: u64) -> u64 {
+        // SplitMix64 of the index: no word equals its neighbours, and a shifted block matches nowhere.
+        let mut z = (self.seed << 40).wrapping_add(index).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// The bytes of write number `k`.
+    fn block(&self, k: u64) -> Vec<u8> {
+        let words = self.size / 8;
+        (k * words..(k + 1) * words).flat_map(|index| self.word(index).to_le_bytes()).collect()
+    }
+}
+
+/// A connection that carries lines of JSON.
+struct Wire {
+    reader: BufReader<TcpStream>,
+    writer: TcpStream,
+}
+
+impl Wire {
+    fn new(stream: TcpStream, patience: Duration) -> Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(patience))?;
+        Ok(Self { reader: BufReader::new(stream.try_clone()?), writer: stream })
+    }
+
+    fn say(&mut self, what: &impl Serialize) -> Result<()> {
+        let line = serde_json::to_string(what)? + "\n";
+        self.writer.write_all(line.as_bytes()).context("telling the other node")
+    }
+
+    fn hear<T: DeserializeOwned>(&mut self) -> Result<T> {
+        let mut line = String::new();
+        let count = self.reader.read_line(&mut line).context("waiting for the other node's word")?;
+        ensure!(count > 0, "the other node closed the connection");
+        serde_json::from_str(&line).with_context(|| format!("the other node said {line:?}"))
+    }
+}
+
+fn qkey(seed: u64) -> u32 {
+    (seed as u32).wrapping_mul(0x9e37_79b9) & 0x7fff_ffff | 1
+}
+
+fn describe(endpoint: &Endpoint, region: &Region<'_>) -> (EndpointReport, RegionReport) {
+    let Endpoint { gid, qpn, qkey } = *endpoint;
+    let keys = region.keys();
+    let region = RegionReport { addr: region.addr(), len: region.len(), lkey: keys.lkey, rkey: keys.rkey };
+    (EndpointReport { gid: gid.to_string(), qpn, qkey }, region)
+}
+
+fn endpoint_of(hello: &Hello) -> Result<Endpoint> {
+    let gid = hello.endpoint.gid.parse().with_context(|| format!("the GID {:?}", hello.endpoint.gid))?;
+    Ok(Endpoint { gid, qpn: hello.endpoint.qpn, qkey: hello.endpoint.qkey })
+}
+
+fn next_completion(cq: &mut CpuCompletionQueue, work: &Work, device: &Device) -> Result<Completion> {
+    cq.wait(work.patience()).with_context(|| {
+        let counters = device.counters();
+        format!(
+            "no completion within {} s: {} packets sent, {} received",
+            work.timeout, counters.tx_pkts, counters.rx_pkts
+        )
+    })
+}
+
+fn open(options: &Options) -> Result<(Device, ProtectionDomain)> {
+    let device = Device::open(&options.device)?;
+    let pd = device.alloc_pd()?;
+    Ok((device, pd))
+}
+
+/// Node 0.
+fn write(options: &Options, to: SocketAddr) -> Result<(NodeReport, bool)> {
+    let work = options.work;
+    let total = work.total()?;
+    let (device, pd) = open(options)?;
+    let max = device.attributes().max_rdma_bytes;
+    ensure!(work.size <= max.into(), "--size {}: the device writes at most {max} bytes at once", work.size);
+    let cq = device.create_cq(CqConfig::new(2 * DEPTH))?;
+    let qp = pd.create_qp(&cq, &cq, QpConfig::new(DEPTH, 1))?.activate(qkey(work.seed))?;
+    let region = pd.allocate(total, Access::LOCAL_READ)?;
+    for k in 0..work.count {
+        region.write(k * work.size, &work.block(k))?;
+    }
+
+    let stream = TcpStream::connect(to).with_context(|| format!("connecting to {to}"))?;
+    let mut wire = Wire::new(stream, work.patience())?;
+    let (endpoint, described) = describe(&qp.endpoint, &region);
+    wire.say(&Hello { endpoint: endpoint.clone(), region: described.clone(), work })?;
+    let theirs: Hello = wire.hear()?;
+    let peer = pd.peer(&endpoint_of(&theirs)?)?;
+    let remote = RemoteRegion { addr: theirs.region.addr, rkey: theirs.region.rkey, len: theirs.region.len };
+
+    let (mut sq, mut cq) = (qp.send.into_cpu(), cq.into_cpu());
+    let (mut wqe, mut doorbell, mut completion) = (None, None, None);
+    let (mut posted, mut completed) = (0, 0);
+    let start = Instant::now();
+    while completed < work.count {
+        while posted < work.count && sq.room() > 0 {
+            let range = posted * work.size..(posted + 1) * work.size;
+            let request = RdmaWrite::new(region.slice(range.clone())?, remote.slice(range)?)
+                .imm(FIRST_IMM.wrapping_add(posted as u32));
+            if wqe.is_none() {
+                let preview = sq.preview(&peer, request, posted)?;
+                wqe = Some(Entry::new(preview.as_bytes(), &preview));
+            }
+            sq.post(&peer, request, posted)?;
+            posted += 1;
+            if doorbell.is_none() {
+                sq.ring();
+                doorbell = Some(sq.doorbell().value());
+            }
+        }
+        sq.ring();
+        let done = next_completion(&mut cq, &work, &device)?;
+        ensure!(done.status.is_ok(), "write {}: {}; {}", done.wr_id, done.status, done.status.usual_cause());
+        if completion.is_none() {
+            let entry = cq.peek_back(1);
+            completion = Some(Entry::new(entry.as_bytes(), &entry));
+        }
+        completed += 1;
+    }
+    let microseconds = start.elapsed().as_micros() as u64;
+    let verdict: Words = wire.hear()?;
+    wire.say(&"bye")?;
+    let report = NodeReport {
+        node: 0,
+        device: options.device.clone(),
+        endpoint,
+        region: described,
+        operations: work.count,
+        size: work.size,
+        wqe,
+        doorbell,
+        completion,
+        completions: completed,
+        words: None,
+        packets: Packets::of(&device.counters(), device.link_counters()),
+        microseconds,
+    };
+    Ok((report, verdict.matching == verdict.total))
+}
+
+/// Node 1.
+fn be_written_to(options: &Options, at: SocketAddr) -> Result<(NodeReport, bool)> {
+    let listener = TcpListener::bind(at).with_context(|| format!("listening at {at}"))?;
+    let listening = listener.local_addr()?;
+    if options.json {
+        println!("{}", serde_json::to_string(&Listening { listening })?);
+    } else {
+        println!("listening at {listening}");
+    }
+    let (stream, _) = listener.accept()?;
+    let mut wire = Wire::new(stream, options.work.patience())?;
+    let theirs: Hello = wire.hear()?;
+    let work = theirs.work;
+
+    let (device, pd) = open(options)?;
+    let region = pd.allocate(work.total()?, Access::REMOTE_WRITE)?;
+    let cq = device.create_cq(CqConfig::new(2 * DEPTH))?;
+    let qp = pd.create_qp(&cq, &cq, QpConfig::new(1, DEPTH))?.activate(qkey(work.seed + 1))?;
+    // A write with immediate consumes a receive, though it puts nothing there.
+    let unused = pd.allocate(64, Access::LOCAL_WRITE)?;
+    let mut rq = qp.recv.into_cpu();
+    for _ in 0..DEPTH {
+        rq.post(&[unused.slice(..)?], 0)?;
+    }
+    rq.ring();
+    let _peer = pd.peer(&endpoint_of(&theirs)?)?; // without it the device refuses the writer's RDMA
+    let (endpoint, described) = describe(&qp.endpoint, &region);
+    wire.say(&Hello { endpoint: endpoint.clone(), region: described.clone(), work })?;
+
+    let mut cq = cq.into_cpu();
+    let mut completion = None;
+    let mut words = Words::default();
+    let mut arrived = vec![false; work.count as usize];
+    let start = Instant::now();
+    for _ in 0..work.count {
+        let done = next_completion(&mut cq, &work, &device)?;
+        ensure!(done.status.is_ok(), "a receive: {}; {}", done.status, done.status.usual_cause());
+        if completion.is_none() {
+            let entry = cq.peek_back(1);
+            completion = Some(Entry::new(entry.as_bytes(), &entry));
+        }
+        let CompletionKind::Receive(received) = done.kind else { bail!("{done:?}, but this node posted no sends") };
+        let k = received.imm.context("a message without immediate")?.wrapping_sub(FIRST_IMM);
+        let seen = arrived
+            .get_mut(k as usize)
+            .with_context(|| format!("immediate {k}, but there are {} writes", work.count))?;
+        ensure!(!std::mem::replace(seen, true), "write {k} arrived twice");
+        check(&region, &work, k.into(), &mut words)?;
+        rq.post(&[unused.slice(..)?], 0)?;
+        rq.ring();
+    }
+    let microseconds = start.elapsed().as_micros() as u64;
+    wire.say(&words)?;
+    // Node 0 may still miss an acknowledgement: stay until it has all of them.
+    let _: String = wire.hear()?;
+    let report = NodeReport {
+        node: 1,
+        device: options.device.clone(),
+        endpoint,
+        region: described,
+        operations: work.count,
+        size: work.size,
+        wqe: None,
+        doorbell: None,
+        completion,
+        completions: work.count,
+        words: Some(words),
+        packets: Packets::of(&device.counters(), device.link_counters()),
+        microseconds,
+    };
+    Ok((report, words.matching == words.total))
+}
+
+/// Compares write number `k`, word by word.
+fn check(region: &Region<'_>, work: &Work, k: u64, words: &mut Words) -> Result<()> {
+    let bytes = region.read_vec(k * work.size..(k + 1) * work.size)?;
+    let expected = work.block(k);
+    words.total += work.size / 8;
+    words.matching += bytes.chunks(8).zip(expected.chunks(8)).filter(|(is, should)| is == should).count() as u64;
+    Ok(())
+}

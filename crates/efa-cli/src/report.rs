@@ -1,0 +1,147 @@
+//! What a node did, for people and for programs.
+
+use efa_direct::{Counters, LinkCounters};
+use serde::{Deserialize, Serialize};
+use std::fmt::{self, Display, Formatter, Write};
+
+/// What one node did.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct NodeReport {
+    /// 0 writes, 1 is written to.
+    pub(crate) node: u8,
+    /// The device, as it was opened.
+    pub(crate) device: String,
+    pub(crate) endpoint: EndpointReport,
+    pub(crate) region: RegionReport,
+    /// Writes posted, or arrived.
+    pub(crate) operations: u64,
+    /// Bytes of each.
+    pub(crate) size: u64,
+    /// The first WQE (node 0).
+    pub(crate) wqe: Option<Entry>,
+    /// Value of the doorbell after the first WQE (node 0).
+    pub(crate) doorbell: Option<u32>,
+    /// The first completion entry.
+    pub(crate) completion: Option<Entry>,
+    /// Completion entries in all.
+    pub(crate) completions: u64,
+    /// Words compared, and equal (node 1).
+    pub(crate) words: Option<Words>,
+    pub(crate) packets: Packets,
+    /// From the first post (node 0) or the exchange of addresses (node 1) to the last completion.
+    pub(crate) microseconds: u64,
+}
+
+/// Where a node can be reached.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct EndpointReport {
+    pub(crate) gid: String,
+    pub(crate) qpn: u16,
+    pub(crate) qkey: u32,
+}
+
+/// A node's memory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct RegionReport {
+    pub(crate) addr: u64,
+    pub(crate) len: u64,
+    pub(crate) lkey: u32,
+    pub(crate) rkey: u32,
+}
+
+/// A ring entry.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    pub(crate) hex: String,
+    pub(crate) fields: String,
+}
+
+impl Entry {
+    /// An entry, from its bytes and its dissection.
+    pub(crate) fn new(bytes: &[u8], fields: &impl Display) -> Self {
+        let hex = bytes.iter().fold(String::new(), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        });
+        Self { hex, fields: fields.to_string() }
+    }
+}
+
+/// How many words were right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Words {
+    pub(crate) matching: u64,
+    pub(crate) total: u64,
+}
+
+/// What travelled.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Packets {
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+    pub(crate) retransmitted: u64,
+    pub(crate) duplicates_dropped: u64,
+    /// Of this node's packets, by the simulated network.
+    pub(crate) lost: u64,
+    pub(crate) doubled: u64,
+    pub(crate) overtaken: u64,
+}
+
+impl Packets {
+    pub(crate) fn of(device: &Counters, link: Option<LinkCounters>) -> Self {
+        let link = link.unwrap_or_default();
+        Self {
+            sent: device.tx_pkts,
+            received: device.rx_pkts,
+            retransmitted: device.retrans_pkts,
+            duplicates_dropped: device.duplicate_pkts,
+            lost: link.lost,
+            doubled: link.duplicated,
+            overtaken: link.overtaken,
+        }
+    }
+}
+
+/// Lines with a margin that says whose they are.
+struct Margin<'a>(u8, &'a str);
+
+impl Display for Margin<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.1.lines().try_for_each(|line| writeln!(f, "node {} │ {}", self.0, line.trim_end()))
+    }
+}
+
+impl Display for NodeReport {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let mut text = String::new();
+        let EndpointReport { gid, qpn, qkey } = &self.endpoint;
+        let RegionReport { addr, len, lkey, rkey } = &self.region;
+        writeln!(text, "device {}", self.device)?;
+        writeln!(text, "GID {gid}, QP number {qpn}, qkey {qkey:#x}")?;
+        writeln!(text, "region of {len} bytes at {addr:#x}, lkey {lkey:#x}, rkey {rkey:#x}")?;
+        if let (Some(wqe), Some(doorbell)) = (&self.wqe, self.doorbell) {
+            writeln!(
+                text,
+                "\nRDMA write with immediate, {} bytes: the WQE in the send ring\n{}",
+                self.size, wqe.fields
+            )?;
+            writeln!(text, "doorbell ← {doorbell}\n")?;
+        }
+        if let Some(completion) = &self.completion {
+            let of = if self.completions > 1 { format!(" (the first of {})", self.completions) } else { String::new() };
+            writeln!(text, "the completion queue{of}\n{}", completion.fields)?;
+        }
+        let p = &self.packets;
+        writeln!(
+            text,
+            "packets: {} sent (of these {} retransmitted), {} received ({} duplicates dropped)",
+            p.sent, p.retransmitted, p.received, p.duplicates_dropped
+        )?;
+        writeln!(text, "network: {} of them lost, {} doubled, {} overtaken", p.lost, p.doubled, p.overtaken)?;
+        if let Some(Words { matching, total }) = self.words {
+            writeln!(text, "{matching}/{total} words match")?;
+        }
+        writeln!(text, "{} operations in {} µs", self.operations, self.microseconds)?;
+        Margin(self.node, &text).fmt(f)
+    }
+}

@@ -1,0 +1,115 @@
+//! `cargo xtask test`: every check, and a closing table of what ran and what could not.
+
+use crate::cargo;
+use anyhow::{Result, bail};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// One thing that proves something.
+struct Check {
+    name: &'static str,
+    /// What must be there, if it is not always.
+    needs: Option<Need>,
+    args: &'static [&'static str],
+    env: &'static [(&'static str, &'static str)],
+}
+
+/// Something that a machine may lack.
+struct Need {
+    /// Succeeds where it is there.
+    probe: &'static [&'static str],
+    what: &'static str,
+    /// The command that brings it.
+    remedy: &'static str,
+}
+
+const CHECKS: &[Check] = &[
+    Check {
+        name: "formatting",
+        needs: Some(Need {
+            probe: &["fmt", "--version"],
+            what: "rustfmt is not installed",
+            remedy: "rustup component add rustfmt",
+        }),
+        args: &["fmt", "--all", "--check"],
+        env: &[],
+    },
+    Check {
+        name: "lints",
+        needs: Some(Need {
+            probe: &["clippy", "--version"],
+            what: "clippy is not installed",
+            remedy: "rustup component add clippy",
+        }),
+        args: &["clippy", "--quiet", "--workspace", "--all-targets", "--all-features", "--", "--deny", "warnings"],
+        env: &[],
+    },
+    Check {
+        name: "unit, property, simulation, compile-fail and demo tests",
+        needs: None,
+        args: &["test", "--workspace", "--all-features", "--lib", "--bins", "--tests"],
+        env: &[],
+    },
+    Check { name: "doc tests", needs: None, args: &["test", "--workspace", "--all-features", "--doc"], env: &[] },
+    Check {
+        name: "documentation",
+        needs: None,
+        args: &["doc", "--quiet", "--workspace", "--all-features", "--no-deps"],
+        env: &[("RUSTDOCFLAGS", "--deny warnings")],
+    },
+];
+
+enum Verdict {
+    Passed,
+    Failed,
+    /// Could not run, and the command that would change that.
+    Gap(&'static Need),
+}
+
+/// Runs every check; fails if one failed or, with `CI=true`, could not run.
+pub(crate) fn run_all() -> Result<()> {
+    let mut verdicts = Vec::new();
+    for check in CHECKS {
+        println!("\n── {} ──", check.name);
+        let start = Instant::now();
+        let verdict = match &check.needs {
+            Some(need) if !succeeds_quietly(cargo().args(need.probe)) => Verdict::Gap(need),
+            _ => {
+                let status = cargo().args(check.args).envs(check.env.iter().copied()).status()?;
+                if status.success() { Verdict::Passed } else { Verdict::Failed }
+            }
+        };
+        verdicts.push((check.name, verdict, start.elapsed()));
+    }
+    print_table(&verdicts);
+    let failed = verdicts.iter().filter(|(_, verdict, _)| matches!(verdict, Verdict::Failed)).count();
+    let gaps = verdicts.iter().filter(|(_, verdict, _)| matches!(verdict, Verdict::Gap(_))).count();
+    let strict = std::env::var("CI").is_ok_and(|ci| ci == "true");
+    match (failed, gaps) {
+        (0, 0) => Ok(()),
+        (0, _) if !strict => Ok(()),
+        _ => bail!("{failed} checks failed, {gaps} could not run"),
+    }
+}
+
+fn succeeds_quietly(command: &mut Command) -> bool {
+    command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+fn print_table(verdicts: &[(&str, Verdict, Duration)]) {
+    let width = verdicts.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
+    println!("\n{:width$}  result  seconds", "check");
+    for (name, verdict, time) in verdicts {
+        let result = match verdict {
+            Verdict::Passed => "passed",
+            Verdict::Failed => "FAILED",
+            Verdict::Gap(_) => "gap",
+        };
+        println!("{name:width$}  {result:6}  {:7.1}", time.as_secs_f64());
+    }
+    for (name, verdict, _) in verdicts {
+        if let Verdict::Gap(need) = verdict {
+            println!("{name} could not run: {}; `{}` enables it", need.what, need.remedy);
+        }
+    }
+}
