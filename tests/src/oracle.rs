@@ -171,7 +171,7 @@ impl World {
                     }
                 }
             }
-            if self.rng.u8(..) < 6 {
+            if self.rng.u8(..) < 2 {
                 self.post_receives();
             }
             self.sim.step(Duration::from_micros(200));

@@ -338,6 +338,12 @@ impl TxFlow {
             self.base = self.base.wrapping_add(1);
         }
         self.admit();
+        if self.slots.is_empty() {
+            // What is left speaks of messages that are gone: without it an idle flow has no next time.
+            self.resend.clear();
+            self.in_flight.clear();
+            self.wakeups.clear();
+        }
         Some(Finished { message: slot.message, status })
     }
 
@@ -477,6 +483,7 @@ mod tests {
         assert!(finished.is_empty() && flow.timeouts == 1);
         flow.on_ack(later + MS, done(0, 1), &mut finished);
         assert_eq!((finished.len(), flow.is_idle(), flow.outstanding), (1, true, 0));
+        assert_eq!(flow.next_time(), None, "an idle flow waits for nothing");
     }
 
     #[test]

@@ -1,0 +1,445 @@
+//! What the host API promises, on simulated devices: limits, ownership, completions, statuses.
+
+use efa_direct::*;
+use efa_soft::LinkConfig;
+use efa_tests::Sim;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Two nodes with a queue pair each, and each other's address.
+struct Pair {
+    sim: Sim,
+    a: Side,
+    b: Side,
+}
+
+struct Side {
+    device: Device,
+    pd: Arc<ProtectionDomain>,
+    cq: CpuCompletionQueue,
+    sq: CpuSendQueue<8>,
+    rq: CpuRecvQueue,
+    endpoint: Endpoint,
+    control: QpControl,
+    peer: Option<Peer>,
+    memory: Region<'static>,
+}
+
+impl Side {
+    fn new(sim: &Sim, index: u32, config: QpConfig<8>, cq_entries: u32) -> Self {
+        let device = sim.add(index, |config| {
+            config.req_id_64 = index >= 10;
+            config.rnr_retries = Some(3);
+        });
+        let pd = Arc::new(device.alloc_pd().unwrap());
+        let cq = device.create_cq(CqConfig::new(cq_entries)).unwrap();
+        let qp = pd.create_qp(&cq, &cq, config).unwrap().activate(0x100 + index).unwrap();
+        let memory = pd.allocate_shared(1 << 20, Access::ALL).unwrap();
+        let (sq, rq, cq) = (qp.send.into_cpu(), qp.recv.into_cpu(), cq.into_cpu());
+        Self { device, pd, cq, sq, rq, endpoint: qp.endpoint, control: qp.control, peer: None, memory }
+    }
+
+    fn meet(&mut self, other: &Endpoint) {
+        self.peer = Some(self.pd.peer(other).unwrap());
+    }
+
+    fn post(&mut self, request: impl Request<8>, wr_id: u64) -> Result<(), PostError> {
+        self.sq.post(self.peer.as_ref().unwrap(), request, wr_id)
+    }
+}
+
+impl Pair {
+    fn with(config: QpConfig<8>, cq_entries: u32, link: LinkConfig) -> Self {
+        let sim = Sim::new(link);
+        let mut a = Side::new(&sim, 0, config, cq_entries);
+        let mut b = Side::new(&sim, 1, config, cq_entries);
+        a.meet(&b.endpoint);
+        b.meet(&a.endpoint);
+        Self { sim, a, b }
+    }
+
+    fn new() -> Self {
+        Self::with(QpConfig::new(16, 16), 64, LinkConfig { delay: Duration::from_micros(5), ..LinkConfig::default() })
+    }
+
+    /// The next completion of node A.
+    fn completion_a(&mut self) -> Completion {
+        let (sim, cq) = (&mut self.sim, &mut self.a.cq);
+        let mut completion = None;
+        sim.run_until(Duration::from_secs(60), || {
+            completion = cq.poll_one();
+            completion.is_some()
+        });
+        completion.expect("a completion at node A")
+    }
+
+    fn completion_b(&mut self) -> Completion {
+        std::mem::swap(&mut self.a, &mut self.b);
+        let completion = self.completion_a();
+        std::mem::swap(&mut self.a, &mut self.b);
+        completion
+    }
+
+    /// Posts a write of these ranges from A to B and gives its status.
+    fn status_of_write(&mut self, length: u64, remote: RemoteRegion, at: std::ops::Range<u64>) -> Status {
+        let slice = self.a.memory.slice(..length).unwrap();
+        let write = RdmaWrite::new(slice, remote.slice(at).unwrap());
+        self.a.sq.post(self.a.peer.as_ref().unwrap(), write, 7).unwrap();
+        self.a.sq.ring();
+        let completion = self.completion_a();
+        assert_eq!((completion.wr_id, completion.kind), (7, CompletionKind::Send(OpCode::RdmaWrite)));
+        completion.status
+    }
+}
+
+#[test]
+fn a_full_ring_refuses_with_the_numbers_and_takes_more_once_completions_were_polled() {
+    let mut pair = Pair::new();
+    for i in 0..16 {
+        pair.a.post(SendInline::new(b"x"), i).unwrap();
+    }
+    let full = PostError::RingFull { entries: 16, outstanding: 16 };
+    assert_eq!(pair.a.post(SendInline::new(b"x"), 16), Err(full));
+    assert_eq!(full.to_string(), "the ring holds 16, 16 are outstanding: poll completions and try again");
+    for i in 0..16 {
+        pair.b.rq.post(&[pair.b.memory.slice(0..64).unwrap()], i).unwrap();
+    }
+    pair.b.rq.ring();
+    pair.a.sq.ring();
+    assert_eq!(pair.a.sq.room(), 0);
+    pair.completion_a();
+    assert_eq!(pair.a.sq.room(), 1);
+    pair.a.post(SendInline::new(b"x"), 16).unwrap();
+    assert_eq!(pair.a.post(SendInline::new(b"x"), 17), Err(full));
+}
+
+#[test]
+fn a_ring_stops_at_its_share_of_the_completion_queue() {
+    let mut pair = Pair::with(QpConfig::new(16, 4).send_share(5), 16, LinkConfig::default());
+    for i in 0..5 {
+        pair.a.post(SendInline::new(b"x"), i).unwrap();
+    }
+    let refused = pair.a.post(SendInline::new(b"x"), 5);
+    assert_eq!(refused, Err(PostError::CompletionQueueFull { share: 5, outstanding: 5 }));
+}
+
+#[test]
+fn rings_that_a_completion_queue_cannot_hold_are_not_created() {
+    let sim = Sim::new(LinkConfig::default());
+    let device = sim.add(0, |_| ());
+    let pd = device.alloc_pd().unwrap();
+    let cq = device.create_cq(CqConfig::new(32)).unwrap();
+    let first = pd.create_qp(&cq, &cq, QpConfig::new(16, 8)).unwrap();
+    let refused = pd.create_qp(&cq, &cq, QpConfig::new(16, 8)).err().unwrap();
+    assert!(refused.to_string().contains("holds 32 entries, 24 are promised to other rings, 16 more"), "{refused}");
+    drop(first);
+    pd.create_qp(&cq, &cq, QpConfig::new(16, 8)).unwrap();
+}
+
+#[test]
+fn a_request_that_cannot_be_is_refused_before_anything_is_written() {
+    let mut pair = Pair::new();
+    let foreign_pd = pair.a.device.alloc_pd().unwrap();
+    let foreign = foreign_pd.allocate(64, Access::ALL).unwrap();
+    let foreign_peer = foreign_pd.peer(&pair.b.endpoint).unwrap();
+    let remote = pair.b.memory.remote();
+    let mtu = u64::from(pair.a.device.attributes().mtu);
+
+    let errors = [
+        pair.a.post(Send::new(&[foreign.slice(..).unwrap()]), 1),
+        pair.a.sq.post(&foreign_peer, SendInline::new(b"x"), 1),
+        {
+            let slice = pair.a.memory.slice(..8).unwrap();
+            let peer = pair.a.peer.as_ref().unwrap();
+            pair.a.sq.post(peer, RdmaWrite::new(slice, remote.slice(..9).unwrap()), 1)
+        },
+        pair.a.post(SendInline::new(&[0; 33]), 1),
+        {
+            let slice = pair.a.memory.slice(..mtu + 1).unwrap();
+            pair.a.sq.post(pair.a.peer.as_ref().unwrap(), Send::new(&[slice]), 1)
+        },
+        {
+            let slices = [pair.a.memory.slice(..1).unwrap(); 3];
+            pair.a.sq.post(pair.a.peer.as_ref().unwrap(), Send::new(&slices), 1)
+        },
+    ];
+    let texts = [
+        "the region belongs to protection domain",
+        "the peer belongs to protection domain",
+        "8 bytes here, 9 bytes there",
+        "33 bytes inline, 32 fit",
+        "send of 8193 bytes, the device takes 8192",
+        "3 buffers in one WQE, this queue takes 2",
+    ];
+    for (error, text) in errors.into_iter().zip(texts) {
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(text), "{error}");
+    }
+    assert_eq!((pair.a.sq.outstanding(), pair.a.sq.room()), (0, 16));
+    pair.a.sq.ring();
+    assert_eq!(pair.a.sq.doorbell().value(), 0, "nothing was posted, so nothing is rung");
+    let too_far = pair.a.memory.slice(0..(1 << 20) + 1).unwrap_err().to_string();
+    assert_eq!(too_far, "bytes 0..1048577 of a region of 1048576 bytes");
+}
+
+#[test]
+fn a_receive_that_cannot_be_is_refused_before_anything_is_written() {
+    let mut pair = Pair::new();
+    let b = &mut pair.b;
+    let refused = [
+        b.rq.post(&[], 1),
+        b.rq.post(&[b.memory.slice(..8).unwrap(); 2], 1),
+        b.rq.post(&[b.memory.slice(..65536).unwrap()], 1),
+    ];
+    assert_eq!(refused[0], Err(PostError::ReceiveBuffers { given: 0, max: 1 }));
+    assert_eq!(refused[1], Err(PostError::ReceiveBuffers { given: 2, max: 1 }));
+    assert_eq!(refused[2], Err(PostError::ReceiveTooLong { given: 65536 }));
+    for i in 0..16 {
+        b.rq.post(&[b.memory.slice(..8).unwrap()], i).unwrap();
+    }
+    let full = b.rq.post(&[b.memory.slice(..8).unwrap()], 16);
+    assert_eq!(full, Err(PostError::RingFull { entries: 16, outstanding: 16 }));
+}
+
+#[test]
+fn a_full_batch_rings_by_itself() {
+    let mut pair = Pair::with(QpConfig::new(256, 4), 512, LinkConfig::default());
+    let batch = pair.a.sq.max_batch();
+    assert!(batch < 256);
+    for i in 0..batch - 1 {
+        pair.a.post(SendInline::new(b"x"), i.into()).unwrap();
+        assert_eq!(pair.a.sq.doorbell().value(), 0);
+    }
+    pair.a.post(SendInline::new(b"x"), 0).unwrap();
+    assert_eq!(pair.a.sq.doorbell().value(), batch);
+}
+
+#[test]
+fn a_ring_changes_hands_only_when_drained_and_keeps_its_counter() {
+    let mut pair = Pair::new();
+    for i in 0..3 {
+        pair.b.rq.post(&[pair.b.memory.slice(..8).unwrap()], i).unwrap();
+        pair.a.post(SendInline::new(b"x"), i).unwrap();
+    }
+    pair.b.rq.ring();
+    let Pair { mut sim, a, .. } = pair;
+    let (sq, mut cq) = (a.sq, a.cq);
+    let refused = sq.into_idle().unwrap_err();
+    assert_eq!(refused.outstanding, 3);
+    assert_eq!(
+        Error::from(NotDrained { queue: (), outstanding: 3 }).to_string(),
+        "3 work requests are outstanding: poll their completions first"
+    );
+    let mut left = 3;
+    sim.run_until(Duration::from_secs(1), || {
+        left -= usize::from(cq.poll_one().is_some());
+        left == 0
+    });
+    let gpu = refused.queue.into_idle().unwrap().into_gpu();
+    let handle = gpu.handle();
+    assert_eq!((handle.producer, handle.mask, handle.credits, handle.wqe_size), (3, 15, 16, 64));
+    let gpu = gpu.into_idle(10, 9).unwrap_err().queue;
+    let mut sq = gpu.into_idle(10, 10).unwrap().into_cpu();
+    assert_eq!(sq.room(), 16);
+    sq.post(a.peer.as_ref().unwrap(), SendInline::new(b"x"), 1).unwrap();
+    sq.ring();
+    assert_eq!(sq.doorbell().value(), 11);
+}
+
+#[test]
+fn a_completion_ring_changes_hands_only_when_everything_in_it_was_polled() {
+    let mut pair = Pair::new();
+    pair.a.post(SendInline::new(b"x"), 1).unwrap();
+    pair.b.rq.post(&[pair.b.memory.slice(..8).unwrap()], 2).unwrap();
+    pair.b.rq.ring();
+    pair.a.sq.ring();
+    pair.sim.run_until(Duration::from_millis(5), || false);
+    let mut cq = pair.a.cq.into_idle().unwrap_err();
+    assert_eq!(cq.poll_one().map(|completion| completion.wr_id), Some(1));
+    assert_eq!(cq.into_idle().unwrap().into_gpu().handle().consumer, 1);
+}
+
+#[test]
+fn ids_of_64_bits_come_back_on_devices_of_either_kind_over_many_laps() {
+    for (a, b) in [(0, 10), (10, 0)] {
+        let sim = Sim::new(LinkConfig::default());
+        let mut a = Side::new(&sim, a, QpConfig::new(16, 16), 64);
+        let mut b = Side::new(&sim, b, QpConfig::new(16, 16), 64);
+        a.meet(&b.endpoint);
+        b.meet(&a.endpoint);
+        let mut pair = Pair { sim, a, b };
+        let id = |i: u64| i.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        for lap in 0..100u64 {
+            for i in 0..16 {
+                pair.b.rq.post(&[pair.b.memory.slice(..8).unwrap()], !id(lap * 16 + i)).unwrap();
+                pair.a.post(SendInline::new(b"x"), id(lap * 16 + i)).unwrap();
+            }
+            pair.b.rq.ring();
+            pair.a.sq.ring();
+            let mut sent: Vec<u64> = (0..16).map(|_| pair.completion_a().wr_id).collect();
+            let mut received: Vec<u64> = (0..16).map(|_| pair.completion_b().wr_id).collect();
+            let mut expected: Vec<u64> = (lap * 16..lap * 16 + 16).map(id).collect();
+            for ids in [&mut sent, &mut received, &mut expected] {
+                ids.sort();
+            }
+            assert_eq!(sent, expected);
+            received.reverse();
+            assert_eq!(received.iter().map(|id| !id).collect::<Vec<_>>(), expected);
+        }
+    }
+}
+
+#[test]
+fn a_small_message_overtakes_a_stalled_large_one() {
+    let mut pair = Pair::new();
+    let remote = pair.b.memory.remote();
+    let large = RdmaWrite::new(pair.a.memory.slice(..1 << 19).unwrap(), remote.slice(..1 << 19).unwrap());
+    pair.a.sq.post(pair.a.peer.as_ref().unwrap(), large, 1).unwrap();
+    let small = RdmaWrite::new(pair.a.memory.slice(..8).unwrap(), remote.slice(1 << 19..(1 << 19) + 8).unwrap());
+    pair.a.sq.post(pair.a.peer.as_ref().unwrap(), small, 2).unwrap();
+    pair.a.sq.ring();
+    assert_eq!(pair.completion_a().wr_id, 2);
+    assert_eq!(pair.completion_a().wr_id, 1);
+}
+
+#[test]
+fn an_access_that_the_remote_region_does_not_allow_is_refused_there_and_touches_nothing() {
+    let mut pair = Pair::new();
+    pair.a.memory.write(0, &[0xff; 64]).unwrap();
+    let read_only = pair.b.pd.allocate_shared(64, Access::REMOTE_READ).unwrap();
+    let target = pair.b.pd.allocate_shared(64, Access::REMOTE_WRITE).unwrap();
+    let good = target.remote();
+    assert_eq!(pair.status_of_write(64, good, 0..64), Status::Ok);
+    assert_eq!(target.read_vec(..).unwrap(), [0xff; 64]);
+    pair.a.memory.write(0, &[0xaa; 64]).unwrap();
+
+    let longer = RemoteRegion { len: 65, ..good };
+    assert_eq!(pair.status_of_write(64, longer, 1..65), Status::RemoteBadAddress, "one byte past the end");
+    let earlier = RemoteRegion { addr: good.addr - 1, ..good };
+    assert_eq!(pair.status_of_write(64, earlier, 0..64), Status::RemoteBadAddress, "one byte before the start");
+    let wrapping = RemoteRegion { addr: u64::MAX - 7, ..good };
+    assert_eq!(pair.status_of_write(64, wrapping, 0..64), Status::RemoteBadAddress, "around the end of memory");
+    let guessed = RemoteRegion { rkey: good.rkey ^ 1, ..good };
+    assert_eq!(pair.status_of_write(64, guessed, 0..64), Status::RemoteBadAddress, "another key");
+    assert_eq!(pair.status_of_write(64, read_only.remote(), 0..64), Status::RemoteBadAddress, "no right to write");
+    assert_eq!(target.read_vec(..).unwrap(), [0xff; 64]);
+    assert_eq!(read_only.read_vec(..).unwrap(), [0; 64]);
+    drop(target);
+    assert_eq!(pair.status_of_write(64, good, 0..64), Status::RemoteBadAddress, "deregistered");
+}
+
+#[test]
+fn a_region_may_go_while_requests_are_under_way_and_they_fail() {
+    let mut pair = Pair::new();
+    let source = pair.a.pd.allocate_shared(1 << 19, Access::LOCAL_READ).unwrap();
+    let write = RdmaWrite::new(source.slice(..).unwrap(), pair.b.memory.remote().slice(..1 << 19).unwrap());
+    pair.a.sq.post(pair.a.peer.as_ref().unwrap(), write, 5).unwrap();
+    pair.a.sq.ring();
+    pair.sim.step(Duration::from_micros(1));
+    drop(source);
+    let completion = pair.completion_a();
+    assert_eq!((completion.wr_id, completion.status), (5, Status::InvalidLkey));
+}
+
+#[test]
+fn a_destination_that_is_not_there_says_so() {
+    let mut pair = Pair::new();
+    let ask = |pair: &mut Pair, endpoint: Endpoint| {
+        let peer = pair.a.pd.peer(&endpoint).unwrap();
+        pair.a.sq.post(&peer, SendInline::new(b"x"), 1).unwrap();
+        pair.a.sq.ring();
+        pair.completion_a().status
+    };
+    let there = pair.b.endpoint;
+    assert_eq!(ask(&mut pair, Endpoint { qpn: there.qpn + 1, ..there }), Status::RemoteBadDestQpn);
+    assert_eq!(ask(&mut pair, Endpoint { qkey: there.qkey + 1, ..there }), Status::RemoteBadDestQpn);
+    assert_eq!(ask(&mut pair, Endpoint { gid: Gid::local(77), ..there }), Status::UnreachableRemote);
+    assert_eq!(ask(&mut pair, there), Status::RemoteRnr, "nothing was posted to receive it");
+    let own = pair.a.endpoint;
+    assert_eq!(ask(&mut pair, own), Status::UnreachableRemote, "the hardware does not deliver to itself");
+}
+
+#[test]
+fn rdma_needs_an_address_handle_on_both_sides() {
+    let mut pair = Pair::new();
+    pair.b.peer = None;
+    let remote = pair.b.memory.remote();
+    assert_eq!(pair.status_of_write(8, remote, 0..8), Status::RemoteUnknownPeer);
+    // A send does not; the receiver then learns the sender's GID instead of a handle.
+    pair.b.rq.post(&[pair.b.memory.slice(..8).unwrap()], 3).unwrap();
+    pair.b.rq.ring();
+    pair.a.post(SendInline::new(b"hi"), 2).unwrap();
+    pair.a.sq.ring();
+    let CompletionKind::Receive(received) = pair.completion_b().kind else { panic!() };
+    assert_eq!((received.ah, received.src_gid), (None, Some(pair.a.endpoint.gid.0)));
+}
+
+#[test]
+fn a_message_longer_than_the_receive_fails_on_both_sides() {
+    let mut pair = Pair::new();
+    pair.b.rq.post(&[pair.b.memory.slice(..3).unwrap()], 3).unwrap();
+    pair.b.rq.ring();
+    pair.a.post(SendInline::new(b"four"), 2).unwrap();
+    pair.a.sq.ring();
+    assert_eq!(pair.completion_a().status, Status::RemoteBadLength);
+    let completion = pair.completion_b();
+    assert_eq!((completion.wr_id, completion.status), (3, Status::BadLength));
+    assert_eq!(pair.b.memory.read_vec(..4).unwrap(), [0; 4]);
+}
+
+#[test]
+fn failing_a_queue_pair_flushes_what_is_outstanding_and_lets_its_rings_go() {
+    let mut pair = Pair::new();
+    for i in 0..4 {
+        pair.a.rq.post(&[pair.a.memory.slice(..8).unwrap()], 100 + i).unwrap();
+        pair.a.post(SendInline::new(b"x"), i).unwrap();
+    }
+    pair.a.rq.ring();
+    pair.a.sq.ring();
+    pair.sim.step(Duration::from_micros(1)); // under way, and nobody receives
+    pair.a.control.fail().unwrap();
+    let mut ids: Vec<u64> = (0..8)
+        .map(|_| {
+            let completion = pair.completion_a();
+            assert_eq!(completion.status, Status::Flushed);
+            completion.wr_id
+        })
+        .collect();
+    ids.sort();
+    assert_eq!(ids, [0, 1, 2, 3, 100, 101, 102, 103]);
+    pair.a.post(SendInline::new(b"x"), 9).unwrap();
+    pair.a.sq.ring();
+    assert_eq!(pair.completion_a().status, Status::Flushed);
+    pair.a.sq.into_idle().unwrap();
+    pair.a.rq.into_idle().unwrap();
+}
+
+#[test]
+fn completions_of_a_queue_pair_that_is_gone_are_skipped() {
+    let mut pair = Pair::new();
+    pair.b.rq.post(&[pair.b.memory.slice(..8).unwrap()], 3).unwrap();
+    pair.b.rq.ring();
+    pair.a.post(SendInline::new(b"x"), 1).unwrap();
+    pair.a.sq.ring();
+    pair.sim.run_until(Duration::from_millis(5), || false);
+    let Side { pd, mut cq, sq, rq, control, .. } = pair.a;
+    drop((sq, rq, control));
+    let again = pd.create_qp(&cq, &cq, QpConfig::new(16, 16)).unwrap();
+    assert_ne!(again.qpn(), pair.a.endpoint.qpn, "a number does not come back at once");
+    assert_eq!((cq.poll_one(), cq.skipped()), (None, 1));
+}
+
+#[test]
+fn reads_of_any_length_bring_exactly_their_bytes() {
+    let mut pair = Pair::new();
+    let remote = pair.b.memory.remote();
+    for (length, at) in [(0, 5..5), (1, 5..6), (4097, 3..4100)] {
+        pair.b.memory.write(0, &[7; 5000]).unwrap();
+        let read = RdmaRead::new(pair.a.memory.slice(..length).unwrap(), remote.slice(at).unwrap());
+        pair.a.sq.post(pair.a.peer.as_ref().unwrap(), read, 1).unwrap();
+        pair.a.sq.ring();
+        assert!(pair.completion_a().status.is_ok());
+        assert_eq!(pair.a.memory.read_vec(..length).unwrap(), vec![7; length as usize]);
+        assert_eq!(pair.a.memory.read_vec(length..length + 8).unwrap(), [0; 8]);
+    }
+}

@@ -1,0 +1,160 @@
+//! Devices that run by the real clock: a thread in this process, and UDP on loopback.
+
+use efa_direct::*;
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_wait_ends_at_its_deadline_when_nothing_comes() {
+    let device = Device::open("soft20").unwrap();
+    let mut cq = device.create_cq(CqConfig::new(16).events()).unwrap().into_cpu();
+    let start = Instant::now();
+    assert!(cq.wait(Duration::from_millis(20)).is_none());
+    assert!(!cq.wait_event(Duration::from_millis(20)).unwrap());
+    assert!(start.elapsed() >= Duration::from_millis(40));
+    let mut plain = device.create_cq(CqConfig::new(16)).unwrap().into_cpu();
+    assert!(matches!(plain.wait_event(Duration::ZERO), Err(Error::NoEvents)));
+}
+
+#[test]
+fn a_sleeper_is_woken_by_every_completion() {
+    let (a, b) = (Device::open("soft21").unwrap(), Device::open("soft22").unwrap());
+    let (pd_a, pd_b) = (a.alloc_pd().unwrap(), b.alloc_pd().unwrap());
+    let cq_a = a.create_cq(CqConfig::new(16)).unwrap();
+    let cq_b = b.create_cq(CqConfig::new(16).events()).unwrap();
+    let qp_a = pd_a.create_qp(&cq_a, &cq_a, QpConfig::new(8, 8)).unwrap().activate(1).unwrap();
+    let qp_b = pd_b.create_qp(&cq_b, &cq_b, QpConfig::new(8, 8)).unwrap().activate(2).unwrap();
+    let peer = pd_a.peer(&qp_b.endpoint).unwrap();
+    let memory = pd_b.allocate(64, Access::LOCAL_WRITE).unwrap();
+    let (mut sq, mut rq) = (qp_a.send.into_cpu(), qp_b.recv.into_cpu());
+    let (mut cq_a, mut cq_b) = (cq_a.into_cpu(), cq_b.into_cpu());
+    for i in 0..50 {
+        rq.post(&[memory.slice(..).unwrap()], i).unwrap();
+        rq.ring();
+        // Sometimes the message is there before the sleep, sometimes it comes in the middle of it.
+        let sender = std::thread::scope(|scope| {
+            let sender = scope.spawn(|| {
+                std::thread::sleep(Duration::from_micros(i % 5 * 100));
+                sq.post(&peer, SendInline::new(&i.to_le_bytes()), i).unwrap();
+                sq.ring();
+                cq_a.wait(PATIENCE).unwrap()
+            });
+            let completion = loop {
+                assert!(cq_b.wait_event(PATIENCE).unwrap(), "message {i} woke nobody");
+                if let Some(completion) = cq_b.poll_one() {
+                    break completion;
+                }
+            };
+            assert_eq!((completion.wr_id, completion.status), (i, Status::Ok));
+            sender.join().unwrap()
+        });
+        assert!(sender.status.is_ok());
+    }
+    assert!(cq_b.event_fd().is_some());
+}
+
+#[test]
+fn poster_and_poller_may_be_two_threads() {
+    let (a, b) = (Device::open("soft23").unwrap(), Device::open("soft24").unwrap());
+    let (pd_a, pd_b) = (a.alloc_pd().unwrap(), b.alloc_pd().unwrap());
+    let (cq_a, cq_b) = (a.create_cq(CqConfig::new(64)).unwrap(), b.create_cq(CqConfig::new(64)).unwrap());
+    let qp_a = pd_a.create_qp(&cq_a, &cq_a, QpConfig::new(32, 8)).unwrap().activate(1).unwrap();
+    let qp_b = pd_b.create_qp(&cq_b, &cq_b, QpConfig::new(8, 8)).unwrap().activate(2).unwrap();
+    let peer = pd_a.peer(&qp_b.endpoint).unwrap();
+    let _back = pd_b.peer(&qp_a.endpoint).unwrap();
+    let source = pd_a.allocate(8, Access::LOCAL_READ).unwrap();
+    let target = pd_b.allocate(8, Access::REMOTE_WRITE).unwrap();
+    let remote = target.remote();
+    let (mut sq, mut cq) = (qp_a.send.into_cpu(), cq_a.into_cpu());
+    const COUNT: u64 = 20_000;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut next = 0;
+            let start = Instant::now();
+            while next < COUNT && start.elapsed() < PATIENCE {
+                let write = RdmaWrite::new(source.slice(..).unwrap(), remote.slice(..).unwrap());
+                match sq.post(&peer, write, next) {
+                    Ok(()) => next += 1,
+                    Err(PostError::RingFull { .. }) => {
+                        sq.ring();
+                        std::thread::yield_now();
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            sq.ring();
+        });
+        let mut seen = vec![false; COUNT as usize];
+        let mut batch = [Completion::default(); 32];
+        let (mut count, start) = (0, Instant::now());
+        while count < COUNT as usize && start.elapsed() < PATIENCE {
+            let polled = cq.poll(&mut batch);
+            for completion in &batch[..polled] {
+                assert!(completion.status.is_ok());
+                assert!(!std::mem::replace(&mut seen[completion.wr_id as usize], true), "{completion:?} came twice");
+            }
+            count += polled;
+            if polled == 0 {
+                std::thread::yield_now();
+            }
+        }
+        assert_eq!(count, COUNT as usize);
+    });
+}
+
+#[test]
+fn every_operation_crosses_udp_with_loss_in_both_directions() {
+    let open = |seed| Device::open(&format!("soft:loss=0.1,dup=0.1,jitter=300us,mtu=1024,seed={seed}")).unwrap();
+    let (a, b) = (open(1), open(2));
+    let (pd_a, pd_b) = (a.alloc_pd().unwrap(), b.alloc_pd().unwrap());
+    let (cq_a, cq_b) = (a.create_cq(CqConfig::new(64)).unwrap(), b.create_cq(CqConfig::new(64)).unwrap());
+    let qp_a = pd_a.create_qp(&cq_a, &cq_a, QpConfig::new(8, 8).wide()).unwrap().activate(1).unwrap();
+    let qp_b = pd_b.create_qp(&cq_b, &cq_b, QpConfig::new(8, 8).wide()).unwrap().activate(2).unwrap();
+    let (to_b, _to_a) = (pd_a.peer(&qp_b.endpoint).unwrap(), pd_b.peer(&qp_a.endpoint).unwrap());
+    let near = pd_a.allocate(100_000, Access::ALL).unwrap();
+    let far = pd_b.allocate(100_000, Access::ALL).unwrap();
+    let pattern: Vec<u8> = (0..50_000u32).map(|i| (i * 7 + i / 251) as u8).collect();
+    near.write(0, &pattern).unwrap();
+    let (mut sq, mut rq) = (qp_a.send.into_cpu(), qp_b.recv.into_cpu());
+    let (mut cq_a, mut cq_b) = (cq_a.into_cpu(), cq_b.into_cpu());
+    rq.post(&[far.slice(60_000..61_000).unwrap()], 1).unwrap();
+    rq.post(&[far.slice(61_000..62_000).unwrap()], 2).unwrap();
+    rq.ring();
+    let remote = far.remote();
+
+    sq.post(&to_b, RdmaWrite::new(near.slice(..50_000).unwrap(), remote.slice(..50_000).unwrap()), 1).unwrap();
+    sq.ring();
+    assert_eq!(cq_a.wait(PATIENCE).unwrap().status, Status::Ok);
+    assert!(far.read_vec(..50_000).unwrap() == pattern);
+
+    let read = RdmaRead::new(near.slice(50_001..99_999).unwrap(), remote.slice(1..49_999).unwrap());
+    sq.post(&to_b, read, 2).unwrap();
+    sq.post(&to_b, RdmaWriteInline::new(&pattern[..80], remote.slice(99_000..99_080).unwrap()).imm(77), 3).unwrap();
+    sq.post(&to_b, Send::new(&[near.slice(10..20).unwrap(), near.slice(30..40).unwrap()]), 4).unwrap();
+    sq.ring();
+    let mut ids: Vec<u64> = (0..3)
+        .map(|_| {
+            let completion = cq_a.wait(PATIENCE).unwrap();
+            assert!(completion.status.is_ok(), "{completion:?}");
+            completion.wr_id
+        })
+        .collect();
+    ids.sort();
+    assert_eq!(ids, [2, 3, 4]);
+    assert!(near.read_vec(50_001..99_999).unwrap() == pattern[1..49_999]);
+    assert_eq!(far.read_vec(99_000..99_080).unwrap(), pattern[..80]);
+    for _ in 0..2 {
+        let completion = cq_b.wait(PATIENCE).unwrap();
+        let CompletionKind::Receive(received) = completion.kind else { panic!("{completion:?}") };
+        match received.op {
+            OpCode::RdmaWrite => assert_eq!((received.imm, received.length), (Some(77), 80)),
+            _ => {
+                let at = 60_000 + (completion.wr_id - 1) * 1000;
+                assert_eq!(received.length, 20);
+                assert_eq!(far.read_vec(at..at + 20).unwrap(), [&pattern[10..20], &pattern[30..40]].concat());
+            }
+        }
+    }
+    assert!(a.counters().retrans_pkts + b.counters().retrans_pkts > 0);
+}
