@@ -443,3 +443,18 @@ fn reads_of_any_length_bring_exactly_their_bytes() {
         assert_eq!(pair.a.memory.read_vec(length..length + 8).unwrap(), [0; 8]);
     }
 }
+
+#[test]
+fn an_operation_that_the_device_lacks_is_refused_when_posted() {
+    let sim = Sim::new(LinkConfig::default());
+    let device = sim.add(0, |config| config.rdma_read = false);
+    assert!(!device.attributes().rdma_read);
+    let pd = device.alloc_pd().unwrap();
+    let cq = device.create_cq(CqConfig::new(16)).unwrap();
+    let qp = pd.create_qp(&cq, &cq, QpConfig::new(4, 4)).unwrap().activate(1).unwrap();
+    let peer = pd.peer(&Endpoint { gid: Gid::local(1), qpn: 1, qkey: 1 }).unwrap();
+    let memory = pd.allocate(8, Access::ALL).unwrap();
+    let remote = memory.remote().slice(..).unwrap();
+    let refused = qp.send.into_cpu().post(&peer, RdmaRead::new(memory.slice(..).unwrap(), remote), 1).unwrap_err();
+    assert!(refused.to_string().contains("RDMA read is not available on this queue"), "{refused}");
+}

@@ -254,3 +254,57 @@ macro_rules! debug {
 }
 
 debug!(SendQueue, CpuSendQueue, GpuSendQueue);
+
+#[cfg(test)]
+mod tests {
+    use crate::*;
+
+    /// Every word of the send ring, which only a software device lets one read.
+    fn ring_words(sq: &CpuSendQueue<8>) -> Vec<[u64; 8]> {
+        let ring = &sq.queue.ring;
+        (0..ring.size().entries()).filter_map(|slot| ring.load_if(slot, |_| true)).collect()
+    }
+
+    #[test]
+    fn a_refused_request_leaves_every_byte_of_the_ring_as_it_was() -> Result<(), Error> {
+        let device = Device::open("soft40")?;
+        let (pd, other) = (device.alloc_pd()?, device.alloc_pd()?);
+        let cq = device.create_cq(CqConfig::new(64))?;
+        let qp = pd.create_qp(&cq, &cq, QpConfig::new(4, 1))?.activate(1)?;
+        let there = Endpoint { gid: Gid::local(99), qpn: 1, qkey: 1 };
+        let (peer, foreign_peer) = (pd.peer(&there)?, other.peer(&there)?);
+        let max = u64::from(device.attributes().max_rdma_bytes);
+        let region = pd.allocate(max as usize + 1, Access::ALL)?; // never touched, so never backed by memory
+        let foreign = other.allocate(64, Access::ALL)?;
+        let remote = RemoteRegion { addr: 0, rkey: 1, len: max + 1 };
+        let mut sq = qp.send.into_cpu();
+
+        let attempts = |sq: &mut CpuSendQueue<8>| -> Result<Vec<PostError>, Error> {
+            let slice = region.slice(..8)?;
+            let too_long = RdmaWrite::new(region.slice(..)?, remote.slice(..)?);
+            let foreign = [foreign.slice(..)?];
+            Ok([
+                sq.post(&peer, too_long, 1),
+                sq.post(&peer, SendInline::new(&[0; 33]), 1),
+                sq.post(&peer, Send::new(&[slice; 3]), 1),
+                sq.post(&peer, Send::new(&foreign).imm(1), 1),
+                sq.post(&foreign_peer, SendInline::new(b"x"), 1),
+                sq.post(&peer, RdmaRead::new(slice, remote.slice(..9)?), 1),
+            ]
+            .into_iter()
+            .filter_map(Result::err)
+            .collect())
+        };
+        assert_eq!(attempts(&mut sq)?.len(), 6);
+        assert_eq!(ring_words(&sq), [[0; 8]; 4]);
+        for wr_id in 0..4 {
+            sq.post(&peer, SendInline::new(b"x"), wr_id)?;
+        }
+        let full = ring_words(&sq);
+        assert!(full.iter().all(|words| words[0] != 0));
+        assert_eq!(attempts(&mut sq)?.len(), 6);
+        assert_eq!(sq.post(&peer, SendInline::new(b"y"), 4), Err(PostError::RingFull { entries: 4, outstanding: 4 }));
+        assert_eq!(ring_words(&sq), full);
+        Ok(())
+    }
+}
