@@ -36,6 +36,11 @@ impl Sim {
         Device::from_soft_port(&format!("sim{index}"), Arc::new(SimPort { net: self.net.clone(), index }))
     }
 
+    /// The process that has the device added as number `nth` (from 0) dies: the device and all in it are gone.
+    pub fn kill(&self, nth: usize) {
+        self.net.lock().remove(nth);
+    }
+
     /// Lets the network do what there is to do, and time pass to the next moment at which there is more, at most `most`.
     pub fn step(&mut self, most: Duration) {
         let mut net = self.net.lock();
@@ -61,6 +66,14 @@ impl Sim {
         self.now
     }
 
+    /// From here on the network treats packets so.
+    pub fn set_link(&self, change: impl FnOnce(&mut LinkConfig)) {
+        let mut net = self.net.lock();
+        let mut config = net.link_config();
+        change(&mut config);
+        net.set_link_config(config);
+    }
+
     /// What the network did.
     pub fn link_counters(&self) -> LinkCounters {
         self.net.lock().link_counters()
@@ -80,6 +93,13 @@ impl Port for SimPort {
 
     fn link_counters(&self) -> LinkCounters {
         self.net.lock().link_counters()
+    }
+
+    fn change_link(&self, change: &mut dyn FnMut(&mut LinkConfig)) {
+        let mut net = self.net.lock();
+        let mut config = net.link_config();
+        change(&mut config);
+        net.set_link_config(config);
     }
 
     fn counters(&self) -> Counters {

@@ -458,3 +458,82 @@ fn an_operation_that_the_device_lacks_is_refused_when_posted() {
     let refused = qp.send.into_cpu().post(&peer, RdmaRead::new(memory.slice(..).unwrap(), remote), 1).unwrap_err();
     assert!(refused.to_string().contains("RDMA read is not available on this queue"), "{refused}");
 }
+
+#[test]
+fn a_peer_that_stops_answering_is_told_from_one_that_never_did() {
+    let mut pair = Pair::new();
+    let remote = pair.b.memory.remote();
+    assert_eq!(pair.status_of_write(8, remote, 0..8), Status::Ok);
+    pair.sim.kill(1);
+    let before = pair.sim.now();
+    assert_eq!(pair.status_of_write(8, remote, 0..8), Status::UnresponsiveRemote);
+    let patience = pair.sim.now().since(before);
+    assert!(patience >= Duration::from_secs(5) && patience < Duration::from_secs(6), "{patience:?}");
+    assert_eq!(pair.a.device.counters().unresponsive_remote_events, 1);
+}
+
+#[test]
+fn what_was_under_way_to_a_peer_that_restarts_is_aborted_and_what_follows_works() {
+    let mut pair = Pair::new();
+    let remote = pair.b.memory.remote();
+    assert_eq!(pair.status_of_write(8, remote, 0..8), Status::Ok);
+    // A write that the peer's first life cannot finish, and its second life knows nothing of.
+    let write = RdmaWrite::new(pair.a.memory.slice(..1 << 19).unwrap(), remote.slice(..1 << 19).unwrap());
+    pair.a.sq.post(pair.a.peer.as_ref().unwrap(), write, 9).unwrap();
+    pair.a.sq.ring();
+    pair.sim.step(Duration::from_nanos(100));
+    pair.sim.kill(1);
+    let device = pair.sim.add(1, |config| config.incarnation = 2);
+    let completion = pair.completion_a();
+    assert_eq!((completion.wr_id, completion.status), (9, Status::RemoteAbort));
+
+    let pd = device.alloc_pd().unwrap();
+    let cq = device.create_cq(CqConfig::new(64)).unwrap();
+    let qp = pd.create_qp(&cq, &cq, QpConfig::new(16, 16)).unwrap().activate(5).unwrap();
+    let memory = pd.allocate(64, Access::REMOTE_WRITE).unwrap();
+    let _back = pd.peer(&pair.a.endpoint).unwrap();
+    pair.a.meet(&qp.endpoint);
+    pair.a.memory.write(0, &[3; 64]).unwrap();
+    assert_eq!(pair.status_of_write(64, memory.remote(), 0..64), Status::Ok);
+    assert_eq!(memory.read_vec(..).unwrap(), [3; 64]);
+}
+
+#[test]
+fn a_partition_that_heals_in_time_costs_retransmissions_and_nothing_else() {
+    let mut pair = Pair::new();
+    let remote = pair.b.memory.remote();
+    assert_eq!(pair.status_of_write(8, remote, 0..8), Status::Ok);
+    pair.sim.set_link(|link| link.cut = true);
+    let write = RdmaWrite::new(pair.a.memory.slice(..40_000).unwrap(), remote.slice(..40_000).unwrap());
+    pair.a.sq.post(pair.a.peer.as_ref().unwrap(), write, 9).unwrap();
+    pair.a.sq.ring();
+    assert!(!pair.sim.run_until(Duration::from_secs(2), || pair.a.cq.poll_one().is_some()));
+    pair.sim.set_link(|link| link.cut = false);
+    let completion = pair.completion_a();
+    assert_eq!((completion.wr_id, completion.status), (9, Status::Ok));
+    assert!(pair.a.device.counters().retrans_timeout_events > 0);
+}
+
+#[test]
+fn packets_that_are_silently_dropped_show_in_the_counters_of_one_side_only() {
+    let mut pair = Pair::new();
+    pair.sim.set_link(|link| link.cut = true); // as a security group without the self-referencing rule does
+    let remote = pair.b.memory.remote();
+    assert_eq!(pair.status_of_write(8, remote, 0..8), Status::UnreachableRemote);
+    assert!(pair.a.device.counters().tx_pkts > 1);
+    assert_eq!(pair.b.device.counters().rx_pkts, 0);
+}
+
+#[test]
+fn a_damaged_packet_is_never_delivered() {
+    let mut pair = Pair::new();
+    pair.sim.set_link(|link| link.corrupt = 0.5);
+    let remote = pair.b.memory.remote();
+    let pattern: Vec<u8> = (0..200_000u32).map(|i| (i ^ (i >> 8)) as u8).collect();
+    pair.a.memory.write(0, &pattern).unwrap();
+    assert_eq!(pair.status_of_write(200_000, remote, 0..200_000), Status::Ok);
+    assert!(pair.b.memory.read_vec(..200_000).unwrap() == pattern);
+    let (a, b) = (pair.a.device.counters(), pair.b.device.counters());
+    assert!(b.corrupt_pkts > 5 && a.retrans_pkts > 5, "{a:?} {b:?}");
+    assert_eq!(a.corrupt_pkts + b.corrupt_pkts, pair.sim.link_counters().corrupted);
+}

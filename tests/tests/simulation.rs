@@ -17,10 +17,12 @@ fn plan(seed: u64, operations: u64) -> Plan {
     let link = LinkConfig {
         loss: rng.f64() * 0.25,
         duplicate: rng.f64() * 0.2,
+        corrupt: rng.f64() * 0.05,
         reorder: true,
         delay: Duration::from_micros(rng.u64(0..50)),
         jitter: Duration::from_micros(rng.u64(0..200)),
         seed,
+        ..LinkConfig::default()
     };
     Plan { seed, operations, link }
 }

@@ -46,7 +46,7 @@ pub use cq::{CqConfig, CqInfo, CqeSize};
 pub use device::{Device, DeviceEvent, Transmit};
 pub use error::ControlError;
 pub use gid::Gid;
-pub use link::{Link, LinkConfig, LinkCounters};
+pub use link::{Link, LinkConfig, LinkCounters, Parcel};
 pub use mr::{Access, RegionKeys};
 pub use net::Net;
 pub use qp::{QpConfig, QpInfo, QpState, WqInfo};

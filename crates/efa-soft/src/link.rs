@@ -12,6 +12,12 @@ pub struct LinkConfig {
     pub loss: f64,
     /// Share of packets that arrive twice.
     pub duplicate: f64,
+    /// Share of packets that arrive with a bit flipped.
+    pub corrupt: f64,
+    /// Nothing gets through: a partition, or a security group without the rule that lets peers in. Senders are not told.
+    pub cut: bool,
+    /// The link is cut for this long after its first packet, and then heals.
+    pub outage: Duration,
     /// Packets that are sent in the same moment leave in random order, and so do all whose jitter differs.
     pub reorder: bool,
     /// Time that every packet takes.
@@ -25,7 +31,17 @@ pub struct LinkConfig {
 impl Default for LinkConfig {
     /// Loses nothing and takes no time, but reorders: SRD promises no order.
     fn default() -> Self {
-        Self { loss: 0.0, duplicate: 0.0, reorder: true, delay: Duration::ZERO, jitter: Duration::ZERO, seed: 1 }
+        Self {
+            loss: 0.0,
+            duplicate: 0.0,
+            corrupt: 0.0,
+            cut: false,
+            outage: Duration::ZERO,
+            reorder: true,
+            delay: Duration::ZERO,
+            jitter: Duration::ZERO,
+            seed: 1,
+        }
     }
 }
 
@@ -38,6 +54,8 @@ pub struct LinkCounters {
     pub lost: u64,
     /// Packets doubled.
     pub duplicated: u64,
+    /// Packets damaged.
+    pub corrupted: u64,
     /// Packets that left after one which was put in later.
     pub overtaken: u64,
 }
@@ -73,9 +91,22 @@ impl<T> Ord for Queued<T> {
     }
 }
 
+/// What a link carries.
+pub trait Parcel: Clone {
+    /// The bytes that may be damaged on the way.
+    fn bytes_mut(&mut self) -> &mut [u8];
+}
+
+impl<A: Clone> Parcel for (A, Vec<u8>) {
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.1
+    }
+}
+
 /// Packets on their way.
 pub struct Link<T> {
     config: LinkConfig,
+    first_at: Option<Time>,
     rng: fastrand::Rng,
     queue: BinaryHeap<Queued<T>>,
     sequence: u64,
@@ -83,12 +114,13 @@ pub struct Link<T> {
     counters: LinkCounters,
 }
 
-impl<T: Clone> Link<T> {
+impl<T: Parcel> Link<T> {
     /// A link without packets.
     pub fn new(config: LinkConfig) -> Self {
         Self {
             rng: fastrand::Rng::with_seed(config.seed),
             config,
+            first_at: None,
             queue: BinaryHeap::new(),
             sequence: 0,
             newest_out: 0,
@@ -101,16 +133,35 @@ impl<T: Clone> Link<T> {
         self.counters
     }
 
+    /// How it treats packets.
+    pub fn config(&self) -> LinkConfig {
+        self.config
+    }
+
+    /// From here on it treats packets so. Those under way stay as they are, and so does the course of its randomness.
+    pub fn set_config(&mut self, config: LinkConfig) {
+        self.config = config;
+    }
+
     /// Takes a packet in. A lost one is given back, for its memory.
-    pub fn push(&mut self, now: Time, item: T) -> Option<T> {
+    pub fn push(&mut self, now: Time, mut item: T) -> Option<T> {
         self.counters.packets += 1;
-        if self.rng.f64() < self.config.loss {
+        let outage = now < *self.first_at.get_or_insert(now) + self.config.outage;
+        if self.config.cut || outage || self.rng.f64() < self.config.loss {
             self.counters.lost += 1;
             return Some(item);
         }
         if self.rng.f64() < self.config.duplicate {
             self.counters.duplicated += 1;
             self.enqueue(now, item.clone());
+        }
+        if self.config.corrupt > 0.0 && self.rng.f64() < self.config.corrupt {
+            let bytes = item.bytes_mut();
+            if !bytes.is_empty() {
+                let bit = self.rng.usize(..bytes.len() * 8);
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                self.counters.corrupted += 1;
+            }
         }
         self.enqueue(now, item);
         None
@@ -149,9 +200,9 @@ mod tests {
     fn run(config: LinkConfig) -> (Vec<u32>, LinkCounters) {
         let mut link = Link::new(config);
         for i in 0..1000 {
-            link.push(Time::from_nanos(u64::from(i / 10)), i);
+            link.push(Time::from_nanos(u64::from(i / 10)), (i, vec![0; 4]));
         }
-        let out = std::iter::from_fn(|| link.pop(Time::from_nanos(u64::MAX))).collect();
+        let out = std::iter::from_fn(|| link.pop(Time::from_nanos(u64::MAX))).map(|(i, _)| i).collect();
         (out, link.counters())
     }
 
@@ -179,9 +230,33 @@ mod tests {
     fn a_packet_arrives_after_its_delay_and_no_later_than_its_jitter() {
         let ms = Duration::from_millis;
         let mut link = Link::new(LinkConfig { delay: ms(5), jitter: ms(2), ..Default::default() });
-        link.push(Time::ZERO, ());
+        link.push(Time::ZERO, ((), vec![]));
         assert_eq!(link.pop(Time::ZERO + ms(4)), None);
         assert!(link.next_time().is_some_and(|t| t >= Time::ZERO + ms(5) && t <= Time::ZERO + ms(7)));
-        assert_eq!(link.pop(Time::ZERO + ms(7)), Some(()));
+        assert!(link.pop(Time::ZERO + ms(7)).is_some());
+    }
+
+    #[test]
+    fn a_cut_link_carries_nothing_until_it_is_mended_and_an_outage_ends_by_itself() {
+        let ms = Duration::from_millis;
+        let mut link = Link::new(LinkConfig { outage: ms(2), ..Default::default() });
+        let packet = ((), vec![1]);
+        assert!(link.push(Time::ZERO + ms(7), packet.clone()).is_some(), "the outage starts with the first packet");
+        assert!(link.push(Time::ZERO + ms(8), packet.clone()).is_some());
+        assert!(link.push(Time::ZERO + ms(9), packet.clone()).is_none());
+        link.set_config(LinkConfig { cut: true, ..link.config() });
+        assert!(link.push(Time::ZERO + ms(10), packet.clone()).is_some());
+        link.set_config(LinkConfig { cut: false, ..link.config() });
+        assert!(link.push(Time::ZERO + ms(11), packet).is_none());
+        assert_eq!(link.counters().lost, 3);
+    }
+
+    #[test]
+    fn a_damaged_packet_differs_in_one_bit() {
+        let mut link = Link::new(LinkConfig { corrupt: 1.0, ..Default::default() });
+        link.push(Time::ZERO, ((), vec![0; 100]));
+        let (_, bytes) = link.pop(Time::ZERO).unwrap();
+        assert_eq!(bytes.iter().map(|b| b.count_ones()).sum::<u32>(), 1);
+        assert_eq!(link.counters().corrupted, 1);
     }
 }

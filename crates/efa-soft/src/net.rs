@@ -43,6 +43,16 @@ impl Net {
         self.devices.get(index).and_then(Option::as_ref).map(Device::counters).unwrap_or_default()
     }
 
+    /// How the network treats packets.
+    pub fn link_config(&self) -> LinkConfig {
+        self.link.config()
+    }
+
+    /// From here on the network treats packets so.
+    pub fn set_link_config(&mut self, config: LinkConfig) {
+        self.link.set_config(config);
+    }
+
     /// What the network did.
     pub fn link_counters(&self) -> LinkCounters {
         self.link.counters()

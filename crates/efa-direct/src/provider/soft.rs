@@ -35,6 +35,8 @@ const LISTED: u32 = 4;
 /// | `udp` | IPv4 address and port to listen at; port 0 takes a free one | `127.0.0.1:0` |
 /// | `loss` | share of packets lost, 0 to 1 | 0 |
 /// | `dup` | share of packets doubled, 0 to 1 | 0 |
+/// | `corrupt` | share of packets damaged, 0 to 1 | 0 |
+/// | `outage` | time after its first packet during which nothing gets through | 0 |
 /// | `reorder` | `on` or `off` | `on` |
 /// | `delay`, `jitter` | time added to every packet, with unit (`us`, `ms`, `s`) | 0 |
 /// | `seed` | seed of all of this | 1 |
@@ -73,6 +75,8 @@ impl FromStr for SoftSpec {
                 "udp" => spec.udp.bind = value.parse().map_err(|_| wrong("an IPv4 address and port"))?,
                 "loss" => link.loss = share()?,
                 "dup" => link.duplicate = share()?,
+                "corrupt" => link.corrupt = share()?,
+                "outage" => link.outage = time()?,
                 "reorder" => link.reorder = switch()?,
                 "delay" => link.delay = time()?,
                 "jitter" => link.jitter = time()?,
@@ -84,7 +88,7 @@ impl FromStr for SoftSpec {
                 "reqid64" => spec.req_id_64 = switch()?,
                 _ => {
                     return Err(format!(
-                        "{key:?} is no key: there are udp, loss, dup, reorder, delay, jitter, seed, mtu, reqid64"
+                        "{key:?} is no key: there are udp, loss, dup, corrupt, outage, reorder, delay, jitter, seed, mtu, reqid64"
                     ));
                 }
             }
@@ -112,7 +116,7 @@ pub(crate) fn list() -> Vec<DeviceInfo> {
     });
     let udp = DeviceInfo {
         name: "soft:udp=127.0.0.1:0".into(),
-        description: "software device over UDP (also loss=, dup=, reorder=, delay=, jitter=, seed=, mtu=, reqid64=)"
+        description: "software device over UDP (also loss=, dup=, corrupt=, outage=, reorder=, delay=, jitter=, seed=, mtu=, reqid64=)"
             .into(),
     };
     local.chain([udp]).collect()
@@ -377,6 +381,7 @@ mod tests {
             delay: Duration::from_micros(50),
             jitter: Duration::from_millis(2),
             seed: 7,
+            ..LinkConfig::default()
         };
         assert_eq!((spec.udp.link, spec.mtu), (link, Some(1024)));
         for (text, complaint) in [

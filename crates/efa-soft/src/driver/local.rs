@@ -105,6 +105,13 @@ impl Port for LocalPort {
     fn link_counters(&self) -> LinkCounters {
         self.shared.net.lock().link_counters()
     }
+
+    fn change_link(&self, change: &mut dyn FnMut(&mut LinkConfig)) {
+        let mut net = self.shared.net.lock();
+        let mut config = net.link_config();
+        change(&mut config);
+        net.set_link_config(config);
+    }
 }
 
 impl Drop for LocalPort {

@@ -12,7 +12,7 @@ pub use events::EventFd;
 pub use local::Local;
 pub use udp::{Udp, UdpConfig};
 
-use crate::{Counters, Device, LinkCounters};
+use crate::{Counters, Device, LinkConfig, LinkCounters};
 use std::sync::Arc;
 
 /// A device that some driver runs, as control calls reach it.
@@ -28,6 +28,9 @@ pub trait Port: Send + Sync {
 
     /// What the network did to this device's packets.
     fn link_counters(&self) -> LinkCounters;
+
+    /// From here on the network treats this device's packets as `change` makes its configuration: faults at run time.
+    fn change_link(&self, change: &mut dyn FnMut(&mut LinkConfig));
 
     /// What the device has counted.
     fn counters(&self) -> Counters {

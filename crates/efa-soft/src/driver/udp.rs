@@ -170,4 +170,10 @@ impl Port for Udp {
     fn link_counters(&self) -> LinkCounters {
         self.shared.state.lock().link.counters()
     }
+    fn change_link(&self, change: &mut dyn FnMut(&mut LinkConfig)) {
+        let link = &mut self.shared.state.lock().link;
+        let mut config = link.config();
+        change(&mut config);
+        link.set_config(config);
+    }
 }
