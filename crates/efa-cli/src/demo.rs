@@ -7,6 +7,7 @@ use clap::Args;
 use serde::{Serialize, de::DeserializeOwned};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 /// Payload bytes of a packet in the second run, so that even one write of 4 KiB is many packets.
 const SMALL_MTU: u32 = 256;
@@ -26,7 +27,13 @@ pub(crate) struct Options {
     /// each other.
     #[arg(long, default_value = "1ms")]
     jitter: String,
-    /// Print both runs as JSON.
+    /// How long nothing at all gets through at the start of the second run, with unit.
+    #[arg(long, default_value = "0s")]
+    partition: String,
+    /// Kill node 1 in the middle of a third run, and show what node 0 makes of it.
+    #[arg(long)]
+    kill: bool,
+    /// Print the runs as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -35,35 +42,41 @@ pub(crate) struct Options {
 #[derive(Serialize)]
 struct Run {
     network: String,
-    nodes: [NodeReport; 2],
+    /// Node 0, and node 1 if it lived to tell.
+    nodes: Vec<NodeReport>,
 }
 
-/// Both runs, as `--json` prints them.
+/// The runs, as `--json` prints them.
 #[derive(Serialize)]
 struct Demo {
     ok: bool,
     runs: Vec<Run>,
 }
 
-/// Runs the demonstration; whether every word of both runs matched.
+/// Runs the demonstration; whether every word of both runs matched and, with `--kill`, the survivor learnt of its loss.
 pub(crate) fn main(options: &Options) -> Result<bool> {
-    let Options { work, loss, dup, jitter, .. } = options;
+    let Options { work, loss, dup, jitter, partition, .. } = options;
     let good = format!("soft:udp=127.0.0.1:0,seed={}", work.seed);
-    let bad = format!("{good},loss={loss},dup={dup},jitter={jitter},mtu={SMALL_MTU}");
-    let networks = [
-        ("packets may overtake each other".to_string(), good),
-        (format!("{}% loss, {}% doubled, up to {jitter} late, MTU {SMALL_MTU}", loss * 100.0, dup * 100.0), bad),
-    ];
+    let bad = format!("{good},loss={loss},dup={dup},jitter={jitter},outage={partition},mtu={SMALL_MTU}");
+    let mut faults = format!("{}% loss, {}% doubled, up to {jitter} late", loss * 100.0, dup * 100.0);
+    if partition != "0s" {
+        faults += &format!(", nothing gets through for {partition}");
+    }
+    let networks =
+        [("packets may overtake each other".to_string(), good.clone()), (format!("{faults}, MTU {SMALL_MTU}"), bad)];
     let mut demo = Demo { ok: true, runs: Vec::new() };
     for (network, device) in networks {
-        let nodes = run(&device, work)?;
-        let run = Run { network, nodes };
-        let ok = run.matching().is_some_and(|words| words.matching == words.total && words.total > 0);
-        demo.ok &= ok;
-        if !options.json {
-            run.print();
-        }
-        demo.runs.push(run);
+        let run = Run { network, nodes: run(&device, work)? };
+        let matches = run.words().is_some_and(|words| words.matching == words.total && words.total > 0);
+        demo.add(run, matches, options.json);
+    }
+    if options.kill {
+        let device = format!("{good},delay=100ms"); // so that the writes are still under way when node 1 dies
+        let work = Work { count: 2000, size: 64, ..*work };
+        let nodes = vec![run_and_kill(&device, &work)?];
+        let run = Run { network: "100ms one way; node 1 is killed".into(), nodes };
+        let told = run.nodes[0].failure.is_some();
+        demo.add(run, told, options.json);
     }
     if options.json {
         println!("{}", serde_json::to_string_pretty(&demo)?);
@@ -71,9 +84,19 @@ pub(crate) fn main(options: &Options) -> Result<bool> {
     Ok(demo.ok)
 }
 
+impl Demo {
+    fn add(&mut self, run: Run, ok: bool, quiet: bool) {
+        self.ok &= ok;
+        if !quiet {
+            run.print();
+        }
+        self.runs.push(run);
+    }
+}
+
 impl Run {
-    fn matching(&self) -> Option<Words> {
-        self.nodes[1].words
+    fn words(&self) -> Option<Words> {
+        self.nodes.get(1)?.words
     }
 
     fn print(&self) {
@@ -82,20 +105,30 @@ impl Run {
             println!("{node}");
         }
         let resent: u64 = self.nodes.iter().map(|node| node.packets.retransmitted).sum();
-        if let Some(Words { matching, total }) = self.matching() {
+        if let Some(Words { matching, total }) = self.words() {
             println!("{matching}/{total} words match, {resent} packets were resent\n");
         }
     }
 }
 
 /// Both nodes as processes.
-fn run(device: &str, work: &Work) -> Result<[NodeReport; 2]> {
+fn run(device: &str, work: &Work) -> Result<Vec<NodeReport>> {
     let mut target = Node::spawn(device, work, &["--listen", "127.0.0.1:0"])?;
     let Listening { listening } = target.line().context("starting node 1")?;
     let mut writer = Node::spawn(device, work, &["--connect", &listening.to_string()])?;
     let first = writer.report().context("node 0")?;
     let second = target.report().context("node 1")?;
-    Ok([first, second])
+    Ok(vec![first, second])
+}
+
+/// Both nodes as processes, of which node 1 is killed once the first writes have arrived. What node 0 says.
+fn run_and_kill(device: &str, work: &Work) -> Result<NodeReport> {
+    let mut target = Node::spawn(device, work, &["--listen", "127.0.0.1:0"])?;
+    let Listening { listening } = target.line().context("starting node 1")?;
+    let mut writer = Node::spawn(device, work, &["--connect", &listening.to_string()])?;
+    std::thread::sleep(Duration::from_secs(1));
+    target.child.kill().context("killing node 1")?;
+    writer.line().context("node 0")
 }
 
 /// A node's process, ended with this value.

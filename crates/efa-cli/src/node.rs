@@ -2,7 +2,7 @@
 //!
 //! The nodes tell each other where they are over TCP, a line of JSON each way, as perftest does.
 
-use crate::report::{EndpointReport, Entry, NodeReport, Packets, RegionReport, Words};
+use crate::report::{EndpointReport, Entry, Failure, NodeReport, Packets, RegionReport, Words};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use efa_direct::{
@@ -200,9 +200,9 @@ fn write(options: &Options, to: SocketAddr) -> Result<(NodeReport, bool)> {
 
     let (mut sq, mut cq) = (qp.send.into_cpu(), cq.into_cpu());
     let (mut wqe, mut doorbell, mut completion) = (None, None, None);
-    let (mut posted, mut completed) = (0, 0);
+    let (mut posted, mut completed, mut failure) = (0, 0, None);
     let start = Instant::now();
-    while completed < work.count {
+    while completed < work.count && failure.is_none() {
         while posted < work.count && sq.room() > 0 {
             let range = posted * work.size..(posted + 1) * work.size;
             let request = RdmaWrite::new(region.slice(range.clone())?, remote.slice(range)?)
@@ -220,32 +220,41 @@ fn write(options: &Options, to: SocketAddr) -> Result<(NodeReport, bool)> {
         }
         sq.ring();
         let done = next_completion(&mut cq, &work, &device)?;
-        ensure!(done.status.is_ok(), "write {}: {}; {}", done.wr_id, done.status, done.status.usual_cause());
-        if completion.is_none() {
+        if !done.status.is_ok() {
+            failure = Some(Failure::new(done.wr_id, done.status));
+        }
+        if completion.is_none() || failure.is_some() {
             let entry = cq.peek_back(1);
             completion = Some(Entry::new(entry.as_bytes(), &entry));
         }
         completed += 1;
     }
     let microseconds = start.elapsed().as_micros() as u64;
-    let verdict: Words = wire.hear()?;
-    wire.say(&"bye")?;
+    let good = match failure {
+        None => {
+            let verdict: Words = wire.hear()?;
+            wire.say(&"bye")?;
+            verdict.matching == verdict.total
+        }
+        Some(_) => false,
+    };
     let report = NodeReport {
         node: 0,
         device: options.device.clone(),
         endpoint,
         region: described,
-        operations: work.count,
+        operations: completed,
         size: work.size,
         wqe,
         doorbell,
         completion,
         completions: completed,
+        failure,
         words: None,
         packets: Packets::of(&device.counters(), device.link_counters()),
         microseconds,
     };
-    Ok((report, verdict.matching == verdict.total))
+    Ok((report, good))
 }
 
 /// Node 1.
@@ -314,6 +323,7 @@ fn be_written_to(options: &Options, at: SocketAddr) -> Result<(NodeReport, bool)
         doorbell: None,
         completion,
         completions: work.count,
+        failure: None,
         words: Some(words),
         packets: Packets::of(&device.counters(), device.link_counters()),
         microseconds,

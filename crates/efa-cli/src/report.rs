@@ -1,6 +1,6 @@
 //! What a node did, for people and for programs.
 
-use efa_direct::{Counters, LinkCounters};
+use efa_direct::{Counters, LinkCounters, Status};
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display, Formatter, Write};
 
@@ -21,10 +21,12 @@ pub(crate) struct NodeReport {
     pub(crate) wqe: Option<Entry>,
     /// Value of the doorbell after the first WQE (node 0).
     pub(crate) doorbell: Option<u32>,
-    /// The first completion entry.
+    /// The first completion entry, or the one that failed.
     pub(crate) completion: Option<Entry>,
     /// Completion entries in all.
     pub(crate) completions: u64,
+    /// The first write that failed, which ended the run (node 0).
+    pub(crate) failure: Option<Failure>,
     /// Words compared, and equal (node 1).
     pub(crate) words: Option<Words>,
     pub(crate) packets: Packets,
@@ -64,6 +66,27 @@ impl Entry {
             hex
         });
         Self { hex, fields: fields.to_string() }
+    }
+}
+
+/// A write that failed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    pub(crate) write: u64,
+    pub(crate) status: u8,
+    pub(crate) meaning: String,
+    pub(crate) usual_cause: String,
+}
+
+impl Failure {
+    /// The failure of write number `write`.
+    pub(crate) fn new(write: u64, status: Status) -> Self {
+        Self {
+            write,
+            status: status.code(),
+            meaning: status.meaning().into(),
+            usual_cause: status.usual_cause().into(),
+        }
     }
 }
 
@@ -128,7 +151,11 @@ impl Display for NodeReport {
             writeln!(text, "doorbell ← {doorbell}\n")?;
         }
         if let Some(completion) = &self.completion {
-            let of = if self.completions > 1 { format!(" (the first of {})", self.completions) } else { String::new() };
+            let of = match (&self.failure, self.completions) {
+                (Some(_), _) => " (the entry that ended the run)".into(),
+                (None, 1) => String::new(),
+                (None, all) => format!(" (the first of {all} entries)"),
+            };
             writeln!(text, "the completion queue{of}\n{}", completion.fields)?;
         }
         let p = &self.packets;
@@ -140,6 +167,9 @@ impl Display for NodeReport {
         writeln!(text, "network: {} of them lost, {} doubled, {} overtaken", p.lost, p.doubled, p.overtaken)?;
         if let Some(Words { matching, total }) = self.words {
             writeln!(text, "{matching}/{total} words match")?;
+        }
+        if let Some(Failure { write, status, meaning, usual_cause }) = &self.failure {
+            writeln!(text, "write {write} FAILED with status {status}: {meaning}. Usual cause: {usual_cause}")?;
         }
         writeln!(text, "{} operations in {} µs", self.operations, self.microseconds)?;
         Margin(self.node, &text).fmt(f)

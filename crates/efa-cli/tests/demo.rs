@@ -56,6 +56,20 @@ fn a_write_of_many_packets_arrives_whole() {
 }
 
 #[test]
+fn a_partition_of_two_seconds_heals() {
+    let demo = demo(&["--partition", "2s"]);
+    assert_eq!(words(&demo["runs"][1]), (512, 512));
+    assert!(demo["runs"][1]["nodes"][0]["microseconds"].as_u64().unwrap() >= 2_000_000);
+}
+
+#[test]
+fn the_survivor_of_a_killed_node_learns_of_it() {
+    let demo = demo(&["--kill"]);
+    let failure = &demo["runs"][2]["nodes"][0]["failure"];
+    assert_eq!((&failure["status"], &failure["meaning"]), (&13.into(), &"remote stopped answering".into()));
+}
+
+#[test]
 fn options_that_make_no_sense_are_refused_with_what_to_do() {
     for (args, complaint) in [
         (&["--size", "12"][..], "give a positive multiple of 8"),
