@@ -54,6 +54,26 @@ pub struct RdmaRead<'r> {
     hints: Hints,
 }
 
+macro_rules! with_imm {
+    () => {
+        /// With immediate data: a receiver finds it in its completion, and the target of a write learns of the write from it.
+        pub const fn imm(mut self, imm: u32) -> Self {
+            self.imm = Some(imm);
+            self
+        }
+    };
+}
+
+macro_rules! with_hints {
+    () => {
+        /// With processing hints.
+        pub const fn hints(mut self, hints: Hints) -> Self {
+            self.hints = hints;
+            self
+        }
+    };
+}
+
 #[inline(always)]
 fn same_domain(slice: &LocalSlice<'_>, own: u32) -> Result<(), PostError> {
     if slice.domain == own {
@@ -74,17 +94,9 @@ impl<'r> Send<'r> {
         Self { bufs, imm: None, hints: Hints::NONE }
     }
 
-    /// With immediate data.
-    pub const fn imm(mut self, imm: u32) -> Self {
-        self.imm = Some(imm);
-        self
-    }
+    with_imm!();
 
-    /// With processing hints.
-    pub const fn hints(mut self, hints: Hints) -> Self {
-        self.hints = hints;
-        self
-    }
+    with_hints!();
 }
 
 impl<'a> SendInline<'a> {
@@ -110,17 +122,9 @@ impl<'r> RdmaWrite<'r> {
         Self { local, remote, imm: None, hints: Hints::NONE }
     }
 
-    /// With immediate data, from which the target learns of the write.
-    pub const fn imm(mut self, imm: u32) -> Self {
-        self.imm = Some(imm);
-        self
-    }
+    with_imm!();
 
-    /// With processing hints.
-    pub const fn hints(mut self, hints: Hints) -> Self {
-        self.hints = hints;
-        self
-    }
+    with_hints!();
 }
 
 impl<'a> RdmaWriteInline<'a> {
@@ -148,11 +152,7 @@ impl<'r> RdmaRead<'r> {
         Self { local, remote, hints: Hints::NONE }
     }
 
-    /// With processing hints.
-    pub const fn hints(mut self, hints: Hints) -> Self {
-        self.hints = hints;
-        self
-    }
+    with_hints!();
 }
 
 impl sealed::Sealed for Send<'_> {}

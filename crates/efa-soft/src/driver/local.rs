@@ -1,24 +1,22 @@
 //! Several devices in one process: a [`Net`] and a thread.
 
-use super::clock::{Clock, Idle, NAP};
 use super::events::Waiters;
+use super::worker::{Clock, Idle, NAP, Worker};
 use super::{EventFd, Port};
 use crate::{Device, DeviceConfig, LinkConfig, LinkCounters, Net};
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 
 struct Shared {
     net: Mutex<Net>,
     waiters: Mutex<Vec<Arc<Waiters>>>,
-    stop: AtomicBool,
 }
 
 /// A network of devices that a thread drives. Dropping it stops the thread.
 pub struct Local {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    _worker: Worker,
 }
 
 /// One device of a [`Local`].
@@ -34,16 +32,12 @@ impl Local {
     /// # Errors
     /// No thread could be started.
     pub fn start(link: LinkConfig) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared {
-            net: Mutex::new(Net::new(link)),
-            waiters: Mutex::default(),
-            stop: AtomicBool::new(false),
-        });
-        let thread = std::thread::Builder::new().name("efa-soft".into()).spawn({
+        let shared = Arc::new(Shared { net: Mutex::new(Net::new(link)), waiters: Mutex::default() });
+        let worker = Worker::start("efa-soft", {
             let shared = shared.clone();
-            move || shared.run()
+            move |stop| shared.run(stop)
         })?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, _worker: worker })
     }
 
     /// Adds a device. It goes when its port does.
@@ -58,21 +52,12 @@ impl Local {
     }
 }
 
-impl Drop for Local {
-    fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
 impl Shared {
-    fn run(&self) {
+    fn run(&self, stop: &AtomicBool) {
         let clock = Clock::start();
         let mut idle = Idle::default();
         let mut net = self.net.lock();
-        while !self.stop.load(Ordering::Relaxed) {
+        while !stop.load(Ordering::Relaxed) {
             let progress = net.step(clock.now());
             for (index, waiters) in self.waiters.lock().iter().enumerate() {
                 if let Some(device) = net.device(index) {

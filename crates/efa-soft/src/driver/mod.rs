@@ -3,10 +3,10 @@
 //! A driver's thread looks at the doorbells, so a program that rings one needs no system call. It spins while there
 //! is work and for a short while after, then naps between looks.
 
-mod clock;
 mod events;
 mod local;
 mod udp;
+mod worker;
 
 pub use events::EventFd;
 pub use local::Local;

@@ -1,7 +1,7 @@
 //! One device whose packets travel over UDP, to other processes and other hosts.
 
-use super::clock::{Clock, Idle, NAP};
 use super::events::Waiters;
+use super::worker::{Clock, Idle, NAP, Worker};
 use super::{EventFd, Port};
 use crate::wire::DATA_HEADER;
 use crate::{Device, DeviceConfig, Gid, Link, LinkConfig, LinkCounters, Time};
@@ -11,7 +11,6 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Packets taken from the socket in one go, so that timeouts and doorbells get their turn.
@@ -43,13 +42,12 @@ struct Shared {
     state: Mutex<State>,
     socket: UdpSocket,
     waiters: Waiters,
-    stop: AtomicBool,
 }
 
 /// A device on UDP, and the thread that drives it. Dropping it stops both.
 pub struct Udp {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    _worker: Worker,
 }
 
 impl Udp {
@@ -67,36 +65,22 @@ impl Udp {
         let mut config = device(Gid::of_udp(SocketAddrV4::new(*udp.bind.ip(), port)));
         config.incarnation = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |t| t.as_nanos() as u64);
         let state = State { device: Device::new(config), link: Link::new(udp.link) };
-        let shared = Arc::new(Shared {
-            state: Mutex::new(state),
-            socket,
-            waiters: Waiters::default(),
-            stop: AtomicBool::new(false),
-        });
-        let thread = std::thread::Builder::new().name("efa-soft-udp".into()).spawn({
+        let shared = Arc::new(Shared { state: Mutex::new(state), socket, waiters: Waiters::default() });
+        let worker = Worker::start("efa-soft-udp", {
             let shared = shared.clone();
-            move || shared.run()
+            move |stop| shared.run(stop)
         })?;
-        Ok(Self { shared, thread: Some(thread) })
-    }
-}
-
-impl Drop for Udp {
-    fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        Ok(Self { shared, _worker: worker })
     }
 }
 
 impl Shared {
-    fn run(&self) {
+    fn run(&self, stop: &AtomicBool) {
         let clock = Clock::start();
         let mut idle = Idle::default();
         let mut state = self.state.lock();
         let mut buf = vec![0; DATA_HEADER + state.device.config().mtu as usize + 1];
-        while !self.stop.load(Ordering::Relaxed) {
+        while !stop.load(Ordering::Relaxed) {
             let progress = state.step(clock.now(), &self.socket, &mut buf);
             self.waiters.dispatch(&mut state.device);
             if idle.should_nap(progress) {

@@ -1,6 +1,10 @@
-//! The real clock, and how a driver's thread waits.
+//! A driver's thread: its clock, how it waits, and how it ends.
 
 use crate::Time;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::*};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Looks without work before a driver's thread starts to nap.
@@ -36,5 +40,30 @@ impl Idle {
             return false;
         }
         true
+    }
+}
+
+/// A thread that runs until this value is dropped.
+pub(super) struct Worker {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts a thread that calls `run`, which returns soon after its argument says so.
+    pub(super) fn start(name: &str, run: impl FnOnce(&AtomicBool) + Send + 'static) -> io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = stop.clone();
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || run(&told))?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
