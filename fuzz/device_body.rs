@@ -6,7 +6,7 @@
 
 use efa_io::{Lkey, LocalBuf};
 use efa_soft::memory::{Backing, HostMemory, SharedMemory};
-use efa_soft::wire::{self, Ack, Data, Envelope, MessageHeader, Packet, WireOp};
+use efa_soft::wire::{self, Ack, Data, Envelope, Lane, MessageHeader, Packet, WireOp};
 use efa_soft::{Access, CqConfig, CqeSize, Device, DeviceConfig, Gid, QpConfig, QpInfo, QpState, Time};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -187,7 +187,8 @@ impl World {
         match script.byte() % 4 {
             0 => {
                 let acks: Vec<Ack> = (0..script.byte() % 8).map(|_| ack(script, &self.sent)).collect();
-                wire::encode_acks(&mut bytes, &envelope, &acks);
+                let lane = if script.byte() & 1 == 0 { Lane::Requests } else { Lane::Responses };
+                wire::encode_acks(&mut bytes, &envelope, lane, &acks);
             }
             1 if script.byte() < 16 => wire::encode_reset(&mut bytes, &envelope),
             _ => {
@@ -207,7 +208,7 @@ impl World {
                     remote_addr: u64::from(script.one_of(&addrs)) | u64::from(script.byte() / 255) << 63,
                     reply_to: script.one_of(&self.sent),
                 };
-                let stride = script.one_of(&[MTU, MTU, 1, 1000]).max(1);
+                let stride = script.one_of(&[MTU, MTU, 64, 1, 1000]).max(1);
                 let packet = script.one_of(&[0, 0, 1, 2, 3]) % header.packets(stride);
                 let len = header.payload_len(packet, stride).min(70_000);
                 let data = Data {

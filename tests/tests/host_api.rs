@@ -80,6 +80,13 @@ impl Pair {
         completion
     }
 
+    /// Posts and rings a write of nothing, and waits for nothing.
+    fn write_nothing(&mut self, wr_id: u64) {
+        let (local, remote) = (self.a.memory.slice(..0).unwrap(), self.b.memory.remote().slice(..0).unwrap());
+        self.a.sq.post(self.a.peer.as_ref().unwrap(), RdmaWrite::new(local, remote), wr_id).unwrap();
+        self.a.sq.ring();
+    }
+
     /// Posts a write of these ranges from A to B and gives its status.
     fn status_of_write(&mut self, length: u64, remote: RemoteRegion, at: std::ops::Range<u64>) -> Status {
         let slice = self.a.memory.slice(..length).unwrap();
@@ -536,4 +543,132 @@ fn a_damaged_packet_is_never_delivered() {
     let (a, b) = (pair.a.device.counters(), pair.b.device.counters());
     assert!(b.corrupt_pkts > 5 && a.retrans_pkts > 5, "{a:?} {b:?}");
     assert_eq!(a.corrupt_pkts + b.corrupt_pkts, pair.sim.link_counters().corrupted);
+}
+
+#[test]
+fn the_share_of_a_queue_pair_that_is_gone_is_free_once_its_completions_were_polled() {
+    let mut pair = Pair::with(QpConfig::new(16, 1), 17, LinkConfig::default());
+    for i in 0..16 {
+        pair.write_nothing(i);
+    }
+    pair.sim.run_until(Duration::from_millis(5), || false);
+    let Side { pd, mut cq, sq, rq, control, .. } = pair.a;
+    drop((sq, rq, control));
+    let next = || pd.create_qp(&cq, &cq, QpConfig::new(16, 1));
+    let refused = next().err().unwrap().to_string();
+    assert!(refused.contains("holds 32 entries, 17 are promised"), "{refused}");
+    while cq.poll_one().is_some() {}
+    assert_eq!(cq.skipped(), 16);
+    pd.create_qp(&cq, &cq, QpConfig::new(16, 16)).unwrap();
+}
+
+#[test]
+fn a_preview_shows_the_wqe_and_changes_nothing() {
+    let mut pair = Pair::with(QpConfig::new(4, 8), 64, LinkConfig::default());
+    for i in 0..8 {
+        pair.b.rq.post(&[pair.b.memory.slice(..8).unwrap()], i).unwrap();
+    }
+    pair.b.rq.ring();
+    for i in 1..=4 {
+        pair.a.post(SendInline::new(b"x"), i).unwrap();
+    }
+    let peer = pair.a.peer.as_ref().unwrap();
+    let preview = pair.a.sq.preview(peer, SendInline::new(b"y").imm(3), 99).unwrap();
+    assert!(preview.phase(), "the fifth WQE of a ring of four");
+    assert_eq!(preview.decode().unwrap().op.imm(), Some(3));
+    pair.a.sq.ring();
+    let mut ids: Vec<u64> = (0..4).map(|_| pair.completion_a().wr_id).collect();
+    ids.sort();
+    assert_eq!(ids, [1, 2, 3, 4]);
+}
+
+#[test]
+fn wide_wqes_need_a_device_that_has_them() {
+    let sim = Sim::new(LinkConfig::default());
+    let device = sim.add(0, |config| {
+        config.inline_bytes_ex = 32;
+        config.rdma_write = false;
+    });
+    let pd = device.alloc_pd().unwrap();
+    let cq = device.create_cq(CqConfig::new(16)).unwrap();
+    let refused = pd.create_qp(&cq, &cq, QpConfig::new(4, 4).wide()).err().unwrap().to_string();
+    assert!(refused.contains("WQEs of 64 bytes, 128 were asked for"), "{refused}");
+    pd.create_qp(&cq, &cq, QpConfig::new(4, 4)).unwrap();
+}
+
+#[test]
+fn a_completion_queue_whose_events_cannot_be_had_leaves_nothing_behind() {
+    let sim = Sim::new(LinkConfig::default());
+    let device = sim.add(0, |config| config.max_cq = 4);
+    for _ in 0..5 {
+        let refused = device.create_cq(CqConfig::new(16).events()).unwrap_err();
+        assert!(refused.to_string().contains("simulated time"), "{refused}");
+    }
+    device.create_cq(CqConfig::new(16)).unwrap();
+}
+
+#[test]
+fn a_region_larger_than_memory_is_refused() {
+    let sim = Sim::new(LinkConfig::default());
+    let pd = sim.add(0, |_| ()).alloc_pd().unwrap();
+    for len in [usize::MAX, usize::MAX - 4096, isize::MAX as usize] {
+        assert!(matches!(pd.allocate(len, Access::ALL), Err(Error::Io { .. })), "{len}");
+    }
+}
+
+#[test]
+fn borrowed_bytes_are_out_of_reach_after_the_call_even_of_a_device_that_was_put_aside() {
+    use efa_soft::driver::{Local, Port};
+    use efa_soft::wire::{self, Data, Envelope, MessageHeader, WireOp};
+    let config = efa_soft::DeviceConfig::new(Gid::local(77));
+    let port: Arc<dyn Port> = Local::start(LinkConfig::default()).unwrap().add(config.clone());
+    let pd = Device::from_soft_port("aside", port.clone()).alloc_pd().unwrap();
+    let (mut bytes, mut aside) = ([0; 64], None);
+    let remote = pd
+        .with_borrowed(&mut bytes, Access::ALL, |region| {
+            port.with(&mut |device| aside = Some(std::mem::replace(device, efa_soft::Device::new(config.clone()))));
+            region.remote()
+        })
+        .unwrap();
+    let mut device = aside.unwrap();
+    let cq = efa_soft::CqConfig { entries: 16, entry_size: efa_soft::CqeSize::Large, channel: false };
+    let cqn = device.create_cq(cq).unwrap().cqn;
+    let qp = device
+        .create_qp(efa_soft::QpConfig {
+            pd: 1,
+            send_cq: cqn,
+            recv_cq: cqn,
+            send_entries: 1,
+            recv_entries: 1,
+            recv_sge: 1,
+            inline_bytes: 32,
+            inline_write: false,
+            unsolicited_write_recv: false,
+        })
+        .unwrap();
+    device.modify_qp(qp.qpn, efa_soft::QpState::Init, Some(0)).unwrap();
+    device.modify_qp(qp.qpn, efa_soft::QpState::ReadyToReceive, None).unwrap();
+    device.create_ah(1, Gid::local(5)).unwrap();
+    let envelope = Envelope { src: Gid::local(5), dst: Gid::local(77), src_incarnation: 1, dst_incarnation: 0 };
+    let header = MessageHeader {
+        op: WireOp::Write,
+        src_qpn: 1,
+        dst_qpn: qp.qpn,
+        qkey: 0,
+        imm: None,
+        bytes: 8,
+        rkey: remote.rkey,
+        remote_addr: remote.addr,
+        reply_to: 0,
+    };
+    let data = Data { message: 0, base: 0, header, stride: 64, packet: 0, payload: &[] };
+    let mut packet = Vec::new();
+    let fill = |payload: &mut [u8]| {
+        payload.fill(0xee);
+        Ok::<_, ()>(())
+    };
+    wire::encode_data(&mut packet, &envelope, &data, 8, fill).unwrap();
+    device.handle(efa_soft::Time::from_nanos(5), &packet);
+    assert_eq!(device.counters().rdma_write_recv_bytes, 8, "the device believes it wrote");
+    assert_eq!(bytes, [0; 64]);
 }

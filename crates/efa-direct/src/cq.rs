@@ -74,6 +74,8 @@ pub(crate) struct CqShared {
     events: Option<Box<dyn EventSource>>,
     /// Entries promised to rings.
     reserved: Mutex<u32>,
+    /// Of these, entries of queue pairs that are gone, whose completions may still stand in the ring.
+    lingering: AtomicU32,
     ledgers: Mutex<Vec<Arc<QpLedgers>>>,
     /// Moves on with every change of `ledgers`.
     version: AtomicU32,
@@ -101,6 +103,18 @@ impl CqShared {
 
     pub(crate) fn release(&self, entries: u32) {
         *self.reserved.lock() -= entries;
+    }
+
+    /// Releases entries once the reader has found the ring empty after this call.
+    pub(crate) fn release_when_drained(&self, entries: u32) {
+        self.lingering.fetch_add(entries, Release);
+    }
+
+    /// The reader found the ring empty after it had seen `entries` linger.
+    #[cold]
+    fn drained(&self, entries: u32) {
+        self.lingering.fetch_sub(entries, Relaxed);
+        self.release(entries);
     }
 
     pub(crate) fn announce(&self, ledgers: &Arc<QpLedgers>) {
@@ -169,6 +183,7 @@ impl CompletionQueue {
             ring: raw.ring,
             events: raw.events,
             reserved: Mutex::new(0),
+            lingering: AtomicU32::new(0),
             ledgers: Mutex::default(),
             version: AtomicU32::new(1),
         };
@@ -216,10 +231,18 @@ impl CpuCompletionQueue {
     #[inline]
     pub fn poll_one(&mut self) -> Option<Completion> {
         loop {
+            // Read before the ring is: a queue pair that is gone by now writes nothing more.
+            let lingering = self.shared.lingering.load(Acquire);
             let decoded = if self.ring.entry_size() == Cqe32::SIZE {
-                Cqe32::from_words(self.fresh()?).decode()
+                self.fresh().map(|words| Cqe32::from_words(words).decode())
             } else {
-                Cqe16::from_words(self.fresh()?).decode()
+                self.fresh().map(|words| Cqe16::from_words(words).decode())
+            };
+            let Some(decoded) = decoded else {
+                if lingering != 0 {
+                    self.shared.drained(lingering);
+                }
+                return None;
             };
             self.consumer = self.consumer.wrapping_add(1);
             if let Ok(completion) = decoded
@@ -278,21 +301,20 @@ impl CpuCompletionQueue {
 
     /// Polls until there is a completion; `None` if there was none within `timeout`.
     pub fn wait(&mut self, timeout: Duration) -> Option<Completion> {
-        let mut deadline = None;
-        for spins in 0u32.. {
+        for _ in 0..128 {
             if let Some(completion) = self.poll_one() {
                 return Some(completion);
             }
-            if spins < 128 {
-                std::hint::spin_loop();
-                continue;
-            }
-            if Instant::now() >= *deadline.get_or_insert_with(|| Instant::now() + timeout) {
-                return self.poll_one();
+            std::hint::spin_loop();
+        }
+        let deadline = Instant::now().checked_add(timeout); // none: later than any clock goes
+        while deadline.is_none_or(|deadline| Instant::now() < deadline) {
+            if let Some(completion) = self.poll_one() {
+                return Some(completion);
             }
             std::thread::yield_now();
         }
-        None
+        self.poll_one()
     }
 
     /// Sleeps until there is a completion to poll, at most `timeout`; whether there is one. Rarely it wakes for nothing.
@@ -312,8 +334,19 @@ impl CpuCompletionQueue {
         Ok(self.fresh::<1>().is_some())
     }
 
+    /// Takes an event that has come, so that [`event_fd`](Self::event_fd) is not readable any more; whether there was one.
+    ///
+    /// # Errors
+    /// As [`wait_event`](Self::wait_event).
+    pub fn take_event(&mut self) -> Result<bool, Error> {
+        let events = self.shared.events.as_ref().ok_or(Error::NoEvents)?;
+        let came = events.wait(Duration::ZERO).map_err(Error::io("taking a completion event"))?;
+        self.sequence = self.sequence.wrapping_add(came.into());
+        Ok(came)
+    }
+
     /// Asks for an event with the next completion, or at once if one is there that was not polled. For event loops, which
-    /// watch [`event_fd`](Self::event_fd); [`wait_event`](Self::wait_event) does both.
+    /// watch [`event_fd`](Self::event_fd), [`take_event`](Self::take_event) and poll; [`wait_event`](Self::wait_event) does all of it.
     ///
     /// # Errors
     /// [`Error::NoEvents`] for a queue without [`CqConfig::events`].

@@ -65,6 +65,16 @@ pub enum Error {
         /// Entries asked for.
         asked: u32,
     },
+    /// A device whose send ring has WQEs of another size than asked for.
+    #[error(
+        "the device's send ring has WQEs of {found} bytes, {asked} were asked for: 128-byte WQEs need a device that has them"
+    )]
+    WqeSize {
+        /// Bytes of a WQE that the queue pair's type stands for.
+        asked: usize,
+        /// Bytes of a WQE in the ring.
+        found: usize,
+    },
     /// A completion queue of another device.
     #[error("the completion queue belongs to another device")]
     ForeignCompletionQueue,

@@ -79,15 +79,21 @@ impl Ledger {
         self.completed.load(Acquire)
     }
 
-    /// Poster: the request id of request number `producer`, for which there is room, and which the caller calls `wr_id`.
+    /// Poster: the request id of request number `producer`, once there is room for it.
+    #[inline(always)]
+    pub(crate) fn req_id(&self, producer: u32) -> u16 {
+        let slot = self.size.slot(producer) as usize;
+        self.free.get(slot).map_or(0, |free| free.load(Relaxed)) | self.generation
+    }
+
+    /// Poster: the same, for a request that is posted, and which the caller calls `wr_id`.
     #[inline(always)]
     pub(crate) fn assign(&self, producer: u32, wr_id: u64) -> u16 {
-        let slot = self.size.slot(producer) as usize;
-        let index = self.free.get(slot).map_or(0, |free| free.load(Relaxed));
-        if let Some(place) = self.wr_ids.get(usize::from(index)) {
+        let req_id = self.req_id(producer);
+        if let Some(place) = self.wr_ids.get(self.size.slot(req_id.into()) as usize) {
             place.store(wr_id, Relaxed);
         }
-        index | self.generation
+        req_id
     }
 
     /// Poller: whether a completion with this request id is of this queue pair.

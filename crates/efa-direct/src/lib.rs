@@ -52,8 +52,8 @@
 //!
 //! - **A ring has one owner.** Its modes are types, each with its own methods only; the way back needs a drained ring.
 //! - **Overflow is an error.** A request that does not fit is refused before a byte is written. A completion queue cannot overflow either:
-//!   every ring has a share of it, fixed at creation, and may not have more outstanding (unsolicited receives are the exception,
-//!   since nothing here can hold them back).
+//!   every ring has a share of it, fixed at creation, and may not have more outstanding; the share of a queue pair that is gone is
+//!   free once its completions have been polled. (Unsolicited receives are the exception, since nothing here can hold them back.)
 //! - **Posting costs stores.** No lock, no allocation, no atomic read-modify-write, no reference count.
 //! - **Registered memory is copied, not referenced**, since a peer may write it at any time.
 //! - **Nothing here leads to undefined behaviour.** `unsafe` is in `ring.rs` (ring memory), `region.rs` (registered memory) and the provider.

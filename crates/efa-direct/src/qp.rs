@@ -10,6 +10,7 @@ use crate::send::SendQueue;
 use efa_io::{SendWqe, Wqe};
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What a queue pair is to be like. `W` is the size of its WQEs in 64-bit words: 8, or 16 after [`wide`](Self::wide).
 #[derive(Clone, Copy, Debug)]
@@ -114,6 +115,8 @@ pub(crate) struct QpInner {
     pub(crate) ledgers: Arc<QpLedgers>,
     send: Share,
     recv: Share,
+    /// It was active at some time, and so may have completed something.
+    activated: AtomicBool,
 }
 
 /// Entries of a completion queue that are promised to a ring.
@@ -131,15 +134,20 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.cq.release(self.entries);
+        self.cq.release(std::mem::take(&mut self.entries));
     }
 }
 
 impl Drop for QpInner {
     fn drop(&mut self) {
         self.domain.provider.destroy_qp(self.qpn);
-        self.send.cq.forget(&self.ledgers);
-        self.recv.cq.forget(&self.ledgers);
+        for share in [&mut self.send, &mut self.recv] {
+            share.cq.forget(&self.ledgers);
+            if *self.activated.get_mut() {
+                // Its completions may still stand in the ring: its share is free once the reader is past them.
+                share.cq.release_when_drained(std::mem::take(&mut share.entries));
+            }
+        }
     }
 }
 
@@ -175,12 +183,17 @@ where
         })?;
         let send_credits = Credits::new(config.send_entries, send.entries);
         let recv_credits = Credits::new(config.recv_entries, recv.entries);
+        let (asked, found) = (<Wqe<W> as SendWqe>::SIZE, raw.send.entry_size());
+        if asked != found {
+            provider.destroy_qp(raw.qpn);
+            return Err(Error::WqeSize { asked, found });
+        }
         let ledgers = Arc::new(QpLedgers {
             qpn: raw.qpn,
             send: Ledger::new(raw.send.size(), raw.generation, raw.req_id_64),
             recv: Ledger::new(raw.recv.size(), raw.generation, false),
         });
-        let inner = Arc::new(QpInner { domain, qpn: raw.qpn, ledgers, send, recv });
+        let inner = Arc::new(QpInner { domain, qpn: raw.qpn, ledgers, send, recv, activated: AtomicBool::new(false) });
         send_cq.announce(&inner.ledgers);
         if !Arc::ptr_eq(send_cq, recv_cq) {
             recv_cq.announce(&inner.ledgers);
@@ -201,6 +214,7 @@ where
     pub fn activate(self, qkey: u32) -> Result<ActiveQueuePair<W>, Error> {
         let Self { inner, raw, recv_bufs, send_credits, recv_credits, _wqe } = self;
         let provider = &inner.domain.provider;
+        inner.activated.store(true, Ordering::Relaxed);
         provider.activate_qp(inner.qpn, qkey)?;
         Ok(ActiveQueuePair {
             endpoint: Endpoint { gid: provider.attributes().gid, qpn: inner.qpn, qkey },

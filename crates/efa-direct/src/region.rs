@@ -6,7 +6,7 @@
 
 use crate::domain::DomainInner;
 use crate::error::Error;
-use crate::provider::HostRange;
+use crate::provider::{HostRange, Registration};
 use efa_io::{Lkey, LocalBuf, RemoteBuf};
 use efa_soft::memory::{SharedMemory, copy_in, copy_out};
 use efa_soft::{Access, RegionKeys};
@@ -21,7 +21,7 @@ use std::sync::Arc;
 /// with a status. So a region may be dropped at any time, and nothing needs to be counted per post.
 pub struct Region<'d> {
     range: HostRange,
-    keys: RegionKeys,
+    registration: Registration,
     lkey: Lkey,
     domain: Arc<DomainInner>,
     _domain: PhantomData<&'d ()>,
@@ -74,11 +74,11 @@ fn resolve(range: impl RangeBounds<u64>, len: u64) -> Result<(u64, u64), Error> 
 
 impl<'d> Region<'d> {
     fn register(domain: Arc<DomainInner>, range: HostRange, access: Access) -> Result<Self, Error> {
-        let keys = domain.provider.register(domain.pd, range.clone(), access)?;
-        match Lkey::new(keys.lkey) {
-            Ok(lkey) => Ok(Self { range, keys, lkey, domain, _domain: PhantomData }),
+        let registration = domain.provider.register(domain.pd, range.clone(), access)?;
+        match Lkey::new(registration.keys.lkey) {
+            Ok(lkey) => Ok(Self { range, registration, lkey, domain, _domain: PhantomData }),
             Err(error) => {
-                domain.provider.deregister(keys);
+                domain.provider.deregister(&registration);
                 Err(Error::Post(error.into()))
             }
         }
@@ -107,12 +107,12 @@ impl<'d> Region<'d> {
 
     /// Its keys.
     pub fn keys(&self) -> RegionKeys {
-        self.keys
+        self.registration.keys
     }
 
     /// What peers need to know to reach it.
     pub fn remote(&self) -> RemoteRegion {
-        RemoteRegion { addr: self.addr(), rkey: self.keys.rkey, len: self.len() }
+        RemoteRegion { addr: self.addr(), rkey: self.keys().rkey, len: self.len() }
     }
 
     /// A piece of it, for a work request.
@@ -163,13 +163,13 @@ impl<'d> Region<'d> {
 
 impl Drop for Region<'_> {
     fn drop(&mut self) {
-        self.domain.provider.deregister(self.keys);
+        self.domain.provider.deregister(&self.registration);
     }
 }
 
 impl std::fmt::Debug for Region<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Region({} bytes at {:#x}, {:x?})", self.len(), self.addr(), self.keys)
+        write!(f, "Region({} bytes at {:#x}, {:x?})", self.len(), self.addr(), self.keys())
     }
 }
 

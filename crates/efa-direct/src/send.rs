@@ -6,7 +6,7 @@
 
 use crate::domain::Peer;
 use crate::error::{Error, PostError};
-use crate::ledger::Credits;
+use crate::ledger::{Credits, Ledger};
 use crate::op::Request;
 use crate::provider::RawQp;
 use crate::qp::QpInner;
@@ -73,7 +73,6 @@ where
     Wqe<W>: SendWqe,
 {
     pub(crate) fn new(qp: Arc<QpInner>, raw: &RawQp, credits: Credits) -> Self {
-        assert_eq!(raw.send.entry_size(), <Wqe<W> as SendWqe>::SIZE, "the provider made a ring of other WQEs");
         Self {
             ring: raw.send.clone(),
             limits: raw.limits,
@@ -104,15 +103,11 @@ impl<const W: usize> SendQueue<W>
 where
     Wqe<W>: SendWqe,
 {
-    /// Adds what depends on the WQE's place in the ring: request id and phase.
+    /// Adds what depends on the WQE's place in the ring: phase and request id. `req_id` gives the latter where it has 16 bits.
     #[inline(always)]
-    fn stamp(&self, wqe: Wqe<W>, wr_id: u64) -> Wqe<W> {
-        let wqe = if self.req_id_64 {
-            wqe.with_req_id_64(wr_id)
-        } else {
-            wqe.with_req_id(self.qp.ledgers.send.assign(self.producer, wr_id))
-        };
-        wqe.with_phase(self.ring.size().wq_phase(self.producer))
+    fn stamp(&self, wqe: Wqe<W>, wr_id: u64, req_id: impl FnOnce(&Ledger) -> u16) -> Wqe<W> {
+        let wqe = wqe.with_phase(self.ring.size().wq_phase(self.producer));
+        if self.req_id_64 { wqe.with_req_id_64(wr_id) } else { wqe.with_req_id(req_id(&self.qp.ledgers.send)) }
     }
 }
 
@@ -126,11 +121,16 @@ where
     /// A [`PostError`]; nothing was written.
     #[inline]
     pub fn post(&mut self, peer: &Peer, request: impl Request<W>, wr_id: u64) -> Result<(), PostError> {
+        let wqe = self.encode(peer, request)?;
+        self.place(wqe, wr_id)
+    }
+
+    #[inline(always)]
+    fn encode(&self, peer: &Peer, request: impl Request<W>) -> Result<Wqe<W>, PostError> {
         if peer.domain != self.domain {
             return Err(PostError::ForeignDomain { what: "peer", given: peer.domain, own: self.domain });
         }
-        let wqe = request.encode(self.domain, &self.queue.limits, peer.dest)?;
-        self.place(wqe, wr_id)
+        request.encode(self.domain, &self.queue.limits, peer.dest)
     }
 
     #[inline(always)]
@@ -141,7 +141,8 @@ where
             self.completed = queue.qp.ledgers.send.completed();
             queue.credits.check(producer.wrapping_sub(self.completed))?;
         }
-        queue.ring.store(producer, queue.stamp(wqe, wr_id).words());
+        let wqe = queue.stamp(wqe, wr_id, |ledger| ledger.assign(producer, wr_id));
+        queue.ring.store(producer, wqe.words());
         queue.producer = producer.wrapping_add(1);
         if queue.producer.wrapping_sub(self.rung) == queue.max_batch {
             self.ring();
@@ -180,12 +181,13 @@ where
     }
 
     /// The WQE that posting `request` now would write. For people who want to look at it: the ring itself cannot be read.
+    /// In a full ring the request id is a guess.
     ///
     /// # Errors
-    /// As [`post`](Self::post); fullness is not looked at.
+    /// As [`post`](Self::post), but for fullness, which is not looked at.
     pub fn preview(&self, peer: &Peer, request: impl Request<W>, wr_id: u64) -> Result<Wqe<W>, PostError> {
-        let wqe = request.encode(self.domain, &self.queue.limits, peer.dest)?;
-        Ok(self.queue.stamp(wqe, wr_id))
+        let wqe = self.encode(peer, request)?;
+        Ok(self.queue.stamp(wqe, wr_id, |ledger| ledger.req_id(self.queue.producer)))
     }
 
     /// Takes the ring back from the CPU, once everything posted has completed and been polled.

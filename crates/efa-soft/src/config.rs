@@ -1,6 +1,8 @@
 //! What a software device can do, and how patient it is.
 
 use crate::Gid;
+use crate::error::ControlError;
+use crate::wire::MIN_STRIDE;
 use std::time::Duration;
 
 /// Limits, capabilities and timing of a device.
@@ -73,6 +75,24 @@ pub struct DeviceConfig {
 }
 
 impl DeviceConfig {
+    /// Whether a device can be like this.
+    ///
+    /// # Errors
+    /// The first value that makes no sense.
+    pub fn check(&self) -> Result<(), ControlError> {
+        let check = |what, value: u64, good: bool, expected| {
+            if good { Ok(()) } else { Err(ControlError::Invalid { what, value, expected }) }
+        };
+        let mtu = u64::from(self.mtu);
+        check("mtu", mtu, (u64::from(MIN_STRIDE)..=60_000).contains(&mtu), "64 to 60000 bytes")?;
+        check("incarnation", self.incarnation, self.incarnation != 0, "a positive number")?;
+        check("max_sq_bytes", self.max_sq_bytes.into(), self.max_sq_bytes >= 128, "room for a WQE of 128 bytes")?;
+        check("max_tx_batch", self.max_tx_batch.into(), self.max_tx_batch >= 2, "room for a WQE of 128 bytes")?;
+        check("max_qp", self.max_qp.into(), (1..=1 << 14).contains(&self.max_qp), "1 to 16384")?;
+        check("max_cqe", self.max_cqe.into(), self.max_cqe.is_power_of_two(), "a power of two")?;
+        check("min_rto", self.min_rto.as_nanos() as u64, !self.min_rto.is_zero(), "a positive time")
+    }
+
     /// A device at `gid`.
     pub fn new(gid: Gid) -> Self {
         Self {

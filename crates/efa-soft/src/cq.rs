@@ -57,7 +57,7 @@ pub(crate) struct CompletionQueue {
 
 impl CompletionQueue {
     pub(crate) fn new(cqn: u32, config: CqConfig, max: u32) -> Result<(Self, CqInfo), ControlError> {
-        let size = RingSize::at_least(config.entries).ok().filter(|size| size.entries() <= max).ok_or(
+        let size = RingSize::at_least(config.entries.max(1)).ok().filter(|size| size.entries() <= max).ok_or(
             ControlError::Limit { what: "completion queue entries", asked: config.entries.into(), max: max.into() },
         )?;
         let bytes = size.entries() as usize * config.entry_size as usize;

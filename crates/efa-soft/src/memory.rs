@@ -1,9 +1,9 @@
 //! Memory that a device shares with a program: rings, doorbells, registered regions.
 //!
-//! The other side reads and writes it at any time, so nothing here ever makes a reference to its bytes. All access
-//! goes through relaxed atomic loads and stores, eight bytes at a time where a whole aligned word is touched and
-//! single bytes at the edges; on the machines that EFA exists on these are plain moves. A copy that races with the other side sees
-//! some mixture of old and new bytes, as DMA does.
+//! The other side reads and writes it at any time, so nothing here ever makes a reference to its bytes. A region's bytes are
+//! accessed as single relaxed atomic bytes, or by what is indistinguishable from that; the words of ring entries and doorbells as
+//! relaxed atomic words. No location is accessed in two sizes, so that whatever races, the memory model gives it a meaning: a copy
+//! that races with the other side sees some mixture of old and new bytes, as with DMA.
 
 use memmap2::{MmapOptions, MmapRaw};
 use std::any::Any;
@@ -42,7 +42,8 @@ impl SharedMemory {
     /// # Errors
     /// The operating system has no memory.
     pub fn zeroed(len: usize) -> io::Result<Arc<Self>> {
-        let map = MmapOptions::new().len(len.max(1).next_multiple_of(4096)).map_anon()?;
+        let whole_pages = len.max(1).checked_next_multiple_of(4096).ok_or(io::ErrorKind::OutOfMemory)?;
+        let map = MmapOptions::new().len(whole_pages).map_anon()?;
         Ok(Arc::new(Self { map: map.into() }))
     }
 
@@ -168,26 +169,21 @@ fn check(offset: usize, count: usize, len: usize) {
     assert!(offset.checked_add(count).is_some_and(|end| end <= len), "{count} bytes at {offset} pass the end at {len}");
 }
 
+/// From this many bytes on a copy is worth the start of a string instruction.
+const LONG: usize = 64;
+
 /// Copies shared bytes into private ones.
 ///
 /// # Safety
-/// `src` is valid for reads of `dst.len()` bytes and only accessed atomically meanwhile.
+/// `src` is valid for reads of `dst.len()` bytes and only accessed as atomic bytes meanwhile.
 pub unsafe fn copy_out(src: *const u8, dst: &mut [u8]) {
-    let head = src.align_offset(8).min(dst.len());
-    let (edge, rest) = dst.split_at_mut(head);
-    let (words, tail) = rest.as_chunks_mut::<8>();
-    // SAFETY: every address below lies in the `dst.len()` bytes from `src`; words are aligned because `head` made them so.
-    unsafe {
-        for (i, byte) in edge.iter_mut().enumerate() {
-            *byte = AtomicU8::from_ptr(src.add(i).cast_mut()).load(Relaxed);
-        }
-        let aligned = src.add(head);
-        for (i, word) in words.iter_mut().enumerate() {
-            *word = AtomicU64::from_ptr(aligned.add(8 * i).cast_mut().cast()).load(Relaxed).to_ne_bytes();
-        }
-        let last = aligned.add(8 * words.len());
-        for (i, byte) in tail.iter_mut().enumerate() {
-            *byte = AtomicU8::from_ptr(last.add(i).cast_mut()).load(Relaxed);
+    if dst.len() >= LONG {
+        // SAFETY: `src` is the caller's promise, `dst` is a slice, and private.
+        unsafe { copy_long(src, dst.as_mut_ptr(), dst.len()) }
+    } else {
+        for (i, byte) in dst.iter_mut().enumerate() {
+            // SAFETY: inside the `dst.len()` bytes that the caller vouches for.
+            *byte = unsafe { AtomicU8::from_ptr(src.add(i).cast_mut()) }.load(Relaxed);
         }
     }
 }
@@ -195,23 +191,42 @@ pub unsafe fn copy_out(src: *const u8, dst: &mut [u8]) {
 /// Copies private bytes into shared ones.
 ///
 /// # Safety
-/// `dst` is valid for writes of `src.len()` bytes and only accessed atomically meanwhile.
+/// `dst` is valid for writes of `src.len()` bytes and only accessed as atomic bytes meanwhile.
 pub unsafe fn copy_in(src: &[u8], dst: *mut u8) {
-    let head = dst.align_offset(8).min(src.len());
-    let (edge, rest) = src.split_at(head);
-    let (words, tail) = rest.as_chunks::<8>();
-    // SAFETY: every address below lies in the `src.len()` bytes from `dst`; words are aligned because `head` made them so.
+    if src.len() >= LONG {
+        // SAFETY: `dst` is the caller's promise, `src` is a slice, and private.
+        unsafe { copy_long(src.as_ptr(), dst, src.len()) }
+    } else {
+        for (i, byte) in src.iter().enumerate() {
+            // SAFETY: inside the `src.len()` bytes that the caller vouches for.
+            unsafe { AtomicU8::from_ptr(dst.add(i)) }.store(*byte, Relaxed);
+        }
+    }
+}
+
+/// Copies bytes of which one side is shared.
+///
+/// # Safety
+/// Both are valid for `len` bytes, do not overlap, and the shared one is only accessed as atomic bytes meanwhile.
+unsafe fn copy_long(src: *const u8, dst: *mut u8, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: `rep movsb` reads `len` bytes and writes `len` bytes, each once, as a loop of relaxed byte loads and stores
+    // does; the direction flag is clear by the calling convention.
     unsafe {
-        for (i, byte) in edge.iter().enumerate() {
-            AtomicU8::from_ptr(dst.add(i)).store(*byte, Relaxed);
-        }
-        let aligned = dst.add(head);
-        for (i, word) in words.iter().enumerate() {
-            AtomicU64::from_ptr(aligned.add(8 * i).cast()).store(u64::from_ne_bytes(*word), Relaxed);
-        }
-        let last = aligned.add(8 * words.len());
-        for (i, byte) in tail.iter().enumerate() {
-            AtomicU8::from_ptr(last.add(i)).store(*byte, Relaxed);
+        std::arch::asm!(
+            "rep movsb",
+            inout("rcx") len => _,
+            inout("rsi") src => _,
+            inout("rdi") dst => _,
+            options(nostack, preserves_flags)
+        );
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    for i in 0..len {
+        // SAFETY: inside the bytes that the caller vouches for.
+        unsafe {
+            let byte = AtomicU8::from_ptr(src.add(i).cast_mut()).load(Relaxed);
+            AtomicU8::from_ptr(dst.add(i)).store(byte, Relaxed);
         }
     }
 }
@@ -224,7 +239,7 @@ mod tests {
     fn copies_are_exact_at_every_alignment_and_length() {
         let memory = SharedMemory::zeroed(256).unwrap();
         for offset in 0..17 {
-            for len in 0..40 {
+            for len in (0..40).chain(60..70) {
                 memory.write(0, &[0xee; 128]);
                 let bytes: Vec<u8> = (0..len as u8).map(|b| b ^ 0x5a).collect();
                 memory.write(offset, &bytes);

@@ -2,6 +2,7 @@
 
 use crate::error::ControlError;
 use crate::memory::Backing;
+use std::collections::VecDeque;
 use std::ops::BitOr;
 use std::sync::Arc;
 
@@ -53,16 +54,24 @@ pub struct RegionKeys {
     pub rkey: u32,
 }
 
-/// All regions of a device. The slot's number is part of both keys, so that a key is found without a search; the rest
-/// of each key is random, so that an old or guessed one is noticed.
+/// All regions of a device. The slot's number is part of both keys, so that a key is found without a search. The rest of
+/// each counts on from a random start with every use of the slot, and slots are used again oldest first, so that an old
+/// key is noticed for as long as its width allows.
 pub(crate) struct Regions {
-    slots: Vec<Option<Region>>,
-    free: Vec<usize>,
+    slots: Vec<Place>,
+    free: VecDeque<usize>,
+}
+
+#[derive(Default)]
+struct Place {
+    region: Option<Region>,
+    /// What keys carry beside the slot's number: 8 bits of it an lkey, 16 an rkey.
+    generation: u16,
 }
 
 impl Regions {
     pub(crate) fn new() -> Self {
-        Self { slots: Vec::new(), free: Vec::new() }
+        Self { slots: Vec::new(), free: VecDeque::new() }
     }
 
     pub(crate) fn register(
@@ -81,32 +90,29 @@ impl Regions {
                 expected: "an address whose region ends below 2^64",
             });
         }
-        let index = match self.free.pop() {
-            Some(index) => index,
-            None if self.slots.len() < max.min(1 << 16) as usize => {
-                self.slots.push(None);
-                self.slots.len() - 1
-            }
-            None => {
-                return Err(ControlError::Limit {
-                    what: "memory regions",
-                    asked: self.slots.len() as u64 + 1,
-                    max: max.into(),
-                });
-            }
+        let max = max.min(1 << 16); // what an lkey can tell apart
+        let index = if self.slots.len() < max as usize {
+            self.slots.push(Place { region: None, generation: rng.u16(..) });
+            self.slots.len() - 1
+        } else {
+            let asked = u64::from(max) + 1;
+            self.free.pop_front().ok_or(ControlError::Limit { what: "memory regions", asked, max: max.into() })?
         };
-        let lkey = (index as u32) << 8 | u32::from(rng.u8(..));
-        let rkey = (index as u32) << 16 | u32::from(rng.u16(..));
-        self.slots[index] = Some(Region { pd, lkey, rkey, addr, access, backing });
+        let place = &mut self.slots[index];
+        place.generation = place.generation.wrapping_add(1);
+        let lkey = (index as u32) << 8 | u32::from(place.generation as u8);
+        // The rkey's half is scrambled, so that one key does not tell the other.
+        let rkey = (index as u32) << 16 | u32::from(place.generation.wrapping_mul(0x9e37) ^ 0x5a5a);
+        place.region = Some(Region { pd, lkey, rkey, addr, access, backing });
         Ok(RegionKeys { lkey, rkey })
     }
 
     pub(crate) fn deregister(&mut self, lkey: u32) -> Result<u32, ControlError> {
         let index = (lkey >> 8) as usize;
         match self.slots.get_mut(index) {
-            Some(slot) if slot.as_ref().is_some_and(|r| r.lkey == lkey) => {
-                self.free.push(index);
-                Ok(slot.take().map_or(0, |region| region.pd))
+            Some(place) if place.region.as_ref().is_some_and(|r| r.lkey == lkey) => {
+                self.free.push_back(index);
+                Ok(place.region.take().map_or(0, |region| region.pd))
             }
             _ => Err(ControlError::NoSuch { kind: "memory region with lkey", id: lkey }),
         }
@@ -114,7 +120,7 @@ impl Regions {
 
     /// The backing and offset of `len` bytes at `addr` for the region's owner; `None` if the key, domain, right or bounds do not fit.
     pub(crate) fn local(&self, pd: u32, lkey: u32, addr: u64, len: u64, need: Access) -> Option<(&dyn Backing, usize)> {
-        let region = self.slots.get((lkey >> 8) as usize)?.as_ref().filter(|r| r.lkey == lkey)?;
+        let region = self.slots.get((lkey >> 8) as usize)?.region.as_ref().filter(|r| r.lkey == lkey)?;
         region.range(pd, addr, len, need)
     }
 
@@ -127,7 +133,7 @@ impl Regions {
         len: u64,
         need: Access,
     ) -> Option<(&dyn Backing, usize)> {
-        let region = self.slots.get((rkey >> 16) as usize)?.as_ref().filter(|r| r.rkey == rkey)?;
+        let region = self.slots.get((rkey >> 16) as usize)?.region.as_ref().filter(|r| r.rkey == rkey)?;
         region.range(pd, addr, len, need)
     }
 }

@@ -18,9 +18,13 @@ impl Net {
 
     /// Puts a device on the network and gives its number. A device with an address that is in use takes its place.
     pub fn add(&mut self, config: DeviceConfig) -> usize {
-        let index = self.devices.len();
+        let vacant = self.devices.iter().position(Option::is_none);
+        let index = vacant.unwrap_or(self.devices.len());
         self.by_gid.insert(config.gid, index);
-        self.devices.push(Some(Device::new(config)));
+        if vacant.is_none() {
+            self.devices.push(None);
+        }
+        self.devices[index] = Some(Device::new(config));
         index
     }
 

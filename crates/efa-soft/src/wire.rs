@@ -5,7 +5,11 @@
 //!
 //! Reliability is kept per *message*, not per packet stream, so that no message waits for another: a data packet names
 //! its message and its place in it, an acknowledgement says of each message what has arrived or how it ended. `base` is the oldest
-//! message that the sender still cares about; the receiver forgets everything below it.
+//! message that the sender still cares about; the receiver forgets everything below it, and a sender goes no further than a window
+//! of 2048 messages beyond it.
+//!
+//! Requests and the answers to read requests are numbered apart ([`Lane`]): answers that waited behind requests could wait for
+//! ever, since it is answers that let read requests end.
 //!
 //! ```text
 //!  byte 0 magic "EFAS" · 4 version · 5 kind · 6 operation · 7 flags · 8 CRC-32 of everything else
@@ -23,11 +27,14 @@ const KIND_DATA: u8 = 0;
 const KIND_ACK: u8 = 1;
 const KIND_RESET: u8 = 2;
 const FLAG_IMM: u8 = 1;
+const FLAG_RESPONSES: u8 = 2;
+/// Fewest payload bytes of a packet in a message of several, so that nobody makes a receiver keep book of single bytes.
+pub const MIN_STRIDE: u32 = 64;
 const CRC: std::ops::Range<usize> = 8..12;
 const HEADER: usize = 64;
 /// Bytes that a data packet has beyond its payload.
 pub const DATA_HEADER: usize = 112;
-/// Most acknowledgement entries in a packet, so that it stays well under any MTU.
+/// Most acknowledgement entries in a packet.
 pub const MAX_ACKS: usize = 64;
 /// 64-bit words of the bitmap in an acknowledgement.
 pub const ACK_WORDS: usize = 4;
@@ -57,6 +64,28 @@ pub enum WireOp {
     Write = 2,
     /// Answers a read request.
     ReadResponse = 3,
+}
+
+/// Which of the two numberings between a pair of devices, in one direction, a message belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Lane {
+    /// Sends, writes and read requests.
+    Requests = 0,
+    /// Answers to read requests.
+    Responses = 1,
+}
+
+impl Lane {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Requests, Self::Responses];
+}
+
+impl WireOp {
+    /// The lane of such messages.
+    pub fn lane(self) -> Lane {
+        if self == Self::ReadResponse { Lane::Responses } else { Lane::Requests }
+    }
 }
 
 /// What every packet of a message says about it.
@@ -137,8 +166,8 @@ pub enum Ack {
 pub enum Packet<'a> {
     /// A piece of a message.
     Data(Data<'a>),
-    /// Acknowledgements; [`Acks`] iterates over them.
-    Acks(Acks<'a>),
+    /// Acknowledgements of one lane; [`Acks`] iterates over them.
+    Acks(Lane, Acks<'a>),
     /// "You mean an earlier life of mine."
     Reset,
 }
@@ -233,8 +262,8 @@ pub fn encode_data<E>(
 }
 
 /// Builds an acknowledgement packet in `buf`.
-pub fn encode_acks(buf: &mut Vec<u8>, envelope: &Envelope, acks: &[Ack]) {
-    begin(buf, envelope, KIND_ACK, 0, 0);
+pub fn encode_acks(buf: &mut Vec<u8>, envelope: &Envelope, lane: Lane, acks: &[Ack]) {
+    begin(buf, envelope, KIND_ACK, 0, if lane == Lane::Responses { FLAG_RESPONSES } else { 0 });
     for ack in acks {
         match *ack {
             Ack::Done { first, count, status } => {
@@ -293,7 +322,10 @@ pub fn parse(bytes: &[u8]) -> Result<(Envelope, Packet<'_>), WireError> {
     };
     let packet = match bytes[5] {
         KIND_DATA => Packet::Data(parse_data(bytes)?),
-        KIND_ACK => Packet::Acks(Acks { rest: &bytes[HEADER..] }),
+        KIND_ACK => {
+            let lane = if bytes[7] & FLAG_RESPONSES != 0 { Lane::Responses } else { Lane::Requests };
+            Packet::Acks(lane, Acks { rest: &bytes[HEADER..], left: MAX_ACKS })
+        }
         KIND_RESET => Packet::Reset,
         kind => return Err(WireError::Field { field: "kind", value: kind.into() }),
     };
@@ -330,8 +362,8 @@ fn parse_data(bytes: &[u8]) -> Result<Data<'_>, WireError> {
         packet: u32_at(bytes, 80),
         payload: &bytes[DATA_HEADER..],
     };
-    if data.stride == 0 {
-        return Err(WireError::Field { field: "stride", value: 0 });
+    if data.stride == 0 || data.stride < MIN_STRIDE && header.packets(data.stride) > 1 {
+        return Err(WireError::Field { field: "stride", value: data.stride.into() });
     }
     if data.packet >= header.packets(data.stride) {
         return Err(WireError::Field { field: "packet", value: data.packet.into() });
@@ -360,10 +392,11 @@ impl MessageHeader {
     }
 }
 
-/// The acknowledgements of a packet. Stops at the first one that makes no sense.
+/// The acknowledgements of a packet. Stops at the first one that makes no sense, and after [`MAX_ACKS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Acks<'a> {
     rest: &'a [u8],
+    left: usize,
 }
 
 impl Iterator for Acks<'_> {
@@ -374,6 +407,7 @@ impl Iterator for Acks<'_> {
         if rest.len() < 8 {
             return None;
         }
+        self.left = self.left.checked_sub(1)?;
         let message = u32_at(rest, 4);
         let (ack, len) = match rest[0] {
             0 => (Ack::Done { first: message, count: u16_at(rest, 2), status: Status::from_code(rest[1]) }, 8),
@@ -430,7 +464,7 @@ mod tests {
     #[test]
     fn every_single_bit_error_is_noticed() {
         let mut buf = Vec::new();
-        encode_acks(&mut buf, &ENVELOPE, &[Ack::Done { first: 4, count: 3, status: Status::Ok }]);
+        encode_acks(&mut buf, &ENVELOPE, Lane::Requests, &[Ack::Done { first: 4, count: 3, status: Status::Ok }]);
         for bit in 0..buf.len() * 8 {
             let mut damaged = buf.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
@@ -449,9 +483,11 @@ mod tests {
             Ack::Accepted { message: 13 },
         ];
         let mut buf = Vec::new();
-        encode_acks(&mut buf, &ENVELOPE, &acks);
-        let Ok((_, Packet::Acks(parsed))) = parse(&buf) else { panic!() };
-        assert_eq!(parsed.collect::<Vec<_>>(), acks);
+        for lane in Lane::ALL {
+            encode_acks(&mut buf, &ENVELOPE, lane, &acks);
+            let Ok((_, Packet::Acks(parsed_lane, parsed))) = parse(&buf) else { panic!() };
+            assert_eq!((parsed_lane, parsed.collect::<Vec<_>>()), (lane, acks.to_vec()));
+        }
     }
 
     proptest! {
@@ -464,7 +500,7 @@ mod tests {
                 bytes[6] %= 4;
                 seal(&mut bytes);
             }
-            if let Ok((_, Packet::Acks(acks))) = parse(&bytes) {
+            if let Ok((_, Packet::Acks(_, acks))) = parse(&bytes) {
                 prop_assert!(acks.count() <= bytes.len() / 8);
             }
         }

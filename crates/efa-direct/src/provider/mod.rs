@@ -77,6 +77,14 @@ impl HostRange {
     }
 }
 
+/// A registered region: its keys, and whatever its provider needs to take it back.
+pub struct Registration {
+    /// The keys.
+    pub keys: RegionKeys,
+    /// The provider's own.
+    pub token: Option<Arc<dyn Any + Send + Sync>>,
+}
+
 /// What a completion queue is to be like.
 #[derive(Clone, Copy, Debug)]
 pub struct CqRequest {
@@ -155,7 +163,11 @@ pub struct RawQp {
 ///
 /// Destroying takes no answer. Objects are destroyed in the right order by construction, so a refusal would be a bug of the
 /// provider, which logs it.
-pub trait Provider: Send + Sync + 'static {
+///
+/// # Safety
+/// Once [`deregister`](Self::deregister) has returned, nobody accesses the bytes of that registration any more, whatever else
+/// has happened to the device.
+pub unsafe trait Provider: Send + Sync + 'static {
     /// What the device is and can do.
     fn attributes(&self) -> &DeviceAttributes;
 
@@ -172,10 +184,10 @@ pub trait Provider: Send + Sync + 'static {
     ///
     /// # Errors
     /// The device refused.
-    fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<RegionKeys, Error>;
+    fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<Registration, Error>;
 
-    /// Deregisters memory. Once this returns the device does not touch it.
-    fn deregister(&self, keys: RegionKeys);
+    /// Deregisters memory. Once this returns nobody touches it.
+    fn deregister(&self, registration: &Registration);
 
     /// Creates a completion queue.
     ///

@@ -3,18 +3,20 @@
 //! Names: `soft0`, `soft1`, … are devices on a network inside this process. `soft:KEY=VALUE,…` is a device of its own
 //! over UDP; the keys are those of [`SoftSpec`].
 
-use super::{CqRequest, DeviceAttributes, EventSource, HostRange, Provider, QpRequest, RawCq, RawQp, ring_size};
+use super::{
+    CqRequest, DeviceAttributes, EventSource, HostRange, Provider, QpRequest, RawCq, RawQp, Registration, ring_size,
+};
 use crate::device::DeviceInfo;
 use crate::error::Error;
 use crate::ring::RawRing;
 use efa_io::Limits;
 use efa_soft::driver::{EventFd, Local, Port, Udp, UdpConfig};
-use efa_soft::memory::{HostMemory, SharedMemory};
+use efa_soft::memory::{Backing, HostMemory, SharedMemory};
 use efa_soft::{
     Access, ControlError, CqConfig, CqeSize, Device, DeviceConfig, Gid, LinkConfig, LinkCounters, QpConfig, QpState,
-    RegionKeys, WqInfo,
+    WqInfo,
 };
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -226,6 +228,38 @@ fn raw_wq(wq: &WqInfo) -> Result<RawRing, Error> {
     raw_ring(&wq.ring, Some((&wq.doorbell, wq.doorbell_offset)), wq.entries, wq.entry_size)
 }
 
+/// Memory that is only borrowed. It is taken back here rather than trusted to the device, which safe code can reach
+/// ([`Port::with`]) and put aside.
+struct Lent {
+    len: usize,
+    memory: RwLock<Option<HostMemory>>,
+}
+
+impl Lent {
+    /// From here on nobody reaches the bytes.
+    fn take_back(&self) {
+        *self.memory.write() = None;
+    }
+}
+
+impl Backing for Lent {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn read(&self, offset: usize, dst: &mut [u8]) {
+        if let Some(memory) = &*self.memory.read() {
+            memory.read(offset, dst);
+        }
+    }
+
+    fn write(&self, offset: usize, src: &[u8]) {
+        if let Some(memory) = &*self.memory.read() {
+            memory.write(offset, src);
+        }
+    }
+}
+
 struct SoftEvents {
     fd: Arc<EventFd>,
     port: Weak<dyn Port>,
@@ -250,7 +284,8 @@ impl Drop for SoftEvents {
     }
 }
 
-impl Provider for Soft {
+// SAFETY: owned bytes are kept alive by whoever can reach them, borrowed ones are taken back in `deregister`.
+unsafe impl Provider for Soft {
     fn attributes(&self) -> &DeviceAttributes {
         &self.attributes
     }
@@ -263,31 +298,44 @@ impl Provider for Soft {
         self.destroy("protection domain", |device| device.dealloc_pd(pd));
     }
 
-    fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<RegionKeys, Error> {
+    fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<Registration, Error> {
         let addr = range.ptr.as_ptr() as u64;
-        // SAFETY: whoever made the range (`region.rs`) keeps it valid until `deregister`, which drops this value,
-        // and gives out no reference to its bytes.
-        let memory = unsafe { HostMemory::from_raw(range.ptr, range.len, range.owner) };
-        self.call(|device| device.register(pd, Arc::new(memory), addr, access))
+        let (len, owned) = (range.len, range.owner.is_some());
+        // SAFETY: the bytes live as long as their owner, which this value keeps; or if they are borrowed, until
+        // `deregister`, which drops this value. `region.rs` gives out no reference to them.
+        let memory = unsafe { HostMemory::from_raw(range.ptr, len, range.owner) };
+        if owned {
+            let keys = self.call(|device| device.register(pd, Arc::new(memory), addr, access))?;
+            return Ok(Registration { keys, token: None });
+        }
+        let lent = Arc::new(Lent { len, memory: RwLock::new(Some(memory)) });
+        let keys = self.call(|device| device.register(pd, lent.clone(), addr, access))?;
+        Ok(Registration { keys, token: Some(lent) })
     }
 
-    fn deregister(&self, keys: RegionKeys) {
-        self.destroy("memory region", |device| device.deregister(keys.lkey));
+    fn deregister(&self, registration: &Registration) {
+        let lent = registration.token.as_ref().and_then(|token| token.downcast_ref::<Lent>());
+        if let Some(lent) = lent {
+            lent.take_back();
+        }
+        self.destroy("memory region", |device| device.deregister(registration.keys.lkey));
     }
 
     fn create_cq(&self, request: CqRequest) -> Result<RawCq, Error> {
         let config = CqConfig { entries: request.entries, entry_size: CqeSize::Large, channel: request.events };
         let cq = self.call(|device| device.create_cq(config))?;
-        let doorbell = cq.doorbell.as_ref().map(|page| (page, 0));
-        let ring = raw_ring(&cq.ring, doorbell, cq.entries, cq.entry_size)?;
-        let events = if request.events {
-            let fd = self.port.event_fd(cq.cqn).map_err(Error::io("making an event descriptor"))?;
-            let events = SoftEvents { fd, port: Arc::downgrade(&self.port), cqn: cq.cqn };
-            Some(Box::new(events) as Box<dyn EventSource>)
-        } else {
-            None
+        let complete = || {
+            let doorbell = cq.doorbell.as_ref().map(|page| (page, 0));
+            let ring = raw_ring(&cq.ring, doorbell, cq.entries, cq.entry_size)?;
+            let mut events = None;
+            if request.events {
+                let fd = self.port.event_fd(cq.cqn).map_err(Error::io("making an event descriptor"))?;
+                let source = SoftEvents { fd, port: Arc::downgrade(&self.port), cqn: cq.cqn };
+                events = Some(Box::new(source) as Box<dyn EventSource>);
+            }
+            Ok(RawCq { cqn: cq.cqn, ring, events })
         };
-        Ok(RawCq { cqn: cq.cqn, ring, events })
+        complete().inspect_err(|_| self.destroy_cq(cq.cqn))
     }
 
     fn destroy_cq(&self, cqn: u32) {

@@ -21,7 +21,7 @@ use crate::memory::Backing;
 use crate::mr::{Access, RegionKeys, Regions};
 use crate::qp::{QpConfig, QpInfo, QpState, QueuePair};
 use crate::srd::rx::RxFlow;
-use crate::srd::tx::TxFlow;
+use crate::srd::tx::{Finished, Message, TxFlow};
 use crate::wire::{Ack, Envelope};
 use crate::{Gid, Time};
 use efa_io::{Completion, Event, OpCode, Status};
@@ -45,6 +45,9 @@ pub struct Transmit {
     pub bytes: Vec<u8>,
 }
 
+/// Most peers that a device keeps book of at once; whoever else sends it something is not heard.
+const MAX_FLOWS: usize = 4096;
+
 /// Number of the first address handle. Neither handles nor queue pairs start at zero, so that one which was never filled in is
 /// noticed.
 const FIRST_AH: u16 = 16;
@@ -62,12 +65,31 @@ struct Flow {
     peer: Gid,
     /// Which life of the peer we know; 0: not heard from it.
     peer_incarnation: u64,
-    tx: TxFlow,
-    rx: RxFlow,
+    /// By [`Lane`].
+    tx: [TxFlow; 2],
+    rx: [RxFlow; 2],
+    /// The lane whose turn it is to send.
+    turn: usize,
     /// Last time that the peer was heard, or that something was asked of it after a pause.
     lively_at: Time,
     /// In `Device::busy`.
     queued: bool,
+}
+
+impl Flow {
+    /// Nothing of ours is under way.
+    fn is_idle(&self) -> bool {
+        self.tx.iter().all(TxFlow::is_idle)
+    }
+
+    /// Ends every message for which `which` holds.
+    fn finish_where(&mut self, status: Status, which: impl Fn(&Message) -> bool) -> Vec<Finished> {
+        let mut finished = Vec::new();
+        for tx in &mut self.tx {
+            tx.finish_where(status, &which, &mut finished);
+        }
+        finished
+    }
 }
 
 /// The objects, apart from the flows, so that both can be borrowed at once.
@@ -80,6 +102,8 @@ struct Objects {
     /// By queue pair number modulo the table's size, as libefa keeps them.
     qps: Vec<Option<QueuePair>>,
     events: VecDeque<DeviceEvent>,
+    /// Queue pairs whose rings turned out malformed, to be failed.
+    broken: Vec<u16>,
 }
 
 /// An EFA device in software.
@@ -102,7 +126,13 @@ pub struct Device {
 
 impl Device {
     /// A device without objects.
+    ///
+    /// # Panics
+    /// If the configuration makes no sense: see [`DeviceConfig::check`].
     pub fn new(config: DeviceConfig) -> Self {
+        if let Err(error) = config.check() {
+            panic!("no device can be like this: {error}");
+        }
         let table = config.max_qp.next_power_of_two().min(1 << 15) as usize;
         Self {
             objects: Objects {
@@ -113,6 +143,7 @@ impl Device {
                 cqs: HashMap::new(),
                 qps: (0..table).map(|_| None).collect(),
                 events: VecDeque::new(),
+                broken: Vec::new(),
             },
             flows: Vec::new(),
             flow_of: HashMap::new(),
@@ -348,31 +379,44 @@ impl Device {
         self.forget_messages(qpn);
         let index = usize::from(qpn) % self.objects.qps.len();
         self.objects.qps[index] = None;
-        let generations = (1usize << 16) / self.objects.qps.len();
-        self.qp_generation[index] = (self.qp_generation[index] + 1) % generations as u16;
+        let generations = (1u32 << 16) / self.objects.qps.len() as u32;
+        let next = (u32::from(self.qp_generation[index]) + 1) % generations;
+        self.qp_generation[index] = next.max(1) as u16; // number 0 is nobody's
         *self.objects.pd(pd)? -= 1;
         self.objects.cq(send_cq)?.users -= 1;
         self.objects.cq(recv_cq)?.users -= 1;
         Ok(())
     }
 
-    /// The flow to `peer`, new if there is none.
-    fn flow_to(&mut self, peer: Gid) -> usize {
+    /// The flow to `peer`, new if there is none; `None` if there are too many.
+    fn flow_to(&mut self, now: Time, peer: Gid) -> Option<usize> {
         if let Some(&flow) = self.flow_of.get(&peer) {
-            return flow;
+            return Some(flow);
         }
-        let flow = self.flows.len();
-        self.flows.push(Flow {
+        let new = Flow {
             peer,
             peer_incarnation: 0,
             // Starting anywhere but at zero keeps the wrap of message numbers an ordinary event.
-            tx: TxFlow::new(&self.config, self.rng.u32(..)),
-            rx: RxFlow::default(),
-            lively_at: Time::ZERO,
+            tx: [(); 2].map(|()| TxFlow::new(&self.config, self.rng.u32(..))),
+            rx: Default::default(),
+            turn: 0,
+            lively_at: now,
             queued: false,
-        });
-        self.flow_of.insert(peer, flow);
-        flow
+        };
+        let index = if self.flows.len() < MAX_FLOWS {
+            self.flows.push(new);
+            self.flows.len() - 1
+        } else {
+            // A peer that has been silent for so long has given up whatever it had under way: it may be forgotten.
+            let silence = self.config.peer_timeout * 2;
+            let forgettable = |flow: &Flow| flow.is_idle() && !flow.queued && flow.lively_at + silence < now;
+            let index = self.flows.iter().position(forgettable)?;
+            let old = std::mem::replace(&mut self.flows[index], new);
+            self.flow_of.remove(&old.peer);
+            index
+        };
+        self.flow_of.insert(peer, index);
+        Some(index)
     }
 
     /// The flow may have something to send.

@@ -5,21 +5,26 @@ use crate::Gid;
 use crate::Time;
 use crate::mr::Access;
 use crate::qp::Receive;
+use crate::srd::MESSAGE_WINDOW;
 use crate::srd::bitmap::Bitmap;
 use crate::srd::rx::{Partial, Slot};
 use crate::srd::tx::{Memory, Message, Origin};
-use crate::wire::{self, Data, Envelope, MessageHeader, Packet, WireError, WireOp};
+use crate::wire::{self, Data, Envelope, Lane, MessageHeader, Packet, WireError, WireOp};
 use efa_io::cqe::Received;
 use efa_io::{Completion, Event, OpCode, Status};
 
-/// What became of a packet's bytes.
+/// Most introductions that wait to be sent; who gets none asks again.
+const MAX_RESETS: usize = 64;
+
+/// What became of a packet's bytes; `Err` with the status that its sender is told: the message cannot be taken.
+type Outcome = Result<Placed, Status>;
+
+/// What became of bytes that may be placed.
 enum Placed {
     /// They are where they belong.
     Yes,
     /// They need a receive descriptor, and there is none.
     NotReady,
-    /// The message cannot be taken.
-    Refused(Status),
 }
 
 impl Device {
@@ -42,17 +47,20 @@ impl Device {
         };
         match packet {
             Packet::Data(data) => self.on_data(flow, &envelope, &data),
-            Packet::Acks(acks) => {
+            Packet::Acks(lane, acks) => {
                 let mut finished = Vec::new();
                 for ack in acks {
-                    self.flows[flow].tx.on_ack(now, ack, &mut finished);
+                    self.flows[flow].tx[lane as usize].on_ack(now, ack, &mut finished);
                 }
                 self.settle(flow, finished);
-                self.flows[flow].tx.on_time(now);
+                self.pass_time(now, flow);
             }
             Packet::Reset => {}
         }
         self.wake(flow);
+        while let Some(qpn) = self.objects.broken.pop() {
+            self.fail_qp(qpn);
+        }
     }
 
     /// Whether a packet is for this life of this device, from a life of the peer that is not over; and its flow.
@@ -62,18 +70,13 @@ impl Device {
             return None;
         }
         if dst_incarnation != 0 && dst_incarnation != self.config.incarnation {
-            if *packet != Packet::Reset && dst_incarnation < self.config.incarnation && self.resets.len() < 64 {
-                self.resets.push_back(Envelope {
-                    src: dst,
-                    dst: src,
-                    src_incarnation: self.config.incarnation,
-                    dst_incarnation: src_incarnation,
-                });
+            if *packet != Packet::Reset && dst_incarnation < self.config.incarnation {
+                self.introduce(envelope);
             }
             return None;
         }
         let flow = match packet {
-            Packet::Data(_) => self.flow_to(src),
+            Packet::Data(_) => self.flow_to(now, src)?,
             _ => *self.flow_of.get(&src)?,
         };
         let known = self.flows[flow].peer_incarnation;
@@ -81,27 +84,43 @@ impl Device {
             return None;
         }
         if src_incarnation > known {
-            self.flows[flow].peer_incarnation = src_incarnation;
             if known != 0 {
+                // Much is lost by believing this, so only a peer that has heard from us is believed.
+                if dst_incarnation == 0 {
+                    self.introduce(envelope);
+                    return None;
+                }
                 self.peer_restarted(flow);
             }
+            self.flows[flow].peer_incarnation = src_incarnation;
         }
         self.flows[flow].lively_at = now;
         Some(flow)
+    }
+
+    /// Tells the sender of a packet which life of this device it speaks to.
+    fn introduce(&mut self, envelope: &Envelope) {
+        if self.resets.len() < MAX_RESETS {
+            self.resets.push_back(Envelope {
+                src: envelope.dst,
+                dst: envelope.src,
+                src_incarnation: self.config.incarnation,
+                dst_incarnation: envelope.src_incarnation,
+            });
+        }
     }
 
     /// What the peer's earlier life had received or promised is gone.
     fn peer_restarted(&mut self, flow: usize) {
         self.counters.impaired_remote_conn_events += 1;
         self.flows[flow].rx = Default::default();
-        let mut finished = Vec::new();
-        self.flows[flow].tx.finish_where(Status::RemoteAbort, |_| true, &mut finished);
+        let finished = self.flows[flow].finish_where(Status::RemoteAbort, |_| true);
         self.settle(flow, finished);
     }
 
     fn on_data(&mut self, index: usize, envelope: &Envelope, data: &Data<'_>) {
-        let flow = &mut self.flows[index];
-        let Some(slot) = flow.rx.slot(data.message, data.base) else {
+        let lane = data.header.op.lane() as usize;
+        let Some(slot) = self.flows[index].rx[lane].slot(data.message, data.base) else {
             self.counters.duplicate_pkts += 1;
             return;
         };
@@ -118,7 +137,7 @@ impl Device {
             }
             Slot::Partial(partial) => {
                 if partial.header != *header || partial.stride != data.stride {
-                    Some(Placed::Refused(Status::RemoteBadStatus))
+                    Some(Err(Status::RemoteBadStatus))
                 } else if partial.received.contains(data.packet) {
                     self.counters.duplicate_pkts += 1;
                     None
@@ -131,23 +150,24 @@ impl Device {
         if let Some(outcome) = outcome {
             self.advance(index, envelope, data, outcome);
         }
-        self.flows[index].rx.touch(data.message);
+        self.flows[index].rx[lane].touch(data.message);
     }
 
     /// Moves a message on after one of its packets was placed or could not be.
-    fn advance(&mut self, index: usize, envelope: &Envelope, data: &Data<'_>, placed: Placed) {
+    fn advance(&mut self, index: usize, envelope: &Envelope, data: &Data<'_>, outcome: Outcome) {
         let header = data.header;
-        let Some(slot) = self.flows[index].rx.known(data.message) else { return };
-        match placed {
-            Placed::Refused(status) => {
+        let lane = header.op.lane() as usize;
+        let Some(slot) = self.flows[index].rx[lane].known(data.message) else { return };
+        match outcome {
+            Err(status) => {
                 *slot = Slot::Done(status);
                 return;
             }
-            Placed::NotReady => {
+            Ok(Placed::NotReady) => {
                 self.counters.rnr_sent += 1;
                 return;
             }
-            Placed::Yes => {}
+            Ok(Placed::Yes) => {}
         }
         if matches!(slot, Slot::Waiting(_)) {
             *slot = Slot::Done(Status::Ok);
@@ -169,13 +189,15 @@ impl Device {
         match header.op {
             WireOp::Send => *slot = Slot::Done(Status::Ok),
             WireOp::Write => {
-                let outcome =
-                    if header.imm.is_some() { self.objects.announce(&header, envelope.src) } else { Placed::Yes };
+                let announced = match header.imm {
+                    Some(_) => self.objects.announce(&header, envelope.src),
+                    None => Ok(Placed::Yes),
+                };
                 self.counters.rdma_write_recv_bytes += u64::from(header.bytes);
-                *slot = match outcome {
-                    Placed::Yes => Slot::Done(Status::Ok),
-                    Placed::Refused(status) => Slot::Done(status),
-                    Placed::NotReady => {
+                *slot = match announced {
+                    Ok(Placed::Yes) => Slot::Done(Status::Ok),
+                    Err(status) => Slot::Done(status),
+                    Ok(Placed::NotReady) => {
                         self.counters.rnr_sent += 1;
                         Slot::Waiting(Box::new(header))
                     }
@@ -184,48 +206,45 @@ impl Device {
             WireOp::ReadRequest => *slot = Slot::Accepted,
             WireOp::ReadResponse => {
                 *slot = Slot::Done(Status::Ok);
-                let finished = self.flows[index].tx.finish(header.reply_to, Status::Ok);
+                let finished = self.flows[index].tx[Lane::Requests as usize].finish(header.reply_to, Status::Ok);
                 self.settle(index, finished);
             }
         }
     }
 
     /// Checks what a packet asks for, and does it.
-    fn place(&mut self, index: usize, envelope: &Envelope, data: &Data<'_>) -> Placed {
+    fn place(&mut self, index: usize, envelope: &Envelope, data: &Data<'_>) -> Outcome {
         let header = &data.header;
         let offset = data.packet as usize * data.stride as usize;
-        if header.op == WireOp::ReadResponse {
-            return self.place_response(index, header, offset, data.payload);
-        }
-        let pd = match self.objects.target(header) {
-            Ok(pd) => pd,
-            Err(status) => return Placed::Refused(status),
-        };
         match header.op {
             WireOp::Send => {
+                let pd = self.objects.target(header)?;
                 if header.packets(data.stride) != 1 {
-                    return Placed::Refused(Status::RemoteFeatureMismatch); // a send over our MTU
+                    return Err(Status::RemoteFeatureMismatch); // a send is one packet
                 }
-                let placed = self.objects.receive(pd, header, envelope.src, data.payload);
+                let placed = self.objects.receive(pd, header, envelope.src, data.payload)?;
                 if let Placed::Yes = placed {
                     self.counters.recv_wrs += 1;
                     self.counters.recv_bytes += u64::from(header.bytes);
                 }
-                placed
+                Ok(placed)
             }
             WireOp::Write => {
-                let need = Access::REMOTE_WRITE;
-                match self.objects.remote(pd, header, envelope.src, need, self.config.rdma_write) {
-                    Ok(Some((backing, start))) => backing.write(start + offset, data.payload),
-                    Ok(None) => {}
-                    Err(status) => return Placed::Refused(status),
+                let pd = self.objects.target(header)?;
+                let enabled = self.config.rdma_write;
+                let target = self.objects.remote(pd, header, envelope.src, Access::REMOTE_WRITE, enabled)?;
+                if let Some((backing, start)) = target {
+                    backing.write(start + offset, data.payload);
                 }
-                Placed::Yes
+                Ok(Placed::Yes)
             }
             WireOp::ReadRequest => {
-                let need = Access::REMOTE_READ;
-                if let Err(status) = self.objects.remote(pd, header, envelope.src, need, self.config.rdma_read) {
-                    return Placed::Refused(status);
+                let pd = self.objects.target(header)?;
+                let enabled = self.config.rdma_read;
+                self.objects.remote(pd, header, envelope.src, Access::REMOTE_READ, enabled)?;
+                let responses = &mut self.flows[index].tx[Lane::Responses as usize];
+                if responses.len() >= MESSAGE_WINDOW as usize {
+                    return Err(Status::RemoteBadStatus); // more than a peer can have asked for
                 }
                 let response = MessageHeader {
                     op: WireOp::ReadResponse,
@@ -240,34 +259,35 @@ impl Device {
                 };
                 let origin = Origin::Response { qpn: header.dst_qpn, request: data.message };
                 let memory = Memory::Remote { pd, rkey: header.rkey, addr: header.remote_addr };
-                self.flows[index].tx.push(Message { header: response, origin, memory });
-                Placed::Yes
+                responses.push(Message { header: response, origin, memory });
+                Ok(Placed::Yes)
             }
-            WireOp::ReadResponse => Placed::Yes,
+            WireOp::ReadResponse => self.place_response(index, header, offset, data.payload),
         }
     }
 
     /// Bytes that a read of ours asked for.
-    fn place_response(&mut self, index: usize, header: &MessageHeader, offset: usize, payload: &[u8]) -> Placed {
-        let Some(request) = self.flows[index].tx.message(header.reply_to) else {
-            return Placed::Yes; // the read has ended in some other way
+    fn place_response(&mut self, index: usize, header: &MessageHeader, offset: usize, payload: &[u8]) -> Outcome {
+        let requests = &mut self.flows[index].tx[Lane::Requests as usize];
+        let Some(request) = requests.message(header.reply_to) else {
+            return Err(Status::RemoteAbort); // the read has ended in some other way
         };
         let Memory::Scatter { pd, buf } = request.memory else {
-            return Placed::Refused(Status::RemoteBadStatus);
+            return Err(Status::RemoteBadStatus);
         };
         let status = if request.header.bytes != header.bytes {
             Status::RemoteBadStatus
         } else if buf.length == 0 {
-            return Placed::Yes;
+            return Ok(Placed::Yes);
         } else if let Some((backing, start)) = self.objects.local(pd, &buf, Access::LOCAL_WRITE) {
             backing.write(start + offset, payload);
-            return Placed::Yes;
+            return Ok(Placed::Yes);
         } else {
             Status::InvalidLkey
         };
-        let finished = self.flows[index].tx.finish(header.reply_to, status);
+        let finished = requests.finish(header.reply_to, status);
         self.settle(index, finished);
-        Placed::Refused(Status::RemoteAbort)
+        Err(Status::RemoteAbort)
     }
 }
 
@@ -320,33 +340,31 @@ impl Objects {
     }
 
     /// Places a send in the next receive.
-    fn receive(&mut self, pd: u32, header: &MessageHeader, src: Gid, payload: &[u8]) -> Placed {
+    fn receive(&mut self, pd: u32, header: &MessageHeader, src: Gid, payload: &[u8]) -> Outcome {
         let received = self.received(pd, header, src, OpCode::Send);
-        let (receive, cqn) = match self.take_receive(header.dst_qpn) {
-            Ok(taken) => taken,
-            Err(placed) => return placed,
-        };
-        // (What the receiver's own completion says, what the sender is told.)
-        let (status, answer) = match self.scatter(pd, &receive, payload) {
-            Ok(()) => (Status::Ok, Placed::Yes),
-            Err(Status::BadLength) => (Status::BadLength, Placed::Refused(Status::RemoteBadLength)),
-            Err(status) => (status, Placed::Refused(Status::RemoteBadStatus)),
+        let Some((receive, cqn)) = self.take_receive(header.dst_qpn)? else { return Ok(Placed::NotReady) };
+        // What the receiver's own completion says, and what the sender is told.
+        let (status, outcome) = match self.scatter(pd, &receive, payload) {
+            Ok(()) => (Status::Ok, Ok(Placed::Yes)),
+            Err(Status::BadLength) => (Status::BadLength, Err(Status::RemoteBadLength)),
+            Err(status) => (status, Err(Status::RemoteBadStatus)),
         };
         let req_id = receive.req_id.into();
         let event = Event::Receive(received);
         self.complete(cqn, Completion { req_id, status, qpn: header.dst_qpn, phase: false, event });
-        answer
+        outcome
     }
 
-    fn take_receive(&mut self, qpn: u16) -> Result<(Receive, u32), Placed> {
-        let Ok(qp) = self.qp(qpn) else { return Err(Placed::Refused(Status::RemoteBadDestQpn)) };
+    /// The next receive of a queue pair and where it completes, if one was posted.
+    fn take_receive(&mut self, qpn: u16) -> Result<Option<(Receive, u32)>, Status> {
+        let qp = self.qp(qpn).map_err(|_| Status::RemoteBadDestQpn)?;
+        let cqn = qp.recv_cq;
         match qp.take_receive() {
-            Ok(Some(receive)) => Ok((receive, qp.recv_cq)),
-            Ok(None) => Err(Placed::NotReady),
+            Ok(receive) => Ok(receive.map(|receive| (receive, cqn))),
             Err(error) => {
-                tracing::warn!(qpn, %error, "malformed receive ring: the queue pair takes nothing more");
-                qp.state = crate::qp::QpState::Error;
-                Err(Placed::Refused(Status::RemoteBadDestQpn))
+                tracing::warn!(qpn, %error, "malformed receive ring: the queue pair goes to the error state");
+                self.broken.push(qpn);
+                Err(Status::RemoteBadDestQpn)
             }
         }
     }
@@ -374,23 +392,23 @@ impl Objects {
     }
 
     /// Delivers the immediate of a write whose bytes are all placed.
-    fn announce(&mut self, header: &MessageHeader, src: Gid) -> Placed {
+    fn announce(&mut self, header: &MessageHeader, src: Gid) -> Outcome {
         let qpn = header.dst_qpn;
         let (pd, cqn, unsolicited) = match self.qp(qpn) {
             Ok(qp) if qp.state.receives() => (qp.pd, qp.recv_cq, qp.unsolicited_write_recv),
-            _ => return Placed::Refused(Status::RemoteBadDestQpn),
+            _ => return Err(Status::RemoteBadDestQpn),
         };
         let received = Received { unsolicited, ..self.received(pd, header, src, OpCode::RdmaWrite) };
         let req_id = if unsolicited {
             0
         } else {
-            match self.take_receive(qpn) {
-                Ok((receive, _)) => receive.req_id.into(),
-                Err(placed) => return placed,
+            match self.take_receive(qpn)? {
+                Some((receive, _)) => receive.req_id.into(),
+                None => return Ok(Placed::NotReady),
             }
         };
         let event = Event::Receive(received);
         self.complete(cqn, Completion { req_id, status: Status::Ok, qpn, phase: false, event });
-        Placed::Yes
+        Ok(Placed::Yes)
     }
 }

@@ -4,8 +4,8 @@ use super::{Device, Objects, Transmit};
 use crate::mr::Access;
 use crate::qp::QpState;
 use crate::srd::rx::Slot;
-use crate::srd::tx::{Due, Finished, Memory, Message, Origin};
-use crate::wire::{self, Data, Envelope, MessageHeader, WireOp};
+use crate::srd::tx::{Due, Finished, Memory, Message, Origin, TxFlow};
+use crate::wire::{self, Data, Envelope, Lane, MessageHeader, WireOp};
 use crate::{Gid, Time};
 use efa_io::{Completion, Event, LocalBuf, Op, OpCode, RemoteBuf, SendRequest, Status, Wqe64, Wqe128};
 
@@ -52,8 +52,10 @@ impl Device {
             self.fail_qp(qpn);
             return;
         }
-        for _ in 0..rung {
-            let Ok(qp) = self.objects.qp(qpn) else { return };
+        // By the doorbell, not by the count: a malformed WQE flushes what is behind it from inside this loop.
+        while let Ok(qp) = self.objects.qp(qpn)
+            && qp.sq.rung(doorbell) != 0
+        {
             let consumer = qp.sq.consumer;
             let (slot, phase) = (qp.sq.size.slot(consumer) as usize, qp.sq.size.wq_phase(consumer));
             qp.sq.consumer = consumer.wrapping_add(1);
@@ -86,12 +88,16 @@ impl Device {
         match self.accept(qpn, &request) {
             Ok((gid, message)) => {
                 self.count_request(op, request.op.total_bytes());
-                let flow = self.flow_to(gid);
-                if self.flows[flow].tx.is_idle() {
-                    self.flows[flow].lively_at = now;
+                let Some(index) = self.flow_to(now, gid) else {
+                    self.objects.complete_send(qpn, req_id, op, Status::QpInternal);
+                    return;
+                };
+                let flow = &mut self.flows[index];
+                if flow.is_idle() {
+                    flow.lively_at = now;
                 }
-                self.flows[flow].tx.push(message);
-                self.wake(flow);
+                flow.tx[Lane::Requests as usize].push(message);
+                self.wake(index);
             }
             Err(status) => {
                 self.count_error(op);
@@ -222,23 +228,27 @@ impl Device {
                 src_incarnation: self.config.incarnation,
                 dst_incarnation: flow.peer_incarnation,
             };
-            if flow.rx.wants_to_ack() {
-                flow.rx.poll_acks(&mut self.acks);
+            if let Some(lane) = Lane::ALL.into_iter().find(|&lane| flow.rx[lane as usize].wants_to_ack()) {
+                flow.rx[lane as usize].poll_acks(&mut self.acks);
                 self.busy.push_back(index);
                 if self.acks.is_empty() {
                     continue;
                 }
                 let mut bytes = self.spare.pop().unwrap_or_default();
-                wire::encode_acks(&mut bytes, &envelope, &self.acks);
+                wire::encode_acks(&mut bytes, &envelope, lane, &self.acks);
                 self.counters.ack_pkts += 1;
                 return Some(Transmit { dst: flow.peer, bytes });
             }
-            let Some(due) = flow.tx.poll_send(now) else {
+            flow.turn = 1 - flow.turn;
+            let lanes = [flow.turn, 1 - flow.turn];
+            let Some((lane, due)) = lanes.into_iter().find_map(|lane| Some((lane, flow.tx[lane].poll_send(now)?)))
+            else {
                 flow.queued = false;
                 continue;
             };
-            let base = flow.tx.base();
-            let Some(message) = flow.tx.message(due.message) else { continue };
+            let tx = &flow.tx[lane];
+            let base = tx.base();
+            let Some(message) = tx.message(due.message) else { continue };
             let mut bytes = self.spare.pop().unwrap_or_default();
             let filled = fill_packet(&self.objects, &mut bytes, &envelope, due, base, self.config.mtu, message);
             self.busy.push_back(index);
@@ -253,7 +263,7 @@ impl Device {
                 Err(status) => {
                     // The region went away while the message was under way.
                     self.spare.push(bytes);
-                    let finished = self.flows[index].tx.finish(due.message, status);
+                    let finished = self.flows[index].tx[lane].finish(due.message, status);
                     self.settle(index, finished);
                 }
             }
@@ -261,11 +271,11 @@ impl Device {
         None
     }
 
-    /// When [`poll_timeout`](Self::on_timeout) next has something to do.
+    /// When [`on_timeout`](Self::on_timeout) next has something to do.
     pub fn poll_timeout(&self) -> Option<Time> {
         let deadline = |flow: &super::Flow| {
-            let silence = (!flow.tx.is_idle()).then(|| flow.lively_at + self.config.peer_timeout);
-            flow.tx.next_time().into_iter().chain(silence).min()
+            let silence = (!flow.is_idle()).then(|| flow.lively_at + self.config.peer_timeout);
+            flow.tx.iter().filter_map(TxFlow::next_time).chain(silence).min()
         };
         self.flows.iter().filter_map(deadline).min()
     }
@@ -273,13 +283,11 @@ impl Device {
     /// Does what is due by now: packets go out again, peers that stay silent are given up.
     pub fn on_timeout(&mut self, now: Time) {
         for index in 0..self.flows.len() {
-            let flow = &mut self.flows[index];
-            if flow.tx.is_idle() {
+            if self.flows[index].is_idle() {
                 continue;
             }
-            let before = flow.tx.timeouts;
-            flow.tx.on_time(now);
-            self.counters.retrans_timeout_events += flow.tx.timeouts - before;
+            self.pass_time(now, index);
+            let flow = &mut self.flows[index];
             if now >= flow.lively_at + self.config.peer_timeout {
                 let status = if flow.peer_incarnation == 0 {
                     Status::UnreachableRemote
@@ -287,11 +295,18 @@ impl Device {
                     self.counters.unresponsive_remote_events += 1;
                     Status::UnresponsiveRemote
                 };
-                let mut finished = Vec::new();
-                flow.tx.finish_where(status, |_| true, &mut finished);
+                let finished = flow.finish_where(status, |_| true);
                 self.settle(index, finished);
             }
             self.wake(index);
+        }
+    }
+
+    /// Lets a flow see what is overdue.
+    pub(super) fn pass_time(&mut self, now: Time, flow: usize) {
+        for tx in &mut self.flows[flow].tx {
+            tx.on_time(now);
+            self.counters.retrans_timeout_events += tx.take_timeouts();
         }
     }
 
@@ -311,7 +326,7 @@ impl Device {
                         continue;
                     }
                     // The requester still waits for its bytes.
-                    let rx = &mut self.flows[flow].rx;
+                    let rx = &mut self.flows[flow].rx[Lane::Requests as usize];
                     if let Some(slot) = rx.known(request) {
                         *slot = Slot::Done(Status::RemoteBadAddress);
                         rx.touch(request);
@@ -325,29 +340,28 @@ impl Device {
     /// Puts a queue pair in the error state and flushes it.
     pub(super) fn fail_qp(&mut self, qpn: u16) {
         let Ok(qp) = self.objects.qp(qpn) else { return };
-        if qp.state == QpState::Error {
+        let doorbell = qp.sq.doorbell();
+        let believable = qp.sq.rung(doorbell) <= qp.sq.size.entries();
+        if !believable {
+            qp.sq.consumer = doorbell; // nor can anything in the ring be
+        }
+        if std::mem::replace(&mut qp.state, QpState::Error) == QpState::Error {
             return;
         }
-        qp.state = QpState::Error;
         for flow in 0..self.flows.len() {
-            let mut finished = Vec::new();
-            self.flows[flow].tx.finish_where(Status::Flushed, |message| message.origin.qpn() == qpn, &mut finished);
+            let finished = self.flows[flow].finish_where(Status::Flushed, |message| message.origin.qpn() == qpn);
             self.settle(flow, finished);
         }
         self.flush_receives(qpn);
-        let Ok(qp) = self.objects.qp(qpn) else { return };
-        let doorbell = qp.sq.doorbell();
-        if qp.sq.rung(doorbell) <= qp.sq.size.entries() {
+        if believable {
             self.ring_sq(Time::ZERO, qpn, doorbell, u32::MAX);
-        } else {
-            qp.sq.consumer = doorbell; // nothing in the ring can be believed
         }
     }
 
     /// Completes every posted receive of a queue pair in error as flushed.
     fn flush_receives(&mut self, qpn: u16) {
         while let Ok(qp) = self.objects.qp(qpn) {
-            let (cqn, unsolicited) = (qp.recv_cq, false);
+            let cqn = qp.recv_cq;
             match qp.take_receive() {
                 Ok(Some(receive)) => {
                     let received = efa_io::cqe::Received {
@@ -356,7 +370,7 @@ impl Device {
                         ah: None,
                         src_qpn: 0,
                         imm: None,
-                        unsolicited,
+                        unsolicited: false,
                         src_gid: None,
                     };
                     let event = Event::Receive(received);
@@ -376,8 +390,7 @@ impl Device {
     /// Drops every message of a queue pair without telling its owner; peers that wait for it are told.
     pub(super) fn forget_messages(&mut self, qpn: u16) {
         for flow in 0..self.flows.len() {
-            let mut finished = Vec::new();
-            self.flows[flow].tx.finish_where(Status::Flushed, |message| message.origin.qpn() == qpn, &mut finished);
+            let mut finished = self.flows[flow].finish_where(Status::Flushed, |message| message.origin.qpn() == qpn);
             finished.retain(|f| matches!(f.message.origin, Origin::Response { .. }));
             self.settle(flow, finished);
         }
@@ -410,6 +423,7 @@ fn fill_packet(
             Ok(())
         }
         Memory::Gather { pd, bufs } => gather(objects, *pd, bufs.as_slice(), from, payload),
+        Memory::Remote { .. } if payload.is_empty() => Ok(()), // no bytes, so no key is looked at
         Memory::Remote { pd, rkey, addr } => {
             let found = objects.regions.remote(*pd, *rkey, *addr, header.bytes.into(), Access::REMOTE_READ);
             let (backing, offset) = found.ok_or(Status::RemoteBadAddress)?;

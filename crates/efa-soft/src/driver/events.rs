@@ -32,7 +32,8 @@ impl EventFd {
     /// # Errors
     /// Whatever `poll` answers.
     pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
-        let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
+        let timeout =
+            Timespec { tv_sec: timeout.as_secs().min(i32::MAX as u64) as i64, tv_nsec: timeout.subsec_nanos().into() };
         match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&timeout)) {
             Ok(_) => Ok(self.take()),
             Err(rustix::io::Errno::INTR) => Ok(false),

@@ -45,8 +45,12 @@ impl Local {
         let waiters = Arc::new(Waiters::default());
         let index = {
             let mut net = self.shared.net.lock();
-            self.shared.waiters.lock().push(waiters.clone());
-            net.add(config)
+            let index = net.add(config);
+            let mut all = self.shared.waiters.lock();
+            let places = all.len().max(index + 1);
+            all.resize_with(places, Default::default);
+            all[index] = waiters.clone();
+            index
         };
         Arc::new(LocalPort { shared: self.shared.clone(), index, waiters })
     }

@@ -3,7 +3,6 @@
 use super::events::Waiters;
 use super::worker::{Clock, Idle, NAP, Worker};
 use super::{EventFd, Port};
-use crate::wire::DATA_HEADER;
 use crate::{Device, DeviceConfig, Gid, Link, LinkConfig, LinkCounters, Time};
 use parking_lot::{Mutex, MutexGuard};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,6 +14,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Packets taken from the socket in one go, so that timeouts and doorbells get their turn.
 const BATCH: usize = 64;
+/// Longest datagram there is: a peer's MTU may be larger than ours.
+const MAX_DATAGRAM: usize = 1 << 16;
 /// Socket buffer asked for, in bytes; the system may give less.
 const SOCKET_BUFFER: usize = 4 << 20;
 
@@ -79,7 +80,7 @@ impl Shared {
         let clock = Clock::start();
         let mut idle = Idle::default();
         let mut state = self.state.lock();
-        let mut buf = vec![0; DATA_HEADER + state.device.config().mtu as usize + 1];
+        let mut buf = vec![0; MAX_DATAGRAM];
         while !stop.load(Ordering::Relaxed) {
             let progress = state.step(clock.now(), &self.socket, &mut buf);
             self.waiters.dispatch(&mut state.device);

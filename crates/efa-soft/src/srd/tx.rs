@@ -146,7 +146,8 @@ pub(crate) struct TxFlow {
     stride: u32,
     rnr_delay: Duration,
     rnr_retries: Option<u32>,
-    pub(crate) timeouts: u64,
+    /// Timeouts that nobody has counted yet.
+    timeouts: u64,
 }
 
 impl TxFlow {
@@ -175,6 +176,16 @@ impl TxFlow {
     /// Whether no message is under way.
     pub(crate) fn is_idle(&self) -> bool {
         self.slots.is_empty()
+    }
+
+    /// Messages that have not ended, the waiting ones among them.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() + self.waiting.len()
+    }
+
+    /// Timeouts since this was last asked.
+    pub(crate) fn take_timeouts(&mut self) -> u64 {
+        std::mem::take(&mut self.timeouts)
     }
 
     /// The oldest message that has not ended.
@@ -246,7 +257,7 @@ impl TxFlow {
     pub(crate) fn on_ack(&mut self, now: Time, ack: Ack, finished: &mut Vec<Finished>) {
         match ack {
             Ack::Done { first, count, status } => {
-                for id in (0..count.into()).map(|i| first.wrapping_add(i)) {
+                for id in (0..u32::from(count).min(MESSAGE_WINDOW)).map(|i| first.wrapping_add(i)) {
                     let Some(slot) = self.slot(id) else { continue };
                     if slot.sent == 0 {
                         continue; // nobody can have received it
@@ -273,6 +284,8 @@ impl TxFlow {
                 // Ask again from time to time, so that a responder that died is noticed.
                 let pause = self.rtt.timeout() * 4;
                 if let Some(slot) = self.slot(message)
+                    && slot.message.header.op == WireOp::ReadRequest
+                    && slot.sent > 0
                     && !slot.held
                 {
                     slot.held = true;

@@ -1,0 +1,126 @@
+//! A device with a queue pair, driven by hand.
+
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use efa_io::*;
+use efa_soft::wire::{self, Ack, Data, Envelope, Lane, MessageHeader, Packet, WireOp};
+use efa_soft::*;
+
+pub(crate) const HERE: Gid = Gid::local(1);
+pub(crate) const THERE: Gid = Gid::local(2);
+
+/// A device with a queue pair, and the producer's side of its send ring.
+pub(crate) struct Node {
+    pub(crate) device: Device,
+    pub(crate) pd: u32,
+    pub(crate) ah: u16,
+    pub(crate) cq: CqInfo,
+    pub(crate) qp: QpInfo,
+    pub(crate) producer: u32,
+}
+
+pub(crate) fn at(us: u64) -> Time {
+    Time::from_nanos(us * 1000)
+}
+
+impl Node {
+    pub(crate) fn new(gid: Gid, peer: Gid, send_entries: u32) -> Self {
+        let mut device = Device::new(DeviceConfig::new(gid));
+        let pd = device.alloc_pd().unwrap();
+        let ah = device.create_ah(pd, peer).unwrap();
+        let cq = device.create_cq(CqConfig { entries: 8192, entry_size: CqeSize::Large, channel: false }).unwrap();
+        let mut node = Self { pd, ah, qp: qp(&mut device, pd, cq.cqn, send_entries), cq, device, producer: 0 };
+        node.activate();
+        node
+    }
+
+    pub(crate) fn activate(&mut self) {
+        for state in [QpState::Init, QpState::ReadyToReceive, QpState::ReadyToSend] {
+            self.device.modify_qp(self.qp.qpn, state, Some(7)).unwrap();
+        }
+    }
+
+    pub(crate) fn put(&mut self, wqe: Wqe64) {
+        let size = RingSize::new(self.qp.sq.entries).unwrap();
+        let wqe = wqe.with_req_id(self.producer as u16).with_phase(size.wq_phase(self.producer));
+        self.qp.sq.ring.publish_entry(size.slot(self.producer) as usize * 64, wqe.words());
+        self.producer += 1;
+    }
+
+    pub(crate) fn ring(&mut self, now: Time) {
+        self.qp.sq.doorbell.store_doorbell(self.qp.sq.doorbell_offset, self.producer);
+        self.device.poll_doorbells(now);
+    }
+
+    pub(crate) fn send(&self, dst_qpn: u16) -> Wqe64 {
+        SendInline::new(b"hi").encode(&limits(), self.to(dst_qpn)).unwrap()
+    }
+
+    pub(crate) fn to(&self, qpn: u16) -> Destination {
+        Destination { ah: self.ah, qpn, qkey: 7 }
+    }
+
+    /// Completions of the first lap, as a program would read them.
+    pub(crate) fn completions(&self) -> Vec<Completion> {
+        let entry = |i: u32| Cqe32::from_words(self.cq.ring.load_entry(i as usize * 32));
+        (0..self.cq.entries).map(entry).take_while(Cqe32::phase).map(|cqe| cqe.decode().unwrap()).collect()
+    }
+
+    pub(crate) fn packets(&mut self, now: Time) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| self.device.poll_transmit(now)).map(|transmit| transmit.bytes).collect()
+    }
+
+    pub(crate) fn on_time(&mut self, now: Time) {
+        if self.device.poll_timeout().is_some_and(|due| due <= now) {
+            self.device.on_timeout(now);
+        }
+    }
+}
+
+pub(crate) fn qp(device: &mut Device, pd: u32, cqn: u32, send_entries: u32) -> QpInfo {
+    device
+        .create_qp(QpConfig {
+            pd,
+            send_cq: cqn,
+            recv_cq: cqn,
+            send_entries,
+            recv_entries: 16,
+            recv_sge: 1,
+            inline_bytes: 32,
+            inline_write: false,
+            unsolicited_write_recv: true,
+        })
+        .unwrap()
+}
+
+pub(crate) fn limits() -> Limits {
+    Limits::of_queue(8192, 1 << 30)
+}
+
+pub(crate) fn from_there() -> Envelope {
+    Envelope { src: THERE, dst: HERE, src_incarnation: 1, dst_incarnation: 1 }
+}
+
+pub(crate) fn acks(acks: &[Ack]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    wire::encode_acks(&mut bytes, &from_there(), Lane::Requests, acks);
+    bytes
+}
+
+pub(crate) fn data(envelope: &Envelope, header: MessageHeader, message: u32, base: u32, stride: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let data = Data { message, base, header, stride, packet: 0, payload: &[] };
+    let len = header.payload_len(0, stride);
+    wire::encode_data(&mut bytes, envelope, &data, len, |_| Ok::<_, ()>(())).unwrap();
+    bytes
+}
+
+pub(crate) fn header(op: WireOp, dst_qpn: u16, bytes: u32) -> MessageHeader {
+    MessageHeader { op, src_qpn: 1, dst_qpn, qkey: 7, imm: None, bytes, rkey: 0, remote_addr: 0, reply_to: 0 }
+}
+
+/// The number of the first message that is under way.
+pub(crate) fn first_message(packets: &[Vec<u8>]) -> u32 {
+    let Ok((_, Packet::Data(data))) = wire::parse(&packets[0]) else { panic!() };
+    data.base
+}
