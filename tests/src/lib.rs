@@ -33,7 +33,8 @@ impl Sim {
         let mut config = DeviceConfig { seed: index.into(), ..DeviceConfig::new(Gid::local(index)) };
         configure(&mut config);
         let index = self.net.lock().add(config);
-        Device::from_soft_port(&format!("sim{index}"), Arc::new(SimPort { net: self.net.clone(), index }))
+        let port = SimPort { net: self.net.clone(), index };
+        Device::from_soft_port(&format!("sim{index}"), Arc::new(port)).expect("the device was just added")
     }
 
     /// The process that has the device added as number `nth` (from 0) dies: the device and all in it are gone.

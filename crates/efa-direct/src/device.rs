@@ -48,8 +48,11 @@ impl Device {
     }
 
     /// A software device that the caller's own driver runs, under a name of the caller's choice.
-    pub fn from_soft_port(name: &str, port: Arc<dyn Port>) -> Self {
-        Self { provider: Arc::new(soft::Soft::new(name, port)) }
+    ///
+    /// # Errors
+    /// The port's device is gone.
+    pub fn from_soft_port(name: &str, port: Arc<dyn Port>) -> Result<Self, Error> {
+        Ok(Self { provider: Arc::new(soft::Soft::new(name, port)?) })
     }
 
     /// A device of a provider that is not part of this crate.

@@ -15,8 +15,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a device is and can do.
-#[derive(Clone, Debug)]
+/// What a device is and can do. The default is a device that can do nothing, for providers to start from.
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct DeviceAttributes {
     /// Its name, as it was opened.

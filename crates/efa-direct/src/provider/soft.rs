@@ -149,7 +149,7 @@ fn open_local(name: &str, index: u32) -> Result<Arc<dyn Provider>, Error> {
     static LIVES: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
     let incarnation = LIVES.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let config = DeviceConfig { incarnation, seed: index.into(), ..DeviceConfig::new(Gid::local(index)) };
-    let soft = Arc::new(Soft::new(name, network.add(config)));
+    let soft = Arc::new(Soft::new(name, network.add(config))?);
     open.insert(index, Arc::downgrade(&soft));
     Ok(soft)
 }
@@ -160,20 +160,21 @@ fn open_udp(name: &str, spec: &SoftSpec) -> Result<Arc<dyn Provider>, Error> {
         let default = DeviceConfig::new(gid);
         DeviceConfig { mtu: spec.mtu.unwrap_or(default.mtu), req_id_64: spec.req_id_64, seed, ..default }
     });
-    Ok(Arc::new(Soft::new(name, Arc::new(udp.map_err(Error::io("starting a software device on UDP"))?))))
+    Ok(Arc::new(Soft::new(name, Arc::new(udp.map_err(Error::io("starting a software device on UDP"))?))?))
 }
 
 /// A device that some driver runs.
 pub(crate) struct Soft {
     port: Arc<dyn Port>,
     attributes: DeviceAttributes,
-    gone: ControlError,
 }
 
 impl Soft {
-    pub(crate) fn new(name: &str, port: Arc<dyn Port>) -> Self {
-        let mut config = DeviceConfig::new(Gid::default());
-        port.with(&mut |device| config = device.config().clone());
+    pub(crate) fn new(name: &str, port: Arc<dyn Port>) -> Result<Self, Error> {
+        let mut config = None;
+        port.with(&mut |device| config = Some(device.config().clone()));
+        let gone = || Error::BadDeviceName { name: name.into(), problem: "the device behind it is gone".into() };
+        let config = config.ok_or_else(gone)?;
         let attributes = DeviceAttributes {
             name: name.into(),
             gid: config.gid,
@@ -189,12 +190,12 @@ impl Soft {
             rdma_write: config.rdma_write,
             unsolicited_write_recv: config.unsolicited_write_recv,
         };
-        Self { port, attributes, gone: ControlError::NoSuch { kind: "device", id: 0 } }
+        Ok(Self { port, attributes })
     }
 
     /// Calls `f` with the device.
     fn call<T>(&self, f: impl FnOnce(&mut Device) -> Result<T, ControlError>) -> Result<T, Error> {
-        let (mut f, mut answer) = (Some(f), Err(self.gone.clone()));
+        let (mut f, mut answer) = (Some(f), Err(ControlError::NoSuch { kind: "device", id: 0 }));
         self.port.with(&mut |device| {
             if let Some(f) = f.take() {
                 answer = f(device);
