@@ -219,9 +219,10 @@ impl CpuCompletionQueue {
     /// Takes completions, as many as there are and `into` has room for; gives their number. Does not wait.
     pub fn poll(&mut self, into: &mut [Completion]) -> usize {
         let mut count = 0;
-        while count < into.len() {
-            let Some(completion) = self.poll_one() else { break };
-            into[count] = completion;
+        for place in into {
+            if self.take(|completion| *place = completion).is_none() {
+                break;
+            }
             count += 1;
         }
         count
@@ -230,28 +231,50 @@ impl CpuCompletionQueue {
     /// Takes the next completion, if there is one. Does not wait.
     #[inline]
     pub fn poll_one(&mut self) -> Option<Completion> {
+        self.take(|completion| completion)
+    }
+
+    /// Takes the next completion, if there is one, and hands it to `put`: from two places, so that for a send only a send's few
+    /// words are written, not a copy of the longer receive.
+    #[inline(always)]
+    fn take<T>(&mut self, put: impl FnOnce(Completion) -> T) -> Option<T> {
         loop {
             // Read before the ring is: a queue pair that is gone by now writes nothing more.
             let lingering = self.shared.lingering.load(Acquire);
-            let decoded = if self.ring.entry_size() == Cqe32::SIZE {
-                self.fresh().map(|words| Cqe32::from_words(words).decode())
-            } else {
-                self.fresh().map(|words| Cqe16::from_words(words).decode())
-            };
-            let Some(decoded) = decoded else {
+            // All that a send's entry says is in the first half.
+            let Some(entry) = self.fresh().map(Cqe16::from_words) else {
                 if lingering != 0 {
                     self.shared.drained(lingering);
                 }
                 return None;
             };
-            self.consumer = self.consumer.wrapping_add(1);
-            if let Ok(completion) = decoded
-                && let Some(completion) = self.attribute(completion)
-            {
-                return Some(completion);
+            if let Ok(efa_io::Completion { req_id, status, qpn, event: Event::Send { op }, .. }) = entry.decode() {
+                self.consumer = self.consumer.wrapping_add(1);
+                if let Some(wr_id) = self.ledgers(qpn).and_then(|ledgers| ledgers.send.complete(req_id)) {
+                    return Some(put(Completion { wr_id, status, qpn, kind: CompletionKind::Send(op) }));
+                }
+            } else if let Some(completion) = self.take_receive() {
+                return Some(put(completion));
             }
             self.skip();
         }
+    }
+
+    /// Takes an entry that is there and is not a send's. `None`: malformed, or of a queue pair that is gone.
+    #[inline(never)]
+    fn take_receive(&mut self) -> Option<Completion> {
+        let decoded = if self.ring.entry_size() == Cqe32::SIZE {
+            Cqe32::from_words(self.fresh()?).decode()
+        } else {
+            Cqe16::from_words(self.fresh()?).decode()
+        };
+        self.consumer = self.consumer.wrapping_add(1);
+        let Ok(efa_io::Completion { req_id, status, qpn, event: Event::Receive(received), .. }) = decoded else {
+            return None;
+        };
+        let ledgers = self.ledgers(qpn)?;
+        let wr_id = if received.unsolicited { 0 } else { ledgers.recv.complete(req_id)? };
+        Some(Completion { wr_id, status, qpn, kind: CompletionKind::Receive(received) })
     }
 
     /// The next entry, if the device has written it.
@@ -261,21 +284,14 @@ impl CpuCompletionQueue {
         self.ring.load_if(self.consumer, |first| Cqe::from_words([first]).phase() == phase)
     }
 
-    /// Finds whose request it was. `None`: a queue pair that is gone.
+    /// Whose queue pair it is. `None`: one that is gone.
     #[inline(always)]
-    fn attribute(&mut self, completion: efa_io::Completion) -> Option<Completion> {
-        let efa_io::Completion { req_id, status, qpn, event, .. } = completion;
+    fn ledgers(&mut self, qpn: u16) -> Option<&QpLedgers> {
         if self.version != self.shared.version.load(Acquire) {
             self.refresh();
         }
         let place = usize::from(qpn) & (self.table.len() - 1);
-        let ledgers = self.table[place].as_deref().filter(|ledgers| ledgers.qpn == qpn)?;
-        let (wr_id, kind) = match event {
-            Event::Send { op } => (ledgers.send.complete(req_id)?, CompletionKind::Send(op)),
-            Event::Receive(received) if received.unsolicited => (0, CompletionKind::Receive(received)),
-            Event::Receive(received) => (ledgers.recv.complete(req_id)?, CompletionKind::Receive(received)),
-        };
-        Some(Completion { wr_id, status, qpn, kind })
+        self.table[place].as_deref().filter(|ledgers| ledgers.qpn == qpn)
     }
 
     #[cold]

@@ -50,6 +50,8 @@ pub struct Endpoint {
 /// A destination for a domain's work requests. Dropping it while requests towards it are under way is harmless.
 pub struct Peer {
     pub(crate) dest: Destination,
+    /// What a WQE says of it.
+    pub(crate) words: [u64; 3],
     pub(crate) domain: u32,
     handle: AddressHandle,
 }
@@ -135,8 +137,10 @@ impl ProtectionDomain {
     /// The device refused.
     pub fn peer(&self, endpoint: &Endpoint) -> Result<Peer, Error> {
         let ah = self.inner.provider.create_ah(self.inner.pd, endpoint.gid)?;
+        let dest = Destination { ah, qpn: endpoint.qpn, qkey: endpoint.qkey };
         Ok(Peer {
-            dest: Destination { ah, qpn: endpoint.qpn, qkey: endpoint.qkey },
+            dest,
+            words: dest.words(),
             domain: self.inner.tag,
             handle: AddressHandle { domain: self.inner.clone(), ah },
         })

@@ -44,7 +44,8 @@ impl Credits {
 
 /// The shared part of one work ring.
 pub(crate) struct Ledger {
-    size: RingSize,
+    /// Number of entries of the ring, less 1: the bits of a request id that are an index.
+    mask: u32,
     generation: u16,
     /// Request ids are the caller's own 64 bits.
     wide_ids: bool,
@@ -54,7 +55,7 @@ pub(crate) struct Ledger {
     completed: AtomicU32,
     /// The caller's ids by index. Written by the poster.
     wr_ids: Box<[AtomicU64]>,
-    /// Free indices. Written by the poller, in the order in which requests complete.
+    /// Free request ids. Written by the poller, in the order in which requests complete.
     free: Box<[AtomicU16]>,
 }
 
@@ -63,13 +64,13 @@ impl Ledger {
         let entries = if wide_ids { 0 } else { size.entries() };
         let generation = if size.log2() >= 16 { 0 } else { generation << size.log2() };
         Self {
-            size,
+            mask: size.mask(),
             generation,
             wide_ids,
             foreign: AtomicBool::new(false),
             completed: AtomicU32::new(0),
             wr_ids: (0..entries).map(|_| AtomicU64::new(0)).collect(),
-            free: (0..entries).map(|i| AtomicU16::new(i as u16)).collect(),
+            free: (0..entries).map(|i| AtomicU16::new(i as u16 | generation)).collect(),
         }
     }
 
@@ -82,15 +83,14 @@ impl Ledger {
     /// Poster: the request id of request number `producer`, once there is room for it.
     #[inline(always)]
     pub(crate) fn req_id(&self, producer: u32) -> u16 {
-        let slot = self.size.slot(producer) as usize;
-        self.free.get(slot).map_or(0, |free| free.load(Relaxed)) | self.generation
+        self.free.get((producer & self.mask) as usize).map_or(0, |free| free.load(Relaxed))
     }
 
     /// Poster: the same, for a request that is posted, and which the caller calls `wr_id`.
     #[inline(always)]
     pub(crate) fn assign(&self, producer: u32, wr_id: u64) -> u16 {
         let req_id = self.req_id(producer);
-        if let Some(place) = self.wr_ids.get(self.size.slot(req_id.into()) as usize) {
+        if let Some(place) = self.wr_ids.get((u32::from(req_id) & self.mask) as usize) {
             place.store(wr_id, Relaxed);
         }
         req_id
@@ -99,7 +99,7 @@ impl Ledger {
     /// Poller: whether a completion with this request id is of this queue pair.
     #[inline(always)]
     fn is_ours(&self, req_id: u16) -> bool {
-        u32::from(req_id ^ self.generation) & !self.size.mask() == 0
+        u32::from(req_id ^ self.generation) & !self.mask == 0
     }
 
     /// Poller: the caller's id of a request that completed, whose place is free from here on. `None`: not of this queue pair.
@@ -112,9 +112,8 @@ impl Ledger {
             if !self.is_ours(req_id as u16) {
                 return None;
             }
-            let index = self.size.slot(req_id as u32);
-            self.free.get(self.size.slot(completed) as usize)?.store(index as u16, Relaxed);
-            self.wr_ids.get(index as usize)?.load(Relaxed)
+            self.free.get((completed & self.mask) as usize)?.store(req_id as u16, Relaxed);
+            self.wr_ids.get((req_id as u32 & self.mask) as usize)?.load(Relaxed)
         };
         // Whoever sees this count sees the index freed above.
         self.completed.store(completed.wrapping_add(1), Release);
@@ -126,8 +125,8 @@ impl Ledger {
         self.foreign.store(foreign, Relaxed);
         self.completed.store(counter, Relaxed);
         for (i, _) in self.free.iter().enumerate() {
-            let slot = self.size.slot(counter.wrapping_add(i as u32)) as usize;
-            self.free[slot].store(i as u16, Relaxed);
+            let slot = (counter.wrapping_add(i as u32) & self.mask) as usize;
+            self.free[slot].store(i as u16 | self.generation, Relaxed);
         }
     }
 }

@@ -1,8 +1,10 @@
 //! What can be posted to a send queue.
 
+use crate::domain::Peer;
 use crate::error::PostError;
 use crate::region::{LocalSlice, RemoteSlice};
-use efa_io::{Destination, Hints, Limits, SendWqe, Wqe, op};
+use efa_io::op::{self, RdmaHead};
+use efa_io::{EncodeError, Hints, Limits, OpCode, RemoteBuf, SendWqe, Wqe};
 
 /// A request that a send queue of WQE size `W` takes. Sealed: the five requests of this module.
 pub trait Request<const W: usize>: sealed::Sealed
@@ -11,7 +13,36 @@ where
 {
     /// Checks the request and builds its WQE.
     #[doc(hidden)]
-    fn encode(&self, domain: u32, limits: &Limits, dest: Destination) -> Result<Wqe<W>, PostError>;
+    fn encode(&self, domain: u32, bounds: &Bounds, peer: &Peer) -> Result<Wqe<W>, PostError>;
+}
+
+/// A queue's limits, and what RDMA requests ask of them in a form that takes one comparison.
+pub struct Bounds {
+    pub(crate) limits: Limits,
+    /// RDMA writes must be shorter than this; 0 where there are none.
+    write_end: u64,
+    /// The same for reads.
+    read_end: u64,
+}
+
+impl Bounds {
+    pub(crate) fn new(limits: Limits) -> Self {
+        let end = |operation| {
+            if limits.operations & operation == 0 { 0 } else { u64::from(limits.max_rdma_bytes) + 1 }
+        };
+        Self { limits, write_end: end(Limits::RDMA_WRITE), read_end: end(Limits::RDMA_READ) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn refuse(&self, op: OpCode, length: u32) -> PostError {
+        let end = if op == OpCode::RdmaWrite { self.write_end } else { self.read_end };
+        PostError::Encode(if end == 0 {
+            EncodeError::Unsupported { op }
+        } else {
+            EncodeError::MessageTooLong { op, given: length.into(), max: self.limits.max_rdma_bytes }
+        })
+    }
 }
 
 mod sealed {
@@ -35,8 +66,7 @@ pub struct SendInline<'a>(op::SendInline<'a>);
 pub struct RdmaWrite<'r> {
     local: LocalSlice<'r>,
     remote: RemoteSlice,
-    imm: Option<u32>,
-    hints: Hints,
+    head: RdmaHead,
 }
 
 /// Writes bytes that travel inside the WQE into remote memory. Queues with 128-byte WQEs only.
@@ -51,41 +81,31 @@ pub struct RdmaWriteInline<'a> {
 pub struct RdmaRead<'r> {
     local: LocalSlice<'r>,
     remote: RemoteSlice,
-    hints: Hints,
-}
-
-macro_rules! with_imm {
-    () => {
-        /// With immediate data: a receiver finds it in its completion, and the target of a write learns of the write from it.
-        pub const fn imm(mut self, imm: u32) -> Self {
-            self.imm = Some(imm);
-            self
-        }
-    };
-}
-
-macro_rules! with_hints {
-    () => {
-        /// With processing hints.
-        pub const fn hints(mut self, hints: Hints) -> Self {
-            self.hints = hints;
-            self
-        }
-    };
+    head: RdmaHead,
 }
 
 #[inline(always)]
 fn same_domain(slice: &LocalSlice<'_>, own: u32) -> Result<(), PostError> {
-    if slice.domain == own {
-        Ok(())
-    } else {
-        Err(PostError::ForeignDomain { what: "region", given: slice.domain, own })
-    }
+    if slice.domain == own { Ok(()) } else { Err(foreign("region", slice.domain, own)) }
+}
+
+// Errors are made out of line: what a good request is made of then stays in registers.
+
+#[cold]
+#[inline(never)]
+pub(crate) fn foreign(what: &'static str, given: u32, own: u32) -> PostError {
+    PostError::ForeignDomain { what, given, own }
+}
+
+#[cold]
+#[inline(never)]
+fn mismatch(local: u64, remote: u64) -> PostError {
+    PostError::LengthMismatch { local, remote }
 }
 
 #[inline(always)]
 fn same_length(local: u64, remote: u64) -> Result<(), PostError> {
-    if local == remote { Ok(()) } else { Err(PostError::LengthMismatch { local, remote }) }
+    if local == remote { Ok(()) } else { Err(mismatch(local, remote)) }
 }
 
 impl<'r> Send<'r> {
@@ -94,9 +114,17 @@ impl<'r> Send<'r> {
         Self { bufs, imm: None, hints: Hints::NONE }
     }
 
-    with_imm!();
+    /// With immediate data, which the receiver finds in its completion.
+    pub const fn imm(mut self, imm: u32) -> Self {
+        self.imm = Some(imm);
+        self
+    }
 
-    with_hints!();
+    /// With processing hints.
+    pub const fn hints(mut self, hints: Hints) -> Self {
+        self.hints = hints;
+        self
+    }
 }
 
 impl<'a> SendInline<'a> {
@@ -119,18 +147,26 @@ impl<'a> SendInline<'a> {
 impl<'r> RdmaWrite<'r> {
     /// A write of `local` to `remote`, which are of one length.
     pub const fn new(local: LocalSlice<'r>, remote: RemoteSlice) -> Self {
-        Self { local, remote, imm: None, hints: Hints::NONE }
+        Self { local, remote, head: RdmaHead::new(OpCode::RdmaWrite) }
     }
 
-    with_imm!();
+    /// With immediate data, from which the target learns of the write.
+    pub const fn imm(mut self, imm: u32) -> Self {
+        self.head = self.head.imm(imm);
+        self
+    }
 
-    with_hints!();
+    /// With processing hints.
+    pub const fn hints(mut self, hints: Hints) -> Self {
+        self.head = self.head.hints(hints);
+        self
+    }
 }
 
 impl<'a> RdmaWriteInline<'a> {
     /// A write of these bytes to `remote`, which is as long.
     pub const fn new(data: &'a [u8], remote: RemoteSlice) -> Self {
-        Self { op: op::RdmaWriteInline::new(data, remote.buf), remote_len: remote.len }
+        Self { op: op::RdmaWriteInline::new(data, RemoteBuf::from_words(remote.words)), remote_len: remote.len() }
     }
 
     /// With immediate data, from which the target learns of the write.
@@ -149,10 +185,14 @@ impl<'a> RdmaWriteInline<'a> {
 impl<'r> RdmaRead<'r> {
     /// A read of `remote` into `local`, which are of one length.
     pub const fn new(local: LocalSlice<'r>, remote: RemoteSlice) -> Self {
-        Self { local, remote, hints: Hints::NONE }
+        Self { local, remote, head: RdmaHead::new(OpCode::RdmaRead) }
     }
 
-    with_hints!();
+    /// With processing hints.
+    pub const fn hints(mut self, hints: Hints) -> Self {
+        self.head = self.head.hints(hints);
+        self
+    }
 }
 
 impl sealed::Sealed for Send<'_> {}
@@ -161,19 +201,17 @@ where
     Wqe<W>: SendWqe,
 {
     #[inline(always)]
-    fn encode(&self, domain: u32, limits: &Limits, dest: Destination) -> Result<Wqe<W>, PostError> {
+    fn encode(&self, domain: u32, bounds: &Bounds, peer: &Peer) -> Result<Wqe<W>, PostError> {
         for slice in self.bufs {
             same_domain(slice, domain)?;
         }
         let bufs = match *self.bufs {
             [] => op::Bufs::new(&[]),
-            [a] => op::Bufs::new(&[a.buf]),
-            [a, b] => op::Bufs::new(&[a.buf, b.buf]),
-            ref more => {
-                Err(efa_io::EncodeError::TooManyBuffers { given: more.len(), max: limits.max_send_bufs.into() })
-            }
+            [a] => op::Bufs::new(&[a.buf()]),
+            [a, b] => op::Bufs::new(&[a.buf(), b.buf()]),
+            ref more => Err(EncodeError::TooManyBuffers { given: more.len(), max: bounds.limits.max_send_bufs.into() }),
         }?;
-        Ok(op::Send { bufs, imm: self.imm, hints: self.hints }.encode(limits, dest)?)
+        Ok(op::Send { bufs, imm: self.imm, hints: self.hints }.encode(&bounds.limits, peer.dest)?)
     }
 }
 
@@ -183,8 +221,8 @@ where
     Wqe<W>: SendWqe,
 {
     #[inline(always)]
-    fn encode(&self, _: u32, limits: &Limits, dest: Destination) -> Result<Wqe<W>, PostError> {
-        Ok(self.0.encode(limits, dest)?)
+    fn encode(&self, _: u32, bounds: &Bounds, peer: &Peer) -> Result<Wqe<W>, PostError> {
+        Ok(self.0.encode(&bounds.limits, peer.dest)?)
     }
 }
 
@@ -194,20 +232,22 @@ where
     Wqe<W>: SendWqe,
 {
     #[inline(always)]
-    fn encode(&self, domain: u32, limits: &Limits, dest: Destination) -> Result<Wqe<W>, PostError> {
+    fn encode(&self, domain: u32, bounds: &Bounds, peer: &Peer) -> Result<Wqe<W>, PostError> {
         same_domain(&self.local, domain)?;
-        same_length(self.local.buf.length.into(), self.remote.len)?;
-        let op = op::RdmaWrite { local: self.local.buf, remote: self.remote.buf, imm: self.imm, hints: self.hints };
-        Ok(op.encode(limits, dest)?)
+        same_length(self.local.len().into(), self.remote.len())?;
+        if u64::from(self.local.len()) >= bounds.write_end {
+            return Err(bounds.refuse(OpCode::RdmaWrite, self.local.len()));
+        }
+        Ok(self.head.wqe(&peer.words, self.remote.words, self.local.words))
     }
 }
 
 impl sealed::Sealed for RdmaWriteInline<'_> {}
 impl Request<16> for RdmaWriteInline<'_> {
     #[inline(always)]
-    fn encode(&self, _: u32, limits: &Limits, dest: Destination) -> Result<Wqe<16>, PostError> {
+    fn encode(&self, _: u32, bounds: &Bounds, peer: &Peer) -> Result<Wqe<16>, PostError> {
         same_length(self.op.data.len() as u64, self.remote_len)?;
-        Ok(self.op.encode(limits, dest)?)
+        Ok(self.op.encode(&bounds.limits, peer.dest)?)
     }
 }
 
@@ -217,10 +257,23 @@ where
     Wqe<W>: SendWqe,
 {
     #[inline(always)]
-    fn encode(&self, domain: u32, limits: &Limits, dest: Destination) -> Result<Wqe<W>, PostError> {
+    fn encode(&self, domain: u32, bounds: &Bounds, peer: &Peer) -> Result<Wqe<W>, PostError> {
         same_domain(&self.local, domain)?;
-        same_length(self.local.buf.length.into(), self.remote.len)?;
-        let op = op::RdmaRead { local: self.local.buf, remote: self.remote.buf, hints: self.hints };
-        Ok(op.encode(limits, dest)?)
+        same_length(self.local.len().into(), self.remote.len())?;
+        if u64::from(self.local.len()) >= bounds.read_end {
+            return Err(bounds.refuse(OpCode::RdmaRead, self.local.len()));
+        }
+        Ok(self.head.wqe(&peer.words, self.remote.words, self.local.words))
+    }
+}
+
+impl<R: sealed::Sealed> sealed::Sealed for &R {}
+impl<R: Request<W>, const W: usize> Request<W> for &R
+where
+    Wqe<W>: SendWqe,
+{
+    #[inline(always)]
+    fn encode(&self, domain: u32, bounds: &Bounds, peer: &Peer) -> Result<Wqe<W>, PostError> {
+        R::encode(self, domain, bounds, peer)
     }
 }

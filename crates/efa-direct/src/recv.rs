@@ -75,8 +75,8 @@ impl CpuRecvQueue {
             if slice.domain != self.domain {
                 return Err(PostError::ForeignDomain { what: "region", given: slice.domain, own: self.domain });
             }
-            if slice.buf.length > u16::MAX.into() {
-                return Err(PostError::ReceiveTooLong { given: slice.buf.length.into() });
+            if slice.len() > u16::MAX.into() {
+                return Err(PostError::ReceiveTooLong { given: slice.len().into() });
             }
         }
         if queue.posted.wrapping_sub(self.completed) >= queue.credits.limit() {
@@ -94,13 +94,13 @@ impl CpuRecvQueue {
             let desc = RxDesc::new(RxBuf {
                 // Only the first descriptor carries it, as libefa writes them.
                 req_id: if first { req_id } else { 0 },
-                addr: slice.buf.addr,
-                lkey: slice.buf.lkey,
-                length: slice.buf.length as u16,
+                addr: slice.buf().addr,
+                lkey: slice.buf().lkey,
+                length: slice.len() as u16,
                 first,
                 last,
             });
-            queue.ring.store(queue.producer, desc.words());
+            queue.ring.store(queue.ring.at(queue.producer), desc.words());
             queue.producer = queue.producer.wrapping_add(1);
         }
         queue.posted = queue.posted.wrapping_add(1);

@@ -35,7 +35,8 @@ unsafe impl Sync for Region<'_> {}
 /// A piece of a region, for one side of a work request.
 #[derive(Clone, Copy, Debug)]
 pub struct LocalSlice<'r> {
-    pub(crate) buf: LocalBuf,
+    /// The descriptor of the piece, as it stands in a WQE.
+    pub(crate) words: [u64; 2],
     pub(crate) domain: u32,
     _region: PhantomData<&'r ()>,
 }
@@ -54,8 +55,8 @@ pub struct RemoteRegion {
 /// A piece of a remote region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RemoteSlice {
-    pub(crate) buf: RemoteBuf,
-    pub(crate) len: u64,
+    /// The descriptor of the piece, as it stands in a WQE.
+    pub(crate) words: [u64; 2],
 }
 
 fn resolve(range: impl RangeBounds<u64>, len: u64) -> Result<(u64, u64), Error> {
@@ -124,7 +125,7 @@ impl<'d> Region<'d> {
         let max = u64::from(u32::MAX);
         let length = u32::try_from(end - start).map_err(|_| Error::SliceTooLong { len: end - start, max })?;
         let buf = LocalBuf { addr: self.addr() + start, lkey: self.lkey, length };
-        Ok(LocalSlice { buf, domain: self.domain.tag, _region: PhantomData })
+        Ok(LocalSlice { words: buf.words(), domain: self.domain.tag, _region: PhantomData })
     }
 
     /// Copies bytes out, from `offset` on.
@@ -192,22 +193,29 @@ impl<'b> Scoped<'b> {
 }
 
 impl LocalSlice<'_> {
+    #[inline(always)]
+    pub(crate) fn buf(&self) -> LocalBuf {
+        LocalBuf::from_words(self.words)
+    }
+
     /// The first `at` bytes, and the rest. `at` beyond the end takes all.
     pub fn split_at(self, at: u32) -> (Self, Self) {
-        let at = at.min(self.buf.length);
-        let head = LocalBuf { length: at, ..self.buf };
-        let tail = LocalBuf { addr: self.buf.addr + u64::from(at), length: self.buf.length - at, ..self.buf };
-        (Self { buf: head, ..self }, Self { buf: tail, ..self })
+        let buf = self.buf();
+        let at = at.min(buf.length);
+        let head = LocalBuf { length: at, ..buf };
+        let tail = LocalBuf { addr: buf.addr + u64::from(at), length: buf.length - at, ..buf };
+        (Self { words: head.words(), ..self }, Self { words: tail.words(), ..self })
     }
 
     /// Bytes.
+    #[inline(always)]
     pub fn len(&self) -> u32 {
-        self.buf.length
+        self.buf().length
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.buf.length == 0
+        self.len() == 0
     }
 }
 
@@ -215,22 +223,25 @@ impl RemoteRegion {
     /// A piece of it.
     ///
     /// # Errors
-    /// The range passes the end.
+    /// The range passes the end, or is 4 GiB or longer.
     pub fn slice(&self, range: impl RangeBounds<u64>) -> Result<RemoteSlice, Error> {
         let (start, end) = resolve(range, self.len)?;
         let buf = RemoteBuf { addr: self.addr.wrapping_add(start), rkey: self.rkey };
-        Ok(RemoteSlice { buf, len: end - start })
+        let max = u64::from(u32::MAX);
+        let length = u32::try_from(end - start).map_err(|_| Error::SliceTooLong { len: end - start, max })?;
+        Ok(RemoteSlice { words: buf.words(length) })
     }
 }
 
 impl RemoteSlice {
     /// Bytes.
-    pub fn len(&self) -> u64 {
-        self.len
+    #[inline(always)]
+    pub const fn len(&self) -> u64 {
+        self.words[0] as u32 as u64
     }
 
     /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }

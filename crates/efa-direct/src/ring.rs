@@ -13,6 +13,8 @@ pub struct RawRing {
     doorbell: Option<NonNull<u32>>,
     size: RingSize,
     entry_size: usize,
+    /// Offset of the last entry: the bits of an offset that count.
+    mask: usize,
     write_combining: bool,
     _owner: Arc<dyn Any + Send + Sync>,
 }
@@ -40,10 +42,11 @@ impl RawRing {
         owner: Arc<dyn Any + Send + Sync>,
     ) -> Self {
         assert!(
-            base.cast::<u64>().is_aligned() && entry_size.is_multiple_of(8),
-            "a ring entry is made of aligned words"
+            base.cast::<u64>().is_aligned() && entry_size.is_power_of_two() && entry_size >= 8,
+            "a ring entry is made of aligned words, a power of two of them"
         );
-        Self { base, doorbell, size, entry_size, write_combining, _owner: owner }
+        let mask = (size.entries() as usize - 1) * entry_size;
+        Self { base, doorbell, size, entry_size, mask, write_combining, _owner: owner }
     }
 
     /// Number of entries.
@@ -66,19 +69,19 @@ impl RawRing {
         self.doorbell.map_or(0, |doorbell| doorbell.as_ptr() as u64)
     }
 
+    /// A word of the entry that is `at` bytes into the ring, which wraps.
     #[inline(always)]
-    fn word(&self, counter: u32, word: usize) -> &AtomicU64 {
-        let slot = self.size.slot(counter) as usize;
-        // SAFETY: the slot is below the number of entries and callers keep `word` inside an entry; `new`'s contract.
-        unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(slot * self.entry_size + word * 8).cast()) }
+    fn word(&self, at: usize, word: usize) -> &AtomicU64 {
+        // SAFETY: the mask keeps the entry inside the ring and callers keep `word` inside the entry; `new`'s contract.
+        unsafe { AtomicU64::from_ptr(self.base.as_ptr().add((at & self.mask) + word * 8).cast()) }
     }
 
-    /// Stores the entry at the place of `counter`.
+    /// Stores the entry that is `at` bytes into the ring.
     #[inline(always)]
-    pub(crate) fn store<const W: usize>(&self, counter: u32, words: &[u64; W]) {
+    pub(crate) fn store<const W: usize>(&self, at: usize, words: &[u64; W]) {
         debug_assert_eq!(W * 8, self.entry_size);
         for (i, word) in words.iter().enumerate() {
-            self.word(counter, i).store(*word, Relaxed);
+            self.word(at, i).store(*word, Relaxed);
         }
     }
 
@@ -86,14 +89,21 @@ impl RawRing {
     #[inline(always)]
     pub(crate) fn load_if<const W: usize>(&self, counter: u32, is_fresh: impl FnOnce(u64) -> bool) -> Option<[u64; W]> {
         debug_assert!(W * 8 <= self.entry_size);
-        let first = self.word(counter, 0).load(Acquire);
+        let at = self.at(counter);
+        let first = self.word(at, 0).load(Acquire);
         is_fresh(first).then(|| {
             let mut words = [first; W];
             for (i, word) in words.iter_mut().enumerate().skip(1) {
-                *word = self.word(counter, i).load(Relaxed);
+                *word = self.word(at, i).load(Relaxed);
             }
             words
         })
+    }
+
+    /// Offset of the place of `counter`.
+    #[inline(always)]
+    pub(crate) fn at(&self, counter: u32) -> usize {
+        counter as usize * self.entry_size
     }
 
     /// Stores `value` in the doorbell register, behind every entry stored before.

@@ -6,12 +6,12 @@
 
 use crate::domain::Peer;
 use crate::error::{Error, PostError};
-use crate::ledger::{Credits, Ledger};
-use crate::op::Request;
+use crate::ledger::{Credits, Ledger, QpLedgers};
+use crate::op::{Bounds, Request, foreign};
 use crate::provider::RawQp;
 use crate::qp::QpInner;
 use crate::ring::RawRing;
-use efa_io::{Doorbell, Limits, SendRingHandle, SendWqe, Wqe};
+use efa_io::{Doorbell, SendRingHandle, SendWqe, Wqe};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -21,11 +21,13 @@ where
     Wqe<W>: SendWqe,
 {
     ring: RawRing,
-    limits: Limits,
+    bounds: Bounds,
     max_batch: u32,
     credits: Credits,
+    /// Producer counter; a [`CpuSendQueue`] keeps its own and carries it over here.
     producer: u32,
     req_id_64: bool,
+    ledgers: Arc<QpLedgers>,
     qp: Arc<QpInner>,
     _wqe: PhantomData<[u64; W]>,
 }
@@ -42,6 +44,14 @@ where
     rung: u32,
     /// Completions seen so far; refreshed when the ring seems full.
     completed: u32,
+    /// Offset of the place of the next WQE in the ring, in bytes.
+    at: usize,
+    /// The offset at which posting has to look around: the ring seems full, or the batch is full, or the lap ends.
+    stop: usize,
+    /// Producer counter at the lap's first place.
+    lap: u32,
+    /// Phase of the lap, as a bit of the WQE's first word.
+    phase: u64,
     domain: u32,
 }
 
@@ -75,11 +85,12 @@ where
     pub(crate) fn new(qp: Arc<QpInner>, raw: &RawQp, credits: Credits) -> Self {
         Self {
             ring: raw.send.clone(),
-            limits: raw.limits,
+            bounds: Bounds::new(raw.limits),
             max_batch: raw.send_max_batch.max(1),
             credits,
             producer: 0,
             req_id_64: raw.req_id_64,
+            ledgers: qp.ledgers.clone(),
             qp,
             _wqe: PhantomData,
         }
@@ -89,7 +100,9 @@ where
     pub fn into_cpu(self) -> CpuSendQueue<W> {
         self.qp.ledgers.send.hand_over(false, self.producer);
         let (rung, completed, domain) = (self.producer, self.producer, self.qp.domain.tag);
-        CpuSendQueue { queue: self, rung, completed, domain }
+        let slot = self.ring.size().slot(self.producer);
+        let (at, lap) = (CpuSendQueue::<W>::offset(slot), self.producer.wrapping_sub(slot));
+        CpuSendQueue { queue: self, rung, completed, at, stop: at, lap, phase: 0, domain }
     }
 
     /// Hands the ring to a GPU, or to anyone else who drives it through a [`SendRingHandle`].
@@ -103,11 +116,10 @@ impl<const W: usize> SendQueue<W>
 where
     Wqe<W>: SendWqe,
 {
-    /// Adds what depends on the WQE's place in the ring: phase and request id. `req_id` gives the latter where it has 16 bits.
+    /// Adds what depends on when the WQE is posted: phase and request id. `req_id` gives the latter where it has 16 bits.
     #[inline(always)]
-    fn stamp(&self, wqe: Wqe<W>, wr_id: u64, req_id: impl FnOnce(&Ledger) -> u16) -> Wqe<W> {
-        let wqe = wqe.with_phase(self.ring.size().wq_phase(self.producer));
-        if self.req_id_64 { wqe.with_req_id_64(wr_id) } else { wqe.with_req_id(req_id(&self.qp.ledgers.send)) }
+    fn stamp(&self, wqe: Wqe<W>, wr_id: u64, phase: u64, req_id: impl FnOnce(&Ledger) -> u16) -> Wqe<W> {
+        if self.req_id_64 { wqe.stamp_64(wr_id, phase) } else { wqe.stamp(req_id(&self.ledgers.send), phase) }
     }
 }
 
@@ -121,48 +133,90 @@ where
     /// A [`PostError`]; nothing was written.
     #[inline]
     pub fn post(&mut self, peer: &Peer, request: impl Request<W>, wr_id: u64) -> Result<(), PostError> {
+        let mut at = self.at;
+        if at == self.stop {
+            at = self.look_around()?;
+        }
         let wqe = self.encode(peer, request)?;
-        self.place(wqe, wr_id)
+        let wqe = self.queue.stamp(wqe, wr_id, self.phase, |ledger| ledger.assign(Self::slot(at), wr_id));
+        self.queue.ring.store(at, wqe.words());
+        self.at = at + <Wqe<W> as SendWqe>::SIZE;
+        if self.at == self.stop {
+            self.ring_if_due();
+        }
+        Ok(())
     }
 
     #[inline(always)]
     fn encode(&self, peer: &Peer, request: impl Request<W>) -> Result<Wqe<W>, PostError> {
         if peer.domain != self.domain {
-            return Err(PostError::ForeignDomain { what: "peer", given: peer.domain, own: self.domain });
+            return Err(foreign("peer", peer.domain, self.domain));
         }
-        request.encode(self.domain, &self.queue.limits, peer.dest)
+        request.encode(self.domain, &self.queue.bounds, peer)
+    }
+
+    /// Rings for a full batch.
+    #[cold]
+    #[inline(never)]
+    fn ring_if_due(&mut self) {
+        if self.producer().wrapping_sub(self.rung) == self.queue.max_batch {
+            self.ring();
+        }
+    }
+
+    const fn offset(slot: u32) -> usize {
+        slot as usize * <Wqe<W> as SendWqe>::SIZE
     }
 
     #[inline(always)]
-    fn place(&mut self, wqe: Wqe<W>, wr_id: u64) -> Result<(), PostError> {
-        let queue = &mut self.queue;
-        let producer = queue.producer;
-        if producer.wrapping_sub(self.completed) >= queue.credits.limit() {
-            self.completed = queue.qp.ledgers.send.completed();
-            queue.credits.check(producer.wrapping_sub(self.completed))?;
+    const fn slot(at: usize) -> u32 {
+        (at / <Wqe<W> as SendWqe>::SIZE) as u32
+    }
+
+    #[inline(always)]
+    fn producer(&self) -> u32 {
+        self.lap.wrapping_add(Self::slot(self.at))
+    }
+
+    /// Does what is not due at every post: looks for room, starts a lap. Gives the next WQE's place.
+    #[cold]
+    #[inline(never)]
+    fn look_around(&mut self) -> Result<usize, PostError> {
+        let (producer, size) = (self.producer(), self.queue.ring.size());
+        if producer.wrapping_sub(self.completed) >= self.queue.credits.limit() {
+            self.completed = self.queue.ledgers.send.completed();
+            self.queue.credits.check(producer.wrapping_sub(self.completed))?;
         }
-        let wqe = queue.stamp(wqe, wr_id, |ledger| ledger.assign(producer, wr_id));
-        queue.ring.store(producer, wqe.words());
-        queue.producer = producer.wrapping_add(1);
-        if queue.producer.wrapping_sub(self.rung) == queue.max_batch {
-            self.ring();
-        }
-        Ok(())
+        let slot = size.slot(producer);
+        (self.at, self.lap) = (Self::offset(slot), producer.wrapping_sub(slot));
+        self.phase = Wqe::<W>::phase_bit(size.wq_phase(producer));
+        self.plan(producer);
+        Ok(self.at)
+    }
+
+    /// Works out how far posting may go on without looking around.
+    #[inline(always)]
+    fn plan(&mut self, producer: u32) {
+        let room = self.queue.credits.limit() - producer.wrapping_sub(self.completed);
+        let batch = self.queue.max_batch - producer.wrapping_sub(self.rung);
+        let stop = producer.wrapping_sub(self.lap) + room.min(batch);
+        self.stop = Self::offset(stop.min(self.queue.ring.size().entries()));
     }
 
     /// Rings the doorbell for everything posted since the last time.
     #[inline]
     pub fn ring(&mut self) {
-        let producer = self.queue.producer;
+        let producer = self.producer();
         if producer != self.rung {
             self.queue.ring.ring(Doorbell::new(producer).value());
             self.rung = producer;
+            self.plan(producer);
         }
     }
 
     /// Work requests posted and not yet seen to complete.
     pub fn outstanding(&self) -> u32 {
-        self.queue.producer.wrapping_sub(self.queue.qp.ledgers.send.completed())
+        self.producer().wrapping_sub(self.queue.ledgers.send.completed())
     }
 
     /// Requests that can be posted now.
@@ -187,15 +241,18 @@ where
     /// As [`post`](Self::post), but for fullness, which is not looked at.
     pub fn preview(&self, peer: &Peer, request: impl Request<W>, wr_id: u64) -> Result<Wqe<W>, PostError> {
         let wqe = self.encode(peer, request)?;
-        Ok(self.queue.stamp(wqe, wr_id, |ledger| ledger.req_id(self.queue.producer)))
+        let (producer, size) = (self.producer(), self.queue.ring.size());
+        Ok(self.queue.stamp(wqe, wr_id, Wqe::<W>::phase_bit(size.wq_phase(producer)), |ledger| ledger.req_id(producer)))
     }
 
     /// Takes the ring back from the CPU, once everything posted has completed and been polled.
     ///
     /// # Errors
     /// Work requests are outstanding. What was posted and never rung is rung now.
+    #[expect(clippy::result_large_err, reason = "the queue goes back whole, and rarely")]
     pub fn into_idle(mut self) -> Result<SendQueue<W>, NotDrained<Self>> {
         self.ring();
+        self.queue.producer = self.producer();
         match self.outstanding() {
             0 => Ok(self.queue),
             outstanding => Err(NotDrained { queue: self, outstanding }),
@@ -222,7 +279,7 @@ where
             credits: queue.credits.limit(),
             qpn: queue.qp.qpn.into(),
             req_id_64: queue.req_id_64.into(),
-            limits: queue.limits,
+            limits: queue.bounds.limits,
         }
     }
 
@@ -231,6 +288,7 @@ where
     ///
     /// # Errors
     /// The two differ: work requests are outstanding.
+    #[expect(clippy::result_large_err, reason = "the queue goes back whole, and rarely")]
     pub fn into_idle(mut self, producer: u32, completed: u32) -> Result<SendQueue<W>, NotDrained<Self>> {
         match producer.wrapping_sub(completed) {
             0 => {

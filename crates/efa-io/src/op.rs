@@ -169,7 +169,12 @@ impl Limits {
         }
     }
 
-    const fn check_rdma(&self, op: OpCode, needs: u32, length: u32) -> Result<(), EncodeError> {
+    /// Checks an RDMA request of `length` bytes, on a queue that needs these operations.
+    ///
+    /// # Errors
+    /// A queue without them, or more bytes than `max_rdma_size`.
+    #[inline(always)]
+    pub const fn check_rdma(&self, op: OpCode, needs: u32, length: u32) -> Result<(), EncodeError> {
         if self.operations & needs != needs {
             return Err(EncodeError::Unsupported { op });
         }
@@ -352,37 +357,111 @@ const fn meta<const W: usize>(
     hints: Hints,
     dest: Destination,
 ) -> [u64; W] {
-    let (has_imm, imm) = match imm {
-        Some(imm) => (1, imm),
-        None => (0, 0),
-    };
     let mut words = [0; W];
-    words[0] = field::OP_TYPE.put(op as u64)
-        | field::HAS_IMM.put(has_imm)
+    [words[0], words[1]] = head(op, inline, length, hints);
+    if let Some(imm) = imm {
+        [words[0], words[1]] = add_imm([words[0], words[1]], imm);
+    }
+    let [a, b, c] = dest.words();
+    words[0] |= a;
+    words[1] |= b;
+    words[2] = c;
+    words
+}
+
+/// What the first two words say about the request.
+#[inline(always)]
+const fn head(op: OpCode, inline: bool, length: usize, hints: Hints) -> [u64; 2] {
+    let first = field::OP_TYPE.put(op as u64)
         | field::INLINE_MSG.put(inline as u64)
         | field::META_DESC.put(1)
         | field::FIRST.put(1)
         | field::LAST.put(1)
         | field::COMP_REQ.put(1)
-        | field::DEST_QP_NUM.put(dest.qpn as u64)
         | field::LENGTH.put(length as u64);
-    words[1] = field::IMMEDIATE_DATA.put(imm as u64)
-        | field::AH.put(dest.ah as u64)
-        | field::PROCESSING_HINTS.put(hints.bits() as u64);
-    words[2] = field::QKEY.put(dest.qkey as u64);
-    words
+    [first, field::PROCESSING_HINTS.put(hints.bits() as u64)]
 }
 
-/// A `struct efa_io_tx_buf_desc`.
 #[inline(always)]
-const fn buf_desc(buf: LocalBuf) -> [u64; 2] {
-    [buf.length as u64 | (buf.lkey.get() as u64) << 32, buf.addr]
+const fn add_imm([first, second]: [u64; 2], imm: u32) -> [u64; 2] {
+    [first | field::HAS_IMM.put(1), field::IMMEDIATE_DATA.replace(second, imm as u64)]
 }
 
-/// A `struct efa_io_remote_mem_addr`.
-#[inline(always)]
-const fn remote_desc(remote: RemoteBuf, length: u32) -> [u64; 2] {
-    [length as u64 | (remote.rkey as u64) << 32, remote.addr]
+impl Destination {
+    /// What the first three words of a WQE say about it, all other bits zero: what can be encoded once per peer.
+    #[inline(always)]
+    pub const fn words(self) -> [u64; 3] {
+        [field::DEST_QP_NUM.put(self.qpn as u64), field::AH.put(self.ah as u64), field::QKEY.put(self.qkey as u64)]
+    }
+}
+
+impl LocalBuf {
+    /// Its `struct efa_io_tx_buf_desc`.
+    #[inline(always)]
+    pub const fn words(self) -> [u64; 2] {
+        [self.length as u64 | (self.lkey.get() as u64) << 32, self.addr]
+    }
+
+    /// The buffer that such a descriptor describes.
+    #[inline(always)]
+    pub const fn from_words([first, addr]: [u64; 2]) -> Self {
+        Self { addr, lkey: Lkey::from_low_bits(first >> 32), length: first as u32 }
+    }
+}
+
+impl RemoteBuf {
+    /// Its `struct efa_io_remote_mem_addr`, for so many bytes.
+    #[inline(always)]
+    pub const fn words(self, length: u32) -> [u64; 2] {
+        [length as u64 | (self.rkey as u64) << 32, self.addr]
+    }
+
+    /// The memory that such a descriptor describes; its length aside.
+    #[inline(always)]
+    pub const fn from_words([first, addr]: [u64; 2]) -> Self {
+        Self { addr, rkey: (first >> 32) as u32 }
+    }
+}
+
+/// What an RDMA request says in a WQE, apart from where to and from: encoded once, put together with the words of a
+/// [`Destination`], a [`RemoteBuf`] and a [`LocalBuf`] as often as needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RdmaHead([u64; 2]);
+
+impl RdmaHead {
+    /// A request of this operation, [`OpCode::RdmaRead`] or [`OpCode::RdmaWrite`].
+    #[inline(always)]
+    pub const fn new(op: OpCode) -> Self {
+        Self(head(op, false, 1, Hints::NONE))
+    }
+
+    /// The same with immediate data.
+    #[inline(always)]
+    pub const fn imm(self, imm: u32) -> Self {
+        Self(add_imm(self.0, imm))
+    }
+
+    /// The same with processing hints.
+    #[inline(always)]
+    pub const fn hints(mut self, hints: Hints) -> Self {
+        self.0[1] = field::PROCESSING_HINTS.replace(self.0[1], hints.bits() as u64);
+        self
+    }
+
+    /// The WQE, request id and phase left zero. Nothing is checked: not limits, nor that both sides have one length.
+    #[inline(always)]
+    pub const fn wqe<const W: usize>(self, dest: &[u64; 3], remote: [u64; 2], local: [u64; 2]) -> Wqe<W>
+    where
+        Wqe<W>: SendWqe,
+    {
+        let mut words = [0; W];
+        words[0] = self.0[0] | dest[0];
+        words[1] = self.0[1] | dest[1];
+        words[2] = dest[2];
+        [words[4], words[5]] = remote;
+        [words[6], words[7]] = local;
+        Wqe::from_words(words)
+    }
 }
 
 /// Writes `data` into `words` from word `first` on. Word indices are constants once unrolled, so that the words stay in registers.
@@ -459,8 +538,8 @@ impl Send {
             return Err(EncodeError::MessageTooLong { op: OpCode::Send, given, max: limits.max_send_bytes });
         }
         let mut words = meta::<W>(OpCode::Send, false, count, self.imm, self.hints, dest);
-        [words[4], words[5]] = buf_desc(bufs[0]);
-        [words[6], words[7]] = buf_desc(bufs[1]);
+        [words[4], words[5]] = bufs[0].words();
+        [words[6], words[7]] = bufs[1].words();
         Ok(Wqe::from_words(words))
     }
 }
@@ -515,8 +594,8 @@ impl RdmaWrite {
             return Err(e);
         }
         let mut words = meta::<W>(OpCode::RdmaWrite, false, 1, self.imm, self.hints, dest);
-        [words[4], words[5]] = remote_desc(self.remote, self.local.length);
-        [words[6], words[7]] = buf_desc(self.local);
+        [words[4], words[5]] = self.remote.words(self.local.length);
+        [words[6], words[7]] = self.local.words();
         Ok(Wqe::from_words(words))
     }
 }
@@ -546,7 +625,7 @@ impl<'a> RdmaWriteInline<'a> {
         }
         let length = self.data.len();
         let mut words = meta::<16>(OpCode::RdmaWrite, true, length, self.imm, self.hints, dest);
-        [words[4], words[5]] = remote_desc(self.remote, length as u32);
+        [words[4], words[5]] = self.remote.words(length as u32);
         Ok(Wqe::from_words(put_inline(words, 6, self.data)))
     }
 }
@@ -573,8 +652,8 @@ impl RdmaRead {
             return Err(e);
         }
         let mut words = meta::<W>(OpCode::RdmaRead, false, 1, None, self.hints, dest);
-        [words[4], words[5]] = remote_desc(self.remote, self.local.length);
-        [words[6], words[7]] = buf_desc(self.local);
+        [words[4], words[5]] = self.remote.words(self.local.length);
+        [words[6], words[7]] = self.local.words();
         Ok(Wqe::from_words(words))
     }
 }

@@ -165,6 +165,28 @@ impl<const W: usize> Wqe<W> {
         self
     }
 
+    /// A WQE as an operation's `encode` gives it, with request id and phase put where it left zeros. `phase` is
+    /// [`phase_bit`](Self::phase_bit), which a ring works out once per lap.
+    #[inline(always)]
+    pub const fn stamp(mut self, req_id: u16, phase: u64) -> Self {
+        self.0[0] |= field::REQ_ID.put(req_id as u64) | phase;
+        self
+    }
+
+    /// The same with a 64-bit request id, for queues with that capability.
+    #[inline(always)]
+    pub const fn stamp_64(mut self, req_id: u64, phase: u64) -> Self {
+        self.0[0] |= field::REQ_ID.put(req_id) | phase;
+        self.0[3] |= field::REQ_ID_EX.put(req_id >> 16);
+        self
+    }
+
+    /// The phase as a bit of word 0.
+    #[inline(always)]
+    pub const fn phase_bit(phase: bool) -> u64 {
+        field::PHASE.put(phase as u64)
+    }
+
     /// The phase bit.
     #[inline(always)]
     pub const fn phase(&self) -> bool {

@@ -111,7 +111,7 @@ pub(crate) struct Rig {
     requests: Vec<Spaced<(&'static Peer, RdmaWrite<'static>)>>,
     /// The WQEs of `requests`, for the floor.
     wqes: Vec<Spaced<Wqe64>>,
-    /// The next request's `wr_id`, low bits first the number of requests so far.
+    /// Requests posted so far, and the `wr_id` of the next.
     next: u64,
     /// Entries that the "device" has written and the program has taken.
     written: u32,
@@ -220,8 +220,8 @@ impl Rig {
     pub(crate) fn complete(&mut self) {
         let size = RingSize::new(LAP as u32).expect("a power of two");
         let first = self.written;
-        for i in 0..self.next as u32 - first {
-            let counter = first + (i ^ 5);
+        for i in 0..(self.next as u32).wrapping_sub(first) {
+            let counter = first.wrapping_add(i ^ 5);
             let wqe = Wqe64::from_words(self.plain.send.load_entry(size.slot(counter) as usize * 64));
             assert_eq!(wqe.phase(), size.wq_phase(counter), "a WQE of this lap");
             assert_eq!(wqe.decode().map(|request| request.op.code()), Ok(OpCode::RdmaWrite));
@@ -230,17 +230,17 @@ impl Rig {
             let entry = efa_io::Completion { req_id: wqe.req_id(), status, qpn: QPN, phase, event };
             let entry: Cqe32 = entry.encode().expect("a send's completion fits");
             self.plain.completions.publish_entry(size.slot(self.written) as usize * Cqe32::SIZE, entry.words());
-            self.written += 1;
+            self.written = self.written.wrapping_add(1);
         }
     }
 
     /// Leaves the rings empty: for [`post`](Self::post).
     pub(crate) fn drain(&mut self) {
         self.complete();
-        let (first, count) = (self.taken, self.written - self.taken);
+        let (first, count) = (self.taken, self.written.wrapping_sub(self.taken));
         for i in 0..count {
             let completion = self.cq.poll_one().expect("the device wrote it");
-            assert_eq!(completion.wr_id as u32, first + (i ^ 5), "the id it was posted with");
+            assert_eq!(completion.wr_id as u32, first.wrapping_add(i ^ 5), "the id it was posted with");
         }
         assert_eq!((self.cq.poll_one(), self.cq.skipped(), self.sq.outstanding()), (None, 0, 0));
         self.taken = self.written;
@@ -263,7 +263,7 @@ impl Rig {
             ids ^= completion.wr_id;
         }
         black_box(ids);
-        self.taken += count as u32;
+        self.taken = self.taken.wrapping_add(count as u32);
     }
 
     /// Polls `count` completions, 32 at a time.
@@ -278,7 +278,7 @@ impl Rig {
             }
         }
         black_box(ids);
-        self.taken += count as u32;
+        self.taken = self.taken.wrapping_add(count as u32);
     }
 
     /// The floor of the polls: the phase bit looked at, all words of the entry loaded.
