@@ -28,8 +28,8 @@ pub(crate) struct Options {
     #[arg(long, default_value = "1ms")]
     jitter: String,
     /// How long nothing at all gets through at the start of the second run, with unit.
-    #[arg(long, default_value = "0s")]
-    partition: String,
+    #[arg(long)]
+    partition: Option<String>,
     /// Kill node 1 in the middle of a third run, and show what node 0 makes of it.
     #[arg(long)]
     kill: bool,
@@ -57,9 +57,10 @@ struct Demo {
 pub(crate) fn main(options: &Options) -> Result<bool> {
     let Options { work, loss, dup, jitter, partition, .. } = options;
     let good = format!("soft:udp=127.0.0.1:0,seed={}", work.seed);
-    let bad = format!("{good},loss={loss},dup={dup},jitter={jitter},outage={partition},mtu={SMALL_MTU}");
+    let mut bad = format!("{good},loss={loss},dup={dup},jitter={jitter},mtu={SMALL_MTU}");
     let mut faults = format!("{}% loss, {}% doubled, up to {jitter} late", loss * 100.0, dup * 100.0);
-    if partition != "0s" {
+    if let Some(partition) = partition {
+        bad += &format!(",outage={partition}");
         faults += &format!(", nothing gets through for {partition}");
     }
     let networks =

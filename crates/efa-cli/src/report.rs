@@ -156,6 +156,9 @@ impl Display for NodeReport {
                 (None, 1) => String::new(),
                 (None, all) => format!(" (the first of {all} entries)"),
             };
+            if self.wqe.is_none() {
+                writeln!(text)?;
+            }
             writeln!(text, "the completion queue{of}\n{}", completion.fields)?;
         }
         let p = &self.packets;
@@ -171,7 +174,8 @@ impl Display for NodeReport {
         if let Some(Failure { write, status, meaning, usual_cause }) = &self.failure {
             writeln!(text, "write {write} FAILED with status {status}: {meaning}. Usual cause: {usual_cause}")?;
         }
-        writeln!(text, "{} operations in {} µs", self.operations, self.microseconds)?;
+        let plural = if self.operations == 1 { "" } else { "s" };
+        writeln!(text, "{} write{plural} in {} µs", self.operations, self.microseconds)?;
         Margin(self.node, &text).fmt(f)
     }
 }
