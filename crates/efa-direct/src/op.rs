@@ -33,10 +33,24 @@ impl Bounds {
         Self { limits, write_end: end(Limits::RDMA_WRITE), read_end: end(Limits::RDMA_READ) }
     }
 
+    /// Checks both sides of an RDMA request.
+    #[inline(always)]
+    fn check_rdma(
+        &self,
+        op: OpCode,
+        local: &LocalSlice<'_>,
+        remote: &RemoteSlice,
+        domain: u32,
+    ) -> Result<(), PostError> {
+        same_domain(local, domain)?;
+        same_length(local.len().into(), remote.len())?;
+        let end = if op == OpCode::RdmaWrite { self.write_end } else { self.read_end };
+        if u64::from(local.len()) < end { Ok(()) } else { Err(self.refuse(op, end, local.len())) }
+    }
+
     #[cold]
     #[inline(never)]
-    fn refuse(&self, op: OpCode, length: u32) -> PostError {
-        let end = if op == OpCode::RdmaWrite { self.write_end } else { self.read_end };
+    fn refuse(&self, op: OpCode, end: u64, length: u32) -> PostError {
         PostError::Encode(if end == 0 {
             EncodeError::Unsupported { op }
         } else {
@@ -59,7 +73,9 @@ pub struct Send<'r> {
 
 /// Sends bytes that travel inside the WQE; they are the caller's again as soon as the post returns.
 #[derive(Clone, Copy, Debug)]
-pub struct SendInline<'a>(op::SendInline<'a>);
+pub struct SendInline<'a> {
+    op: op::SendInline<'a>,
+}
 
 /// Writes a slice into remote memory.
 #[derive(Clone, Copy, Debug)]
@@ -108,6 +124,27 @@ fn same_length(local: u64, remote: u64) -> Result<(), PostError> {
     if local == remote { Ok(()) } else { Err(mismatch(local, remote)) }
 }
 
+/// `imm` and `hints` of requests whose field of this name has them.
+macro_rules! with_imm {
+    ($field:ident) => {
+        /// With immediate data: a receiver finds it in its completion, and the target of a write learns of the write from it.
+        pub const fn imm(mut self, imm: u32) -> Self {
+            self.$field = self.$field.imm(imm);
+            self
+        }
+    };
+}
+
+macro_rules! with_hints {
+    ($field:ident) => {
+        /// With processing hints.
+        pub const fn hints(mut self, hints: Hints) -> Self {
+            self.$field = self.$field.hints(hints);
+            self
+        }
+    };
+}
+
 impl<'r> Send<'r> {
     /// A send of these slices, one after the other; none at all is an empty message.
     pub const fn new(bufs: &'r [LocalSlice<'r>]) -> Self {
@@ -130,18 +167,11 @@ impl<'r> Send<'r> {
 impl<'a> SendInline<'a> {
     /// A send of these bytes.
     pub const fn new(data: &'a [u8]) -> Self {
-        Self(op::SendInline::new(data))
+        Self { op: op::SendInline::new(data) }
     }
 
-    /// With immediate data.
-    pub const fn imm(self, imm: u32) -> Self {
-        Self(self.0.imm(imm))
-    }
-
-    /// With processing hints.
-    pub const fn hints(self, hints: Hints) -> Self {
-        Self(self.0.hints(hints))
-    }
+    with_imm!(op);
+    with_hints!(op);
 }
 
 impl<'r> RdmaWrite<'r> {
@@ -150,17 +180,8 @@ impl<'r> RdmaWrite<'r> {
         Self { local, remote, head: RdmaHead::new(OpCode::RdmaWrite) }
     }
 
-    /// With immediate data, from which the target learns of the write.
-    pub const fn imm(mut self, imm: u32) -> Self {
-        self.head = self.head.imm(imm);
-        self
-    }
-
-    /// With processing hints.
-    pub const fn hints(mut self, hints: Hints) -> Self {
-        self.head = self.head.hints(hints);
-        self
-    }
+    with_imm!(head);
+    with_hints!(head);
 }
 
 impl<'a> RdmaWriteInline<'a> {
@@ -169,17 +190,8 @@ impl<'a> RdmaWriteInline<'a> {
         Self { op: op::RdmaWriteInline::new(data, RemoteBuf::from_words(remote.words)), remote_len: remote.len() }
     }
 
-    /// With immediate data, from which the target learns of the write.
-    pub const fn imm(mut self, imm: u32) -> Self {
-        self.op = self.op.imm(imm);
-        self
-    }
-
-    /// With processing hints.
-    pub const fn hints(mut self, hints: Hints) -> Self {
-        self.op = self.op.hints(hints);
-        self
-    }
+    with_imm!(op);
+    with_hints!(op);
 }
 
 impl<'r> RdmaRead<'r> {
@@ -188,11 +200,7 @@ impl<'r> RdmaRead<'r> {
         Self { local, remote, head: RdmaHead::new(OpCode::RdmaRead) }
     }
 
-    /// With processing hints.
-    pub const fn hints(mut self, hints: Hints) -> Self {
-        self.head = self.head.hints(hints);
-        self
-    }
+    with_hints!(head);
 }
 
 impl sealed::Sealed for Send<'_> {}
@@ -222,7 +230,7 @@ where
 {
     #[inline(always)]
     fn encode(&self, _: u32, bounds: &Bounds, peer: &Peer) -> Result<Wqe<W>, PostError> {
-        Ok(self.0.encode(&bounds.limits, peer.dest)?)
+        Ok(self.op.encode(&bounds.limits, peer.dest)?)
     }
 }
 
@@ -233,11 +241,7 @@ where
 {
     #[inline(always)]
     fn encode(&self, domain: u32, bounds: &Bounds, peer: &Peer) -> Result<Wqe<W>, PostError> {
-        same_domain(&self.local, domain)?;
-        same_length(self.local.len().into(), self.remote.len())?;
-        if u64::from(self.local.len()) >= bounds.write_end {
-            return Err(bounds.refuse(OpCode::RdmaWrite, self.local.len()));
-        }
+        bounds.check_rdma(OpCode::RdmaWrite, &self.local, &self.remote, domain)?;
         Ok(self.head.wqe(&peer.words, self.remote.words, self.local.words))
     }
 }
@@ -258,11 +262,7 @@ where
 {
     #[inline(always)]
     fn encode(&self, domain: u32, bounds: &Bounds, peer: &Peer) -> Result<Wqe<W>, PostError> {
-        same_domain(&self.local, domain)?;
-        same_length(self.local.len().into(), self.remote.len())?;
-        if u64::from(self.local.len()) >= bounds.read_end {
-            return Err(bounds.refuse(OpCode::RdmaRead, self.local.len()));
-        }
+        bounds.check_rdma(OpCode::RdmaRead, &self.local, &self.remote, domain)?;
         Ok(self.head.wqe(&peer.words, self.remote.words, self.local.words))
     }
 }
