@@ -161,6 +161,12 @@ fn every_operation_crosses_udp_with_loss_in_both_directions() {
 }
 
 #[test]
+fn a_device_listens_where_peers_can_reach_it() {
+    let refused = Device::open("soft:udp=0.0.0.0:0").unwrap_err().to_string();
+    assert!(refused.contains("0.0.0.0:0 is no address that peers can reach"), "{refused}");
+}
+
+#[test]
 fn devices_of_different_mtus_understand_each_other() {
     let open = |mtu| Device::open(&format!("soft:mtu={mtu}")).unwrap();
     let (a, b) = (open(8192), open(128));

@@ -197,7 +197,8 @@ where
     /// Works out how far posting may go on without looking around.
     #[inline(always)]
     fn plan(&mut self, producer: u32) {
-        let room = self.queue.credits.limit() - producer.wrapping_sub(self.completed);
+        // Saturating: a device that completes what was never posted must not take this queue along.
+        let room = self.queue.credits.limit().saturating_sub(producer.wrapping_sub(self.completed));
         let batch = self.queue.max_batch - producer.wrapping_sub(self.rung);
         let stop = producer.wrapping_sub(self.lap) + room.min(batch);
         self.stop = Self::offset(stop.min(self.queue.ring.size().entries()));
@@ -221,7 +222,7 @@ where
 
     /// Requests that can be posted now.
     pub fn room(&self) -> u32 {
-        self.queue.credits.limit() - self.outstanding()
+        self.queue.credits.limit().saturating_sub(self.outstanding())
     }
 
     /// Most WQEs between two doorbells; the queue rings by itself when there are so many.

@@ -7,8 +7,7 @@ use std::time::Duration;
 
 /// Limits, capabilities and timing of a device.
 ///
-/// The default resembles a current device (rdma-core 65 lets 1 GiB RDMA, 64-bit request ids and 128-byte WQEs be told
-/// apart from the limits alone). Where no public figure exists the value is *assumed*, and says so.
+/// The default resembles a current device. Where no public figure exists the value is *assumed*, and says so.
 #[derive(Clone, Debug)]
 pub struct DeviceConfig {
     /// The device's address.

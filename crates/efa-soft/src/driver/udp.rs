@@ -55,8 +55,12 @@ impl Udp {
     /// Starts a device. Its GID and incarnation are filled in from the socket's address and the wall clock.
     ///
     /// # Errors
-    /// The address cannot be used, or no thread could be started.
+    /// The address cannot be used or is nobody's in particular, or no thread could be started.
     pub fn start(udp: &UdpConfig, device: impl FnOnce(Gid) -> DeviceConfig) -> io::Result<Self> {
+        if udp.bind.ip().is_unspecified() {
+            let problem = format!("{} is no address that peers can reach: name one of this host's", udp.bind);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+        }
         let socket = UdpSocket::bind(udp.bind)?;
         socket.set_nonblocking(true)?;
         // Best effort: less memory means more retransmission, not less correctness.
