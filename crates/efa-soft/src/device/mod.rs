@@ -101,6 +101,8 @@ struct Objects {
     cqs: HashMap<u32, CompletionQueue>,
     /// By queue pair number modulo the table's size, as libefa keeps them.
     qps: Vec<Option<QueuePair>>,
+    /// Places in `qps` that are taken: what a look at the doorbells visits.
+    live: Vec<usize>,
     events: VecDeque<DeviceEvent>,
     /// Queue pairs whose rings turned out malformed, to be failed.
     broken: Vec<u16>,
@@ -142,6 +144,7 @@ impl Device {
                 ah_of: HashMap::new(),
                 cqs: HashMap::new(),
                 qps: (0..table).map(|_| None).collect(),
+                live: Vec::new(),
                 events: VecDeque::new(),
                 broken: Vec::new(),
             },
@@ -317,15 +320,15 @@ impl Device {
         self.objects.cq(config.send_cq)?;
         self.objects.cq(config.recv_cq)?;
         let table = self.objects.qps.len();
-        let used = self.objects.qps.iter().flatten().count();
-        room("queue pairs", used, (table as u32).min(self.config.max_qp))?;
+        room("queue pairs", self.objects.live.len(), self.config.max_qp)?;
         let Some(index) = self.objects.qps.iter().position(Option::is_none) else {
-            return Err(ControlError::Limit { what: "queue pairs", asked: used as u64 + 1, max: table as u64 });
+            return Err(ControlError::Limit { what: "queue pairs", asked: table as u64 + 1, max: table as u64 });
         };
         // A number comes back only after every other number of its place in the table, so that late packets miss.
         let qpn = (usize::from(self.qp_generation[index]) * table + index) as u16;
         let (qp, info) = QueuePair::new(qpn, &config, &self.config)?;
         self.objects.qps[index] = Some(qp);
+        self.objects.live.push(index);
         *self.objects.pd(config.pd)? += 1;
         self.objects.cq(config.send_cq)?.users += 1;
         self.objects.cq(config.recv_cq)?.users += 1;
@@ -379,6 +382,7 @@ impl Device {
         self.forget_messages(qpn);
         let index = usize::from(qpn) % self.objects.qps.len();
         self.objects.qps[index] = None;
+        self.objects.live.retain(|&live| live != index);
         let generations = (1u32 << 16) / self.objects.qps.len() as u32;
         let next = (u32::from(self.qp_generation[index]) + 1) % generations;
         self.qp_generation[index] = next.max(1) as u16; // number 0 is nobody's

@@ -16,8 +16,8 @@ impl Device {
     /// [`ring_send_doorbell`](Self::ring_send_doorbell) does. Returns whether there was anything to do.
     pub fn poll_doorbells(&mut self, now: Time) -> bool {
         let mut progress = false;
-        for index in 0..self.objects.qps.len() {
-            let Some(qp) = &self.objects.qps[index] else { continue };
+        for i in 0..self.objects.live.len() {
+            let Some(qp) = &self.objects.qps[self.objects.live[i]] else { continue };
             let (qpn, state, value) = (qp.qpn, qp.state, qp.sq.doorbell());
             if qp.sq.rung(value) != 0 && state != QpState::Reset {
                 self.ring_sq(now, qpn, value, u32::MAX);
