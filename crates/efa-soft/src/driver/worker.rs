@@ -33,7 +33,11 @@ pub(super) struct Idle(u32);
 impl Idle {
     /// Notes whether the last look found work; whether to nap now.
     pub(super) fn should_nap(&mut self, progress: bool) -> bool {
-        self.0 = if progress { 0 } else { self.0.saturating_add(1) };
+        if progress {
+            self.0 = 0;
+            return false;
+        }
+        self.0 = self.0.saturating_add(1);
         if self.0 < SPINS {
             // With fewer cores than spinning threads, whoever has work should get this one.
             std::thread::yield_now();
