@@ -56,6 +56,7 @@ struct Demo {
 /// Runs the demonstration; whether every word of both runs matched and, with `--kill`, the survivor learnt of its loss.
 pub(crate) fn main(options: &Options) -> Result<bool> {
     let Options { work, loss, dup, jitter, partition, .. } = options;
+    work.total()?; // complain here rather than twice below
     let good = format!("soft:udp=127.0.0.1:0,seed={}", work.seed);
     let mut bad = format!("{good},loss={loss},dup={dup},jitter={jitter},mtu={SMALL_MTU}");
     let mut faults = format!("{}% loss, {}% doubled, up to {jitter} late", loss * 100.0, dup * 100.0);

@@ -86,7 +86,10 @@ pub(crate) fn main(options: &Options) -> Result<bool> {
 
 impl Work {
     /// Bytes of all writes together.
-    fn total(&self) -> Result<usize> {
+    ///
+    /// # Errors
+    /// Work that makes no sense.
+    pub(crate) fn total(&self) -> Result<usize> {
         ensure!(
             self.size > 0 && self.size.is_multiple_of(8),
             "--size {}: give a positive multiple of 8 bytes",
