@@ -2,7 +2,7 @@
 
 use efa_direct::Device;
 use efa_soft::driver::{EventFd, Port};
-use efa_soft::{Counters, DeviceConfig, Gid, LinkConfig, LinkCounters, Net, Time};
+use efa_soft::{DeviceConfig, Gid, LinkConfig, LinkCounters, Net, Time};
 use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
@@ -69,10 +69,7 @@ impl Sim {
 
     /// From here on the network treats packets so.
     pub fn set_link(&self, change: impl FnOnce(&mut LinkConfig)) {
-        let mut net = self.net.lock();
-        let mut config = net.link_config();
-        change(&mut config);
-        net.set_link_config(config);
+        change(self.net.lock().link_config_mut());
     }
 
     /// What the network did.
@@ -97,13 +94,6 @@ impl Port for SimPort {
     }
 
     fn change_link(&self, change: &mut dyn FnMut(&mut LinkConfig)) {
-        let mut net = self.net.lock();
-        let mut config = net.link_config();
-        change(&mut config);
-        net.set_link_config(config);
-    }
-
-    fn counters(&self) -> Counters {
-        self.net.lock().counters(self.index)
+        change(self.net.lock().link_config_mut());
     }
 }

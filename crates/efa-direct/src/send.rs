@@ -27,6 +27,7 @@ where
     /// Producer counter; a [`CpuSendQueue`] keeps its own and carries it over here.
     producer: u32,
     req_id_64: bool,
+    /// Those of `qp`, one step nearer to a post.
     ledgers: Arc<QpLedgers>,
     qp: Arc<QpInner>,
     _wqe: PhantomData<[u64; W]>,

@@ -169,12 +169,8 @@ impl Limits {
         }
     }
 
-    /// Checks an RDMA request of `length` bytes, on a queue that needs these operations.
-    ///
-    /// # Errors
-    /// A queue without them, or more bytes than `max_rdma_size`.
     #[inline(always)]
-    pub const fn check_rdma(&self, op: OpCode, needs: u32, length: u32) -> Result<(), EncodeError> {
+    const fn check_rdma(&self, op: OpCode, needs: u32, length: u32) -> Result<(), EncodeError> {
         if self.operations & needs != needs {
             return Err(EncodeError::Unsupported { op });
         }

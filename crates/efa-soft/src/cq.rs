@@ -89,24 +89,17 @@ impl CompletionQueue {
         let completion = Completion { phase: self.size.cq_phase(self.producer), ..completion };
         let offset = self.size.slot(self.producer) as usize * self.entry_size as usize;
         match self.entry_size {
-            CqeSize::Large => {
-                if let Ok(cqe) = completion.encode::<4>() {
-                    self.ring.publish_entry(offset, cqe.words());
-                }
-            }
-            CqeSize::Small => match completion.encode::<2>() {
-                Ok(cqe) => self.ring.publish_entry(offset, cqe.words()),
-                // A length that does not fit is cut to its low 16 bits, as the format has it.
-                Err(_) => {
-                    let cut = cut_length(completion);
-                    if let Ok(cqe) = cut.encode::<2>() {
-                        self.ring.publish_entry(offset, cqe.words());
-                    }
-                }
-            },
+            CqeSize::Large => self.publish::<4>(offset, completion),
+            CqeSize::Small => self.publish::<2>(offset, cut_length(completion)),
         }
         self.producer = self.producer.wrapping_add(1);
         std::mem::take(&mut self.armed)
+    }
+
+    fn publish<const W: usize>(&self, offset: usize, completion: Completion) {
+        if let Ok(cqe) = completion.encode::<W>() {
+            self.ring.publish_entry(offset, cqe.words());
+        }
     }
 
     /// Looks at the doorbell; whether an event is due because completions are there that the program had not seen.
@@ -123,6 +116,7 @@ impl CompletionQueue {
     }
 }
 
+/// The completion with a length that fits a small entry: its low 16 bits, as the format has it.
 fn cut_length(completion: Completion) -> Completion {
     match completion.event {
         efa_io::Event::Receive(r) => {

@@ -133,14 +133,9 @@ impl<T: Parcel> Link<T> {
         self.counters
     }
 
-    /// How it treats packets.
-    pub fn config(&self) -> LinkConfig {
-        self.config
-    }
-
-    /// From here on it treats packets so. Those under way stay as they are, and so does the course of its randomness.
-    pub fn set_config(&mut self, config: LinkConfig) {
-        self.config = config;
+    /// How it treats packets from here on. Those under way stay as they are, and so does the course of its randomness.
+    pub fn config_mut(&mut self) -> &mut LinkConfig {
+        &mut self.config
     }
 
     /// Takes a packet in. A lost one is given back, for its memory.
@@ -244,9 +239,9 @@ mod tests {
         assert!(link.push(Time::ZERO + ms(7), packet.clone()).is_some(), "the outage starts with the first packet");
         assert!(link.push(Time::ZERO + ms(8), packet.clone()).is_some());
         assert!(link.push(Time::ZERO + ms(9), packet.clone()).is_none());
-        link.set_config(LinkConfig { cut: true, ..link.config() });
+        link.config_mut().cut = true;
         assert!(link.push(Time::ZERO + ms(10), packet.clone()).is_some());
-        link.set_config(LinkConfig { cut: false, ..link.config() });
+        link.config_mut().cut = false;
         assert!(link.push(Time::ZERO + ms(11), packet).is_none());
         assert_eq!(link.counters().lost, 3);
     }

@@ -1,6 +1,6 @@
 //! Several devices and the network between them, in one process and one thread.
 
-use crate::{Counters, Device, DeviceConfig, Gid, Link, LinkConfig, LinkCounters, Time};
+use crate::{Device, DeviceConfig, Gid, Link, LinkConfig, LinkCounters, Time};
 use std::collections::HashMap;
 
 /// Devices on a common network. Still a state machine: [`step`](Self::step) is told the time.
@@ -42,19 +42,9 @@ impl Net {
         self.devices.get_mut(index)?.as_mut()
     }
 
-    /// What a device has counted.
-    pub fn counters(&self, index: usize) -> Counters {
-        self.devices.get(index).and_then(Option::as_ref).map(Device::counters).unwrap_or_default()
-    }
-
-    /// How the network treats packets.
-    pub fn link_config(&self) -> LinkConfig {
-        self.link.config()
-    }
-
-    /// From here on the network treats packets so.
-    pub fn set_link_config(&mut self, config: LinkConfig) {
-        self.link.set_config(config);
+    /// How the network treats packets from here on.
+    pub fn link_config_mut(&mut self) -> &mut LinkConfig {
+        self.link.config_mut()
     }
 
     /// What the network did.

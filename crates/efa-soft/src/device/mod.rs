@@ -135,7 +135,7 @@ impl Device {
         if let Err(error) = config.check() {
             panic!("no device can be like this: {error}");
         }
-        let table = config.max_qp.next_power_of_two().min(1 << 15) as usize;
+        let table = config.max_qp.next_power_of_two() as usize;
         Self {
             objects: Objects {
                 pds: HashMap::new(),
@@ -320,10 +320,9 @@ impl Device {
         self.objects.cq(config.send_cq)?;
         self.objects.cq(config.recv_cq)?;
         let table = self.objects.qps.len();
-        room("queue pairs", self.objects.live.len(), self.config.max_qp)?;
-        let Some(index) = self.objects.qps.iter().position(Option::is_none) else {
-            return Err(ControlError::Limit { what: "queue pairs", asked: table as u64 + 1, max: table as u64 });
-        };
+        let vacant = self.objects.qps.iter().position(Option::is_none);
+        let index = vacant.unwrap_or(table);
+        room("queue pairs", index, self.config.max_qp)?;
         // A number comes back only after every other number of its place in the table, so that late packets miss.
         let qpn = (usize::from(self.qp_generation[index]) * table + index) as u16;
         let (qp, info) = QueuePair::new(qpn, &config, &self.config)?;

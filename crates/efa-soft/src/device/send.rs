@@ -127,7 +127,8 @@ impl Device {
         }
         let dest = request.dest;
         let gid = objects.ah(dest.ah).filter(|ah| ah.pd == pd).map(|ah| ah.gid).ok_or(Status::InvalidAh)?;
-        let header = |op, bytes, remote: RemoteBuf| MessageHeader {
+        let bytes = request.op.total_bytes() as u32;
+        let header = |op, remote: RemoteBuf| MessageHeader {
             op,
             src_qpn: qpn,
             dst_qpn: dest.qpn,
@@ -145,27 +146,26 @@ impl Device {
         let inline = |data: &[u8]| {
             if data.len() <= inline_bytes { Ok(Memory::Inline(data.into())) } else { Err(Status::BadLength) }
         };
-        let bytes = request.op.total_bytes() as u32;
         let (header, memory) = match request.op {
             Op::Send(send) => {
                 send.bufs.as_slice().iter().try_for_each(|buf| check(buf, Access::LOCAL_READ))?;
-                (header(WireOp::Send, bytes, RemoteBuf::default()), Memory::Gather { pd, bufs: send.bufs })
+                (header(WireOp::Send, RemoteBuf::default()), Memory::Gather { pd, bufs: send.bufs })
             }
-            Op::SendInline(send) => (header(WireOp::Send, bytes, RemoteBuf::default()), inline(send.data)?),
+            Op::SendInline(send) => (header(WireOp::Send, RemoteBuf::default()), inline(send.data)?),
             Op::RdmaWrite(write) => {
                 check(&write.local, Access::LOCAL_READ)?;
                 let bufs = efa_io::op::Bufs::new(&[write.local]).map_err(|_| Status::QpInternal)?;
-                (header(WireOp::Write, bytes, write.remote), Memory::Gather { pd, bufs })
+                (header(WireOp::Write, write.remote), Memory::Gather { pd, bufs })
             }
             Op::RdmaWriteInline(write) => {
                 if !inline_write {
                     return Err(Status::UnsupportedOp);
                 }
-                (header(WireOp::Write, bytes, write.remote), inline(write.data)?)
+                (header(WireOp::Write, write.remote), inline(write.data)?)
             }
             Op::RdmaRead(read) => {
                 check(&read.local, Access::LOCAL_WRITE)?;
-                (header(WireOp::ReadRequest, bytes, read.remote), Memory::Scatter { pd, buf: read.local })
+                (header(WireOp::ReadRequest, read.remote), Memory::Scatter { pd, buf: read.local })
             }
         };
         let origin = Origin::Wqe { qpn, req_id: request.req_id, op: request.op.code() };
@@ -203,7 +203,7 @@ impl Device {
             if transmit.dst != self.config.gid || self.config.loopback {
                 return Some(transmit);
             }
-            self.spare.push(transmit.bytes);
+            self.recycle(transmit.bytes);
         }
     }
 
@@ -262,7 +262,7 @@ impl Device {
                 }
                 Err(status) => {
                     // The region went away while the message was under way.
-                    self.spare.push(bytes);
+                    self.recycle(bytes);
                     let finished = self.flows[index].tx[lane].finish(due.message, status);
                     self.settle(index, finished);
                 }

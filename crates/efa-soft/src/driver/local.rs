@@ -96,10 +96,7 @@ impl Port for LocalPort {
     }
 
     fn change_link(&self, change: &mut dyn FnMut(&mut LinkConfig)) {
-        let mut net = self.shared.net.lock();
-        let mut config = net.link_config();
-        change(&mut config);
-        net.set_link_config(config);
+        change(self.shared.net.lock().link_config_mut());
     }
 }
 

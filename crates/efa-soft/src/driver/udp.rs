@@ -160,9 +160,6 @@ impl Port for Udp {
         self.shared.state.lock().link.counters()
     }
     fn change_link(&self, change: &mut dyn FnMut(&mut LinkConfig)) {
-        let link = &mut self.shared.state.lock().link;
-        let mut config = link.config();
-        change(&mut config);
-        link.set_config(config);
+        change(self.shared.state.lock().link.config_mut());
     }
 }
