@@ -7,7 +7,7 @@
 use efa_io::{Lkey, LocalBuf};
 use efa_soft::memory::{Backing, HostMemory, SharedMemory};
 use efa_soft::wire::{self, Ack, Data, Envelope, Lane, MessageHeader, Packet, WireOp};
-use efa_soft::{Access, CqConfig, CqeSize, Device, DeviceConfig, Gid, QpConfig, QpInfo, QpState, Time};
+use efa_soft::{Access, CqConfig, CqeSize, Device, DeviceConfig, Gid, QpConfig, QpInfo, QpState, Time, Transport};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,7 +107,7 @@ impl World {
             ..DeviceConfig::new(OWN)
         });
         let memory = SharedMemory::zeroed(MEMORY).expect("two pages");
-        memory.write(0, &[CANARY; MEMORY]);
+        assert!(memory.write(0, &[CANARY; MEMORY]));
         let pd = device.alloc_pd().expect("the first domain");
         let cq = device
             .create_cq(CqConfig { entries: 64, entry_size: CqeSize::Large, channel: true })
@@ -135,6 +135,7 @@ impl World {
 
     fn create_qp(&mut self, wide: bool) {
         let config = QpConfig {
+            transport: Transport::Srd,
             pd: self.pd,
             send_cq: self.cq,
             recv_cq: self.cq,
@@ -182,13 +183,14 @@ impl World {
             dst: OWN,
             src_incarnation: script.one_of(&[1, 1, 2]).into(),
             dst_incarnation: script.one_of(&[0, 1, 1]).into(),
+            path: script.byte(),
         };
         let mut bytes = Vec::new();
         match script.byte() % 4 {
             0 => {
                 let acks: Vec<Ack> = (0..script.byte() % 8).map(|_| ack(script, &self.sent)).collect();
                 let lane = if script.byte() & 1 == 0 { Lane::Requests } else { Lane::Responses };
-                wire::encode_acks(&mut bytes, &envelope, lane, &acks);
+                wire::encode_acks(&mut bytes, &envelope, lane, script.byte() & 1 == 1, &acks);
             }
             1 if script.byte() < 16 => wire::encode_reset(&mut bytes, &envelope),
             _ => {
@@ -207,6 +209,7 @@ impl World {
                     rkey: script.one_of(&rkeys),
                     remote_addr: u64::from(script.one_of(&addrs)) | u64::from(script.byte() / 255) << 63,
                     reply_to: script.one_of(&self.sent),
+                    placed: script.byte() & 7 == 7,
                 };
                 let stride = script.one_of(&[MTU, MTU, 64, 1, 1000]).max(1);
                 let packet = script.one_of(&[0, 0, 1, 2, 3]) % header.packets(stride);
@@ -217,7 +220,6 @@ impl World {
                     header,
                     stride,
                     packet,
-                    payload: &[],
                 };
                 let fill = script.byte();
                 let _ = wire::encode_data(&mut bytes, &envelope, &data, len, |payload| {
@@ -257,7 +259,7 @@ impl World {
             ($words:expr, $op:expr) => {
                 if let Ok(wqe) = $op.encode::<$words>(&limits, dest) {
                     let wqe = wqe.with_req_id(id).with_phase(phase);
-                    qp.sq.ring.write(slot as usize * size, wqe.as_bytes());
+                    let _ = qp.sq.ring.write(slot as usize * size, wqe.as_bytes());
                 }
             };
         }
@@ -273,7 +275,7 @@ impl World {
             (_, 64) => store!(8, efa_io::SendInline::new(inline)),
             (_, _) => {
                 if let Ok(wqe) = efa_io::RdmaWriteInline::new(inline, remote).encode(&limits, dest) {
-                    qp.sq.ring.write(slot as usize * size, wqe.with_req_id(id).with_phase(phase).as_bytes());
+                    let _ = qp.sq.ring.write(slot as usize * size, wqe.with_req_id(id).with_phase(phase).as_bytes());
                 }
             }
         }
@@ -289,7 +291,7 @@ impl World {
         let bytes = script.bytes(count.into());
         let room = (wq.entries * wq.entry_size) as usize;
         let offset = usize::from(script.u16()) % room;
-        wq.ring.write(offset, &bytes[..bytes.len().min(room - offset)]);
+        let _ = wq.ring.write(offset, &bytes[..bytes.len().min(room - offset)]);
     }
 
     /// An arbitrary value in a doorbell, a receive or completion doorbell among them.
@@ -356,24 +358,27 @@ impl World {
     fn transmit(&mut self, script: &mut Script<'_>) {
         for _ in 0..64 {
             let Some(transmit) = self.device.poll_transmit(self.now) else { return };
-            assert!(transmit.bytes.len() <= wire::DATA_HEADER + MTU.max(1024) as usize, "a packet over the MTU");
-            if let Ok((_, Packet::Data(data))) = wire::parse(&transmit.bytes)
+            assert!(transmit.wire_len() <= wire::DATA_HEADER + MTU.max(1024) as usize, "a packet over the MTU");
+            let mut bytes = Vec::new();
+            assert!(transmit.encode(&mut bytes) && bytes.len() == transmit.wire_len());
+            if let Ok((_, Packet::Data(data, _))) = wire::parse(&bytes)
                 && !self.sent.contains(&data.message)
                 && self.sent.len() < 15
             {
                 self.sent.push(data.message);
             }
-            if script.byte() & 1 == 1 {
-                self.device.handle(self.now, &transmit.bytes);
+            match script.byte() & 3 {
+                0 => self.device.handle(self.now, &bytes),
+                1 => self.device.handle_transmit(self.now, &transmit),
+                _ => {}
             }
-            self.device.recycle(transmit.bytes);
         }
     }
 
     /// Nothing outside the regions has changed, nor the one that may only be read.
     fn check(&self) {
         let mut bytes = [0; MEMORY];
-        self.memory.read(0, &mut bytes);
+        assert!(self.memory.read(0, &mut bytes));
         let outside = bytes.iter().enumerate().filter(|(i, _)| !WRITABLE.contains(i));
         for (i, byte) in outside {
             assert_eq!(*byte, CANARY, "byte {i} was written");

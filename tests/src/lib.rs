@@ -2,7 +2,7 @@
 
 use efa_direct::Device;
 use efa_soft::driver::{EventFd, Port};
-use efa_soft::{DeviceConfig, Gid, LinkConfig, LinkCounters, Net, Time};
+use efa_soft::{AsyncEvent, DeviceConfig, DeviceEvent, Gid, LinkConfig, LinkCounters, Net, Time};
 use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
@@ -88,6 +88,17 @@ impl Port for SimPort {
     }
 
     fn forget_events(&self, _: u32) {}
+
+    fn next_event(&self) -> Option<AsyncEvent> {
+        let mut next = None;
+        self.with(&mut |device| {
+            next = std::iter::from_fn(|| device.poll_event()).find_map(|event| match event {
+                DeviceEvent::Async(event) => Some(event),
+                _ => None,
+            });
+        });
+        next
+    }
 
     fn link_counters(&self) -> LinkCounters {
         self.net.lock().link_counters()

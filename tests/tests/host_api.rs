@@ -27,13 +27,10 @@ struct Side {
 
 impl Side {
     fn new(sim: &Sim, index: u32, config: QpConfig<8>, cq_entries: u32) -> Self {
-        let device = sim.add(index, |config| {
-            config.req_id_64 = index >= 10;
-            config.rnr_retries = Some(3);
-        });
+        let device = sim.add(index, |config| config.req_id_64 = index >= 10);
         let pd = Arc::new(device.alloc_pd().unwrap());
         let cq = device.create_cq(CqConfig::new(cq_entries)).unwrap();
-        let qp = pd.create_qp(&cq, &cq, config).unwrap().activate(0x100 + index).unwrap();
+        let qp = pd.create_qp(&cq, &cq, config.rnr_retry(3)).unwrap().activate(0x100 + index).unwrap();
         let memory = pd.allocate_shared(1 << 20, Access::ALL).unwrap();
         let (sq, rq, cq) = (qp.send.into_cpu(), qp.recv.into_cpu(), cq.into_cpu());
         Self { device, pd, cq, sq, rq, endpoint: qp.endpoint, control: qp.control, peer: None, memory }
@@ -263,7 +260,7 @@ fn a_completion_ring_changes_hands_only_when_everything_in_it_was_polled() {
     pair.sim.run_until(Duration::from_millis(5), || false);
     let mut cq = pair.a.cq.into_idle().unwrap_err();
     assert_eq!(cq.poll_one().map(|completion| completion.wr_id), Some(1));
-    assert_eq!(cq.into_idle().unwrap().into_gpu().handle().consumer, 1);
+    assert_eq!(cq.into_idle().unwrap().into_gpu().unwrap().handle().consumer, 1);
 }
 
 #[test]
@@ -635,6 +632,7 @@ fn borrowed_bytes_are_out_of_reach_after_the_call_even_of_a_device_that_was_put_
     let cqn = device.create_cq(cq).unwrap().cqn;
     let qp = device
         .create_qp(efa_soft::QpConfig {
+            transport: efa_soft::Transport::Srd,
             pd: 1,
             send_cq: cqn,
             recv_cq: cqn,
@@ -649,7 +647,8 @@ fn borrowed_bytes_are_out_of_reach_after_the_call_even_of_a_device_that_was_put_
     device.modify_qp(qp.qpn, efa_soft::QpState::Init, Some(0)).unwrap();
     device.modify_qp(qp.qpn, efa_soft::QpState::ReadyToReceive, None).unwrap();
     device.create_ah(1, Gid::local(5)).unwrap();
-    let envelope = Envelope { src: Gid::local(5), dst: Gid::local(77), src_incarnation: 1, dst_incarnation: 0 };
+    let envelope =
+        Envelope { src: Gid::local(5), dst: Gid::local(77), src_incarnation: 1, dst_incarnation: 0, path: 0 };
     let header = MessageHeader {
         op: WireOp::Write,
         src_qpn: 1,
@@ -660,8 +659,9 @@ fn borrowed_bytes_are_out_of_reach_after_the_call_even_of_a_device_that_was_put_
         rkey: remote.rkey,
         remote_addr: remote.addr,
         reply_to: 0,
+        placed: false,
     };
-    let data = Data { message: 0, base: 0, header, stride: 64, packet: 0, payload: &[] };
+    let data = Data { message: 0, base: 0, header, stride: 64, packet: 0 };
     let mut packet = Vec::new();
     let fill = |payload: &mut [u8]| {
         payload.fill(0xee);
@@ -669,6 +669,6 @@ fn borrowed_bytes_are_out_of_reach_after_the_call_even_of_a_device_that_was_put_
     };
     wire::encode_data(&mut packet, &envelope, &data, 8, fill).unwrap();
     device.handle(efa_soft::Time::from_nanos(5), &packet);
-    assert_eq!(device.counters().rdma_write_recv_bytes, 8, "the device believes it wrote");
+    assert_eq!(device.counters().rdma_write_recv_bytes, 0, "nothing was written");
     assert_eq!(bytes, [0; 64]);
 }

@@ -10,6 +10,7 @@ use crate::ring::RawRing;
 use efa_io::ring::CqDoorbell;
 use efa_io::{CompletionRingHandle, Cqe, Cqe16, Cqe32, Event, OpCode, Status};
 use parking_lot::Mutex;
+use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::*};
@@ -70,7 +71,8 @@ impl Default for Completion {
 pub(crate) struct CqShared {
     pub(crate) provider: Arc<dyn Provider>,
     pub(crate) cqn: u32,
-    ring: RawRing,
+    /// By sub-queue.
+    rings: Box<[RawRing]>,
     events: Option<Box<dyn EventSource>>,
     /// Entries promised to rings.
     reserved: Mutex<u32>,
@@ -89,9 +91,15 @@ impl Drop for CqShared {
 }
 
 impl CqShared {
+    /// Entries of each sub-queue.
+    fn entries(&self) -> u32 {
+        self.rings[0].size().entries()
+    }
+
     pub(crate) fn reserve(&self, asked: u32) -> Result<(), Error> {
         let mut reserved = self.reserved.lock();
-        let entries = self.ring.size().entries();
+        // Which sub-queue a ring completes in is the device's choice: what one of them holds has to be enough for all.
+        let entries = self.entries();
         match reserved.checked_add(asked).filter(|&sum| sum <= entries) {
             Some(sum) => {
                 *reserved = sum;
@@ -140,13 +148,27 @@ pub(crate) trait Target {
 /// A completion ring that nobody reads.
 pub struct CompletionQueue {
     shared: Arc<CqShared>,
+    /// Entries taken so far, by sub-queue.
+    consumers: Box<[u32]>,
+}
+
+/// A sub-queue that waits for its turn to be polled.
+struct SubQueue {
+    index: usize,
+    ring: RawRing,
     consumer: u32,
 }
 
 /// A completion ring that this value's owner reads, on the CPU.
 pub struct CpuCompletionQueue {
+    /// The sub-queue whose turn it is; mostly there is no other.
     ring: RawRing,
     consumer: u32,
+    index: usize,
+    /// The others, the next one first.
+    others: VecDeque<SubQueue>,
+    /// The device wants to know how far this reader is.
+    reports: bool,
     /// Ledgers by queue pair number modulo the table's size, which a device keeps free of collisions.
     table: Box<[Option<Arc<QpLedgers>>]>,
     version: u32,
@@ -176,31 +198,40 @@ target!(CompletionQueue => shared, CpuCompletionQueue => shared, GpuCompletionQu
 impl CompletionQueue {
     pub(crate) fn new(provider: Arc<dyn Provider>, config: CqConfig) -> Result<Self, Error> {
         let raw = provider.create_cq(CqRequest { entries: config.entries, events: config.events })?;
-        assert!([16, 32].contains(&raw.ring.entry_size()), "the provider made a ring of other entries");
+        let well_formed = raw.rings.iter().all(|ring| [16, 32].contains(&ring.entry_size()));
+        assert!(well_formed && !raw.rings.is_empty(), "the provider made a ring of other entries");
+        let consumers = vec![0; raw.rings.len()].into();
         let shared = CqShared {
             provider,
             cqn: raw.cqn,
-            ring: raw.ring,
+            rings: raw.rings.into(),
             events: raw.events,
             reserved: Mutex::new(0),
             lingering: AtomicU32::new(0),
             ledgers: Mutex::default(),
             version: AtomicU32::new(1),
         };
-        Ok(Self { shared: Arc::new(shared), consumer: 0 })
+        Ok(Self { shared: Arc::new(shared), consumers })
     }
 
-    /// Number of entries.
+    /// Number of entries; of each sub-queue, on a device that has several.
     pub fn entries(&self) -> u32 {
-        self.shared.ring.size().entries()
+        self.shared.entries()
     }
 
     /// Hands the ring to the CPU.
     pub fn into_cpu(self) -> CpuCompletionQueue {
         let places = self.shared.provider.attributes().max_qp.clamp(1, 1 << 16).next_power_of_two();
+        let subs = self.shared.rings.iter().zip(&self.consumers).enumerate();
+        let mut subs: VecDeque<SubQueue> =
+            subs.map(|(index, (ring, &consumer))| SubQueue { index, ring: ring.clone(), consumer }).collect();
+        let SubQueue { index, ring, consumer } = subs.pop_front().expect("at least one sub-queue");
         CpuCompletionQueue {
-            ring: self.shared.ring.clone(),
-            consumer: self.consumer,
+            ring,
+            consumer,
+            index,
+            others: subs,
+            reports: self.shared.events.is_some(),
             table: (0..places).map(|_| None).collect(),
             version: 0,
             skipped: 0,
@@ -210,14 +241,21 @@ impl CompletionQueue {
     }
 
     /// Hands the ring to a GPU, or to anyone else who reads it through a [`CompletionRingHandle`].
-    pub fn into_gpu(self) -> GpuCompletionQueue {
-        GpuCompletionQueue { queue: self }
+    ///
+    /// # Errors
+    /// [`Error::SubQueues`] on a device whose completion queues consist of several rings.
+    pub fn into_gpu(self) -> Result<GpuCompletionQueue, Error> {
+        match self.consumers.len() {
+            1 => Ok(GpuCompletionQueue { queue: self }),
+            count => Err(Error::SubQueues { count }),
+        }
     }
 }
 
 impl CpuCompletionQueue {
     /// Takes completions, as many as there are and `into` has room for; gives their number. Does not wait.
     pub fn poll(&mut self, into: &mut [Completion]) -> usize {
+        self.next_turn();
         let mut count = 0;
         for place in into {
             if self.take(|completion| *place = completion).is_none() {
@@ -225,13 +263,61 @@ impl CpuCompletionQueue {
             }
             count += 1;
         }
+        if count > 0 {
+            self.report();
+        }
         count
     }
 
     /// Takes the next completion, if there is one. Does not wait.
     #[inline]
     pub fn poll_one(&mut self) -> Option<Completion> {
-        self.take(|completion| completion)
+        self.next_turn();
+        let completion = self.take(|completion| completion)?;
+        self.report();
+        Some(completion)
+    }
+
+    /// Entries taken so far, from all sub-queues.
+    fn taken(&self) -> u32 {
+        self.others.iter().fold(self.consumer, |sum, sub| sum.wrapping_add(sub.consumer))
+    }
+
+    /// Tells the device how far this reader is, where it wants to know.
+    #[inline(always)]
+    fn report(&self) {
+        if self.reports {
+            self.ring.ring(CqDoorbell::consumed(self.taken(), self.sequence).value());
+        }
+    }
+
+    /// Sub-queues take turns from poll to poll.
+    #[inline(always)]
+    fn next_turn(&mut self) {
+        if !self.others.is_empty() {
+            self.turn();
+        }
+    }
+
+    #[cold]
+    fn turn(&mut self) {
+        if let Some(next) = self.others.pop_front() {
+            let ring = std::mem::replace(&mut self.ring, next.ring);
+            let consumer = std::mem::replace(&mut self.consumer, next.consumer);
+            let index = std::mem::replace(&mut self.index, next.index);
+            self.others.push_back(SubQueue { index, ring, consumer });
+        }
+    }
+
+    /// Turns to a sub-queue with an entry that was not taken; whether there is one.
+    fn seek(&mut self) -> bool {
+        for _ in 0..self.others.len() {
+            self.turn();
+            if self.fresh::<1>().is_some() {
+                return true;
+            }
+        }
+        false
     }
 
     /// Takes the next completion, if there is one, and hands it to `put`: from two places, so that for a send only a send's few
@@ -243,6 +329,9 @@ impl CpuCompletionQueue {
             let lingering = self.shared.lingering.load(Acquire);
             // All that a send's entry says is in the first half.
             let Some(entry) = self.fresh().map(Cqe16::from_words) else {
+                if self.seek() {
+                    continue;
+                }
                 if lingering != 0 {
                     self.shared.drained(lingering);
                 }
@@ -338,7 +427,7 @@ impl CpuCompletionQueue {
     /// # Errors
     /// [`Error::NoEvents`] for a queue without [`CqConfig::events`], or whatever the operating system answers.
     pub fn wait_event(&mut self, timeout: Duration) -> Result<bool, Error> {
-        if self.fresh::<1>().is_some() {
+        if self.fresh::<1>().is_some() || self.seek() {
             return Ok(true);
         }
         self.arm()?;
@@ -347,7 +436,7 @@ impl CpuCompletionQueue {
             self.sequence = self.sequence.wrapping_add(1);
             return Ok(true);
         }
-        Ok(self.fresh::<1>().is_some())
+        Ok(self.fresh::<1>().is_some() || self.seek())
     }
 
     /// Takes an event that has come, so that [`event_fd`](Self::event_fd) is not readable any more; whether there was one.
@@ -370,7 +459,7 @@ impl CpuCompletionQueue {
         if self.shared.events.is_none() {
             return Err(Error::NoEvents);
         }
-        self.ring.ring(CqDoorbell::arm(self.consumer, self.sequence).value());
+        self.ring.ring(CqDoorbell::arm(self.taken(), self.sequence).value());
         Ok(())
     }
 
@@ -395,18 +484,24 @@ impl CpuCompletionQueue {
     ///
     /// # Errors
     /// Entries are there that were not polled.
-    pub fn into_idle(self) -> Result<CompletionQueue, Self> {
-        if self.fresh::<1>().is_some() {
+    #[expect(clippy::result_large_err, reason = "the queue goes back whole, and rarely")]
+    pub fn into_idle(mut self) -> Result<CompletionQueue, Self> {
+        if self.fresh::<1>().is_some() || self.seek() {
             return Err(self);
         }
-        Ok(CompletionQueue { shared: self.shared, consumer: self.consumer })
+        self.others.push_back(SubQueue { index: self.index, ring: self.ring, consumer: self.consumer });
+        let mut consumers = vec![0; self.others.len()];
+        for sub in &self.others {
+            consumers[sub.index] = sub.consumer;
+        }
+        Ok(CompletionQueue { shared: self.shared, consumers: consumers.into() })
     }
 }
 
 impl GpuCompletionQueue {
     /// What whoever reads the ring needs to know. Addresses are those of this process.
     pub fn handle(&self) -> CompletionRingHandle {
-        let ring = &self.queue.shared.ring;
+        let ring = &self.queue.shared.rings[0];
         let size = ring.size();
         CompletionRingHandle {
             ring: ring.addr(),
@@ -414,13 +509,13 @@ impl GpuCompletionQueue {
             mask: size.mask(),
             shift: size.log2(),
             cqe_size: ring.entry_size() as u32,
-            consumer: self.queue.consumer,
+            consumer: self.queue.consumers[0],
         }
     }
 
     /// Takes the ring back, given how many entries its reader took, counted from the ring's creation.
     pub fn into_idle(self, consumer: u32) -> CompletionQueue {
-        CompletionQueue { consumer, ..self.queue }
+        CompletionQueue { consumers: [consumer].into(), ..self.queue }
     }
 }
 
@@ -428,7 +523,7 @@ macro_rules! debug {
     ($($queue:ident),*) => {$(
         impl std::fmt::Debug for $queue {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                write!(f, concat!(stringify!($queue), "({} entries)"), self.shared().ring.size().entries())
+                write!(f, concat!(stringify!($queue), "({} entries)"), self.shared().entries())
             }
         }
     )*};

@@ -1,11 +1,12 @@
 //! Devices: finding and opening them.
 
+use crate::counter::CompletionCounter;
 use crate::cq::{CompletionQueue, CqConfig};
 use crate::domain::ProtectionDomain;
 use crate::error::Error;
 use crate::provider::{DeviceAttributes, Provider, soft};
 use efa_soft::driver::Port;
-use efa_soft::{Counters, LinkCounters};
+use efa_soft::{AsyncEvent, Counters, LinkCounters};
 use std::sync::Arc;
 
 /// A device that can be opened.
@@ -73,6 +74,26 @@ impl Device {
     /// What a simulated network did to this device's packets; `None` on a real one.
     pub fn link_counters(&self) -> Option<LinkCounters> {
         self.provider.link_counters()
+    }
+
+    /// Creates a completion counter.
+    ///
+    /// # Errors
+    /// The device refused, or has none.
+    pub fn create_counter(&self) -> Result<CompletionCounter, Error> {
+        CompletionCounter::new(self.provider.clone())
+    }
+
+    /// The next thing that happened which no completion tells of, if nobody has fetched it. (The vendor's driver reports none of these; a
+    /// software device does.)
+    pub fn next_event(&self) -> Option<AsyncEvent> {
+        self.provider.next_event()
+    }
+
+    /// The software device behind this one, if there is one: through it a program sets faults, takes the port down, subscribes to what
+    /// the device does.
+    pub fn soft_port(&self) -> Option<Arc<dyn Port>> {
+        self.provider.soft_port()
     }
 
     /// Creates a protection domain.

@@ -78,6 +78,15 @@ pub enum Error {
     /// A completion queue of another device.
     #[error("the completion queue belongs to another device")]
     ForeignCompletionQueue,
+    /// A completion counter of another device.
+    #[error("the completion counter belongs to another device")]
+    ForeignCounter,
+    /// A completion queue that one reader without sub-queues cannot read.
+    #[error("completion queues of this device consist of {count} rings each, which only the CPU side can read")]
+    SubQueues {
+        /// How many.
+        count: usize,
+    },
     /// A completion queue that has no event channel.
     #[error("this completion queue cannot be waited on: create it with `CqConfig::events`")]
     NoEvents,

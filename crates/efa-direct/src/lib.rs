@@ -60,6 +60,7 @@
 
 #![deny(missing_docs)]
 
+mod counter;
 mod cq;
 mod device;
 mod domain;
@@ -73,6 +74,7 @@ mod region;
 mod ring;
 mod send;
 
+pub use counter::CompletionCounter;
 pub use cq::{
     Completion, CompletionKind, CompletionQueue, CompletionTarget, CpuCompletionQueue, CqConfig, GpuCompletionQueue,
     Received,
@@ -90,4 +92,6 @@ pub use ring::RawRing;
 pub use send::{CpuSendQueue, GpuSendQueue, NotDrained, SendQueue};
 
 pub use efa_io::{Hints, OpCode, Status};
-pub use efa_soft::{Access, Counters, Gid, LinkCounters};
+pub use efa_soft::{
+    Access, AsyncEvent, COUNTER_MAX, CounterOps, CounterValue, Counters, Gid, LinkCounters, Transport, UD_PREFIX,
+};

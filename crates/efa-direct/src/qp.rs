@@ -1,5 +1,6 @@
 //! Queue pairs: from creation to the two rings that one posts to.
 
+use crate::counter::{CompletionCounter, CounterInner};
 use crate::cq::CqShared;
 use crate::domain::{DomainInner, Endpoint};
 use crate::error::Error;
@@ -8,6 +9,8 @@ use crate::provider::{QpRequest, RawQp};
 use crate::recv::RecvQueue;
 use crate::send::SendQueue;
 use efa_io::{SendWqe, Wqe};
+use efa_soft::{CounterOps, Transport};
+use parking_lot::Mutex;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +22,8 @@ pub struct QpConfig<const W: usize = 8> {
     recv_entries: u32,
     recv_bufs: u16,
     unsolicited_write_recv: bool,
+    transport: Transport,
+    rnr_retry: Option<u8>,
     send_share: Option<u32>,
     recv_share: Option<u32>,
 }
@@ -31,6 +36,8 @@ impl QpConfig<8> {
             recv_entries,
             recv_bufs: 1,
             unsolicited_write_recv: false,
+            transport: Transport::Srd,
+            rnr_retry: None,
             send_share: None,
             recv_share: None,
         }
@@ -43,6 +50,8 @@ impl QpConfig<8> {
             recv_entries: self.recv_entries,
             recv_bufs: self.recv_bufs,
             unsolicited_write_recv: self.unsolicited_write_recv,
+            transport: self.transport,
+            rnr_retry: self.rnr_retry,
             send_share: self.send_share,
             recv_share: self.recv_share,
         }
@@ -60,6 +69,20 @@ impl<const W: usize> QpConfig<W> {
     /// peers may send before it is polled: nothing on this side can hold them back.
     pub const fn unsolicited_write_recv(mut self) -> Self {
         self.unsolicited_write_recv = true;
+        self
+    }
+
+    /// Unreliable datagrams (UD) instead of SRD: sends only, of one packet each, which may be lost without notice. A send completes once it
+    /// has left. A receive needs [`UD_PREFIX`](crate::UD_PREFIX) bytes more than the message, in front of it, and its length counts them.
+    pub const fn unreliable(mut self) -> Self {
+        self.transport = Transport::Ud;
+        self
+    }
+
+    /// How often a message is offered again to a receiver that has no receive posted: 0 to 6 times, after which it fails with
+    /// [`Status::RemoteRnr`](efa_io::Status::RemoteRnr), or with 7 for ever, which is also what a queue pair does unasked.
+    pub const fn rnr_retry(mut self, retry: u8) -> Self {
+        self.rnr_retry = Some(retry);
         self
     }
 
@@ -117,6 +140,8 @@ pub(crate) struct QpInner {
     recv: Share,
     /// It was active at some time, and so may have completed something.
     activated: AtomicBool,
+    /// What is attached to it.
+    counters: Mutex<Vec<Arc<CounterInner>>>,
 }
 
 /// Entries of a completion queue that are promised to a ring.
@@ -170,7 +195,10 @@ where
         let inline_bytes = if wide { attributes.inline_bytes_ex } else { attributes.inline_bytes };
         let send = Share::of(send_cq, config.send_share.unwrap_or(config.send_entries))?;
         let recv = Share::of(recv_cq, config.recv_share.unwrap_or(config.recv_entries))?;
+        let is_srd = config.transport == Transport::Srd;
         let raw = provider.create_qp(QpRequest {
+            transport: config.transport,
+            rnr_retry: config.rnr_retry,
             pd: domain.pd,
             send_cq: send_cq.cqn,
             recv_cq: recv_cq.cqn,
@@ -178,7 +206,7 @@ where
             recv_entries: config.recv_entries,
             recv_sge: config.recv_bufs,
             inline_bytes,
-            inline_write: wide && attributes.rdma_write,
+            inline_write: wide && attributes.rdma_write && is_srd,
             unsolicited_write_recv: config.unsolicited_write_recv,
         })?;
         let send_credits = Credits::new(config.send_entries, send.entries);
@@ -193,7 +221,15 @@ where
             send: Ledger::new(raw.send.size(), raw.generation, raw.req_id_64),
             recv: Ledger::new(raw.recv.size(), raw.generation, false),
         });
-        let inner = Arc::new(QpInner { domain, qpn: raw.qpn, ledgers, send, recv, activated: AtomicBool::new(false) });
+        let inner = Arc::new(QpInner {
+            domain,
+            qpn: raw.qpn,
+            ledgers,
+            send,
+            recv,
+            activated: AtomicBool::new(false),
+            counters: Mutex::default(),
+        });
         send_cq.announce(&inner.ledgers);
         if !Arc::ptr_eq(send_cq, recv_cq) {
             recv_cq.announce(&inner.ledgers);
@@ -205,6 +241,20 @@ where
     /// Queue pair number.
     pub fn qpn(&self) -> u16 {
         self.inner.qpn
+    }
+
+    /// Has `counter` count the queue pair's completions of these kinds, for as long as the queue pair lives.
+    ///
+    /// # Errors
+    /// The device refused: it has no counters, one of the kinds has a counter already, or there are no kinds.
+    pub fn attach_counter(&self, counter: &CompletionCounter, ops: CounterOps) -> Result<(), Error> {
+        let provider = &self.inner.domain.provider;
+        if !Arc::ptr_eq(&counter.inner.provider, provider) {
+            return Err(Error::ForeignCounter);
+        }
+        provider.attach_counter(self.inner.qpn, counter.inner.raw.id, ops)?;
+        self.inner.counters.lock().push(counter.inner.clone());
+        Ok(())
     }
 
     /// Takes the queue pair through its states until it sends and receives, and gives its rings out. Peers must name `qkey`.

@@ -47,6 +47,10 @@ pub struct DeviceConfig {
     pub max_pd: u32,
     /// Most address handles; assumed.
     pub max_ah: u32,
+    /// Most completion counters; assumed.
+    pub max_counters: u32,
+    /// Sub-queues of a completion queue (`sub_cqs_per_cq`); assumed to be 1 on current devices.
+    pub sub_cqs: u16,
 
     /// RDMA read works.
     pub rdma_read: bool,
@@ -59,6 +63,8 @@ pub struct DeviceConfig {
     /// Packets to this device's own address are delivered. EFA does not deliver them.
     pub loopback: bool,
 
+    /// Paths that packets to a peer are spread over; assumed.
+    pub paths: u8,
     /// Retransmission timeout before anything was measured.
     pub initial_rto: Duration,
     /// Shortest retransmission timeout.
@@ -67,10 +73,8 @@ pub struct DeviceConfig {
     pub max_rto: Duration,
     /// How long a peer may stay silent before what is outstanding towards it fails.
     pub peer_timeout: Duration,
-    /// Pause before a message is offered again to a receiver that was not ready.
+    /// Pause before a message is offered again to a receiver that was not ready; grows with every time. Assumed.
     pub rnr_delay: Duration,
-    /// Times a message is offered again to a receiver that is not ready; `None`: for ever (verbs' `rnr_retry` 7).
-    pub rnr_retries: Option<u32>,
 }
 
 impl DeviceConfig {
@@ -89,6 +93,8 @@ impl DeviceConfig {
         check("max_tx_batch", self.max_tx_batch.into(), self.max_tx_batch >= 2, "room for a WQE of 128 bytes")?;
         check("max_qp", self.max_qp.into(), (1..=1 << 14).contains(&self.max_qp), "1 to 16384")?;
         check("max_cqe", self.max_cqe.into(), self.max_cqe.is_power_of_two(), "a power of two")?;
+        check("sub_cqs", self.sub_cqs.into(), (1..=64).contains(&self.sub_cqs), "1 to 64")?;
+        check("paths", self.paths.into(), (1..=64).contains(&self.paths), "1 to 64")?;
         check("min_rto", self.min_rto.as_nanos() as u64, !self.min_rto.is_zero(), "a positive time")
     }
 
@@ -113,17 +119,19 @@ impl DeviceConfig {
             max_mr: 65536,
             max_pd: 256,
             max_ah: 32768,
+            max_counters: 1024,
+            sub_cqs: 1,
             rdma_read: true,
             rdma_write: true,
             unsolicited_write_recv: true,
             req_id_64: false,
             loopback: false,
+            paths: 4,
             initial_rto: Duration::from_millis(20),
             min_rto: Duration::from_millis(1),
             max_rto: Duration::from_millis(500),
             peer_timeout: Duration::from_secs(5),
             rnr_delay: Duration::from_micros(200),
-            rnr_retries: None,
         }
     }
 }

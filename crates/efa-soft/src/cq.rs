@@ -27,6 +27,19 @@ pub struct CqConfig {
     pub channel: bool,
 }
 
+/// What became of a completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pushed {
+    /// It is in the ring.
+    Quietly,
+    /// It is in the ring, and an event is due.
+    WithEvent,
+    /// The ring is full: it is lost, and the first such for a while.
+    Overflow,
+    /// It is lost like others before it.
+    Lost,
+}
+
 /// Where a completion queue's ring is.
 #[derive(Clone)]
 pub struct CqInfo {
@@ -34,8 +47,10 @@ pub struct CqInfo {
     pub cqn: u32,
     /// The ring, from byte 0 on.
     pub ring: Arc<SharedMemory>,
-    /// Entries.
+    /// Entries of each sub-queue.
     pub entries: u32,
+    /// Sub-queues, one after the other in the ring, each with a counter and a phase of its own.
+    pub sub_queues: u16,
     /// Bytes of an entry.
     pub entry_size: u32,
     /// The page whose first four bytes are the doorbell, if events can be asked for.
@@ -47,7 +62,11 @@ pub(crate) struct CompletionQueue {
     ring: Arc<SharedMemory>,
     size: RingSize,
     entry_size: CqeSize,
-    producer: u32,
+    /// Entries written so far, by sub-queue.
+    producers: Box<[u32]>,
+    /// The sub-queue that the next work queue gets.
+    next_sub: usize,
+    overflown: bool,
     doorbell: Option<Arc<SharedMemory>>,
     last_doorbell: CqDoorbell,
     armed: bool,
@@ -56,11 +75,11 @@ pub(crate) struct CompletionQueue {
 }
 
 impl CompletionQueue {
-    pub(crate) fn new(cqn: u32, config: CqConfig, max: u32) -> Result<(Self, CqInfo), ControlError> {
+    pub(crate) fn new(cqn: u32, config: CqConfig, max: u32, subs: u16) -> Result<(Self, CqInfo), ControlError> {
         let size = RingSize::at_least(config.entries.max(1)).ok().filter(|size| size.entries() <= max).ok_or(
             ControlError::Limit { what: "completion queue entries", asked: config.entries.into(), max: max.into() },
         )?;
-        let bytes = size.entries() as usize * config.entry_size as usize;
+        let bytes = size.entries() as usize * config.entry_size as usize * usize::from(subs);
         let no_memory = |_| ControlError::NoMemory(bytes);
         let ring = SharedMemory::zeroed(bytes).map_err(no_memory)?;
         let doorbell = config.channel.then(|| SharedMemory::zeroed(4096)).transpose().map_err(no_memory)?;
@@ -68,6 +87,7 @@ impl CompletionQueue {
             cqn,
             ring: ring.clone(),
             entries: size.entries(),
+            sub_queues: subs,
             entry_size: config.entry_size as u32,
             doorbell: doorbell.clone(),
         };
@@ -75,7 +95,9 @@ impl CompletionQueue {
             ring,
             size,
             entry_size: config.entry_size,
-            producer: 0,
+            producers: vec![0; usize::from(subs)].into(),
+            next_sub: 0,
+            overflown: false,
             doorbell,
             last_doorbell: CqDoorbell::default(),
             armed: false,
@@ -84,16 +106,49 @@ impl CompletionQueue {
         Ok((queue, info))
     }
 
-    /// Writes a completion; whether an event is due.
-    pub(crate) fn push(&mut self, completion: Completion) -> bool {
-        let completion = Completion { phase: self.size.cq_phase(self.producer), ..completion };
-        let offset = self.size.slot(self.producer) as usize * self.entry_size as usize;
+    /// The sub-queue of one more work queue that reports here: they take turns, as the vendor's driver is told by its device
+    /// (`send_sub_cq_idx`, `recv_sub_cq_idx`).
+    pub(crate) fn assign(&mut self) -> u16 {
+        let sub = self.next_sub;
+        self.next_sub = (sub + 1) % self.producers.len();
+        sub as u16
+    }
+
+    /// Entries written so far, in all sub-queues.
+    fn written(&self) -> u32 {
+        self.producers.iter().fold(0, |sum, &producer| sum.wrapping_add(producer))
+    }
+
+    /// Whether the program has taken too few entries for one more to fit. Only the doorbell tells, where there is one (libefa says with
+    /// every poll how far it is); without it an entry is overwritten unnoticed. The doorbell counts all sub-queues together, so of
+    /// several one may overflow unnoticed.
+    fn is_full(&self) -> bool {
+        let Some(doorbell) = &self.doorbell else { return false };
+        let taken = CqDoorbell::from_value(doorbell.load_doorbell(0)).consumer();
+        let entries = self.size.entries() as usize * self.producers.len();
+        usize::from((self.written() as u16).wrapping_sub(taken)) >= entries
+    }
+
+    /// Writes a completion in a sub-queue.
+    pub(crate) fn push(&mut self, sub: u16, completion: Completion) -> Pushed {
+        let full = self.is_full();
+        if std::mem::replace(&mut self.overflown, full) && full {
+            return Pushed::Lost;
+        }
+        if full {
+            return Pushed::Overflow;
+        }
+        let sub = usize::from(sub);
+        let producer = self.producers[sub];
+        let completion = Completion { phase: self.size.cq_phase(producer), ..completion };
+        let place = sub * self.size.entries() as usize + self.size.slot(producer) as usize;
+        let offset = place * self.entry_size as usize;
         match self.entry_size {
             CqeSize::Large => self.publish::<4>(offset, completion),
             CqeSize::Small => self.publish::<2>(offset, cut_length(completion)),
         }
-        self.producer = self.producer.wrapping_add(1);
-        std::mem::take(&mut self.armed)
+        self.producers[sub] = producer.wrapping_add(1);
+        if std::mem::take(&mut self.armed) { Pushed::WithEvent } else { Pushed::Quietly }
     }
 
     fn publish<const W: usize>(&self, offset: usize, completion: Completion) {
@@ -110,8 +165,9 @@ impl CompletionQueue {
             return false;
         }
         self.last_doorbell = value;
-        let unseen = value.is_armed() && value.consumer() != self.producer as u16;
-        self.armed = value.is_armed() && !unseen;
+        // A value that does not arm only says how far the program is.
+        let unseen = value.is_armed() && value.consumer() != self.written() as u16;
+        self.armed = !unseen && (self.armed || value.is_armed());
         unseen
     }
 }

@@ -52,6 +52,14 @@ pub enum ControlError {
         /// The state asked for.
         to: QpState,
     },
+    /// Something that is only possible earlier in a queue pair's life.
+    #[error("{what}: the queue pair is in {state:?} already")]
+    TooLate {
+        /// When it is done.
+        what: &'static str,
+        /// The state it is in.
+        state: QpState,
+    },
     /// A feature that this device lacks.
     #[error("the device has no {0}")]
     Unsupported(&'static str),

@@ -23,6 +23,17 @@ impl Gid {
         Self([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x02, 0xef, hi, lo, a, b, c, d])
     }
 
+    /// Its subnet prefix: the first eight bytes.
+    pub fn subnet(self) -> u64 {
+        u64::from_be_bytes(std::array::from_fn(|i| self.0[i]))
+    }
+
+    /// The same device address in subnet number `number`. Devices are born in subnet 0.
+    pub const fn in_subnet(mut self, number: u16) -> Self {
+        [self.0[6], self.0[7]] = number.to_be_bytes();
+        self
+    }
+
     /// The UDP address that [`of_udp`](Self::of_udp) put in, if this is such a GID.
     pub fn to_udp(self) -> Option<SocketAddr> {
         let [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x02, 0xef, hi, lo, a, b, c, d] = self.0 else { return None };

@@ -25,29 +25,36 @@
 #![deny(missing_docs)]
 
 mod config;
+mod counter;
 mod counters;
 mod cq;
 mod device;
 pub mod driver;
 mod error;
+mod faults;
 mod gid;
 mod link;
 pub mod memory;
 mod mr;
 mod net;
+mod packet;
 mod qp;
 mod srd;
 mod time;
+pub mod trace;
 pub mod wire;
 
 pub use config::DeviceConfig;
+pub use counter::{COUNTER_MAX, CounterInfo, CounterOps, CounterValue};
 pub use counters::Counters;
 pub use cq::{CqConfig, CqInfo, CqeSize};
-pub use device::{Device, DeviceEvent, Transmit};
+pub use device::{AsyncEvent, Device, DeviceEvent};
 pub use error::ControlError;
+pub use faults::Faults;
 pub use gid::Gid;
-pub use link::{Link, LinkConfig, LinkCounters, Parcel};
+pub use link::{Link, LinkConfig, LinkCounters, Parcel, PathConfig};
 pub use mr::{Access, RegionKeys};
 pub use net::Net;
-pub use qp::{QpConfig, QpInfo, QpState, WqInfo};
+pub use packet::Transmit;
+pub use qp::{QpConfig, QpInfo, QpState, Transport, UD_PREFIX, WqInfo};
 pub use time::Time;

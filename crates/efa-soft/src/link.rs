@@ -1,9 +1,21 @@
 //! A network that misbehaves on purpose, and the same way every time for one seed.
 
 use crate::Time;
-use std::cmp::Ordering;
+use slab::Slab;
+use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
+
+/// What one of a link's paths does to its packets, beyond what the link does to all.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PathConfig {
+    /// Share of packets that are lost, 0 to 1.
+    pub loss: f64,
+    /// Additional time that every packet takes.
+    pub delay: Duration,
+    /// Nothing gets through.
+    pub cut: bool,
+}
 
 /// How a link treats packets.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,6 +36,8 @@ pub struct LinkConfig {
     pub delay: Duration,
     /// Additional time, different for each packet, up to this much.
     pub jitter: Duration,
+    /// What each path adds; a packet of path 4 takes path 0, and so on.
+    pub paths: [PathConfig; 4],
     /// Seed of all of this.
     pub seed: u64,
 }
@@ -40,6 +54,7 @@ impl Default for LinkConfig {
             reorder: true,
             delay: Duration::ZERO,
             jitter: Duration::ZERO,
+            paths: [PathConfig::default(); 4],
             seed: 1,
         }
     }
@@ -60,47 +75,22 @@ pub struct LinkCounters {
     pub overtaken: u64,
 }
 
-struct Queued<T> {
+/// When a packet arrives, the order among those of one moment, and where it is meanwhile.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Queued {
     due: Time,
     rank: u64,
     sequence: u64,
-    item: T,
-}
-
-impl<T> Queued<T> {
-    fn key(&self) -> (Time, u64, u64) {
-        (self.due, self.rank, self.sequence)
-    }
-}
-
-impl<T> PartialEq for Queued<T> {
-    fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
-    }
-}
-impl<T> Eq for Queued<T> {}
-impl<T> PartialOrd for Queued<T> {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl<T> Ord for Queued<T> {
-    /// The earliest is the greatest, for a max-heap.
-    fn cmp(&self, other: &Self) -> Ordering {
-        other.key().cmp(&self.key())
-    }
+    place: usize,
 }
 
 /// What a link carries.
 pub trait Parcel: Clone {
+    /// Which path it takes.
+    fn path(&self) -> u8;
+
     /// The bytes that may be damaged on the way.
     fn bytes_mut(&mut self) -> &mut [u8];
-}
-
-impl<A: Clone> Parcel for (A, Vec<u8>) {
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.1
-    }
 }
 
 /// Packets on their way.
@@ -108,7 +98,8 @@ pub struct Link<T> {
     config: LinkConfig,
     first_at: Option<Time>,
     rng: fastrand::Rng,
-    queue: BinaryHeap<Queued<T>>,
+    queue: BinaryHeap<Reverse<Queued>>,
+    items: Slab<T>,
     sequence: u64,
     newest_out: u64,
     counters: LinkCounters,
@@ -122,6 +113,7 @@ impl<T: Parcel> Link<T> {
             config,
             first_at: None,
             queue: BinaryHeap::new(),
+            items: Slab::new(),
             sequence: 0,
             newest_out: 0,
             counters: LinkCounters::default(),
@@ -142,15 +134,17 @@ impl<T: Parcel> Link<T> {
     pub fn push(&mut self, now: Time, mut item: T) -> Option<T> {
         self.counters.packets += 1;
         let outage = now < *self.first_at.get_or_insert(now) + self.config.outage;
-        if self.config.cut || outage || self.rng.f64() < self.config.loss {
+        let PathConfig { loss, cut, delay } = self.config.paths[usize::from(item.path()) % self.config.paths.len()];
+        let lost = self.chance(self.config.loss) || self.chance(loss);
+        if self.config.cut || cut || outage || lost {
             self.counters.lost += 1;
             return Some(item);
         }
-        if self.rng.f64() < self.config.duplicate {
+        if self.chance(self.config.duplicate) {
             self.counters.duplicated += 1;
-            self.enqueue(now, item.clone());
+            self.enqueue(now + delay, item.clone());
         }
-        if self.config.corrupt > 0.0 && self.rng.f64() < self.config.corrupt {
+        if self.chance(self.config.corrupt) {
             let bytes = item.bytes_mut();
             if !bytes.is_empty() {
                 let bit = self.rng.usize(..bytes.len() * 8);
@@ -158,8 +152,13 @@ impl<T: Parcel> Link<T> {
                 self.counters.corrupted += 1;
             }
         }
-        self.enqueue(now, item);
+        self.enqueue(now + delay, item);
         None
+    }
+
+    /// Whether something of this probability happens.
+    fn chance(&mut self, share: f64) -> bool {
+        share > 0.0 && self.rng.f64() < share
     }
 
     fn enqueue(&mut self, now: Time, item: T) {
@@ -168,29 +167,40 @@ impl<T: Parcel> Link<T> {
         let due = now + self.config.delay + Duration::from_nanos(extra);
         let rank = if self.config.reorder { self.rng.u64(..) } else { 0 };
         self.sequence += 1;
-        self.queue.push(Queued { due, rank, sequence: self.sequence, item });
+        let place = self.items.insert(item);
+        self.queue.push(Reverse(Queued { due, rank, sequence: self.sequence, place }));
     }
 
     /// The next packet that arrives by `now`.
     pub fn pop(&mut self, now: Time) -> Option<T> {
-        if self.queue.peek()?.due > now {
+        if self.next_time()? > now {
             return None;
         }
-        let queued = self.queue.pop()?;
+        let Reverse(queued) = self.queue.pop()?;
         self.counters.overtaken += u64::from(queued.sequence < self.newest_out);
         self.newest_out = self.newest_out.max(queued.sequence);
-        Some(queued.item)
+        self.items.try_remove(queued.place)
     }
 
     /// When the next packet arrives.
     pub fn next_time(&self) -> Option<Time> {
-        self.queue.peek().map(|queued| queued.due)
+        self.queue.peek().map(|Reverse(queued)| queued.due)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl<A: Clone> Parcel for (A, Vec<u8>) {
+        fn path(&self) -> u8 {
+            self.1.first().copied().unwrap_or(0)
+        }
+
+        fn bytes_mut(&mut self) -> &mut [u8] {
+            &mut self.1
+        }
+    }
 
     fn run(config: LinkConfig) -> (Vec<u32>, LinkCounters) {
         let mut link = Link::new(config);
@@ -253,5 +263,26 @@ mod tests {
         let (_, bytes) = link.pop(Time::ZERO).unwrap();
         assert_eq!(bytes.iter().map(|b| b.count_ones()).sum::<u32>(), 1);
         assert_eq!(link.counters().corrupted, 1);
+    }
+
+    #[test]
+    fn each_path_has_its_own_latency_and_loss() {
+        let mut paths = [PathConfig::default(); 4];
+        paths[1].delay = Duration::from_millis(3);
+        paths[2].cut = true;
+        paths[3].loss = 0.5;
+        let mut link = Link::new(LinkConfig { paths, ..Default::default() });
+        let mut lost = [0; 4];
+        for path in (0..400u32).map(|i| (i % 4) as u8) {
+            lost[usize::from(path)] += u32::from(link.push(Time::ZERO, ((), vec![path])).is_some());
+        }
+        assert_eq!(lost[..3], [0, 0, 100]);
+        assert!((30..70).contains(&lost[3]), "{lost:?}");
+        let mut arrived = [0; 4];
+        while let Some((_, packet)) = link.pop(Time::ZERO) {
+            arrived[usize::from(packet[0])] += 1;
+        }
+        assert_eq!(arrived, [100, 0, 0, 100 - lost[3]]);
+        assert_eq!(link.next_time(), Some(Time::ZERO + Duration::from_millis(3)));
     }
 }

@@ -24,11 +24,49 @@ pub trait Backing: Send + Sync {
         self.len() == 0
     }
 
-    /// Copies out `dst.len()` bytes from `offset` on. The caller has checked the bounds.
-    fn read(&self, offset: usize, dst: &mut [u8]);
+    /// Copies out `dst.len()` bytes from `offset` on. The caller has checked the bounds. `false`: the memory was taken back,
+    /// and nothing was copied.
+    #[must_use]
+    fn read(&self, offset: usize, dst: &mut [u8]) -> bool;
 
-    /// Copies `src` in at `offset`. The caller has checked the bounds.
-    fn write(&self, offset: usize, src: &[u8]);
+    /// Copies `src` in at `offset`. The caller has checked the bounds. `false`: the memory was taken back, and nothing was copied.
+    #[must_use]
+    fn write(&self, offset: usize, src: &[u8]) -> bool;
+
+    /// Hands the memory to `f` for the length of the call, so that bytes can go straight from one region to another.
+    /// `false`, and no call: it was taken back, or is no host memory, which is what this provided method says.
+    #[must_use]
+    fn lend(&self, f: &mut dyn FnMut(&HostMemory)) -> bool {
+        let _ = f;
+        false
+    }
+}
+
+/// Copies `len` bytes from one memory to another; the caller has checked the bounds. They may overlap. `false`: one of them was taken
+/// back.
+#[must_use]
+pub fn copy(src: &dyn Backing, from: usize, dst: &dyn Backing, to: usize, len: usize) -> bool {
+    let mut copied = false;
+    let lent = src.lend(&mut |src| {
+        copied = dst.lend(&mut |dst| {
+            check(from, len, src.len);
+            check(to, len, dst.len);
+            // SAFETY: both are in bounds and, as `HostMemory` vouches, valid and only accessed as atomic bytes. An overlap does no
+            // harm: bytes move one after the other, lowest first.
+            unsafe { copy_shared(src.ptr.as_ptr().add(from), dst.ptr.as_ptr().add(to), len) }
+        });
+    });
+    if lent && copied {
+        return true;
+    }
+    let mut bounce = [0; 4096];
+    for done in (0..len).step_by(bounce.len()) {
+        let chunk = &mut bounce[..(len - done).min(4096)];
+        if !(src.read(from + done, chunk) && dst.write(to + done, chunk)) {
+            return false;
+        }
+    }
+    true
 }
 
 /// A page-aligned, zeroed piece of memory that a device and a program share. It lives as long as anyone holds it.
@@ -92,6 +130,16 @@ impl SharedMemory {
         self.u32_at(offset).store(value, Release);
     }
 
+    /// Loads an aligned 64-bit word, and everything that was stored before it was.
+    pub fn load_word(&self, offset: usize) -> u64 {
+        self.u64_at(offset).load(Acquire)
+    }
+
+    /// Stores an aligned 64-bit word behind everything stored before.
+    pub fn store_word(&self, offset: usize, value: u64) {
+        self.u64_at(offset).store(value, Release);
+    }
+
     /// Reads an entry of `W` words.
     pub fn load_entry<const W: usize>(&self, offset: usize) -> [u64; W] {
         std::array::from_fn(|i| self.u64_at(offset + 8 * i).load(Relaxed))
@@ -111,16 +159,24 @@ impl Backing for SharedMemory {
         self.map.len()
     }
 
-    fn read(&self, offset: usize, dst: &mut [u8]) {
+    fn read(&self, offset: usize, dst: &mut [u8]) -> bool {
         check(offset, dst.len(), self.map.len());
         // SAFETY: in bounds, and the mapping outlives `self`.
         unsafe { copy_out(self.map.as_mut_ptr().add(offset), dst) }
+        true
     }
 
-    fn write(&self, offset: usize, src: &[u8]) {
+    fn write(&self, offset: usize, src: &[u8]) -> bool {
         check(offset, src.len(), self.map.len());
         // SAFETY: in bounds, and the mapping outlives `self`.
         unsafe { copy_in(src, self.map.as_mut_ptr().add(offset)) }
+        true
+    }
+
+    fn lend(&self, f: &mut dyn FnMut(&HostMemory)) -> bool {
+        let Some(ptr) = NonNull::new(self.map.as_mut_ptr()) else { return false };
+        f(&HostMemory { ptr, len: self.map.len(), _owner: None });
+        true
     }
 }
 
@@ -152,16 +208,23 @@ impl Backing for HostMemory {
         self.len
     }
 
-    fn read(&self, offset: usize, dst: &mut [u8]) {
+    fn read(&self, offset: usize, dst: &mut [u8]) -> bool {
         check(offset, dst.len(), self.len);
         // SAFETY: in bounds; `from_raw`'s contract.
         unsafe { copy_out(self.ptr.as_ptr().add(offset), dst) }
+        true
     }
 
-    fn write(&self, offset: usize, src: &[u8]) {
+    fn write(&self, offset: usize, src: &[u8]) -> bool {
         check(offset, src.len(), self.len);
         // SAFETY: in bounds; `from_raw`'s contract.
         unsafe { copy_in(src, self.ptr.as_ptr().add(offset)) }
+        true
+    }
+
+    fn lend(&self, f: &mut dyn FnMut(&HostMemory)) -> bool {
+        f(self);
+        true
     }
 }
 
@@ -204,10 +267,28 @@ pub unsafe fn copy_in(src: &[u8], dst: *mut u8) {
     }
 }
 
-/// Copies bytes of which one side is shared.
+/// Copies shared bytes to shared bytes.
 ///
 /// # Safety
-/// Both are valid for `len` bytes, do not overlap, and the shared one is only accessed as atomic bytes meanwhile.
+/// Both are valid for `len` bytes and only accessed as atomic bytes meanwhile.
+unsafe fn copy_shared(src: *const u8, dst: *mut u8, len: usize) {
+    if len >= LONG {
+        // SAFETY: the caller's promise.
+        return unsafe { copy_long(src, dst, len) };
+    }
+    for i in 0..len {
+        // SAFETY: inside the bytes that the caller vouches for.
+        unsafe {
+            let byte = AtomicU8::from_ptr(src.add(i).cast_mut()).load(Relaxed);
+            AtomicU8::from_ptr(dst.add(i)).store(byte, Relaxed);
+        }
+    }
+}
+
+/// Copies bytes of which at least one side is shared, lowest first.
+///
+/// # Safety
+/// Both are valid for `len` bytes, and what is shared is only accessed as atomic bytes meanwhile.
 unsafe fn copy_long(src: *const u8, dst: *mut u8, len: usize) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: `rep movsb` reads `len` bytes and writes `len` bytes, each once, as a loop of relaxed byte loads and stores
@@ -240,23 +321,58 @@ mod tests {
         let memory = SharedMemory::zeroed(256).unwrap();
         for offset in 0..17 {
             for len in (0..40).chain(60..70) {
-                memory.write(0, &[0xee; 128]);
+                assert!(memory.write(0, &[0xee; 128]));
                 let bytes: Vec<u8> = (0..len as u8).map(|b| b ^ 0x5a).collect();
-                memory.write(offset, &bytes);
+                assert!(memory.write(offset, &bytes));
                 let mut all = [0; 128];
-                memory.read(0, &mut all);
+                assert!(memory.read(0, &mut all));
                 assert_eq!(all[offset..offset + len], bytes);
                 assert!(all[..offset].iter().chain(&all[offset + len..]).all(|&b| b == 0xee));
                 let mut back = vec![0; len];
-                memory.read(offset, &mut back);
+                assert!(memory.read(offset, &mut back));
                 assert_eq!(back, bytes);
             }
         }
     }
 
+    /// Memory without a host address.
+    struct Distant(Arc<SharedMemory>);
+
+    impl Backing for Distant {
+        fn len(&self) -> usize {
+            Backing::len(&*self.0)
+        }
+        fn read(&self, offset: usize, dst: &mut [u8]) -> bool {
+            self.0.read(offset, dst)
+        }
+        fn write(&self, offset: usize, src: &[u8]) -> bool {
+            self.0.write(offset, src)
+        }
+    }
+
+    #[test]
+    fn bytes_go_from_any_memory_to_any_other() {
+        let memory = || SharedMemory::zeroed(16384).unwrap();
+        let bytes: Vec<u8> = (0..10_000u32).map(|i| (i * 7) as u8).collect();
+        for (src_distant, dst_distant) in [(false, false), (false, true), (true, false), (true, true)] {
+            let (src, dst) = (memory(), memory());
+            assert!(src.write(100, &bytes));
+            let (far_src, far_dst) = (Distant(src.clone()), Distant(dst.clone()));
+            let from: &dyn Backing = if src_distant { &far_src } else { &*src };
+            let to: &dyn Backing = if dst_distant { &far_dst } else { &*dst };
+            assert!(copy(from, 100, to, 3, 9_999));
+            let mut back = vec![0; 10_002];
+            assert!(dst.read(1, &mut back));
+            assert!(back[2..10_001] == bytes[..9_999] && back[..2] == [0; 2] && back[10_001] == 0);
+        }
+        let memory = memory();
+        assert!(memory.write(0, &bytes));
+        assert!(copy(&*memory, 0, &*memory, 1, 5_000), "an overlap is allowed");
+    }
+
     #[test]
     #[should_panic(expected = "pass the end")]
     fn nothing_outside_is_read() {
-        SharedMemory::zeroed(4096).unwrap().read(4090, &mut [0; 7]);
+        let _ = SharedMemory::zeroed(4096).unwrap().read(4090, &mut [0; 7]);
     }
 }

@@ -1,10 +1,11 @@
 //! Memory regions: what the device may touch, for whom, and how.
 
 use crate::error::ControlError;
-use crate::memory::Backing;
+use crate::memory::{self, Backing};
 use std::collections::VecDeque;
 use std::ops::BitOr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::*};
 
 /// What may be done to a region, beyond local reads, which always may.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -42,7 +43,45 @@ pub(crate) struct Region {
     pub(crate) rkey: u32,
     addr: u64,
     access: Access,
+    memory: Arc<Pinned>,
+}
+
+/// A region's memory, as packets under way inside this process refer to it: until the region is deregistered.
+pub(crate) struct Pinned {
     backing: Arc<dyn Backing>,
+    released: AtomicBool,
+}
+
+impl Pinned {
+    pub(crate) fn len(&self) -> usize {
+        self.backing.len()
+    }
+
+    /// Whether the region has been deregistered.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.released.load(Acquire)
+    }
+
+    /// The memory, unless the region has been deregistered.
+    fn open(&self) -> Option<&dyn Backing> {
+        (!self.is_gone()).then_some(&*self.backing)
+    }
+
+    /// As [`Backing::read`]; `false` also once the region was deregistered.
+    pub(crate) fn read(&self, offset: usize, dst: &mut [u8]) -> bool {
+        self.open().is_some_and(|backing| backing.read(offset, dst))
+    }
+
+    /// As [`Backing::write`]; `false` also once the region was deregistered.
+    pub(crate) fn write(&self, offset: usize, src: &[u8]) -> bool {
+        self.open().is_some_and(|backing| backing.write(offset, src))
+    }
+
+    /// As [`memory::copy`]; `false` also once one of the regions was deregistered.
+    pub(crate) fn copy_to(&self, from: usize, target: &Self, to: usize, len: usize) -> bool {
+        let (Some(src), Some(dst)) = (self.open(), target.open()) else { return false };
+        memory::copy(src, from, dst, to, len)
+    }
 }
 
 /// The keys of a region.
@@ -103,7 +142,8 @@ impl Regions {
         let lkey = (index as u32) << 8 | u32::from(place.generation as u8);
         // The rkey's half is scrambled, so that one key does not tell the other.
         let rkey = (index as u32) << 16 | u32::from(place.generation.wrapping_mul(0x9e37) ^ 0x5a5a);
-        place.region = Some(Region { pd, lkey, rkey, addr, access, backing });
+        let memory = Arc::new(Pinned { backing, released: AtomicBool::new(false) });
+        place.region = Some(Region { pd, lkey, rkey, addr, access, memory });
         Ok(RegionKeys { lkey, rkey })
     }
 
@@ -112,14 +152,17 @@ impl Regions {
         match self.slots.get_mut(index) {
             Some(place) if place.region.as_ref().is_some_and(|r| r.lkey == lkey) => {
                 self.free.push_back(index);
-                Ok(place.region.take().map_or(0, |region| region.pd))
+                Ok(place.region.take().map_or(0, |region| {
+                    region.memory.released.store(true, Release);
+                    region.pd
+                }))
             }
             _ => Err(ControlError::NoSuch { kind: "memory region with lkey", id: lkey }),
         }
     }
 
-    /// The backing and offset of `len` bytes at `addr` for the region's owner; `None` if the key, domain, right or bounds do not fit.
-    pub(crate) fn local(&self, pd: u32, lkey: u32, addr: u64, len: u64, need: Access) -> Option<(&dyn Backing, usize)> {
+    /// The memory and offset of `len` bytes at `addr` for the region's owner; `None` if the key, domain, right or bounds do not fit.
+    pub(crate) fn local(&self, pd: u32, lkey: u32, addr: u64, len: u64, need: Access) -> Option<(&Arc<Pinned>, usize)> {
         let region = self.slots.get((lkey >> 8) as usize)?.region.as_ref().filter(|r| r.lkey == lkey)?;
         region.range(pd, addr, len, need)
     }
@@ -132,16 +175,16 @@ impl Regions {
         addr: u64,
         len: u64,
         need: Access,
-    ) -> Option<(&dyn Backing, usize)> {
+    ) -> Option<(&Arc<Pinned>, usize)> {
         let region = self.slots.get((rkey >> 16) as usize)?.region.as_ref().filter(|r| r.rkey == rkey)?;
         region.range(pd, addr, len, need)
     }
 }
 
 impl Region {
-    fn range(&self, pd: u32, addr: u64, len: u64, need: Access) -> Option<(&dyn Backing, usize)> {
+    fn range(&self, pd: u32, addr: u64, len: u64, need: Access) -> Option<(&Arc<Pinned>, usize)> {
         let offset = addr.checked_sub(self.addr)?;
-        let fits = offset.checked_add(len)? <= self.backing.len() as u64;
-        (self.pd == pd && self.access.allows(need) && fits).then_some((&*self.backing, offset as usize))
+        let fits = offset.checked_add(len)? <= self.memory.len() as u64;
+        (self.pd == pd && self.access.allows(need) && fits).then_some((&self.memory, offset as usize))
     }
 }

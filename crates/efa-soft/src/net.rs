@@ -1,19 +1,52 @@
 //! Several devices and the network between them, in one process and one thread.
 
-use crate::{Device, DeviceConfig, Gid, Link, LinkConfig, LinkCounters, Time};
+use crate::{Device, DeviceConfig, Gid, Link, LinkConfig, LinkCounters, Parcel, Time, Transmit};
+use foldhash::fast::RandomState;
 use std::collections::HashMap;
+
+/// A packet on its way inside this process.
+#[derive(Clone)]
+enum Flight {
+    /// As its sender made it.
+    Whole(Transmit),
+    /// As bytes, to be damaged.
+    Bytes { dst: Gid, path: u8, bytes: Vec<u8> },
+}
+
+impl Parcel for Flight {
+    fn path(&self) -> u8 {
+        match self {
+            Self::Whole(transmit) => transmit.path(),
+            Self::Bytes { path, .. } => *path,
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        if let Self::Whole(transmit) = self {
+            let mut bytes = Vec::new();
+            if !transmit.encode(&mut bytes) {
+                bytes.clear(); // no packet any more; what is left will be taken for a damaged one
+            }
+            *self = Self::Bytes { dst: transmit.dst(), path: transmit.path(), bytes };
+        }
+        match self {
+            Self::Bytes { bytes, .. } => bytes,
+            Self::Whole(_) => &mut [],
+        }
+    }
+}
 
 /// Devices on a common network. Still a state machine: [`step`](Self::step) is told the time.
 pub struct Net {
     devices: Vec<Option<Device>>,
-    by_gid: HashMap<Gid, usize>,
-    link: Link<(Gid, Vec<u8>)>,
+    by_gid: HashMap<Gid, usize, RandomState>,
+    link: Link<Flight>,
 }
 
 impl Net {
     /// A network without devices.
     pub fn new(link: LinkConfig) -> Self {
-        Self { devices: Vec::new(), by_gid: HashMap::new(), link: Link::new(link) }
+        Self { devices: Vec::new(), by_gid: HashMap::default(), link: Link::new(link) }
     }
 
     /// Puts a device on the network and gives its number. A device with an address that is in use takes its place.
@@ -63,16 +96,19 @@ impl Net {
             }
             while let Some(transmit) = device.poll_transmit(now) {
                 progress = true;
-                if let Some((_, bytes)) = self.link.push(now, (transmit.dst, transmit.bytes)) {
-                    device.recycle(bytes);
-                }
+                self.link.push(now, Flight::Whole(transmit));
             }
         }
-        while let Some((dst, bytes)) = self.link.pop(now) {
+        while let Some(flight) = self.link.pop(now) {
             progress = true;
-            if let Some(device) = self.by_gid.get(&dst).and_then(|&index| self.devices[index].as_mut()) {
-                device.handle(now, &bytes);
-                device.recycle(bytes);
+            let dst = match &flight {
+                Flight::Whole(transmit) => transmit.dst(),
+                Flight::Bytes { dst, .. } => *dst,
+            };
+            let Some(device) = self.by_gid.get(&dst).and_then(|&index| self.devices[index].as_mut()) else { continue };
+            match flight {
+                Flight::Whole(transmit) => device.handle_transmit(now, &transmit),
+                Flight::Bytes { bytes, .. } => device.handle(now, &bytes),
             }
         }
         progress

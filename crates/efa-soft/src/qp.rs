@@ -1,6 +1,7 @@
 //! Queue pairs, the device's side: two rings, two doorbells, a state.
 
 use crate::config::DeviceConfig;
+use crate::counter::CounterOps;
 use crate::error::ControlError;
 use crate::memory::SharedMemory;
 use efa_io::rx::RxBuf;
@@ -43,9 +44,27 @@ impl QpState {
     }
 }
 
+/// How a queue pair's messages travel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// Scalable reliable datagrams: each message arrives once, in any order. Sends and RDMA.
+    #[default]
+    Srd,
+    /// Unreliable datagrams: sends of one packet, that may be lost. A send completes once it has left. A receive's buffers begin with
+    /// [`UD_PREFIX`] bytes that are not the message.
+    Ud,
+}
+
+/// Bytes in front of every received datagram, which its length counts. They are where InfiniBand has a global routing header;
+/// EFA's contents are not documented, here they are zero. (libfabric's `msg_prefix_size` for `efa` datagrams, UCX's
+/// `UCT_IB_GRH_LEN`, perftest.)
+pub const UD_PREFIX: u32 = 40;
+
 /// What a queue pair is to be like.
 #[derive(Clone, Copy, Debug)]
 pub struct QpConfig {
+    /// How its messages travel.
+    pub transport: Transport,
     /// Protection domain.
     pub pd: u32,
     /// Where sends complete.
@@ -103,6 +122,8 @@ pub(crate) struct WorkQueue {
     pub(crate) max_batch: u32,
     /// How far the device has read.
     pub(crate) consumer: u32,
+    /// The last doorbell value that it saw.
+    seen: u32,
     doorbell: Arc<SharedMemory>,
     doorbell_offset: usize,
 }
@@ -125,7 +146,7 @@ impl WorkQueue {
             .ok_or(invalid)?;
         let bytes = size.entries() as usize * entry_size;
         let ring = SharedMemory::zeroed(bytes).map_err(|_| ControlError::NoMemory(bytes))?;
-        Ok(Self { ring, size, max_batch: size.entries(), consumer: 0, doorbell, doorbell_offset })
+        Ok(Self { ring, size, max_batch: size.entries(), consumer: 0, seen: 0, doorbell, doorbell_offset })
     }
 
     fn info(&self, entry_size: u32, req_id_64: bool) -> WqInfo {
@@ -150,8 +171,13 @@ impl WorkQueue {
         Doorbell::new(doorbell).entries_since(Doorbell::new(self.consumer))
     }
 
+    /// Notes a doorbell value; how many entries it is beyond the last one.
+    pub(crate) fn see(&mut self, doorbell: u32) -> u32 {
+        Doorbell::new(doorbell).entries_since(Doorbell::new(std::mem::replace(&mut self.seen, doorbell)))
+    }
+
     fn reset(&mut self) {
-        self.consumer = 0;
+        (self.consumer, self.seen) = (0, 0);
         self.doorbell.store_doorbell(self.doorbell_offset, 0);
     }
 }
@@ -166,11 +192,18 @@ pub(crate) struct Receive {
 /// A queue pair.
 pub(crate) struct QueuePair {
     pub(crate) qpn: u16,
+    pub(crate) transport: Transport,
     pub(crate) pd: u32,
     pub(crate) send_cq: u32,
     pub(crate) recv_cq: u32,
+    /// Sub-queues of the two.
+    pub(crate) send_sub: u16,
+    pub(crate) recv_sub: u16,
     pub(crate) state: QpState,
     pub(crate) qkey: u32,
+    pub(crate) rnr_retries: Option<u32>,
+    /// Completion counters by kind, as [`CounterOps`](crate::CounterOps) numbers them.
+    pub(crate) counters: [Option<u32>; CounterOps::KINDS],
     pub(crate) wide: bool,
     pub(crate) req_id_64: bool,
     pub(crate) unsolicited_write_recv: bool,
@@ -185,6 +218,10 @@ impl QueuePair {
         let limit = |what, asked: u32, max: u32| {
             if asked <= max { Ok(()) } else { Err(ControlError::Limit { what, asked: asked.into(), max: max.into() }) }
         };
+        let is_ud = config.transport == Transport::Ud;
+        if is_ud && (config.inline_write || config.unsolicited_write_recv) {
+            return Err(ControlError::Unsupported("RDMA on unreliable datagram queue pairs"));
+        }
         let wide = config.inline_bytes > 32 || config.inline_write;
         let wqe_size = if wide { 128 } else { 64 };
         if config.inline_write && !(device.rdma_write && device.inline_bytes_ex > 32) {
@@ -208,11 +245,16 @@ impl QueuePair {
         let info = QpInfo { qpn, sq: sq.info(wqe_size, device.req_id_64), rq: rq.info(RxDesc::SIZE as u32, false) };
         let qp = Self {
             qpn,
+            transport: config.transport,
             pd: config.pd,
             send_cq: config.send_cq,
             recv_cq: config.recv_cq,
+            send_sub: 0,
+            recv_sub: 0,
             state: QpState::Reset,
             qkey: 0,
+            rnr_retries: None,
+            counters: [None; CounterOps::KINDS],
             wide,
             req_id_64: device.req_id_64,
             unsolicited_write_recv: config.unsolicited_write_recv,
@@ -222,6 +264,11 @@ impl QueuePair {
             rq,
         };
         Ok((qp, info))
+    }
+
+    /// Whether messages of this transport with this qkey are taken in.
+    pub(crate) fn takes(&self, transport: Transport, qkey: u32) -> bool {
+        self.transport == transport && self.state.receives() && self.qkey == qkey
     }
 
     /// Forgets what was posted, as verbs' reset does.

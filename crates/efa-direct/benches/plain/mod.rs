@@ -59,7 +59,7 @@ unsafe impl Provider for Plain {
     fn deregister(&self, _: &Registration) {}
 
     fn create_cq(&self, _: CqRequest) -> Result<RawCq, Error> {
-        Ok(RawCq { cqn: 1, ring: ring(&self.completions, &self.registers, Cqe32::SIZE), events: None })
+        Ok(RawCq { cqn: 1, rings: vec![ring(&self.completions, &self.registers, Cqe32::SIZE)], events: None })
     }
 
     fn destroy_cq(&self, _: u32) {}

@@ -8,11 +8,15 @@ pub(crate) mod soft;
 use crate::error::Error;
 use crate::ring::RawRing;
 use efa_io::{Limits, RingSize};
-use efa_soft::{Access, Counters, Gid, LinkCounters, RegionKeys};
+use efa_soft::driver::Port;
+use efa_soft::{
+    Access, AsyncEvent, ControlError, CounterOps, CounterValue, Counters, Gid, LinkCounters, RegionKeys, Transport,
+};
 use std::any::Any;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// What a device is and can do. The default is a device that can do nothing, for providers to start from.
@@ -43,6 +47,8 @@ pub struct DeviceAttributes {
     pub rdma_read: bool,
     /// RDMA writes work.
     pub rdma_write: bool,
+    /// Most completion counters; 0 if there are none.
+    pub max_counters: u32,
     /// Writes with immediate can be received without a receive descriptor.
     pub unsolicited_write_recv: bool,
 }
@@ -98,8 +104,8 @@ pub struct CqRequest {
 pub struct RawCq {
     /// Its number at the provider.
     pub cqn: u32,
-    /// Its ring.
-    pub ring: RawRing,
+    /// Its rings, one for each sub-queue, with one doorbell.
+    pub rings: Vec<RawRing>,
     /// Where events arrive, if they were asked for.
     pub events: Option<Box<dyn EventSource>>,
 }
@@ -116,9 +122,51 @@ pub trait EventSource: Send + Sync {
     fn fd(&self) -> BorrowedFd<'_>;
 }
 
+/// A completion counter as a provider hands it over.
+pub struct RawCounter {
+    /// Its number at the provider.
+    pub id: u32,
+    /// Completions that went well.
+    pub completions: CounterWord,
+    /// Completions with an error.
+    pub errors: CounterWord,
+}
+
+/// A 64-bit number that a device writes and a program reads.
+pub struct CounterWord {
+    word: NonNull<u64>,
+    _owner: Arc<dyn Any + Send + Sync>,
+}
+
+// SAFETY: the word is only read, atomically, and lives as long as its owner, which is Send and Sync.
+unsafe impl Send for CounterWord {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for CounterWord {}
+
+impl CounterWord {
+    /// The number at `word`.
+    ///
+    /// # Safety
+    /// While `owner` lives, `word` must be valid for loads and aligned to 8 bytes, and nobody may access it except atomically.
+    pub unsafe fn new(word: NonNull<u64>, owner: Arc<dyn Any + Send + Sync>) -> Self {
+        assert!(word.is_aligned(), "a counter is an aligned word");
+        Self { word, _owner: owner }
+    }
+
+    /// The number, and all that the device wrote before it.
+    pub(crate) fn load(&self) -> u64 {
+        // SAFETY: `new`'s contract.
+        unsafe { AtomicU64::from_ptr(self.word.as_ptr()) }.load(Ordering::Acquire)
+    }
+}
+
 /// What a queue pair is to be like.
 #[derive(Clone, Copy, Debug)]
 pub struct QpRequest {
+    /// How its messages travel.
+    pub transport: Transport,
+    /// Times a message is offered again to a receiver that is not ready, 0 to 6, or 7: for ever; `None`: as the device does by itself.
+    pub rnr_retry: Option<u8>,
     /// Protection domain, by the provider's number.
     pub pd: u32,
     /// Where sends complete, by the provider's number.
@@ -198,7 +246,7 @@ pub unsafe trait Provider: Send + Sync + 'static {
     /// Destroys a completion queue.
     fn destroy_cq(&self, cqn: u32);
 
-    /// Creates an SRD queue pair.
+    /// Creates a queue pair.
     ///
     /// # Errors
     /// The device refused.
@@ -228,6 +276,47 @@ pub unsafe trait Provider: Send + Sync + 'static {
     /// Destroys an address handle.
     fn destroy_ah(&self, pd: u32, ah: u16);
 
+    /// Creates a completion counter.
+    ///
+    /// # Errors
+    /// The device refused, or has none, which is what this provided method says.
+    fn create_counter(&self) -> Result<RawCounter, Error> {
+        Err(Error::Control(ControlError::Unsupported("completion counters")))
+    }
+
+    /// Has a completion counter count completions of these kinds of a queue pair that is not active yet.
+    ///
+    /// # Errors
+    /// The device refused.
+    fn attach_counter(&self, qpn: u16, id: u32, ops: CounterOps) -> Result<(), Error> {
+        let _ = (qpn, id, ops);
+        Err(Error::Control(ControlError::Unsupported("completion counters")))
+    }
+
+    /// Sets one of a completion counter's numbers.
+    ///
+    /// # Errors
+    /// The device refused.
+    fn set_counter(&self, id: u32, which: CounterValue, value: u64) -> Result<(), Error> {
+        let _ = (id, which, value);
+        Err(Error::Control(ControlError::Unsupported("completion counters")))
+    }
+
+    /// Destroys a completion counter.
+    fn destroy_counter(&self, id: u32) {
+        let _ = id;
+    }
+
+    /// The next asynchronous event that nobody has fetched.
+    fn next_event(&self) -> Option<AsyncEvent> {
+        None
+    }
+
+    /// The software device behind it, if there is one: faults, traces and the like.
+    fn soft_port(&self) -> Option<Arc<dyn Port>> {
+        None
+    }
+
     /// What the device has counted.
     fn counters(&self) -> Counters;
 
@@ -240,7 +329,7 @@ pub unsafe trait Provider: Send + Sync + 'static {
 /// The size of a ring that a provider reported.
 pub(crate) fn ring_size(entries: u32) -> Result<RingSize, Error> {
     RingSize::new(entries).map_err(|_| {
-        Error::Control(efa_soft::ControlError::Invalid {
+        Error::Control(ControlError::Invalid {
             what: "ring entries reported by the device",
             value: entries.into(),
             expected: "a power of two",

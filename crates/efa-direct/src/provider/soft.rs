@@ -4,7 +4,8 @@
 //! over UDP; the keys are those of [`SoftSpec`].
 
 use super::{
-    CqRequest, DeviceAttributes, EventSource, HostRange, Provider, QpRequest, RawCq, RawQp, Registration, ring_size,
+    CounterWord, CqRequest, DeviceAttributes, EventSource, HostRange, Provider, QpRequest, RawCounter, RawCq, RawQp,
+    Registration, ring_size,
 };
 use crate::device::DeviceInfo;
 use crate::error::Error;
@@ -13,8 +14,8 @@ use efa_io::Limits;
 use efa_soft::driver::{EventFd, Local, Port, Udp, UdpConfig};
 use efa_soft::memory::{Backing, HostMemory, SharedMemory};
 use efa_soft::{
-    Access, ControlError, CqConfig, CqeSize, Device, DeviceConfig, Gid, LinkConfig, LinkCounters, QpConfig, QpState,
-    WqInfo,
+    Access, AsyncEvent, ControlError, CounterInfo, CounterOps, CounterValue, CqConfig, CqeSize, Device, DeviceConfig,
+    Gid, LinkConfig, LinkCounters, QpConfig, QpState, Transport, WqInfo,
 };
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -186,6 +187,7 @@ impl Soft {
             max_recv_sge: config.max_rq_sge,
             max_qp: config.max_qp,
             max_cqe: config.max_cqe,
+            max_counters: config.max_counters,
             rdma_read: config.rdma_read,
             rdma_write: config.rdma_write,
             unsolicited_write_recv: config.unsolicited_write_recv,
@@ -211,22 +213,24 @@ impl Soft {
     }
 }
 
+/// A ring that begins `offset` bytes into `ring`.
 fn raw_ring(
     ring: &Arc<SharedMemory>,
+    offset: usize,
     doorbell: Option<(&Arc<SharedMemory>, usize)>,
     entries: u32,
     entry_size: u32,
 ) -> Result<RawRing, Error> {
-    let base = NonNull::new(ring.as_ptr()).ok_or(ControlError::NoMemory(ring.len()))?;
+    let base = NonNull::new(ring.as_ptr().wrapping_add(offset)).ok_or(ControlError::NoMemory(ring.len()))?;
     let register = doorbell.and_then(|(page, offset)| NonNull::new(page.as_ptr().wrapping_add(offset).cast()));
     let owner = (ring.clone(), doorbell.map(|(page, _)| page.clone()));
-    // SAFETY: the device made the ring this long and the doorbell inside its page; both are page-aligned, live as long as
-    // `owner`, and the device accesses them atomically.
+    // SAFETY: the device made the ring this long and the doorbell inside its page; both are aligned to an entry at least, live as
+    // long as `owner`, and the device accesses them atomically.
     Ok(unsafe { RawRing::new(base, register, ring_size(entries)?, entry_size as usize, false, Arc::new(owner)) })
 }
 
 fn raw_wq(wq: &WqInfo) -> Result<RawRing, Error> {
-    raw_ring(&wq.ring, Some((&wq.doorbell, wq.doorbell_offset)), wq.entries, wq.entry_size)
+    raw_ring(&wq.ring, 0, Some((&wq.doorbell, wq.doorbell_offset)), wq.entries, wq.entry_size)
 }
 
 /// Memory that is only borrowed. It is taken back here rather than trusted to the device, which safe code can reach
@@ -248,16 +252,17 @@ impl Backing for Lent {
         self.len
     }
 
-    fn read(&self, offset: usize, dst: &mut [u8]) {
-        if let Some(memory) = &*self.memory.read() {
-            memory.read(offset, dst);
-        }
+    fn read(&self, offset: usize, dst: &mut [u8]) -> bool {
+        self.memory.read_recursive().as_ref().is_some_and(|memory| memory.read(offset, dst))
     }
 
-    fn write(&self, offset: usize, src: &[u8]) {
-        if let Some(memory) = &*self.memory.read() {
-            memory.write(offset, src);
-        }
+    fn write(&self, offset: usize, src: &[u8]) -> bool {
+        self.memory.read_recursive().as_ref().is_some_and(|memory| memory.write(offset, src))
+    }
+
+    fn lend(&self, f: &mut dyn FnMut(&HostMemory)) -> bool {
+        // Recursive: both ends of a copy may be this one.
+        self.memory.read_recursive().as_ref().is_some_and(|memory| memory.lend(f))
     }
 }
 
@@ -327,14 +332,17 @@ unsafe impl Provider for Soft {
         let cq = self.call(|device| device.create_cq(config))?;
         let complete = || {
             let doorbell = cq.doorbell.as_ref().map(|page| (page, 0));
-            let ring = raw_ring(&cq.ring, doorbell, cq.entries, cq.entry_size)?;
+            let sub_bytes = cq.entries as usize * cq.entry_size as usize;
+            let rings = (0..usize::from(cq.sub_queues))
+                .map(|sub| raw_ring(&cq.ring, sub * sub_bytes, doorbell, cq.entries, cq.entry_size))
+                .collect::<Result<_, _>>()?;
             let mut events = None;
             if request.events {
                 let fd = self.port.event_fd(cq.cqn).map_err(Error::io("making an event descriptor"))?;
                 let source = SoftEvents { fd, port: Arc::downgrade(&self.port), cqn: cq.cqn };
                 events = Some(Box::new(source) as Box<dyn EventSource>);
             }
-            Ok(RawCq { cqn: cq.cqn, ring, events })
+            Ok(RawCq { cqn: cq.cqn, rings, events })
         };
         complete().inspect_err(|_| self.destroy_cq(cq.cqn))
     }
@@ -345,6 +353,7 @@ unsafe impl Provider for Soft {
 
     fn create_qp(&self, request: QpRequest) -> Result<RawQp, Error> {
         let config = QpConfig {
+            transport: request.transport,
             pd: request.pd,
             send_cq: request.send_cq,
             recv_cq: request.recv_cq,
@@ -355,9 +364,15 @@ unsafe impl Provider for Soft {
             inline_write: request.inline_write,
             unsolicited_write_recv: request.unsolicited_write_recv,
         };
-        let qp = self.call(|device| device.create_qp(config))?;
+        let qp = self.call(|device| {
+            let qp = device.create_qp(config)?;
+            let retry = request.rnr_retry.map_or(Ok(()), |retry| device.set_rnr_retry(qp.qpn, retry));
+            retry.or_else(|refused| device.destroy_qp(qp.qpn).and(Err(refused)))?;
+            Ok(qp)
+        })?;
         let a = &self.attributes;
-        let operation = |enabled, bit| if enabled { bit } else { 0 };
+        let is_srd = request.transport == Transport::Srd;
+        let operation = |enabled: bool, bit| if enabled && is_srd { bit } else { 0 };
         let limits = Limits {
             max_send_bytes: a.mtu,
             max_rdma_bytes: a.max_rdma_bytes,
@@ -402,6 +417,36 @@ unsafe impl Provider for Soft {
 
     fn destroy_ah(&self, pd: u32, ah: u16) {
         self.destroy("address handle", |device| device.destroy_ah(pd, ah));
+    }
+
+    fn create_counter(&self) -> Result<RawCounter, Error> {
+        let CounterInfo { id, memory, completions, errors } = self.call(|device| device.create_counter(None))?;
+        let word = |offset: usize| {
+            let word = NonNull::new(memory.as_ptr().wrapping_add(offset).cast()).ok_or(ControlError::NoMemory(8))?;
+            // SAFETY: the device checked that the word is inside the memory and aligned, and writes it atomically.
+            Ok::<_, Error>(unsafe { CounterWord::new(word, Arc::new(memory.clone())) })
+        };
+        Ok(RawCounter { id, completions: word(completions)?, errors: word(errors)? })
+    }
+
+    fn attach_counter(&self, qpn: u16, id: u32, ops: CounterOps) -> Result<(), Error> {
+        self.call(|device| device.attach_counter(qpn, id, ops))
+    }
+
+    fn set_counter(&self, id: u32, which: CounterValue, value: u64) -> Result<(), Error> {
+        self.call(|device| device.set_counter(id, which, value))
+    }
+
+    fn destroy_counter(&self, id: u32) {
+        self.destroy("completion counter", |device| device.destroy_counter(id));
+    }
+
+    fn next_event(&self) -> Option<AsyncEvent> {
+        self.port.next_event()
+    }
+
+    fn soft_port(&self) -> Option<Arc<dyn Port>> {
+        Some(self.port.clone())
     }
 
     fn counters(&self) -> efa_soft::Counters {

@@ -8,7 +8,7 @@ fn post(send: SendQueue<8>, recv: RecvQueue, cq: CompletionQueue, peer: &Peer, s
     let mut recv = recv.into_gpu();
     recv.post(&[slice], 2);
 
-    let mut cq = cq.into_gpu();
+    let mut cq = cq.into_gpu().unwrap();
     cq.poll_one();
 }
 

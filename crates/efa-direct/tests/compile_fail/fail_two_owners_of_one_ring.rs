@@ -25,7 +25,7 @@ fn receive(recv: RecvQueue) {
 
 fn complete(cq: CompletionQueue) {
     let cpu = cq.into_cpu();
-    let gpu = cq.into_gpu();
+    let gpu = cq.into_gpu().unwrap();
     drop((cpu, gpu));
 }
 

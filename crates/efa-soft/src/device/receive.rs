@@ -1,17 +1,22 @@
 //! From a packet to memory and completions.
 
-use super::{Device, Objects};
-use crate::Gid;
-use crate::Time;
-use crate::mr::Access;
-use crate::qp::Receive;
+use super::Device;
+use super::objects::Objects;
+use crate::counter::CounterOps;
+use crate::mr::{Access, Pinned};
+use crate::packet::{Body, Transmit, View};
+use crate::qp::{Receive, Transport, UD_PREFIX};
 use crate::srd::MESSAGE_WINDOW;
-use crate::srd::bitmap::Bitmap;
-use crate::srd::rx::{Partial, Slot};
+use crate::srd::rx::Standing;
 use crate::srd::tx::{Memory, Message, Origin};
-use crate::wire::{self, Data, Envelope, Lane, MessageHeader, Packet, WireError, WireOp};
+use crate::trace::{DropReason, Traced, TracedPacket};
+use crate::wire::{self, Ack, Data, Envelope, Lane, MessageHeader, Packet, WireError, WireOp};
+use crate::{Gid, Time};
 use efa_io::cqe::Received;
-use efa_io::{Completion, Event, OpCode, Status};
+use efa_io::{OpCode, Status};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Most introductions that wait to be sent; who gets none asks again.
 const MAX_RESETS: usize = 64;
@@ -27,57 +32,230 @@ enum Placed {
     NotReady,
 }
 
+/// What kind of a packet wants to be admitted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Data,
+    Acks,
+    Reset,
+}
+
+/// Packets that a slow receiver has not taken in yet.
+#[derive(Default)]
+pub(super) struct Inbox {
+    /// With the time at which each is.
+    packets: VecDeque<(Time, Vec<u8>)>,
+    bytes: usize,
+    /// When the last of them is.
+    busy_until: Time,
+}
+
+impl Inbox {
+    /// When the next one is taken in.
+    pub(super) fn next_time(&self) -> Option<Time> {
+        self.packets.front().map(|(due, _)| *due)
+    }
+}
+
 impl Device {
     /// A packet arrived. Whatever its bytes are, nothing is touched that a registered region does not allow.
     pub fn handle(&mut self, now: Time, bytes: &[u8]) {
-        self.counters.rx_pkts += 1;
-        self.counters.rx_bytes += bytes.len() as u64;
-        let (envelope, packet) = match wire::parse(bytes) {
-            Ok(parsed) => parsed,
-            Err(error) => {
-                self.counters.corrupt_pkts += u64::from(matches!(error, WireError::Corrupt { .. }));
-                self.counters.rx_drops += 1;
-                tracing::debug!(%error, "packet dropped");
-                return;
+        if self.arrived(now, bytes.len()) {
+            if self.is_slow() {
+                self.put_off(now, bytes.into());
+            } else {
+                self.take_bytes(now, bytes);
             }
-        };
-        let Some(flow) = self.admit(now, &envelope, &packet) else {
-            self.counters.rx_drops += 1;
-            return;
-        };
-        match packet {
-            Packet::Data(data) => self.on_data(flow, &envelope, &data),
-            Packet::Acks(lane, acks) => {
-                let mut finished = Vec::new();
-                for ack in acks {
-                    self.flows[flow].tx[lane as usize].on_ack(now, ack, &mut finished);
-                }
-                self.settle(flow, finished);
-                self.pass_time(now, flow);
-            }
-            Packet::Reset => {}
-        }
-        self.wake(flow);
-        while let Some(qpn) = self.objects.broken.pop() {
-            self.fail_qp(qpn);
         }
     }
 
+    /// A packet arrived that never left this process.
+    pub fn handle_transmit(&mut self, now: Time, transmit: &Transmit) {
+        if !self.arrived(now, transmit.wire_len()) {
+            return;
+        }
+        if self.is_slow() {
+            let mut bytes = Vec::new();
+            if transmit.encode(&mut bytes) {
+                self.put_off(now, bytes);
+            }
+            return;
+        }
+        let envelope = &transmit.envelope;
+        match &transmit.body {
+            Body::Data(_, payload) if payload.view().is_gone() => self.drop_packet(DropReason::SourceGone),
+            Body::Data(data, payload) => self.take_data(now, envelope, data, payload.view()),
+            Body::Datagram(header, payload) => self.take_datagram(envelope, header, payload.view()),
+            Body::Acks { lane, congested, acks } => {
+                self.take_acks(now, envelope, *lane, *congested, acks.iter().copied());
+            }
+            Body::Reset => self.take_reset(now, envelope),
+        }
+    }
+
+    /// Counts a packet; whether it gets in.
+    fn arrived(&mut self, now: Time, len: usize) -> bool {
+        self.objects.tracer.now = now;
+        if !self.port_up {
+            self.objects.tracer.emit(|| Traced::PacketDropped { reason: DropReason::PortDown });
+            return false;
+        }
+        self.counters.rx_pkts += 1;
+        self.counters.rx_bytes += len as u64;
+        true
+    }
+
+    fn is_slow(&self) -> bool {
+        self.faults.rx_rate.is_some() || !self.inbox.packets.is_empty()
+    }
+
+    /// Whether more arrives than the device can take in.
+    pub(super) fn is_congested(&self) -> bool {
+        self.inbox.bytes > self.faults.rx_buffer / 4
+    }
+
+    /// Takes a packet in later, as fast as a slow receiver can.
+    fn put_off(&mut self, now: Time, bytes: Vec<u8>) {
+        let inbox = &mut self.inbox;
+        if inbox.bytes + bytes.len() > self.faults.rx_buffer {
+            self.drop_packet(DropReason::Overrun);
+            return;
+        }
+        let takes = self.faults.rx_rate.map_or(0, |rate| bytes.len() as u64 * 1_000_000_000 / rate.max(1));
+        inbox.busy_until = inbox.busy_until.max(now) + Duration::from_nanos(takes);
+        inbox.bytes += bytes.len();
+        inbox.packets.push_back((inbox.busy_until, bytes));
+    }
+
+    /// Takes in what a slow receiver can have taken in by now.
+    pub(super) fn take_in(&mut self, now: Time) {
+        while self.inbox.next_time().is_some_and(|due| due <= now)
+            && let Some((_, bytes)) = self.inbox.packets.pop_front()
+        {
+            self.inbox.bytes -= bytes.len();
+            self.take_bytes(now, &bytes);
+        }
+    }
+
+    fn take_bytes(&mut self, now: Time, bytes: &[u8]) {
+        match wire::parse(bytes) {
+            Ok((envelope, Packet::Data(data, payload))) => {
+                self.take_data(now, &envelope, &data, View::Bytes(payload));
+            }
+            Ok((envelope, Packet::Datagram(header, payload))) => {
+                self.take_datagram(&envelope, &header, View::Bytes(payload));
+            }
+            Ok((envelope, Packet::Acks { lane, congested, acks })) => {
+                self.take_acks(now, &envelope, lane, congested, acks);
+            }
+            Ok((envelope, Packet::Reset)) => self.take_reset(now, &envelope),
+            Err(error) => {
+                let corrupt = matches!(error, WireError::Corrupt { .. });
+                self.counters.corrupt_pkts += u64::from(corrupt);
+                tracing::debug!(%error, "packet dropped");
+                self.drop_packet(if corrupt { DropReason::Corrupt } else { DropReason::Malformed });
+            }
+        }
+    }
+
+    fn take_data(&mut self, now: Time, envelope: &Envelope, data: &Data, payload: View<'_>) {
+        let src = envelope.src;
+        self.objects.tracer.emit(|| Traced::PacketIn { src, packet: TracedPacket::of_data(data) });
+        match self.admit(now, envelope, Kind::Data) {
+            Some(flow) => {
+                self.on_data(flow, src, data, payload);
+                self.wake(flow);
+                self.fail_broken();
+            }
+            None => self.drop_packet(DropReason::NotForUs),
+        }
+    }
+
+    fn take_acks(
+        &mut self,
+        now: Time,
+        envelope: &Envelope,
+        lane: Lane,
+        congested: bool,
+        acks: impl Iterator<Item = Ack> + Clone,
+    ) {
+        let src = envelope.src;
+        self.objects.tracer.emit(|| {
+            let packet = TracedPacket::Acks { entries: acks.clone().count() as u32 };
+            Traced::PacketIn { src, packet }
+        });
+        let Some(flow) = self.admit(now, envelope, Kind::Acks) else {
+            self.drop_packet(DropReason::NotForUs);
+            return;
+        };
+        let mut finished = Vec::new();
+        let tx = &mut self.flows[flow].tx[lane as usize];
+        for ack in acks {
+            tx.on_ack(now, ack, &mut finished);
+        }
+        if congested {
+            tx.congested(now);
+        }
+        self.settle(flow, finished);
+        self.pass_time(now, flow);
+    }
+
+    fn take_reset(&mut self, now: Time, envelope: &Envelope) {
+        let src = envelope.src;
+        self.objects.tracer.emit(|| Traced::PacketIn { src, packet: TracedPacket::Reset });
+        match self.admit(now, envelope, Kind::Reset) {
+            Some(flow) => self.wake(flow),
+            None => self.drop_packet(DropReason::NotForUs),
+        }
+    }
+
+    /// A datagram: placed if there is a place for it, and forgotten otherwise.
+    fn take_datagram(&mut self, envelope: &Envelope, header: &MessageHeader, payload: View<'_>) {
+        let src = envelope.src;
+        self.objects.tracer.emit(|| Traced::PacketIn { src, packet: TracedPacket::Datagram });
+        let Envelope { dst, dst_incarnation, .. } = *envelope;
+        let for_us = dst == self.config.gid
+            && (dst_incarnation == 0 || dst_incarnation == self.config.incarnation)
+            && self.is_routable(src);
+        if !for_us {
+            self.drop_packet(DropReason::NotForUs);
+            return;
+        }
+        let wanted = self.objects.qp(header.dst_qpn).is_ok_and(|qp| qp.takes(Transport::Ud, header.qkey));
+        if !wanted || header.op != WireOp::Send || payload.len() != header.bytes as usize {
+            self.drop_packet(DropReason::Unwanted);
+            return;
+        }
+        match self.objects.receive(header, src, payload, UD_PREFIX) {
+            Ok(Placed::Yes) => self.count_received(header),
+            Ok(Placed::NotReady) => self.drop_packet(DropReason::Unwanted),
+            Err(_) => {}
+        }
+        self.fail_broken();
+    }
+
+    fn count_received(&mut self, header: &MessageHeader) {
+        self.counters.recv_wrs += 1;
+        self.counters.recv_bytes += u64::from(header.bytes);
+        let (qpn, bytes) = (header.dst_qpn, header.bytes);
+        self.objects.tracer.emit(|| Traced::Placed { qpn, bytes });
+    }
+
     /// Whether a packet is for this life of this device, from a life of the peer that is not over; and its flow.
-    fn admit(&mut self, now: Time, envelope: &Envelope, packet: &Packet<'_>) -> Option<usize> {
-        let Envelope { src, dst, src_incarnation, dst_incarnation } = *envelope;
-        if dst != self.config.gid || src_incarnation == 0 {
+    fn admit(&mut self, now: Time, envelope: &Envelope, kind: Kind) -> Option<usize> {
+        let Envelope { src, dst, src_incarnation, dst_incarnation, path } = *envelope;
+        if dst != self.config.gid || src_incarnation == 0 || !self.is_routable(src) {
             return None;
         }
         if dst_incarnation != 0 && dst_incarnation != self.config.incarnation {
-            if *packet != Packet::Reset && dst_incarnation < self.config.incarnation {
+            if kind != Kind::Reset && dst_incarnation < self.config.incarnation {
                 self.introduce(envelope);
             }
             return None;
         }
-        let flow = match packet {
-            Packet::Data(_) => self.flow_to(now, src)?,
-            _ => *self.flow_of.get(&src)?,
+        let flow = match kind {
+            Kind::Data => self.flow_to(now, src)?,
+            Kind::Acks | Kind::Reset => *self.flow_of.get(&src)?,
         };
         let known = self.flows[flow].peer_incarnation;
         if src_incarnation < known {
@@ -95,6 +273,7 @@ impl Device {
             self.flows[flow].peer_incarnation = src_incarnation;
         }
         self.flows[flow].lively_at = now;
+        self.flows[flow].ack_path = path;
         Some(flow)
     }
 
@@ -106,6 +285,7 @@ impl Device {
                 dst: envelope.src,
                 src_incarnation: self.config.incarnation,
                 dst_incarnation: envelope.src_incarnation,
+                path: envelope.path,
             });
         }
     }
@@ -118,130 +298,139 @@ impl Device {
         self.settle(flow, finished);
     }
 
-    fn on_data(&mut self, index: usize, envelope: &Envelope, data: &Data<'_>) {
-        let lane = data.header.op.lane() as usize;
-        let Some(slot) = self.flows[index].rx[lane].slot(data.message, data.base) else {
-            self.counters.duplicate_pkts += 1;
+    fn duplicate(&mut self) {
+        self.counters.duplicate_pkts += 1;
+        self.objects.tracer.emit(|| Traced::PacketDropped { reason: DropReason::Duplicate });
+    }
+
+    fn on_data(&mut self, index: usize, src: Gid, data: &Data, payload: View<'_>) {
+        let header = &data.header;
+        let lane = header.op.lane() as usize;
+        let Some(standing) = self.flows[index].rx[lane].open(data.message, data.base) else {
+            self.duplicate();
             return;
         };
-        let header = &data.header;
-        // How the message stands after this packet; `None`: as before.
-        let outcome = match slot {
-            Slot::Done(_) | Slot::Accepted => {
-                self.counters.duplicate_pkts += 1;
-                None
-            }
-            Slot::Waiting(waiting) => {
-                let waiting = **waiting;
-                Some(self.objects.announce(&waiting, envelope.src))
-            }
-            Slot::Partial(partial) => {
-                if partial.header != *header || partial.stride != data.stride {
-                    Some(Err(Status::RemoteBadStatus))
-                } else if partial.received.contains(data.packet) {
-                    self.counters.duplicate_pkts += 1;
-                    None
-                } else {
-                    Some(self.place(index, envelope, data))
+        let is_new = match standing {
+            Standing::Empty => true,
+            Standing::Done(_) | Standing::Accepted | Standing::NotReady => false,
+            Standing::Partial => match self.flows[index].rx[lane].partial(data.message) {
+                Some(partial) if partial.header == *header && partial.stride == data.stride => {
+                    !partial.received.contains(data.packet)
                 }
-            }
-            Slot::Empty => Some(self.place(index, envelope, data)),
+                _ => {
+                    self.conclude(index, src, data, Err(Status::RemoteBadStatus));
+                    return;
+                }
+            },
         };
-        if let Some(outcome) = outcome {
-            self.advance(index, envelope, data, outcome);
+        if is_new {
+            let outcome = self.place(index, src, data, payload);
+            self.conclude(index, src, data, outcome);
+        } else {
+            self.duplicate();
+            self.flows[index].rx[lane].touch(data.message);
         }
-        self.flows[index].rx[lane].touch(data.message);
     }
 
     /// Moves a message on after one of its packets was placed or could not be.
-    fn advance(&mut self, index: usize, envelope: &Envelope, data: &Data<'_>, outcome: Outcome) {
+    fn conclude(&mut self, index: usize, src: Gid, data: &Data, outcome: Outcome) {
+        let lane = data.header.op.lane() as usize;
+        let next = match outcome {
+            Err(status) => Some(Standing::Done(status)),
+            Ok(Placed::NotReady) => Some(Standing::NotReady),
+            Ok(Placed::Yes) if self.is_complete(index, data) => Some(self.finish_message(index, src, data)),
+            Ok(Placed::Yes) => None,
+        };
+        self.counters.rnr_sent += u64::from(next == Some(Standing::NotReady));
+        let rx = &mut self.flows[index].rx[lane];
+        if let Some(standing) = next {
+            rx.set(data.message, standing);
+        }
+        rx.touch(data.message);
+    }
+
+    /// Notes that a packet is placed; whether all of its message is.
+    fn is_complete(&mut self, index: usize, data: &Data) -> bool {
         let header = data.header;
-        let lane = header.op.lane() as usize;
-        let Some(slot) = self.flows[index].rx[lane].known(data.message) else { return };
-        match outcome {
-            Err(status) => {
-                *slot = Slot::Done(status);
-                return;
-            }
-            Ok(Placed::NotReady) => {
-                self.counters.rnr_sent += 1;
-                return;
-            }
-            Ok(Placed::Yes) => {}
+        if header.packets(data.stride) == 1 {
+            return true;
         }
-        if matches!(slot, Slot::Waiting(_)) {
-            *slot = Slot::Done(Status::Ok);
-            return;
-        }
-        let packets = header.packets(data.stride);
-        if packets > 1 {
-            if let Slot::Empty = slot {
-                let received = Bitmap::new(packets);
-                *slot = Slot::Partial(Box::new(Partial { header, stride: data.stride, received }));
-            }
-            let Slot::Partial(partial) = slot else { return };
+        let rx = &mut self.flows[index].rx[header.op.lane() as usize];
+        let partial = match rx.known(data.message) {
+            Some(Standing::Partial) => rx.partial(data.message),
+            _ => rx.begin(data.message, header, data.stride),
+        };
+        // Without a place in the book the packet was placed in vain, and comes again.
+        partial.is_some_and(|partial| {
             partial.received.insert(data.packet);
-            if partial.received.missing() > 0 {
-                return;
-            }
-        }
-        // Everything is placed.
+            partial.received.missing() == 0
+        })
+    }
+
+    /// All bytes of a message are placed.
+    fn finish_message(&mut self, index: usize, src: Gid, data: &Data) -> Standing {
+        let header = &data.header;
         match header.op {
-            WireOp::Send => *slot = Slot::Done(Status::Ok),
+            WireOp::Send => Standing::Done(Status::Ok),
             WireOp::Write => {
+                if !header.placed {
+                    self.counters.rdma_write_recv_bytes += u64::from(header.bytes);
+                }
                 let announced = match header.imm {
-                    Some(_) => self.objects.announce(&header, envelope.src),
+                    Some(_) => self.objects.announce(header, src),
                     None => Ok(Placed::Yes),
                 };
-                self.counters.rdma_write_recv_bytes += u64::from(header.bytes);
-                *slot = match announced {
-                    Ok(Placed::Yes) => Slot::Done(Status::Ok),
-                    Err(status) => Slot::Done(status),
-                    Ok(Placed::NotReady) => {
-                        self.counters.rnr_sent += 1;
-                        Slot::Waiting(Box::new(header))
+                match announced {
+                    Ok(Placed::Yes) => {
+                        self.objects.count(header.dst_qpn, CounterOps::REMOTE_RDMA_WRITE, Status::Ok);
+                        Standing::Done(Status::Ok)
                     }
-                };
+                    Ok(Placed::NotReady) => Standing::NotReady,
+                    Err(status) => Standing::Done(status),
+                }
             }
-            WireOp::ReadRequest => *slot = Slot::Accepted,
+            WireOp::ReadRequest => Standing::Accepted,
             WireOp::ReadResponse => {
-                *slot = Slot::Done(Status::Ok);
                 let finished = self.flows[index].tx[Lane::Requests as usize].finish(header.reply_to, Status::Ok);
                 self.settle(index, finished);
+                Standing::Done(Status::Ok)
             }
         }
     }
 
     /// Checks what a packet asks for, and does it.
-    fn place(&mut self, index: usize, envelope: &Envelope, data: &Data<'_>) -> Outcome {
+    fn place(&mut self, index: usize, src: Gid, data: &Data, payload: View<'_>) -> Outcome {
         let header = &data.header;
         let offset = data.packet as usize * data.stride as usize;
         match header.op {
             WireOp::Send => {
-                let pd = self.objects.target(header)?;
-                if header.packets(data.stride) != 1 {
+                self.objects.target(header)?;
+                if header.packets(data.stride) != 1 || header.placed {
                     return Err(Status::RemoteFeatureMismatch); // a send is one packet
                 }
-                let placed = self.objects.receive(pd, header, envelope.src, data.payload)?;
+                let placed = self.objects.receive(header, src, payload, 0)?;
                 if let Placed::Yes = placed {
-                    self.counters.recv_wrs += 1;
-                    self.counters.recv_bytes += u64::from(header.bytes);
+                    self.count_received(header);
                 }
                 Ok(placed)
             }
             WireOp::Write => {
                 let pd = self.objects.target(header)?;
                 let enabled = self.config.rdma_write;
-                let target = self.objects.remote(pd, header, envelope.src, Access::REMOTE_WRITE, enabled)?;
-                if let Some((backing, start)) = target {
-                    backing.write(start + offset, data.payload);
+                let target = self.objects.remote(pd, header, src, Access::REMOTE_WRITE, enabled)?;
+                if let Some((memory, start)) = target
+                    && !payload.place(0, payload.len(), memory, start + offset)
+                {
+                    return Err(Status::RemoteBadAddress);
                 }
+                let (qpn, bytes) = (header.dst_qpn, payload.len() as u32);
+                self.objects.tracer.emit(|| Traced::Placed { qpn, bytes });
                 Ok(Placed::Yes)
             }
             WireOp::ReadRequest => {
                 let pd = self.objects.target(header)?;
                 let enabled = self.config.rdma_read;
-                self.objects.remote(pd, header, envelope.src, Access::REMOTE_READ, enabled)?;
+                self.objects.remote(pd, header, src, Access::REMOTE_READ, enabled)?;
                 let responses = &mut self.flows[index].tx[Lane::Responses as usize];
                 if responses.len() >= MESSAGE_WINDOW as usize {
                     return Err(Status::RemoteBadStatus); // more than a peer can have asked for
@@ -256,18 +445,20 @@ impl Device {
                     rkey: 0,
                     remote_addr: 0,
                     reply_to: data.message,
+                    placed: false,
                 };
                 let origin = Origin::Response { qpn: header.dst_qpn, request: data.message };
                 let memory = Memory::Remote { pd, rkey: header.rkey, addr: header.remote_addr };
-                responses.push(Message { header: response, origin, memory });
+                let (ah, rnr_retries) = (None, None);
+                responses.push(Message { header: response, origin, memory, ah, rnr_retries, refusals: 0 });
                 Ok(Placed::Yes)
             }
-            WireOp::ReadResponse => self.place_response(index, header, offset, data.payload),
+            WireOp::ReadResponse => self.place_response(index, header, offset, payload),
         }
     }
 
     /// Bytes that a read of ours asked for.
-    fn place_response(&mut self, index: usize, header: &MessageHeader, offset: usize, payload: &[u8]) -> Outcome {
+    fn place_response(&mut self, index: usize, header: &MessageHeader, offset: usize, payload: View<'_>) -> Outcome {
         let requests = &mut self.flows[index].tx[Lane::Requests as usize];
         let Some(request) = requests.message(header.reply_to) else {
             return Err(Status::RemoteAbort); // the read has ended in some other way
@@ -275,12 +466,15 @@ impl Device {
         let Memory::Scatter { pd, buf } = request.memory else {
             return Err(Status::RemoteBadStatus);
         };
-        let status = if request.header.bytes != header.bytes {
+        let status = if request.header.bytes != header.bytes || header.placed {
             Status::RemoteBadStatus
         } else if buf.length == 0 {
             return Ok(Placed::Yes);
-        } else if let Some((backing, start)) = self.objects.local(pd, &buf, Access::LOCAL_WRITE) {
-            backing.write(start + offset, payload);
+        } else if let Some((memory, start)) = self.objects.local(pd, &buf, Access::LOCAL_WRITE)
+            && payload.place(0, payload.len(), memory, start + offset)
+        {
+            let (qpn, bytes) = (header.dst_qpn, payload.len() as u32);
+            self.objects.tracer.emit(|| Traced::Placed { qpn, bytes });
             return Ok(Placed::Yes);
         } else {
             Status::InvalidLkey
@@ -297,7 +491,7 @@ impl Objects {
     /// A wrong qkey is answered like a wrong number (assumed: no public source says what the hardware answers).
     fn target(&mut self, header: &MessageHeader) -> Result<u32, Status> {
         match self.qp(header.dst_qpn) {
-            Ok(qp) if qp.state.receives() && qp.qkey == header.qkey => Ok(qp.pd),
+            Ok(qp) if qp.takes(Transport::Srd, header.qkey) => Ok(qp.pd),
             _ => Err(Status::RemoteBadDestQpn),
         }
     }
@@ -311,7 +505,7 @@ impl Objects {
         src: Gid,
         need: Access,
         enabled: bool,
-    ) -> Result<Option<(&dyn crate::memory::Backing, usize)>, Status> {
+    ) -> Result<Option<(&Arc<Pinned>, usize)>, Status> {
         if !enabled {
             return Err(Status::RemoteFeatureMismatch);
         }
@@ -339,54 +533,63 @@ impl Objects {
         }
     }
 
-    /// Places a send in the next receive.
-    fn receive(&mut self, pd: u32, header: &MessageHeader, src: Gid, payload: &[u8]) -> Outcome {
-        let received = self.received(pd, header, src, OpCode::Send);
-        let Some((receive, cqn)) = self.take_receive(header.dst_qpn)? else { return Ok(Placed::NotReady) };
+    /// Places a send in the next receive, behind `prefix` bytes of zeros.
+    fn receive(&mut self, header: &MessageHeader, src: Gid, payload: View<'_>, prefix: u32) -> Outcome {
+        let qpn = header.dst_qpn;
+        let pd = self.qp(qpn).map_err(|_| Status::RemoteBadDestQpn)?.pd;
+        let mut received = self.received(pd, header, src, OpCode::Send);
+        received.length += prefix;
+        let Some(receive) = self.take_receive(qpn)? else { return Ok(Placed::NotReady) };
         // What the receiver's own completion says, and what the sender is told.
-        let (status, outcome) = match self.scatter(pd, &receive, payload) {
+        let (status, outcome) = match self.scatter(pd, &receive, payload, prefix as usize) {
             Ok(()) => (Status::Ok, Ok(Placed::Yes)),
             Err(Status::BadLength) => (Status::BadLength, Err(Status::RemoteBadLength)),
             Err(status) => (status, Err(Status::RemoteBadStatus)),
         };
-        let req_id = receive.req_id.into();
-        let event = Event::Receive(received);
-        self.complete(cqn, Completion { req_id, status, qpn: header.dst_qpn, phase: false, event });
+        self.complete_receive(qpn, receive.req_id.into(), received, status);
         outcome
     }
 
-    /// The next receive of a queue pair and where it completes, if one was posted.
-    fn take_receive(&mut self, qpn: u16) -> Result<Option<(Receive, u32)>, Status> {
+    /// The next receive of a queue pair, if one was posted.
+    fn take_receive(&mut self, qpn: u16) -> Result<Option<Receive>, Status> {
         let qp = self.qp(qpn).map_err(|_| Status::RemoteBadDestQpn)?;
-        let cqn = qp.recv_cq;
-        match qp.take_receive() {
-            Ok(receive) => Ok(receive.map(|receive| (receive, cqn))),
-            Err(error) => {
-                tracing::warn!(qpn, %error, "malformed receive ring: the queue pair goes to the error state");
-                self.broken.push(qpn);
-                Err(Status::RemoteBadDestQpn)
-            }
-        }
+        qp.take_receive().map_err(|error| {
+            tracing::warn!(qpn, %error, "malformed receive ring: the queue pair goes to the error state");
+            self.broken.push(qpn);
+            Status::RemoteBadDestQpn
+        })
     }
 
-    /// Spreads a message over a receive's buffers. Nothing is written unless all of it fits.
-    fn scatter(&self, pd: u32, receive: &Receive, payload: &[u8]) -> Result<(), Status> {
-        let mut rest = payload;
-        let mut parts = Vec::with_capacity(receive.bufs.len());
-        for buf in &receive.bufs {
-            let (here, later) = rest.split_at(usize::from(buf.length).min(rest.len()));
-            if !here.is_empty() {
-                let len = buf.length.into();
-                let found = self.regions.local(pd, buf.lkey.get(), buf.addr, len, Access::LOCAL_WRITE);
-                parts.push((found.ok_or(Status::InvalidLkey)?, here));
-            }
-            rest = later;
+    /// Spreads `prefix` zeros and a message over a receive's buffers. Nothing is written unless all of it fits.
+    fn scatter(&self, pd: u32, receive: &Receive, payload: View<'_>, prefix: usize) -> Result<(), Status> {
+        let total = prefix + payload.len();
+        // Where each buffer's part begins and how long it is.
+        let parts = receive.bufs.iter().scan(0, |from, buf| {
+            let here = usize::from(buf.length).min(total - *from);
+            *from += here;
+            Some((buf, *from - here, here))
+        });
+        let parts = parts.filter(|&(_, _, here)| here > 0);
+        let find = |buf: &efa_io::rx::RxBuf| {
+            let found = self.regions.local(pd, buf.lkey.get(), buf.addr, buf.length.into(), Access::LOCAL_WRITE);
+            found.ok_or(Status::InvalidLkey)
+        };
+        let mut room = 0;
+        for (buf, _, here) in parts.clone() {
+            find(buf)?;
+            room += here;
         }
-        if !rest.is_empty() {
+        if room < total {
             return Err(Status::BadLength);
         }
-        for ((backing, offset), bytes) in parts {
-            backing.write(offset, bytes);
+        for (buf, from, here) in parts {
+            let (memory, at) = find(buf)?;
+            let zeros = prefix.saturating_sub(from).min(here);
+            let placed = memory.write(at, &[0; UD_PREFIX as usize][..zeros])
+                && payload.place((from + zeros) - prefix, here - zeros, memory, at + zeros);
+            if !placed {
+                return Err(Status::InvalidLkey);
+            }
         }
         Ok(())
     }
@@ -394,8 +597,8 @@ impl Objects {
     /// Delivers the immediate of a write whose bytes are all placed.
     fn announce(&mut self, header: &MessageHeader, src: Gid) -> Outcome {
         let qpn = header.dst_qpn;
-        let (pd, cqn, unsolicited) = match self.qp(qpn) {
-            Ok(qp) if qp.state.receives() => (qp.pd, qp.recv_cq, qp.unsolicited_write_recv),
+        let (pd, unsolicited) = match self.qp(qpn) {
+            Ok(qp) if qp.state.receives() => (qp.pd, qp.unsolicited_write_recv),
             _ => return Err(Status::RemoteBadDestQpn),
         };
         let received = Received { unsolicited, ..self.received(pd, header, src, OpCode::RdmaWrite) };
@@ -403,12 +606,11 @@ impl Objects {
             0
         } else {
             match self.take_receive(qpn)? {
-                Some((receive, _)) => receive.req_id.into(),
+                Some(receive) => receive.req_id.into(),
                 None => return Ok(Placed::NotReady),
             }
         };
-        let event = Event::Receive(received);
-        self.complete(cqn, Completion { req_id, status: Status::Ok, qpn, phase: false, event });
+        self.complete_receive(qpn, req_id, received, Status::Ok);
         Ok(Placed::Yes)
     }
 }

@@ -1,13 +1,25 @@
 //! From a doorbell to a packet.
 
-use super::{Device, Objects, Transmit};
+use super::flow::Flow;
+use super::objects::Objects;
+use super::{AsyncEvent, Device, DeviceEvent};
+use crate::counter::CounterOps;
 use crate::mr::Access;
-use crate::qp::QpState;
-use crate::srd::rx::Slot;
-use crate::srd::tx::{Due, Finished, Memory, Message, Origin, TxFlow};
-use crate::wire::{self, Data, Envelope, Lane, MessageHeader, WireOp};
+use crate::packet::{Body, Payload, Span, Transmit};
+use crate::qp::{QpState, QueuePair, Transport};
+use crate::srd::rx::Standing;
+use crate::srd::tx::{Due, Finished, Memory, Message, Origin};
+use crate::trace::{DropReason, Traced, TracedPacket};
+use crate::wire::{Data, Envelope, Lane, MessageHeader, WireOp};
 use crate::{Gid, Time};
-use efa_io::{Completion, Event, LocalBuf, Op, OpCode, RemoteBuf, SendRequest, Status, Wqe64, Wqe128};
+use efa_io::{LocalBuf, Op, OpCode, RemoteBuf, SendRequest, Status, Wqe64, Wqe128};
+use std::collections::VecDeque;
+
+/// A send of an unreliable queue pair that has not left.
+pub(super) struct Datagram {
+    dst: Gid,
+    message: Message,
+}
 
 impl Device {
     /// Looks at every doorbell, and does what was asked for since the last look.
@@ -15,13 +27,14 @@ impl Device {
     /// Between two looks a program may have rung several times, so this cannot notice a batch over `max_batch`;
     /// [`ring_send_doorbell`](Self::ring_send_doorbell) does. Returns whether there was anything to do.
     pub fn poll_doorbells(&mut self, now: Time) -> bool {
+        self.objects.tracer.now = now;
+        self.wqes_wait = false;
         let mut progress = false;
         for i in 0..self.objects.live.len() {
             let Some(qp) = &self.objects.qps[self.objects.live[i]] else { continue };
             let (qpn, state, value) = (qp.qpn, qp.state, qp.sq.doorbell());
             if qp.sq.rung(value) != 0 && state != QpState::Reset {
-                self.ring_sq(now, qpn, value, u32::MAX);
-                progress = true;
+                progress |= self.ring_sq(now, qpn, value, u32::MAX);
             }
             if state == QpState::Error {
                 self.flush_receives(qpn);
@@ -29,7 +42,7 @@ impl Device {
         }
         for (&cqn, cq) in &mut self.objects.cqs {
             if cq.poll_doorbell() {
-                self.objects.events.push_back(super::DeviceEvent::Completion(cqn));
+                self.objects.events.push_back(DeviceEvent::Completion(cqn));
             }
         }
         progress
@@ -37,30 +50,47 @@ impl Device {
 
     /// The program stored `value` in the send doorbell of queue pair `qpn`.
     pub fn ring_send_doorbell(&mut self, now: Time, qpn: u16, value: u32) {
+        self.objects.tracer.now = now;
         if let Ok(qp) = self.objects.qp(qpn) {
             let max_batch = qp.sq.max_batch;
             self.ring_sq(now, qpn, value, max_batch);
         }
     }
 
-    fn ring_sq(&mut self, now: Time, qpn: u16, doorbell: u32, max_batch: u32) {
-        let Ok(qp) = self.objects.qp(qpn) else { return };
-        let rung = qp.sq.rung(doorbell);
-        if rung > qp.sq.size.entries() || rung > max_batch || !matches!(qp.state, QpState::ReadyToSend | QpState::Error)
+    /// Fetches the WQEs up to a doorbell; whether there were any.
+    fn ring_sq(&mut self, now: Time, qpn: u16, doorbell: u32, max_batch: u32) -> bool {
+        let Ok(qp) = self.objects.qp(qpn) else { return false };
+        let (rung, batch) = (qp.sq.rung(doorbell), qp.sq.see(doorbell));
+        if batch != 0 {
+            self.objects.tracer.emit(|| Traced::Doorbell { qpn, value: doorbell, wqes: batch });
+        }
+        let Ok(qp) = self.objects.qp(qpn) else { return false };
+        if rung > qp.sq.size.entries()
+            || batch > max_batch
+            || !matches!(qp.state, QpState::ReadyToSend | QpState::Error)
         {
             tracing::warn!(qpn, rung, state = ?qp.state, "a doorbell that cannot be: the queue pair goes to the error state");
-            self.fail_qp(qpn);
-            return;
+            self.fail_qp_by_itself(qpn);
+            return true;
         }
+        let mut progress = false;
         // By the doorbell, not by the count: a malformed WQE flushes what is behind it from inside this loop.
         while let Ok(qp) = self.objects.qp(qpn)
             && qp.sq.rung(doorbell) != 0
         {
+            let flushing = qp.state == QpState::Error;
+            if !self.faults.wqe_time.is_zero() && !flushing {
+                if now < self.next_wqe_at {
+                    self.wqes_wait = true;
+                    return progress;
+                }
+                self.next_wqe_at = now + self.faults.wqe_time;
+            }
+            progress = true;
             let consumer = qp.sq.consumer;
             let (slot, phase) = (qp.sq.size.slot(consumer) as usize, qp.sq.size.wq_phase(consumer));
             qp.sq.consumer = consumer.wrapping_add(1);
             let ids = if qp.req_id_64 { u64::MAX } else { 0xffff };
-            let flushing = qp.state == QpState::Error;
             if qp.wide {
                 let wqe = Wqe128::from_words(qp.sq.ring.load_entry(slot * 128));
                 let request = wqe.decode().ok().filter(|r| r.phase == phase && r.req_id <= ids);
@@ -71,6 +101,7 @@ impl Device {
                 self.take_wqe(now, qpn, wqe.req_id() & ids, request, flushing);
             }
         }
+        progress
     }
 
     fn take_wqe(&mut self, now: Time, qpn: u16, req_id: u64, request: Option<SendRequest<'_>>, flushing: bool) {
@@ -79,16 +110,25 @@ impl Device {
             self.objects.complete_send(qpn, req_id, op, Status::Flushed);
             return;
         }
+        let bytes = request.map_or(0, |request| request.op.total_bytes() as u32);
         let Some(request) = request else {
             tracing::warn!(qpn, req_id, "malformed WQE: the queue pair goes to the error state");
+            self.objects.tracer.emit(|| Traced::Wqe { qpn, req_id, op, bytes, status: Status::QpInternal });
             self.objects.complete_send(qpn, req_id, op, Status::QpInternal);
-            self.fail_qp(qpn);
+            self.fail_qp_by_itself(qpn);
             return;
         };
-        match self.accept(qpn, &request) {
-            Ok((gid, message)) => {
-                self.count_request(op, request.op.total_bytes());
-                let Some(index) = self.flow_to(now, gid) else {
+        let accepted = self.accept(qpn, &request);
+        let status = accepted.as_ref().err().copied().unwrap_or(Status::Ok);
+        self.objects.tracer.emit(|| Traced::Wqe { qpn, req_id, op, bytes, status });
+        match accepted {
+            Ok((dst, message)) => {
+                self.count_request(op, bytes.into());
+                if self.objects.qp(qpn).is_ok_and(|qp| qp.transport == Transport::Ud) {
+                    self.datagrams.push_back(Datagram { dst, message });
+                    return;
+                }
+                let Some(index) = self.flow_to(now, dst) else {
                     self.objects.complete_send(qpn, req_id, op, Status::QpInternal);
                     return;
                 };
@@ -110,14 +150,15 @@ impl Device {
     fn accept(&mut self, qpn: u16, request: &SendRequest<'_>) -> Result<(Gid, Message), Status> {
         let config = &self.config;
         let objects = &mut self.objects;
-        let (pd, inline_bytes, inline_write) = match objects.qp(qpn) {
-            Ok(qp) => (qp.pd, usize::from(qp.inline_bytes), qp.inline_write),
-            Err(_) => return Err(Status::QpInternal),
+        let Ok(&mut QueuePair { pd, inline_bytes, inline_write, transport, rnr_retries, .. }) = objects.qp(qpn) else {
+            return Err(Status::QpInternal);
         };
+        let inline_bytes = usize::from(inline_bytes);
+        let is_srd = transport == Transport::Srd;
         let (enabled, max) = match request.op.code() {
             OpCode::Send => (true, config.mtu),
-            OpCode::RdmaRead => (config.rdma_read, config.max_rdma_bytes),
-            OpCode::RdmaWrite => (config.rdma_write, config.max_rdma_bytes),
+            OpCode::RdmaRead => (is_srd && config.rdma_read, config.max_rdma_bytes),
+            OpCode::RdmaWrite => (is_srd && config.rdma_write, config.max_rdma_bytes),
         };
         if !enabled {
             return Err(Status::UnsupportedOp);
@@ -138,6 +179,7 @@ impl Device {
             rkey: remote.rkey,
             remote_addr: remote.addr,
             reply_to: 0,
+            placed: false,
         };
         let check = |buf: &LocalBuf, need| match objects.local(pd, buf, need) {
             Some(_) => Ok(()),
@@ -169,7 +211,7 @@ impl Device {
             }
         };
         let origin = Origin::Wqe { qpn, req_id: request.req_id, op: request.op.code() };
-        Ok((gid, Message { header, origin, memory }))
+        Ok((gid, Message { header, origin, memory, ah: Some(dest.ah), rnr_retries, refusals: 0 }))
     }
 
     fn count_request(&mut self, op: OpCode, bytes: u64) {
@@ -192,77 +234,83 @@ impl Device {
     }
 
     /// The next packet for the network; `None` when there is nothing to send now.
-    ///
-    /// Give the bytes back with [`recycle`](Self::recycle) to save an allocation a packet.
     pub fn poll_transmit(&mut self, now: Time) -> Option<Transmit> {
+        self.objects.tracer.now = now;
         loop {
-            let transmit = self.next_packet(now)?;
+            let (transmit, resent) = self.next_packet(now)?;
+            if !self.port_up {
+                self.objects.tracer.emit(|| Traced::PacketDropped { reason: DropReason::PortDown });
+                continue;
+            }
+            let bytes = transmit.wire_len();
             self.counters.tx_pkts += 1;
-            self.counters.tx_bytes += transmit.bytes.len() as u64;
-            // The hardware does not deliver to itself: the packet leaves, and nothing ever comes back.
-            if transmit.dst != self.config.gid || self.config.loopback {
+            self.counters.tx_bytes += bytes as u64;
+            if resent {
+                self.counters.retrans_pkts += 1;
+                self.counters.retrans_bytes += bytes as u64;
+            }
+            self.objects.tracer.emit(|| {
+                let (dst, path, packet) = (transmit.dst(), transmit.path(), TracedPacket::of(&transmit.body));
+                Traced::PacketOut { dst, packet, path, bytes: bytes as u32, resent }
+            });
+            if self.is_routable(transmit.dst()) {
                 return Some(transmit);
             }
-            self.recycle(transmit.bytes);
+            self.objects.tracer.emit(|| Traced::PacketDropped { reason: DropReason::Unroutable });
         }
     }
 
-    /// Takes back the memory of a packet.
-    pub fn recycle(&mut self, bytes: Vec<u8>) {
-        if self.spare.len() < 1024 {
-            self.spare.push(bytes);
-        }
+    fn envelope(&self, dst: Gid, dst_incarnation: u64, path: u8) -> Envelope {
+        let (src, src_incarnation) = (self.config.gid, self.config.incarnation);
+        Envelope { src, dst, src_incarnation, dst_incarnation, path }
     }
 
-    fn next_packet(&mut self, now: Time) -> Option<Transmit> {
+    /// The next packet, and whether it was sent before.
+    fn next_packet(&mut self, now: Time) -> Option<(Transmit, bool)> {
         if let Some(envelope) = self.resets.pop_front() {
-            let mut bytes = self.spare.pop().unwrap_or_default();
-            wire::encode_reset(&mut bytes, &envelope);
-            return Some(Transmit { dst: envelope.dst, bytes });
+            return Some((Transmit { envelope, body: Body::Reset }, false));
         }
-        while let Some(index) = self.busy.pop_front() {
-            let flow = &mut self.flows[index];
-            let envelope = Envelope {
-                src: self.config.gid,
-                dst: flow.peer,
-                src_incarnation: self.config.incarnation,
-                dst_incarnation: flow.peer_incarnation,
-            };
-            if let Some(lane) = Lane::ALL.into_iter().find(|&lane| flow.rx[lane as usize].wants_to_ack()) {
-                flow.rx[lane as usize].poll_acks(&mut self.acks);
-                self.busy.push_back(index);
-                if self.acks.is_empty() {
+        while let Some(datagram) = self.datagrams.pop_front() {
+            if let Some(transmit) = self.send_datagram(datagram) {
+                return Some((transmit, false));
+            }
+        }
+        while let Some(&index) = self.busy.front() {
+            let Flow { peer, peer_incarnation, .. } = self.flows[index];
+            let envelope = |path| self.envelope(peer, peer_incarnation, path);
+            if let Some(lane) = Lane::ALL.into_iter().find(|&lane| self.flows[index].rx[lane as usize].wants_to_ack()) {
+                let envelope = envelope(self.flows[index].ack_path);
+                let acks = self.flows[index].rx[lane as usize].poll_acks();
+                if acks.is_empty() {
                     continue;
                 }
-                let mut bytes = self.spare.pop().unwrap_or_default();
-                wire::encode_acks(&mut bytes, &envelope, lane, &self.acks);
                 self.counters.ack_pkts += 1;
-                return Some(Transmit { dst: flow.peer, bytes });
+                let congested = self.is_congested();
+                return Some((Transmit { envelope, body: Body::Acks { lane, congested, acks } }, false));
             }
+            let flow = &mut self.flows[index];
             flow.turn = 1 - flow.turn;
             let lanes = [flow.turn, 1 - flow.turn];
             let Some((lane, due)) = lanes.into_iter().find_map(|lane| Some((lane, flow.tx[lane].poll_send(now)?)))
             else {
-                flow.queued = false;
+                self.busy.pop_front();
+                self.rest(index);
                 continue;
             };
-            let tx = &flow.tx[lane];
+            // Its turn is over after one packet.
+            self.busy.rotate_left(1);
+            let tx = &self.flows[index].tx[lane];
             let base = tx.base();
             let Some(message) = tx.message(due.message) else { continue };
-            let mut bytes = self.spare.pop().unwrap_or_default();
-            let filled = fill_packet(&self.objects, &mut bytes, &envelope, due, base, self.config.mtu, message);
-            self.busy.push_back(index);
-            match filled {
-                Ok(()) => {
-                    if due.resent {
-                        self.counters.retrans_pkts += 1;
-                        self.counters.retrans_bytes += bytes.len() as u64;
-                    }
-                    return Some(Transmit { dst: self.flows[index].peer, bytes });
+            let (header, stride) = (message.header, self.config.mtu);
+            match payload(&self.objects, due, stride, message) {
+                Ok(payload) => {
+                    let data = Data { message: due.message, base, header, stride, packet: due.packet };
+                    let envelope = self.envelope(peer, peer_incarnation, due.path);
+                    return Some((Transmit { envelope, body: Body::Data(data, payload) }, due.resent));
                 }
                 Err(status) => {
                     // The region went away while the message was under way.
-                    self.recycle(bytes);
                     let finished = self.flows[index].tx[lane].finish(due.message, status);
                     self.settle(index, finished);
                 }
@@ -271,43 +319,17 @@ impl Device {
         None
     }
 
-    /// When [`on_timeout`](Self::on_timeout) next has something to do.
-    pub fn poll_timeout(&self) -> Option<Time> {
-        let deadline = |flow: &super::Flow| {
-            let silence = (!flow.is_idle()).then(|| flow.lively_at + self.config.peer_timeout);
-            flow.tx.iter().filter_map(TxFlow::next_time).chain(silence).min()
-        };
-        self.flows.iter().filter_map(deadline).min()
-    }
-
-    /// Does what is due by now: packets go out again, peers that stay silent are given up.
-    pub fn on_timeout(&mut self, now: Time) {
-        for index in 0..self.flows.len() {
-            if self.flows[index].is_idle() {
-                continue;
-            }
-            self.pass_time(now, index);
-            let flow = &mut self.flows[index];
-            if now >= flow.lively_at + self.config.peer_timeout {
-                let status = if flow.peer_incarnation == 0 {
-                    Status::UnreachableRemote
-                } else {
-                    self.counters.unresponsive_remote_events += 1;
-                    Status::UnresponsiveRemote
-                };
-                let finished = flow.finish_where(status, |_| true);
-                self.settle(index, finished);
-            }
-            self.wake(index);
-        }
-    }
-
-    /// Lets a flow see what is overdue.
-    pub(super) fn pass_time(&mut self, now: Time, flow: usize) {
-        for tx in &mut self.flows[flow].tx {
-            tx.on_time(now);
-            self.counters.retrans_timeout_events += tx.take_timeouts();
-        }
+    /// Sends a datagram, and completes its request; nothing more will be heard of it.
+    fn send_datagram(&mut self, Datagram { dst, message }: Datagram) -> Option<Transmit> {
+        let Origin::Wqe { qpn, req_id, op } = message.origin else { return None };
+        let due = Due { message: 0, packet: 0, path: 0, resent: false };
+        // The program may reuse its buffers from here on.
+        let payload = payload(&self.objects, due, self.config.mtu, &message)
+            .and_then(|payload| payload.snapshot().ok_or(Status::InvalidLkey));
+        let status = payload.as_ref().err().copied().unwrap_or(Status::Ok);
+        self.objects.complete_send(qpn, req_id, op, status);
+        let body = Body::Datagram(message.header, payload.ok()?);
+        Some(Transmit { envelope: self.envelope(dst, 0, 0), body })
     }
 
     /// Tells whoever waits for these messages how they ended.
@@ -320,37 +342,50 @@ impl Device {
                     }
                     self.objects.complete_send(qpn, req_id, op, status);
                 }
-                Origin::Response { request, .. } => {
+                Origin::Response { qpn, request } => {
                     if status.is_ok() {
                         self.counters.rdma_read_resp_bytes += u64::from(message.header.bytes);
+                        self.objects.count(qpn, CounterOps::REMOTE_RDMA_READ, Status::Ok);
                         continue;
                     }
                     // The requester still waits for its bytes.
                     let rx = &mut self.flows[flow].rx[Lane::Requests as usize];
-                    if let Some(slot) = rx.known(request) {
-                        *slot = Slot::Done(Status::RemoteBadAddress);
-                        rx.touch(request);
-                    }
+                    rx.set(request, Standing::Done(Status::RemoteBadAddress));
+                    rx.touch(request);
                 }
             }
         }
         self.wake(flow);
     }
 
+    /// Puts a queue pair in the error state because it cannot go on, and tells the program.
+    pub(super) fn fail_qp_by_itself(&mut self, qpn: u16) {
+        if self.objects.qp(qpn).is_ok_and(|qp| qp.state != QpState::Error) {
+            self.objects.tell(DeviceEvent::Async(AsyncEvent::QpFatal(qpn)));
+        }
+        self.fail_qp(qpn);
+    }
+
     /// Puts a queue pair in the error state and flushes it.
     pub(super) fn fail_qp(&mut self, qpn: u16) {
         let Ok(qp) = self.objects.qp(qpn) else { return };
-        let doorbell = qp.sq.doorbell();
+        let (was, doorbell) = (qp.state, qp.sq.doorbell());
         let believable = qp.sq.rung(doorbell) <= qp.sq.size.entries();
         if !believable {
             qp.sq.consumer = doorbell; // nor can anything in the ring be
         }
-        if std::mem::replace(&mut qp.state, QpState::Error) == QpState::Error {
+        if was == QpState::Error {
             return;
         }
+        self.objects.set_state(qpn, QpState::Error);
         for flow in 0..self.flows.len() {
             let finished = self.flows[flow].finish_where(Status::Flushed, |message| message.origin.qpn() == qpn);
             self.settle(flow, finished);
+        }
+        for datagram in self.take_datagrams(qpn) {
+            if let Origin::Wqe { req_id, op, .. } = datagram.message.origin {
+                self.objects.complete_send(qpn, req_id, op, Status::Flushed);
+            }
         }
         self.flush_receives(qpn);
         if believable {
@@ -358,10 +393,17 @@ impl Device {
         }
     }
 
+    /// The datagrams of a queue pair that have not left.
+    fn take_datagrams(&mut self, qpn: u16) -> VecDeque<Datagram> {
+        let all = std::mem::take(&mut self.datagrams).into_iter();
+        let (taken, left) = all.partition(|datagram| datagram.message.origin.qpn() == qpn);
+        self.datagrams = left;
+        taken
+    }
+
     /// Completes every posted receive of a queue pair in error as flushed.
     fn flush_receives(&mut self, qpn: u16) {
         while let Ok(qp) = self.objects.qp(qpn) {
-            let cqn = qp.recv_cq;
             match qp.take_receive() {
                 Ok(Some(receive)) => {
                     let received = efa_io::cqe::Received {
@@ -373,10 +415,7 @@ impl Device {
                         unsolicited: false,
                         src_gid: None,
                     };
-                    let event = Event::Receive(received);
-                    let req_id = receive.req_id.into();
-                    self.objects
-                        .complete(cqn, Completion { req_id, status: Status::Flushed, qpn, phase: false, event });
+                    self.objects.complete_receive(qpn, receive.req_id.into(), received, Status::Flushed);
                 }
                 Ok(None) => return,
                 Err(_) => {
@@ -394,59 +433,48 @@ impl Device {
             finished.retain(|f| matches!(f.message.origin, Origin::Response { .. }));
             self.settle(flow, finished);
         }
+        self.take_datagrams(qpn);
     }
 }
 
-impl Objects {
-    pub(super) fn local(&self, pd: u32, buf: &LocalBuf, need: Access) -> Option<(&dyn crate::memory::Backing, usize)> {
-        self.regions.local(pd, buf.lkey.get(), buf.addr, buf.length.into(), need)
-    }
-}
-
-/// Builds packet `due` of `message` in `bytes`, fetching its payload.
-fn fill_packet(
-    objects: &Objects,
-    bytes: &mut Vec<u8>,
-    envelope: &Envelope,
-    due: Due,
-    base: u32,
-    stride: u32,
-    message: &Message,
-) -> Result<(), Status> {
-    let header = message.header;
+/// The bytes of packet `due` of `message`.
+fn payload(objects: &Objects, due: Due, stride: u32, message: &Message) -> Result<Payload, Status> {
+    let header = &message.header;
     let from = (u64::from(due.packet) * u64::from(stride)) as usize;
-    let data = Data { message: due.message, base, header, stride, packet: due.packet, payload: &[] };
     let len = header.payload_len(due.packet, stride);
-    wire::encode_data(bytes, envelope, &data, len, |payload| match &message.memory {
-        Memory::Inline(data) => {
-            payload.copy_from_slice(&data[from..from + len]);
-            Ok(())
-        }
-        Memory::Gather { pd, bufs } => gather(objects, *pd, bufs.as_slice(), from, payload),
-        Memory::Remote { .. } if payload.is_empty() => Ok(()), // no bytes, so no key is looked at
+    if len == 0 {
+        return Ok(Payload::EMPTY); // and no key is looked at
+    }
+    let (spans, gone) = match &message.memory {
+        Memory::Inline(data) => return Ok(Payload::copied(&data[from..from + len])),
+        Memory::Gather { pd, bufs } => (gather(objects, *pd, bufs.as_slice(), from, len)?, Status::InvalidLkey),
         Memory::Remote { pd, rkey, addr } => {
             let found = objects.regions.remote(*pd, *rkey, *addr, header.bytes.into(), Access::REMOTE_READ);
-            let (backing, offset) = found.ok_or(Status::RemoteBadAddress)?;
-            backing.read(offset + from, payload);
-            Ok(())
+            let (memory, offset) = found.ok_or(Status::RemoteBadAddress)?;
+            ([Some(Span { memory: memory.clone(), offset: offset + from, len }), None], Status::RemoteBadAddress)
         }
-        Memory::Scatter { .. } => Ok(()),
-    })
+        Memory::Scatter { .. } => return Ok(Payload::EMPTY),
+    };
+    Payload::of_spans(spans).ok_or(gone)
 }
 
-/// Fetches `payload.len()` bytes from offset `from` of the concatenated buffers.
-fn gather(objects: &Objects, pd: u32, bufs: &[LocalBuf], mut from: usize, payload: &mut [u8]) -> Result<(), Status> {
-    let mut rest = payload;
-    for buf in bufs {
-        let length = buf.length as usize;
-        if from >= length {
-            from -= length;
-            continue;
+/// Where `len` bytes from offset `from` of the concatenated buffers are.
+fn gather(
+    objects: &Objects,
+    pd: u32,
+    bufs: &[LocalBuf],
+    mut from: usize,
+    mut len: usize,
+) -> Result<[Option<Span>; 2], Status> {
+    let mut spans = [None, None];
+    for (span, buf) in spans.iter_mut().zip(bufs) {
+        let skipped = from.min(buf.length as usize);
+        let here = len.min(buf.length as usize - skipped);
+        (from, len) = (from - skipped, len - here);
+        if here > 0 {
+            let (memory, offset) = objects.local(pd, buf, Access::LOCAL_READ).ok_or(Status::InvalidLkey)?;
+            *span = Some(Span { memory: memory.clone(), offset: offset + skipped, len: here });
         }
-        let (here, later) = rest.split_at_mut((length - from).min(rest.len()));
-        let (backing, offset) = objects.local(pd, buf, Access::LOCAL_READ).ok_or(Status::InvalidLkey)?;
-        backing.read(offset + from, here);
-        (rest, from) = (later, 0);
     }
-    Ok(())
+    Ok(spans)
 }

@@ -1,9 +1,9 @@
 //! Waiting for completions without polling.
 
-use crate::{Device, DeviceEvent};
+use crate::{AsyncEvent, Device, DeviceEvent};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -48,13 +48,19 @@ impl AsFd for EventFd {
     }
 }
 
-/// Who waits for which completion queue of a device.
+/// Most asynchronous events that wait to be fetched; who fetches none loses the later ones.
+const MAX_EVENTS: usize = 4096;
+
+/// Who waits for which completion queue of a device, and what waits for the program.
 #[derive(Default)]
-pub(super) struct Waiters(Mutex<HashMap<u32, Arc<EventFd>>>);
+pub(super) struct Waiters {
+    completions: Mutex<HashMap<u32, Arc<EventFd>>>,
+    events: Mutex<VecDeque<AsyncEvent>>,
+}
 
 impl Waiters {
     pub(super) fn event_fd(&self, cqn: u32) -> io::Result<Arc<EventFd>> {
-        let mut waiters = self.0.lock();
+        let mut waiters = self.completions.lock();
         if let Some(fd) = waiters.get(&cqn) {
             return Ok(fd.clone());
         }
@@ -64,14 +70,30 @@ impl Waiters {
     }
 
     pub(super) fn forget(&self, cqn: u32) {
-        self.0.lock().remove(&cqn);
+        self.completions.lock().remove(&cqn);
+    }
+
+    /// The next asynchronous event.
+    pub(super) fn next_event(&self) -> Option<AsyncEvent> {
+        self.events.lock().pop_front()
     }
 
     /// Hands the device's events to whoever waits for them.
     pub(super) fn dispatch(&self, device: &mut Device) {
-        while let Some(DeviceEvent::Completion(cqn)) = device.poll_event() {
-            if let Some(fd) = self.0.lock().get(&cqn) {
-                fd.signal();
+        while let Some(event) = device.poll_event() {
+            match event {
+                DeviceEvent::Completion(cqn) => {
+                    if let Some(fd) = self.completions.lock().get(&cqn) {
+                        fd.signal();
+                    }
+                }
+                DeviceEvent::Async(event) => {
+                    tracing::info!(?event, device = %device.gid(), "asynchronous event");
+                    let mut events = self.events.lock();
+                    if events.len() < MAX_EVENTS {
+                        events.push_back(event);
+                    }
+                }
             }
         }
     }

@@ -3,7 +3,7 @@
 use super::events::Waiters;
 use super::worker::{Clock, Idle, NAP, Worker};
 use super::{EventFd, Port};
-use crate::{Device, DeviceConfig, LinkConfig, LinkCounters, Net};
+use crate::{AsyncEvent, Device, DeviceConfig, LinkConfig, LinkCounters, Net};
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -89,6 +89,10 @@ impl Port for LocalPort {
 
     fn forget_events(&self, cqn: u32) {
         self.waiters.forget(cqn);
+    }
+
+    fn next_event(&self) -> Option<AsyncEvent> {
+        self.waiters.next_event()
     }
 
     fn link_counters(&self) -> LinkCounters {

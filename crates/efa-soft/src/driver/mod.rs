@@ -12,7 +12,7 @@ pub use events::EventFd;
 pub use local::Local;
 pub use udp::{Udp, UdpConfig};
 
-use crate::{Counters, Device, LinkConfig, LinkCounters};
+use crate::{AsyncEvent, Counters, Device, LinkConfig, LinkCounters};
 use std::sync::Arc;
 
 /// A device that some driver runs, as control calls reach it.
@@ -25,6 +25,9 @@ pub trait Port: Send + Sync {
 
     /// No more events for this completion queue.
     fn forget_events(&self, cqn: u32);
+
+    /// The next asynchronous event of the device that nobody has fetched.
+    fn next_event(&self) -> Option<AsyncEvent>;
 
     /// What the network did to this device's packets.
     fn link_counters(&self) -> LinkCounters;

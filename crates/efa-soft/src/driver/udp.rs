@@ -3,7 +3,7 @@
 use super::events::Waiters;
 use super::worker::{Clock, Idle, NAP, Worker};
 use super::{EventFd, Port};
-use crate::{Device, DeviceConfig, Gid, Link, LinkConfig, LinkCounters, Time};
+use crate::{AsyncEvent, Device, DeviceConfig, Gid, Link, LinkConfig, LinkCounters, Parcel, Time};
 use parking_lot::{Mutex, MutexGuard};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
@@ -16,6 +16,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const BATCH: usize = 64;
 /// Longest datagram there is: a peer's MTU may be larger than ours.
 const MAX_DATAGRAM: usize = 1 << 16;
+/// Most packets whose memory is kept.
+const SPARE: usize = 1024;
 /// Socket buffer asked for, in bytes; the system may give less.
 const SOCKET_BUFFER: usize = 4 << 20;
 
@@ -34,9 +36,29 @@ impl Default for UdpConfig {
     }
 }
 
+/// A packet on its way to the socket.
+#[derive(Clone)]
+struct Datagram {
+    to: SocketAddr,
+    path: u8,
+    bytes: Vec<u8>,
+}
+
+impl Parcel for Datagram {
+    fn path(&self) -> u8 {
+        self.path
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+}
+
 struct State {
     device: Device,
-    link: Link<(SocketAddr, Vec<u8>)>,
+    link: Link<Datagram>,
+    /// Memory of packets that are gone, for those to come.
+    spare: Vec<Vec<u8>>,
 }
 
 struct Shared {
@@ -69,7 +91,7 @@ impl Udp {
         let port = socket.local_addr()?.port();
         let mut config = device(Gid::of_udp(SocketAddrV4::new(*udp.bind.ip(), port)));
         config.incarnation = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |t| t.as_nanos() as u64);
-        let state = State { device: Device::new(config), link: Link::new(udp.link) };
+        let state = State { device: Device::new(config), link: Link::new(udp.link), spare: Vec::new() };
         let shared = Arc::new(Shared { state: Mutex::new(state), socket, waiters: Waiters::default() });
         let worker = Worker::start("efa-soft-udp", {
             let shared = shared.clone();
@@ -105,7 +127,7 @@ impl Shared {
 
 impl State {
     fn step(&mut self, now: Time, socket: &UdpSocket, buf: &mut [u8]) -> bool {
-        let Self { device, link } = self;
+        let Self { device, link, spare } = self;
         let mut progress = device.poll_doorbells(now);
         for _ in 0..BATCH {
             match socket.recv_from(buf) {
@@ -122,21 +144,24 @@ impl State {
         }
         while let Some(transmit) = device.poll_transmit(now) {
             progress = true;
-            let unwanted = match transmit.dst.to_udp() {
-                Some(addr) => link.push(now, (addr, transmit.bytes)).map(|(_, bytes)| bytes),
-                None => Some(transmit.bytes), // no such address on this network
-            };
-            if let Some(bytes) = unwanted {
-                device.recycle(bytes);
+            let Some(to) = transmit.dst().to_udp() else { continue }; // no such address on this network
+            let mut bytes = spare.pop().unwrap_or_default();
+            if transmit.encode(&mut bytes) {
+                let unwanted = link.push(now, Datagram { to, path: transmit.path(), bytes });
+                spare.extend(unwanted.map(|datagram| datagram.bytes));
+            } else {
+                spare.push(bytes);
             }
         }
-        while let Some((addr, bytes)) = link.pop(now) {
+        while let Some(Datagram { to, bytes, .. }) = link.pop(now) {
             progress = true;
             // What the socket refuses is lost, like anything else on a network.
-            if let Err(error) = socket.send_to(&bytes, addr) {
-                tracing::debug!(%error, %addr, "sending");
+            if let Err(error) = socket.send_to(&bytes, to) {
+                tracing::debug!(%error, %to, "sending");
             }
-            device.recycle(bytes);
+            if spare.len() < SPARE {
+                spare.push(bytes);
+            }
         }
         progress
     }
@@ -156,9 +181,14 @@ impl Port for Udp {
         self.shared.waiters.forget(cqn);
     }
 
+    fn next_event(&self) -> Option<AsyncEvent> {
+        self.shared.waiters.next_event()
+    }
+
     fn link_counters(&self) -> LinkCounters {
         self.shared.state.lock().link.counters()
     }
+
     fn change_link(&self, change: &mut dyn FnMut(&mut LinkConfig)) {
         change(self.shared.state.lock().link.config_mut());
     }

@@ -1,12 +1,16 @@
 //! The transport: what makes messages arrive exactly once over a network that loses, doubles and reorders packets.
 //!
 //! Messages are independent. Each direction of a pair of devices is a [`tx::TxFlow`] at one end and an [`rx::RxFlow`] at
-//! the other; neither touches memory or knows what a queue pair is. [`Device`](crate::Device) joins them to the objects.
+//! the other; neither touches memory or knows what a queue pair is. A sender spreads its packets over several paths and keeps
+//! book of each ([`path`]): a path that loses or delays holds up only what it carries. [`Device`](crate::Device) joins them to the objects.
 
 pub(crate) mod bitmap;
-pub(crate) mod rtt;
+mod path;
+mod rtt;
 pub(crate) mod rx;
 pub(crate) mod tx;
 
 /// Most messages between two devices that are under way at once; further ones wait at the sender.
 pub(crate) const MESSAGE_WINDOW: u32 = 2048;
+/// How far a message's number may lie beyond that of the oldest one under way, so that many may overtake a long one.
+pub(crate) const NUMBER_SPAN: u32 = 1 << 16;

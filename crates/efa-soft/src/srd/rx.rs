@@ -1,24 +1,51 @@
 //! The receiving end: messages from one peer, each placed exactly once.
+//!
+//! Of most messages a byte is all that is kept: how they stand. Only a message of which some packets have arrived has more.
 
-use super::MESSAGE_WINDOW;
 use super::bitmap::Bitmap;
+use super::{MESSAGE_WINDOW, NUMBER_SPAN};
 use crate::wire::{Ack, MAX_ACKS, MessageHeader};
 use efa_io::Status;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
-/// What is known of a message.
-#[derive(Debug)]
-pub(crate) enum Slot {
-    /// Nothing has arrived, or what arrived could not be taken for want of a receive descriptor.
+/// How a message stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Nothing has arrived.
     Empty,
     /// Some packets have arrived.
-    Partial(Box<Partial>),
-    /// All has been placed, but the immediate finds no receive descriptor.
-    Waiting(Box<MessageHeader>),
+    Partial,
     /// A read request that is being answered.
     Accepted,
+    /// It arrived and found no receive descriptor: it comes again, as another message.
+    NotReady,
     /// It ended.
     Done(Status),
+}
+
+impl Standing {
+    /// Codes from here on are statuses.
+    const DONE: u8 = 4;
+
+    fn code(self) -> u8 {
+        match self {
+            Self::Empty => 0,
+            Self::Partial => 1,
+            Self::Accepted => 2,
+            Self::NotReady => 3,
+            Self::Done(status) => Self::DONE.saturating_add(status.code()),
+        }
+    }
+
+    fn of_code(code: u8) -> Self {
+        match code {
+            0 => Self::Empty,
+            1 => Self::Partial,
+            2 => Self::Accepted,
+            3 => Self::NotReady,
+            code => Self::Done(Status::from_code(code - Self::DONE)),
+        }
+    }
 }
 
 /// A message under way.
@@ -34,35 +61,69 @@ pub(crate) struct Partial {
 pub(crate) struct RxFlow {
     /// The oldest message that the peer still cares about, once a packet has said so.
     base: Option<u32>,
-    slots: VecDeque<Slot>,
+    /// From `base` on, how each message stands, as [`Standing::code`].
+    standings: VecDeque<u8>,
+    partials: HashMap<u32, Partial>,
     /// Messages of which the peer is to be told.
     touched: Vec<u32>,
 }
 
 impl RxFlow {
-    /// The place of a message, given what its packet says of the sender's oldest one. `None`: the message has ended
+    /// How a message stands, given what its packet says of the sender's oldest one. `None`: the message has ended
     /// long ago, or lies further ahead than a sender may go.
-    pub(crate) fn slot(&mut self, message: u32, base: u32) -> Option<&mut Slot> {
+    pub(crate) fn open(&mut self, message: u32, base: u32) -> Option<Standing> {
         let known = *self.base.get_or_insert(base);
         let ahead = base.wrapping_sub(known);
         if ahead < 1 << 31 && ahead > 0 {
-            let gone = (ahead as usize).min(self.slots.len());
-            self.slots.drain(..gone);
+            let gone = (ahead as usize).min(self.standings.len());
+            let partial = Standing::Partial.code();
+            for (i, standing) in self.standings.drain(..gone).enumerate() {
+                if standing == partial {
+                    self.partials.remove(&known.wrapping_add(i as u32));
+                }
+            }
             self.base = Some(base);
         }
         let index = message.wrapping_sub(self.base.unwrap_or(base));
-        if index >= MESSAGE_WINDOW {
+        if index >= NUMBER_SPAN {
             return None;
         }
-        while self.slots.len() <= index as usize {
-            self.slots.push_back(Slot::Empty);
+        if self.standings.len() <= index as usize {
+            self.standings.resize(index as usize + 1, Standing::Empty.code());
         }
-        self.slots.get_mut(index as usize)
+        self.known(message)
     }
 
-    /// The place of a message of which something is known.
-    pub(crate) fn known(&mut self, message: u32) -> Option<&mut Slot> {
-        self.slots.get_mut(message.wrapping_sub(self.base?) as usize)
+    /// How a message stands of which something is known.
+    pub(crate) fn known(&self, message: u32) -> Option<Standing> {
+        let index = message.wrapping_sub(self.base?) as usize;
+        self.standings.get(index).map(|&code| Standing::of_code(code))
+    }
+
+    /// From here on a known message stands like this.
+    pub(crate) fn set(&mut self, message: u32, standing: Standing) {
+        let Some(base) = self.base else { return };
+        if let Some(code) = self.standings.get_mut(message.wrapping_sub(base) as usize) {
+            if *code == Standing::Partial.code() {
+                self.partials.remove(&message);
+            }
+            *code = standing.code();
+        }
+    }
+
+    /// A message under way.
+    pub(crate) fn partial(&mut self, message: u32) -> Option<&mut Partial> {
+        self.partials.get_mut(&message)
+    }
+
+    /// Starts to keep book of a known message's packets; `None` if there are more such messages than a sender may have under way.
+    pub(crate) fn begin(&mut self, message: u32, header: MessageHeader, stride: u32) -> Option<&mut Partial> {
+        if self.partials.len() >= MESSAGE_WINDOW as usize {
+            return None;
+        }
+        self.set(message, Standing::Partial);
+        let received = Bitmap::new(header.packets(stride));
+        Some(self.partials.entry(message).or_insert(Partial { header, stride, received }))
     }
 
     /// The peer is to be told how this message stands.
@@ -76,18 +137,15 @@ impl RxFlow {
     }
 
     /// What to tell the peer now, one packet full.
-    pub(crate) fn poll_acks(&mut self, acks: &mut Vec<Ack>) {
-        acks.clear();
+    pub(crate) fn poll_acks(&mut self) -> Vec<Ack> {
+        let mut acks: Vec<Ack> = Vec::with_capacity(self.touched.len().min(MAX_ACKS));
         let base = self.base.unwrap_or(0);
         self.touched.sort_unstable_by_key(|m| m.wrapping_sub(base));
         self.touched.dedup();
         let mut told = 0;
         for &message in &self.touched {
-            let Some(slot) = self.slots.get(message.wrapping_sub(base) as usize) else {
-                told += 1;
-                continue;
-            };
-            if let Slot::Done(status) = *slot
+            let standing = self.known(message).unwrap_or(Standing::Empty);
+            if let Standing::Done(status) = standing
                 && let Some(Ack::Done { first, count, status: run }) = acks.last_mut()
                 && status == *run
                 && first.wrapping_add(u32::from(*count)) == message
@@ -101,16 +159,18 @@ impl RxFlow {
                 break;
             }
             told += 1;
-            acks.push(match slot {
-                Slot::Done(status) => Ack::Done { first: message, count: 1, status: *status },
-                Slot::Accepted => Ack::Accepted { message },
-                Slot::Empty | Slot::Waiting(_) => Ack::NotReady { message },
-                Slot::Partial(partial) => {
-                    Ack::Partial { message, next: partial.received.next(), bitmap: partial.received.window() }
+            match (standing, self.partials.get(&message)) {
+                (Standing::Done(status), _) => acks.push(Ack::Done { first: message, count: 1, status }),
+                (Standing::Accepted, _) => acks.push(Ack::Accepted { message }),
+                (Standing::NotReady, _) => acks.push(Ack::NotReady { message }),
+                (Standing::Partial, Some(Partial { received, .. })) => {
+                    acks.push(Ack::Partial { message, next: received.next(), bitmap: received.window() });
                 }
-            });
+                (Standing::Partial | Standing::Empty, _) => {}
+            }
         }
         self.touched.drain(..told);
+        acks
     }
 }
 
@@ -118,45 +178,78 @@ impl RxFlow {
 mod tests {
     use super::*;
 
-    fn acks(flow: &mut RxFlow) -> Vec<Ack> {
-        let mut acks = Vec::new();
-        flow.poll_acks(&mut acks);
-        acks
+    #[test]
+    fn a_standing_is_a_byte() {
+        let statuses = (0..=255 - Standing::DONE).map(Status::from_code).map(Standing::Done);
+        for standing in statuses.chain([Standing::Empty, Standing::Partial, Standing::Accepted, Standing::NotReady]) {
+            assert_eq!(Standing::of_code(standing.code()), standing);
+        }
     }
 
     #[test]
     fn neighbours_that_ended_alike_are_told_in_one_entry() {
         let mut flow = RxFlow::default();
         for message in [2, 0, 1, 5, 1, 4] {
-            *flow.slot(message, 0).unwrap() = Slot::Done(if message == 5 { Status::RemoteRnr } else { Status::Ok });
+            flow.open(message, 0).unwrap();
+            flow.set(message, Standing::Done(if message == 5 { Status::RemoteRnr } else { Status::Ok }));
             flow.touch(message);
         }
         let done = |first, count, status| Ack::Done { first, count, status };
-        assert_eq!(acks(&mut flow), [done(0, 3, Status::Ok), done(4, 1, Status::Ok), done(5, 1, Status::RemoteRnr)]);
-        assert!(acks(&mut flow).is_empty());
+        let told = flow.poll_acks();
+        assert_eq!(told, [done(0, 3, Status::Ok), done(4, 1, Status::Ok), done(5, 1, Status::RemoteRnr)]);
+        assert!(flow.poll_acks().is_empty());
     }
 
     #[test]
     fn what_the_sender_no_longer_cares_about_is_forgotten_and_never_comes_back() {
         let mut flow = RxFlow::default();
-        *flow.slot(u32::MAX, u32::MAX).unwrap() = Slot::Done(Status::Ok);
-        assert!(matches!(flow.slot(0, u32::MAX), Some(Slot::Empty)));
-        assert!(flow.slot(1, 1).is_some());
-        assert!(flow.slot(u32::MAX, u32::MAX).is_none(), "a late packet of an old message");
-        assert!(flow.slot(1 + MESSAGE_WINDOW, 1).is_none(), "beyond the window");
+        flow.open(u32::MAX, u32::MAX).unwrap();
+        flow.set(u32::MAX, Standing::Done(Status::Ok));
+        assert_eq!(flow.open(0, u32::MAX), Some(Standing::Empty));
+        assert!(flow.open(1, 1).is_some());
+        assert!(flow.open(u32::MAX, u32::MAX).is_none(), "a late packet of an old message");
+        assert!(flow.open(1 + NUMBER_SPAN, 1).is_none(), "beyond the span");
         assert!(flow.known(0).is_none() && flow.known(1).is_some());
+    }
+
+    #[test]
+    fn book_is_kept_of_no_more_messages_than_a_sender_may_have_under_way() {
+        let mut flow = RxFlow::default();
+        let header = MessageHeader {
+            op: crate::wire::WireOp::Write,
+            src_qpn: 1,
+            dst_qpn: 2,
+            qkey: 3,
+            imm: None,
+            bytes: 200,
+            rkey: 0,
+            remote_addr: 0,
+            reply_to: 0,
+            placed: false,
+        };
+        for message in 0..MESSAGE_WINDOW {
+            flow.open(message, 0).unwrap();
+            assert!(flow.begin(message, header, 100).is_some());
+        }
+        flow.open(MESSAGE_WINDOW, 0).unwrap();
+        assert!(flow.begin(MESSAGE_WINDOW, header, 100).is_none());
+        flow.set(5, Standing::Done(Status::Ok));
+        assert!(flow.begin(MESSAGE_WINDOW, header, 100).is_some(), "one that ended makes room");
+        flow.open(MESSAGE_WINDOW, MESSAGE_WINDOW).unwrap();
+        assert_eq!(flow.partials.len(), 1, "what the sender forgets is forgotten");
     }
 
     #[test]
     fn more_entries_than_a_packet_holds_are_told_in_the_next() {
         let mut flow = RxFlow::default();
         for message in (0..200).step_by(2) {
-            *flow.slot(message, 0).unwrap() = Slot::Accepted;
+            flow.open(message, 0).unwrap();
+            flow.set(message, Standing::Accepted);
             flow.touch(message);
         }
-        assert_eq!(acks(&mut flow).len(), MAX_ACKS);
+        assert_eq!(flow.poll_acks().len(), MAX_ACKS);
         assert!(flow.wants_to_ack());
-        assert_eq!(acks(&mut flow).len(), 100 - MAX_ACKS);
+        assert_eq!(flow.poll_acks().len(), 100 - MAX_ACKS);
         assert!(!flow.wants_to_ack());
     }
 }

@@ -1,20 +1,16 @@
 //! The sending end: messages towards one peer, until each is known to have ended.
 
-use super::MESSAGE_WINDOW;
-use super::rtt::Rtt;
+use super::path::Path;
+use super::{MESSAGE_WINDOW, NUMBER_SPAN};
 use crate::Time;
 use crate::config::DeviceConfig;
 use crate::wire::{Ack, MessageHeader, WireOp};
 use efa_io::op::Bufs;
 use efa_io::{LocalBuf, OpCode, Status};
-use std::cmp::Reverse;
+use slab::Slab;
+use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
-
-/// Congestion window in packets: where it starts, and its bounds.
-const INITIAL_WINDOW: f32 = 32.0;
-const MIN_WINDOW: f32 = 8.0;
-const MAX_WINDOW: f32 = 1024.0;
 
 /// A message to be sent.
 #[derive(Clone, Debug)]
@@ -25,6 +21,12 @@ pub(crate) struct Message {
     pub(crate) origin: Origin,
     /// Where its bytes come from, or in a read request, go to.
     pub(crate) memory: Memory,
+    /// The address handle that it goes by, if a program chose one.
+    pub(crate) ah: Option<u16>,
+    /// How often it is offered again to a receiver that is not ready; `None`: for ever.
+    pub(crate) rnr_retries: Option<u32>,
+    /// How often it was.
+    pub(crate) refusals: u32,
 }
 
 /// Why a message is sent.
@@ -70,6 +72,7 @@ pub(crate) struct Finished {
 pub(crate) struct Due {
     pub(crate) message: u32,
     pub(crate) packet: u32,
+    pub(crate) path: u8,
     pub(crate) resent: bool,
 }
 
@@ -86,11 +89,12 @@ enum State {
 struct Sent {
     state: State,
     resent: bool,
+    path: u8,
     at: Time,
 }
 
 impl Sent {
-    const NEW: Self = Self { state: State::Unsent, resent: false, at: Time::ZERO };
+    const NEW: Self = Self { state: State::Unsent, resent: false, path: 0, at: Time::ZERO };
 }
 
 /// The packets of a message; nearly all messages have one.
@@ -117,35 +121,62 @@ struct Slot {
     sent: u32,
     /// Packets below this one are acknowledged.
     acked_below: u32,
-    /// Times the receiver was not ready.
-    refusals: u32,
     /// Nothing is to be sent until the wake-up that is already set.
     held: bool,
 }
 
+/// A message that its receiver was not ready for, until it is offered again.
+#[derive(Debug)]
+struct Deferred {
+    until: Time,
+    /// Tells those of one moment apart.
+    sequence: u64,
+    message: Message,
+}
+
+impl PartialEq for Deferred {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+impl Eq for Deferred {}
+impl PartialOrd for Deferred {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Deferred {
+    /// The earliest is the greatest, for a max-heap.
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.until, other.sequence).cmp(&(self.until, self.sequence))
+    }
+}
+
+/// The place of a message that has ended.
+const ENDED: u32 = u32::MAX;
+
 /// Messages towards one peer.
 #[derive(Debug)]
 pub(crate) struct TxFlow {
-    /// Number of the oldest message that has not ended; `slots[0]` is its place.
+    /// Number of the oldest message that has not ended.
     base: u32,
-    slots: VecDeque<Option<Slot>>,
+    /// From `base` on, where in `open` each message is, or [`ENDED`].
+    places: VecDeque<u32>,
+    open: Slab<Slot>,
     /// Messages for which the window has no room yet.
     waiting: VecDeque<Message>,
     /// Messages with packets never sent; taken in turn, one packet each.
     ready: VecDeque<u32>,
     resend: VecDeque<(u32, u32)>,
-    /// Packets by the time they were sent, oldest first; entries of packets that moved on are skipped.
-    in_flight: VecDeque<(u32, u32, Time)>,
-    outstanding: u32,
-    window: f32,
-    /// No further reaction to loss before this time: one per round trip.
-    recovered_at: Time,
-    newest_acked: Time,
-    rtt: Rtt,
+    paths: Box<[Path]>,
+    /// The path whose turn it is.
+    turn: u8,
+    deferred: BinaryHeap<Deferred>,
+    sequence: u64,
+    /// When to ask again after read requests that are being answered.
     wakeups: BinaryHeap<Reverse<(Time, u32)>>,
     stride: u32,
     rnr_delay: Duration,
-    rnr_retries: Option<u32>,
     /// Timeouts that nobody has counted yet.
     timeouts: u64,
 }
@@ -155,32 +186,30 @@ impl TxFlow {
     pub(crate) fn new(config: &DeviceConfig, base: u32) -> Self {
         Self {
             base,
-            slots: VecDeque::new(),
+            places: VecDeque::new(),
+            open: Slab::new(),
             waiting: VecDeque::new(),
             ready: VecDeque::new(),
             resend: VecDeque::new(),
-            in_flight: VecDeque::new(),
-            outstanding: 0,
-            window: INITIAL_WINDOW,
-            recovered_at: Time::ZERO,
-            newest_acked: Time::ZERO,
-            rtt: Rtt::new(config.initial_rto, config.min_rto, config.max_rto),
+            paths: (0..config.paths).map(|_| Path::new(config)).collect(),
+            turn: 0,
+            deferred: BinaryHeap::new(),
+            sequence: 0,
             wakeups: BinaryHeap::new(),
             stride: config.mtu,
             rnr_delay: config.rnr_delay,
-            rnr_retries: config.rnr_retries,
             timeouts: 0,
         }
     }
 
-    /// Whether no message is under way.
+    /// Whether there is no message.
     pub(crate) fn is_idle(&self) -> bool {
-        self.slots.is_empty()
+        self.len() == 0
     }
 
-    /// Messages that have not ended, the waiting ones among them.
+    /// Messages that have not ended.
     pub(crate) fn len(&self) -> usize {
-        self.slots.len() + self.waiting.len()
+        self.open.len() + self.waiting.len() + self.deferred.len()
     }
 
     /// Timeouts since this was last asked.
@@ -200,64 +229,91 @@ impl TxFlow {
     }
 
     fn admit(&mut self) {
-        while (self.slots.len() as u32) < MESSAGE_WINDOW {
+        while self.open.len() < MESSAGE_WINDOW as usize && self.places.len() < NUMBER_SPAN as usize {
             let Some(message) = self.waiting.pop_front() else { return };
             let count = message.header.packets(self.stride);
             let packets =
                 if count == 1 { Packets::One(Sent::NEW) } else { Packets::Many(vec![Sent::NEW; count as usize]) };
-            self.ready.push_back(self.base.wrapping_add(self.slots.len() as u32));
-            self.slots.push_back(Some(Slot { message, packets, sent: 0, acked_below: 0, refusals: 0, held: false }));
+            self.ready.push_back(self.base.wrapping_add(self.places.len() as u32));
+            let place = self.open.insert(Slot { message, packets, sent: 0, acked_below: 0, held: false });
+            self.places.push_back(place as u32);
         }
     }
 
+    /// Where in `open` a message is.
+    fn place(&self, id: u32) -> Option<usize> {
+        let place = *self.places.get(id.wrapping_sub(self.base) as usize)?;
+        (place != ENDED).then_some(place as usize)
+    }
+
     fn slot(&mut self, id: u32) -> Option<&mut Slot> {
-        self.slots.get_mut(id.wrapping_sub(self.base) as usize)?.as_mut()
+        let place = self.place(id)?;
+        self.open.get_mut(place)
     }
 
     /// The message with this number, while it is under way.
     pub(crate) fn message(&self, id: u32) -> Option<&Message> {
-        self.slots.get(id.wrapping_sub(self.base) as usize)?.as_ref().map(|slot| &slot.message)
+        self.open.get(self.place(id)?).map(|slot| &slot.message)
     }
 
-    /// The next packet to send, if the congestion window has room.
+    /// The next path with room for a packet; `avoid` only if there is no other.
+    fn path(&self, now: Time, avoid: Option<u8>) -> Option<u8> {
+        let count = self.paths.len() as u8;
+        let some_work = self.paths.iter().any(Path::works);
+        let turns = (0..count).map(|i| (self.turn + i) % count);
+        let mut last = None;
+        for path in turns.filter(|&path| self.paths[usize::from(path)].has_room(now, some_work)) {
+            if Some(path) != avoid {
+                return Some(path);
+            }
+            last = avoid;
+        }
+        last
+    }
+
+    /// The next packet to send, if a path has room.
     pub(crate) fn poll_send(&mut self, now: Time) -> Option<Due> {
-        if self.outstanding >= self.window as u32 {
+        if self.resend.is_empty() && self.ready.is_empty() {
             return None;
         }
+        let any = self.path(now, None)?;
         while let Some((message, packet)) = self.resend.pop_front() {
-            if let Some(slot) = self.slot(message)
-                && let sent = &mut slot.packets.as_mut()[packet as usize]
-                && sent.state == State::Lost
-            {
-                *sent = Sent { state: State::InFlight, resent: true, at: now };
-                return Some(self.launch(message, packet, true, now));
-            }
+            let Some(slot) = self.slot(message) else { continue };
+            let Sent { state: State::Lost, path: lost_on, .. } = slot.packets.as_mut()[packet as usize] else {
+                continue;
+            };
+            let path = self.path(now, Some(lost_on)).unwrap_or(any);
+            return self.launch(message, packet, Sent { state: State::InFlight, resent: true, path, at: now });
         }
         while let Some(message) = self.ready.pop_front() {
             let Some(slot) = self.slot(message) else { continue };
             let packet = slot.sent;
             slot.sent += 1;
-            let all = slot.packets.as_mut();
-            all[packet as usize] = Sent { state: State::InFlight, resent: false, at: now };
-            if (packet + 1) < all.len() as u32 {
+            if slot.sent < slot.packets.as_mut().len() as u32 {
                 self.ready.push_back(message);
             }
-            return Some(self.launch(message, packet, false, now));
+            return self.launch(message, packet, Sent { state: State::InFlight, resent: false, path: any, at: now });
         }
         None
     }
 
-    fn launch(&mut self, message: u32, packet: u32, resent: bool, now: Time) -> Due {
-        self.outstanding += 1;
-        self.in_flight.push_back((message, packet, now));
-        Due { message, packet, resent }
+    fn launch(&mut self, message: u32, packet: u32, sent: Sent) -> Option<Due> {
+        self.slot(message)?.packets.as_mut()[packet as usize] = sent;
+        self.paths[usize::from(sent.path)].launch((message, packet, sent.at));
+        self.turn = (sent.path + 1) % self.paths.len() as u8;
+        Some(Due { message, packet, path: sent.path, resent: sent.resent })
+    }
+
+    /// The receiver says that it gets more than it can take.
+    pub(crate) fn congested(&mut self, now: Time) {
+        self.paths.iter_mut().for_each(|path| path.congested(now));
     }
 
     /// Takes in an acknowledgement; messages that ended go to `finished`.
     pub(crate) fn on_ack(&mut self, now: Time, ack: Ack, finished: &mut Vec<Finished>) {
         match ack {
             Ack::Done { first, count, status } => {
-                for id in (0..u32::from(count).min(MESSAGE_WINDOW)).map(|i| first.wrapping_add(i)) {
+                for id in (0..u32::from(count)).map(|i| first.wrapping_add(i)) {
                     let Some(slot) = self.slot(id) else { continue };
                     if slot.sent == 0 {
                         continue; // nobody can have received it
@@ -282,7 +338,7 @@ impl TxFlow {
             Ack::Accepted { message } => {
                 self.ack_below(now, message, u32::MAX);
                 // Ask again from time to time, so that a responder that died is noticed.
-                let pause = self.rtt.timeout() * 4;
+                let pause = self.patience().unwrap_or(self.paths[0].rtt.timeout()) * 4;
                 if let Some(slot) = self.slot(message)
                     && slot.message.header.op == WireOp::ReadRequest
                     && slot.sent > 0
@@ -296,20 +352,20 @@ impl TxFlow {
     }
 
     fn refused(&mut self, now: Time, id: u32, finished: &mut Vec<Finished>) {
+        if !self.slot(id).is_some_and(|slot| slot.sent > 0 && slot.message.header.op != WireOp::ReadResponse) {
+            return;
+        }
         self.ack_below(now, id, u32::MAX);
-        let (delay, retries) = (self.rnr_delay, self.rnr_retries);
-        let Some(slot) = self.slot(id) else { return };
-        if slot.held || slot.sent == 0 {
+        let Some(Finished { mut message, .. }) = self.finish(id, Status::RemoteRnr) else { return };
+        if message.rnr_retries.is_some_and(|most| message.refusals >= most) {
+            finished.push(Finished { message, status: Status::RemoteRnr });
             return;
         }
-        slot.refusals += 1;
-        if retries.is_some_and(|most| slot.refusals > most) {
-            finished.extend(self.finish(id, Status::RemoteRnr));
-            return;
-        }
-        slot.held = true;
-        let pause = delay * (1 << (slot.refusals - 1).min(6));
-        self.wakeups.push(Reverse((now + pause, id)));
+        let until = now + self.rnr_delay * (1 << message.refusals.min(6));
+        message.refusals += 1;
+        message.header.placed = message.header.op == WireOp::Write;
+        self.sequence += 1;
+        self.deferred.push(Deferred { until, sequence: self.sequence, message });
     }
 
     fn ack_below(&mut self, now: Time, id: u32, below: u32) {
@@ -324,38 +380,37 @@ impl TxFlow {
     fn ack_packet(&mut self, now: Time, id: u32, packet: u32) {
         let Some(slot) = self.slot(id) else { return };
         let Some(sent) = slot.packets.as_mut().get_mut(packet as usize) else { return };
-        let Sent { state, resent, at } = *sent;
+        let Sent { state, resent, path, at } = *sent;
         if matches!(state, State::Acked | State::Unsent) {
             return;
         }
         sent.state = State::Acked;
+        let path = &mut self.paths[usize::from(path)];
         if state == State::InFlight {
-            self.outstanding -= 1;
-            self.newest_acked = self.newest_acked.max(at);
+            path.land();
+            path.newest_acked = path.newest_acked.max(at);
         }
-        if !resent {
-            self.rtt.sample(now.since(at));
-        }
-        let growth = if self.recovered_at == Time::ZERO { 1.0 } else { 1.0 / self.window };
-        self.window = (self.window + growth).min(MAX_WINDOW);
+        path.acknowledged(now, at, resent);
     }
 
     /// Ends a message, whatever of it is still under way.
     pub(crate) fn finish(&mut self, id: u32, status: Status) -> Option<Finished> {
-        let index = id.wrapping_sub(self.base) as usize;
-        let mut slot = self.slots.get_mut(index)?.take()?;
-        let flying = slot.packets.as_mut().iter().filter(|sent| sent.state == State::InFlight).count();
-        self.outstanding -= flying as u32;
-        while let Some(None) = self.slots.front() {
-            self.slots.pop_front();
+        let place = self.place(id)?;
+        let mut slot = self.open.try_remove(place)?;
+        self.places[id.wrapping_sub(self.base) as usize] = ENDED;
+        for sent in slot.packets.as_mut().iter().filter(|sent| sent.state == State::InFlight) {
+            self.paths[usize::from(sent.path)].land();
+        }
+        while let Some(&ENDED) = self.places.front() {
+            self.places.pop_front();
             self.base = self.base.wrapping_add(1);
         }
         self.admit();
-        if self.slots.is_empty() {
+        if self.open.is_empty() {
             // What is left speaks of messages that are gone: without it an idle flow has no next time.
             self.resend.clear();
-            self.in_flight.clear();
             self.wakeups.clear();
+            self.paths.iter_mut().for_each(Path::clear);
         }
         Some(Finished { message: slot.message, status })
     }
@@ -367,46 +422,54 @@ impl TxFlow {
         which: impl Fn(&Message) -> bool,
         finished: &mut Vec<Finished>,
     ) {
-        let (gone, stay) = std::mem::take(&mut self.waiting).into_iter().partition(|message| which(message));
+        let deferred = std::mem::take(&mut self.deferred).into_vec();
+        let (gone, stay): (Vec<_>, Vec<_>) = deferred.into_iter().partition(|deferred| which(&deferred.message));
+        self.deferred = stay.into();
+        finished.extend(gone.into_iter().map(|Deferred { message, .. }| Finished { message, status }));
+        let waiting = std::mem::take(&mut self.waiting).into_iter();
+        let (gone, stay): (VecDeque<_>, _) = waiting.partition(|message| which(message));
         self.waiting = stay;
         let base = self.base;
-        let ids: Vec<u32> = (0..self.slots.len())
-            .filter(|&i| self.slots[i].as_ref().is_some_and(|slot| which(&slot.message)))
-            .map(|i| base.wrapping_add(i as u32))
+        let ids: Vec<u32> = (0..self.places.len() as u32)
+            .map(|i| base.wrapping_add(i))
+            .filter(|&id| self.message(id).is_some_and(&which))
             .collect();
         finished.extend(ids.into_iter().filter_map(|id| self.finish(id, status)));
-        let gone: VecDeque<Message> = gone;
         finished.extend(gone.into_iter().map(|message| Finished { message, status }));
+    }
+
+    /// How long a path that works would wait for an answer, and then some; `None` if none works.
+    fn patience(&self) -> Option<Duration> {
+        self.paths.iter().filter(|path| path.works()).map(|path| path.rtt.timeout() * 4).min()
     }
 
     /// Does what is due by now: packets given up for lost, receivers asked again.
     pub(crate) fn on_time(&mut self, now: Time) {
-        let (timeout, reordering) = (self.rtt.timeout(), self.rtt.reordering_window());
-        let (mut lost, mut timed_out) = (false, false);
-        while let Some(&(message, packet, at)) = self.in_flight.front() {
-            let flying = self.slot(message).is_some_and(|slot| {
-                let sent = slot.packets.as_mut()[packet as usize];
-                sent.state == State::InFlight && sent.at == at
-            });
-            if flying {
-                let overtaken = self.newest_acked > at + reordering;
-                let silent = now >= at + timeout;
-                if !overtaken && !silent {
-                    break;
+        let patience = self.patience();
+        for index in 0..self.paths.len() {
+            let path = &self.paths[index];
+            let (timeout, reordering) = (path.timeout(patience), path.rtt.reordering_window());
+            let (mut lost, mut timed_out) = (false, false);
+            while let Some(&(message, packet, at)) = self.paths[index].in_flight.front() {
+                let flying = self.slot(message).is_some_and(|slot| {
+                    let sent = slot.packets.as_mut()[packet as usize];
+                    sent.state == State::InFlight && sent.at == at && usize::from(sent.path) == index
+                });
+                if flying {
+                    let overtaken = self.paths[index].newest_acked > at + reordering;
+                    let silent = now >= at + timeout;
+                    if !overtaken && !silent {
+                        break;
+                    }
+                    timed_out |= silent;
+                    lost = true;
+                    self.lose(message, packet);
                 }
-                timed_out |= silent;
-                lost = true;
-                self.lose(message, packet);
+                self.paths[index].in_flight.pop_front();
             }
-            self.in_flight.pop_front();
-        }
-        if lost && now >= self.recovered_at {
-            self.window = (self.window * if timed_out { 0.5 } else { 0.7 }).max(MIN_WINDOW);
-            if timed_out {
-                self.rtt.back_off();
+            if lost && self.paths[index].lost(now, timed_out) && timed_out {
                 self.timeouts += 1;
             }
-            self.recovered_at = now + self.rtt.timeout();
         }
         while let Some(&Reverse((due, message))) = self.wakeups.peek()
             && due <= now
@@ -419,22 +482,33 @@ impl TxFlow {
                 self.lose(message, last);
             }
         }
+        while self.deferred.peek().is_some_and(|deferred| deferred.until <= now) {
+            self.waiting.extend(self.deferred.pop().map(|deferred| deferred.message));
+            self.admit();
+        }
     }
 
     /// Has a packet sent again, whatever became of it.
     fn lose(&mut self, message: u32, packet: u32) {
         let Some(slot) = self.slot(message) else { return };
-        let state = &mut slot.packets.as_mut()[packet as usize].state;
-        let was = std::mem::replace(state, State::Lost);
-        self.outstanding -= u32::from(was == State::InFlight);
+        let sent = &mut slot.packets.as_mut()[packet as usize];
+        let (was, path) = (std::mem::replace(&mut sent.state, State::Lost), sent.path);
+        if was == State::InFlight {
+            self.paths[usize::from(path)].land();
+        }
         self.resend.push_back((message, packet));
     }
 
     /// When [`on_time`](Self::on_time) next has something to do.
     pub(crate) fn next_time(&self) -> Option<Time> {
-        let silent = self.in_flight.front().map(|&(_, _, at)| at + self.rtt.timeout());
+        if self.is_idle() {
+            return None;
+        }
+        let patience = self.patience();
+        let silent = self.paths.iter().filter_map(|path| Some(path.in_flight.front()?.2 + path.timeout(patience)));
         let wakeup = self.wakeups.peek().map(|Reverse((due, _))| *due);
-        silent.into_iter().chain(wakeup).min()
+        let deferred = self.deferred.peek().map(|deferred| deferred.until);
+        silent.chain(wakeup).chain(deferred).min()
     }
 }
 
@@ -457,14 +531,26 @@ mod tests {
                 rkey: 4,
                 remote_addr: 5,
                 reply_to: 0,
+                placed: false,
             },
             origin: Origin::Wqe { qpn: 1, req_id: bytes.into(), op: OpCode::RdmaWrite },
             memory: Memory::Inline(Box::default()),
+            ah: None,
+            rnr_retries: Some(2),
+            refusals: 0,
         }
     }
 
     fn flow() -> TxFlow {
-        TxFlow::new(&DeviceConfig { mtu: 1000, rnr_retries: Some(2), ..DeviceConfig::new(Gid::local(0)) }, u32::MAX)
+        flow_of_paths(1)
+    }
+
+    fn flow_of_paths(paths: u8) -> TxFlow {
+        TxFlow::new(&DeviceConfig { mtu: 1000, paths, ..DeviceConfig::new(Gid::local(0)) }, u32::MAX)
+    }
+
+    fn outstanding(flow: &TxFlow) -> u32 {
+        flow.paths.iter().map(Path::outstanding).sum()
     }
 
     fn drain(flow: &mut TxFlow, now: Time) -> Vec<(u32, u32)> {
@@ -495,7 +581,7 @@ mod tests {
         assert_eq!(drain(&mut flow, later), [(0, 1)]);
         assert!(finished.is_empty() && flow.timeouts == 1);
         flow.on_ack(later + MS, done(0, 1), &mut finished);
-        assert_eq!((finished.len(), flow.is_idle(), flow.outstanding), (1, true, 0));
+        assert_eq!((finished.len(), flow.is_idle(), outstanding(&flow)), (1, true, 0));
         assert_eq!(flow.next_time(), None, "an idle flow waits for nothing");
     }
 
@@ -512,19 +598,99 @@ mod tests {
     }
 
     #[test]
-    fn a_receiver_that_is_never_ready_ends_the_message_after_its_retries() {
+    fn a_receiver_that_is_never_ready_ends_the_message_after_its_retries_and_holds_up_no_other() {
         let mut flow = flow();
         flow.push(message(8));
         let (mut now, mut finished) = (Time::ZERO, Vec::new());
-        for _ in 0..3 {
-            assert_eq!(drain(&mut flow, now), [(0, 0)]);
+        for attempt in 0..3 {
+            assert_eq!(drain(&mut flow, now), [(attempt, 0)], "each attempt is a message of its own");
             assert!(finished.is_empty());
-            flow.on_ack(now, Ack::NotReady { message: u32::MAX }, &mut finished);
-            now = flow.wakeups.peek().map_or(now, |Reverse((due, _))| *due);
+            flow.on_ack(now, Ack::NotReady { message: attempt.wrapping_sub(1) }, &mut finished);
+            assert_eq!(flow.base(), attempt, "nothing that comes later waits for it");
+            now = flow.next_time().unwrap_or(now);
             flow.on_time(now);
         }
         assert_eq!(finished[0].status, Status::RemoteRnr);
-        assert_eq!(flow.outstanding, 0);
+        assert!(flow.is_idle() && outstanding(&flow) == 0 && flow.next_time().is_none());
+    }
+
+    #[test]
+    fn a_write_whose_immediate_was_refused_comes_again_without_its_bytes() {
+        let mut flow = flow();
+        flow.push(message(2500));
+        assert_eq!(drain(&mut flow, Time::ZERO).len(), 3);
+        flow.on_ack(Time::ZERO, Ack::NotReady { message: u32::MAX }, &mut Vec::new());
+        let later = flow.next_time().unwrap();
+        flow.on_time(later);
+        assert_eq!(drain(&mut flow, later), [(1, 0)]);
+        assert_eq!(
+            flow.message(0).map(|m| (m.header.placed, m.header.carried(), m.header.bytes)),
+            Some((true, 0, 2500))
+        );
+    }
+
+    #[test]
+    fn paths_take_turns_and_what_is_lost_on_one_goes_over_another() {
+        let mut flow = flow_of_paths(4);
+        flow.push(message(8000));
+        let sent: Vec<Due> = std::iter::from_fn(|| flow.poll_send(Time::ZERO)).collect();
+        assert_eq!(sent.iter().map(|due| due.path).collect::<Vec<_>>(), [0, 1, 2, 3, 0, 1, 2, 3]);
+        // Path 2 is dead: of its packets 2 and 6 nothing is heard.
+        let mut now = Time::ZERO + MS;
+        let arrived = Ack::Partial { message: u32::MAX, next: 2, bitmap: [0b101110, 0, 0, 0] };
+        flow.on_ack(now, arrived, &mut Vec::new());
+        let mut again: Vec<Due> = Vec::new();
+        while again.is_empty() {
+            now = flow.next_time().unwrap();
+            flow.on_time(now);
+            again.extend(std::iter::from_fn(|| flow.poll_send(now)));
+        }
+        assert_eq!(again.iter().map(|due| due.packet).collect::<Vec<_>>(), [2, 6]);
+        assert!(again.iter().all(|due| due.resent && due.path != 2));
+    }
+
+    #[test]
+    fn a_dead_path_is_only_tried_now_and_then() {
+        let mut flow = flow_of_paths(4);
+        let (mut now, mut on_dead, mut sent) = (Time::ZERO, 0, 0);
+        for i in 0..2000u32 {
+            flow.push(message(8));
+            let due: Vec<Due> = std::iter::from_fn(|| flow.poll_send(now)).collect();
+            sent += due.len();
+            on_dead += due.iter().filter(|due| due.path == 1).count();
+            now = now + MS / 4;
+            for due in due.iter().filter(|due| due.path != 1) {
+                flow.on_ack(now, Ack::Done { first: due.message, count: 1, status: Status::Ok }, &mut Vec::new());
+            }
+            if flow.next_time().is_some_and(|due| due <= now) {
+                flow.on_time(now);
+            }
+            assert!(flow.len() < 40, "after {i} messages {} have not ended", flow.len());
+        }
+        assert!(on_dead < 100, "{on_dead} of {sent} packets");
+        assert!(on_dead > 2, "it is tried from time to time");
+    }
+
+    #[test]
+    fn a_long_message_does_not_stop_short_ones_from_overtaking_it() {
+        let mut flow = flow();
+        flow.push(message(5_000_000));
+        for id in 1..20_000 {
+            flow.push(message(8));
+            while let Some(due) = flow.poll_send(Time::ZERO) {
+                let done = due.message.wrapping_add(1);
+                let ack = if done == 0 {
+                    Ack::Partial { message: due.message, next: due.packet + 1, bitmap: [0; 4] }
+                } else {
+                    Ack::Done { first: due.message, count: 1, status: Status::Ok }
+                };
+                flow.on_ack(Time::ZERO, ack, &mut Vec::new());
+                if done == id {
+                    break;
+                }
+            }
+            assert!(flow.len() <= 2);
+        }
     }
 
     #[test]
@@ -536,10 +702,12 @@ mod tests {
         assert_eq!(flow.waiting.len(), 5);
         let mut finished = Vec::new();
         drain(&mut flow, Time::ZERO);
-        flow.on_ack(Time::ZERO, done(3, 1), &mut finished); // not the oldest: no room yet
-        assert_eq!(flow.waiting.len(), 5);
+        flow.on_ack(Time::ZERO, done(3, 1), &mut finished); // not the oldest, and yet it makes room
+        assert_eq!(flow.waiting.len(), 4);
         flow.on_ack(Time::ZERO, done(0, 3), &mut finished);
         assert_eq!((flow.waiting.len(), finished.len()), (1, 4));
+        flow.on_ack(Time::ZERO, done(5, 20), &mut finished);
+        assert!(flow.waiting.is_empty());
     }
 
     #[test]
@@ -552,6 +720,6 @@ mod tests {
         let mut finished = Vec::new();
         flow.finish_where(Status::Flushed, |m| m.origin.qpn() == 1, &mut finished);
         assert_eq!(finished.len(), MESSAGE_WINDOW as usize + 5);
-        assert!(flow.is_idle() && flow.outstanding == 0 && drain(&mut flow, Time::ZERO).is_empty());
+        assert!(flow.is_idle() && outstanding(&flow) == 0 && drain(&mut flow, Time::ZERO).is_empty());
     }
 }

@@ -67,7 +67,8 @@ impl Node {
     }
 
     pub(crate) fn packets(&mut self, now: Time) -> Vec<Vec<u8>> {
-        std::iter::from_fn(|| self.device.poll_transmit(now)).map(|transmit| transmit.bytes).collect()
+        let transmits = std::iter::from_fn(|| self.device.poll_transmit(now));
+        transmits.map(|transmit| bytes(&transmit)).collect()
     }
 
     pub(crate) fn on_time(&mut self, now: Time) {
@@ -77,9 +78,17 @@ impl Node {
     }
 }
 
+pub(crate) fn bytes(transmit: &Transmit) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    assert!(transmit.encode(&mut bytes));
+    assert_eq!(bytes.len(), transmit.wire_len());
+    bytes
+}
+
 pub(crate) fn qp(device: &mut Device, pd: u32, cqn: u32, send_entries: u32) -> QpInfo {
     device
         .create_qp(QpConfig {
+            transport: Transport::Srd,
             pd,
             send_cq: cqn,
             recv_cq: cqn,
@@ -98,29 +107,40 @@ pub(crate) fn limits() -> Limits {
 }
 
 pub(crate) fn from_there() -> Envelope {
-    Envelope { src: THERE, dst: HERE, src_incarnation: 1, dst_incarnation: 1 }
+    Envelope { src: THERE, dst: HERE, src_incarnation: 1, dst_incarnation: 1, path: 0 }
 }
 
 pub(crate) fn acks(acks: &[Ack]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    wire::encode_acks(&mut bytes, &from_there(), Lane::Requests, acks);
+    wire::encode_acks(&mut bytes, &from_there(), Lane::Requests, false, acks);
     bytes
 }
 
 pub(crate) fn data(envelope: &Envelope, header: MessageHeader, message: u32, base: u32, stride: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let data = Data { message, base, header, stride, packet: 0, payload: &[] };
+    let data = Data { message, base, header, stride, packet: 0 };
     let len = header.payload_len(0, stride);
     wire::encode_data(&mut bytes, envelope, &data, len, |_| Ok::<_, ()>(())).unwrap();
     bytes
 }
 
 pub(crate) fn header(op: WireOp, dst_qpn: u16, bytes: u32) -> MessageHeader {
-    MessageHeader { op, src_qpn: 1, dst_qpn, qkey: 7, imm: None, bytes, rkey: 0, remote_addr: 0, reply_to: 0 }
+    MessageHeader {
+        op,
+        src_qpn: 1,
+        dst_qpn,
+        qkey: 7,
+        imm: None,
+        bytes,
+        rkey: 0,
+        remote_addr: 0,
+        reply_to: 0,
+        placed: false,
+    }
 }
 
 /// The number of the first message that is under way.
 pub(crate) fn first_message(packets: &[Vec<u8>]) -> u32 {
-    let Ok((_, Packet::Data(data))) = wire::parse(&packets[0]) else { panic!() };
+    let Ok((_, Packet::Data(data, _))) = wire::parse(&packets[0]) else { panic!() };
     data.base
 }

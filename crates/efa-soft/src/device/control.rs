@@ -1,0 +1,336 @@
+//! Control calls: create, change, destroy.
+
+use super::Device;
+use super::objects::{AddressHandle, Objects};
+use crate::Gid;
+use crate::counter::{CompletionCounter, CounterInfo, CounterOps, CounterValue};
+use crate::cq::{CompletionQueue, CqConfig, CqInfo};
+use crate::error::ControlError;
+use crate::memory::{Backing, SharedMemory};
+use crate::mr::{Access, RegionKeys};
+use crate::qp::{QpConfig, QpInfo, QpState, QueuePair, Transport};
+use efa_io::Status;
+use std::sync::Arc;
+
+impl Device {
+    /// Creates a protection domain.
+    ///
+    /// # Errors
+    /// The device has no more of them.
+    pub fn alloc_pd(&mut self) -> Result<u32, ControlError> {
+        room("protection domains", self.objects.pds.len(), self.config.max_pd)?;
+        let pd = self.next_pd;
+        self.next_pd += 1;
+        self.objects.pds.insert(pd, 0);
+        Ok(pd)
+    }
+
+    /// Destroys a protection domain.
+    ///
+    /// # Errors
+    /// It does not exist, or something in it does.
+    pub fn dealloc_pd(&mut self, pd: u32) -> Result<(), ControlError> {
+        match *self.objects.pd(pd)? {
+            0 => {
+                self.objects.pds.remove(&pd);
+                Ok(())
+            }
+            users => Err(ControlError::InUse { kind: "protection domain", id: pd, users }),
+        }
+    }
+
+    /// Registers memory that the device's owner sees at `addr`.
+    ///
+    /// # Errors
+    /// No such domain, no more regions, or an address range that wraps.
+    pub fn register(
+        &mut self,
+        pd: u32,
+        backing: Arc<dyn Backing>,
+        addr: u64,
+        access: Access,
+    ) -> Result<RegionKeys, ControlError> {
+        self.objects.pd(pd)?;
+        let keys = self.objects.regions.register(pd, backing, addr, access, self.config.max_mr, &mut self.rng)?;
+        *self.objects.pd(pd)? += 1;
+        Ok(keys)
+    }
+
+    /// Forgets a region. From here on the device does not touch its memory; what is still under way fails.
+    ///
+    /// # Errors
+    /// It does not exist.
+    pub fn deregister(&mut self, lkey: u32) -> Result<(), ControlError> {
+        let pd = self.objects.regions.deregister(lkey)?;
+        *self.objects.pd(pd)? -= 1;
+        Ok(())
+    }
+
+    /// Creates an address handle and gives its number. One address has one number in a domain, however often asked for.
+    ///
+    /// # Errors
+    /// No such domain, or no more handles.
+    pub fn create_ah(&mut self, pd: u32, gid: Gid) -> Result<u16, ControlError> {
+        self.objects.pd(pd)?;
+        let known = self.objects.ah_of.get(&(pd, gid)).copied();
+        let number = match known {
+            Some(number) => number,
+            None => {
+                let max = self.config.max_ah.min(Objects::MAX_AHS);
+                let vacant = self.objects.ahs.iter().position(Option::is_none);
+                let index = vacant.unwrap_or(self.objects.ahs.len());
+                room("address handles", index, max)?;
+                if vacant.is_none() {
+                    self.objects.ahs.push(None);
+                }
+                let number = Objects::ah_number(index);
+                self.objects.ahs[index] = Some(AddressHandle { pd, gid, users: 0 });
+                self.objects.ah_of.insert((pd, gid), number);
+                number
+            }
+        };
+        if let Some(ah) = self.objects.ah(number) {
+            ah.users += 1;
+        }
+        *self.objects.pd(pd)? += 1;
+        Ok(number)
+    }
+
+    /// Gives an address handle back. What is outstanding towards it completes as [`Status::Flushed`], once nobody else has it.
+    ///
+    /// # Errors
+    /// It does not exist.
+    pub fn destroy_ah(&mut self, pd: u32, number: u16) -> Result<(), ControlError> {
+        let Some(ah) = self.objects.ah(number).filter(|ah| ah.pd == pd) else {
+            return Err(ControlError::NoSuch { kind: "address handle", id: number.into() });
+        };
+        ah.users -= 1;
+        if ah.users == 0 {
+            let gid = ah.gid;
+            // "Outstanding WRs using that AH are completed in error" (the vendor's SRD.txt).
+            if let Some(&flow) = self.flow_of.get(&gid) {
+                let finished = self.flows[flow].finish_where(Status::Flushed, |message| message.ah == Some(number));
+                self.settle(flow, finished);
+            }
+            self.objects.ah_of.remove(&(pd, gid));
+            if let Some(index) = Objects::ah_index(number) {
+                self.objects.ahs[index] = None;
+            }
+        }
+        *self.objects.pd(pd)? -= 1;
+        Ok(())
+    }
+
+    /// Creates a completion queue.
+    ///
+    /// # Errors
+    /// More entries, or more queues, than the device has.
+    pub fn create_cq(&mut self, config: CqConfig) -> Result<CqInfo, ControlError> {
+        room("completion queues", self.objects.cqs.len(), self.config.max_cq)?;
+        let cqn = self.next_cq;
+        let (queue, info) = CompletionQueue::new(cqn, config, self.config.max_cqe, self.config.sub_cqs)?;
+        self.next_cq += 1;
+        self.objects.cqs.insert(cqn, queue);
+        Ok(info)
+    }
+
+    /// Destroys a completion queue.
+    ///
+    /// # Errors
+    /// It does not exist, or queue pairs report to it.
+    pub fn destroy_cq(&mut self, cqn: u32) -> Result<(), ControlError> {
+        match self.objects.cq(cqn)?.users {
+            0 => {
+                self.objects.cqs.remove(&cqn);
+                Ok(())
+            }
+            users => Err(ControlError::InUse { kind: "completion queue", id: cqn, users }),
+        }
+    }
+
+    /// Creates a queue pair, in state Reset.
+    ///
+    /// # Errors
+    /// An object it names does not exist, or it asks for more than the device has.
+    pub fn create_qp(&mut self, config: QpConfig) -> Result<QpInfo, ControlError> {
+        self.objects.pd(config.pd)?;
+        self.objects.cq(config.send_cq)?;
+        self.objects.cq(config.recv_cq)?;
+        let table = self.objects.qps.len();
+        let vacant = self.objects.qps.iter().position(Option::is_none);
+        let index = vacant.unwrap_or(table);
+        room("queue pairs", index, self.config.max_qp)?;
+        // A number comes back only after every other number of its place in the table, so that late packets miss.
+        let qpn = (usize::from(self.qp_generation[index]) * table + index) as u16;
+        let (mut qp, info) = QueuePair::new(qpn, &config, &self.config)?;
+        *self.objects.pd(config.pd)? += 1;
+        for (cqn, sub) in [(config.send_cq, &mut qp.send_sub), (config.recv_cq, &mut qp.recv_sub)] {
+            let cq = self.objects.cq(cqn)?;
+            cq.users += 1;
+            *sub = cq.assign();
+        }
+        self.objects.qps[index] = Some(qp);
+        self.objects.live.push(index);
+        Ok(info)
+    }
+
+    /// Changes a queue pair's state. `qkey` is taken when it becomes `Init`.
+    ///
+    /// Going to `Error` flushes: everything outstanding completes as [`Status::Flushed`].
+    ///
+    /// # Errors
+    /// It does not exist, or verbs does not allow this change.
+    pub fn modify_qp(&mut self, qpn: u16, to: QpState, qkey: Option<u32>) -> Result<(), ControlError> {
+        let qp = self.objects.qp(qpn)?;
+        if !qp.state.can_become(to) {
+            return Err(ControlError::Transition { from: qp.state, to });
+        }
+        match to {
+            QpState::Init => qp.qkey = qkey.unwrap_or(qp.qkey),
+            QpState::Error => {
+                self.fail_qp(qpn);
+                return Ok(());
+            }
+            QpState::Reset => {
+                self.forget_messages(qpn);
+                self.objects.qp(qpn)?.reset();
+            }
+            QpState::ReadyToReceive | QpState::ReadyToSend => {}
+        }
+        self.objects.set_state(qpn, to);
+        Ok(())
+    }
+
+    /// Says how often a queue pair's messages are offered again to a receiver that is not ready: 0 to 6 times, or with 7 for ever, which is what
+    /// a new queue pair does (`EFA_RNR_INFINITE_RETRY`). It is to be said before the queue pair sends.
+    ///
+    /// # Errors
+    /// It does not exist, sends already, or is no SRD queue pair; or the value is more than 7.
+    pub fn set_rnr_retry(&mut self, qpn: u16, retry: u8) -> Result<(), ControlError> {
+        let qp = self.objects.qp(qpn)?;
+        if qp.transport != Transport::Srd {
+            return Err(ControlError::Unsupported("retries on unreliable datagram queue pairs"));
+        }
+        if !matches!(qp.state, QpState::Reset | QpState::Init | QpState::ReadyToReceive) {
+            return Err(ControlError::TooLate { what: "the retry count is set before ReadyToSend", state: qp.state });
+        }
+        if retry > 7 {
+            return Err(ControlError::Invalid { what: "rnr_retry", value: retry.into(), expected: "0 to 7" });
+        }
+        qp.rnr_retries = (retry != 7).then_some(retry.into());
+        Ok(())
+    }
+
+    /// The state of a queue pair.
+    ///
+    /// # Errors
+    /// It does not exist.
+    pub fn query_qp(&mut self, qpn: u16) -> Result<QpState, ControlError> {
+        self.objects.qp(qpn).map(|qp| qp.state)
+    }
+
+    /// Destroys a queue pair. What was outstanding on it never completes.
+    ///
+    /// # Errors
+    /// It does not exist.
+    pub fn destroy_qp(&mut self, qpn: u16) -> Result<(), ControlError> {
+        let &mut QueuePair { pd, send_cq, recv_cq, counters, .. } = self.objects.qp(qpn)?;
+        self.forget_messages(qpn);
+        for id in counters.into_iter().flatten() {
+            self.objects.counter(id)?.users -= 1;
+        }
+        let index = usize::from(qpn) % self.objects.qps.len();
+        self.objects.qps[index] = None;
+        self.objects.live.retain(|&live| live != index);
+        let generations = (1u32 << 16) / self.objects.qps.len() as u32;
+        let next = (u32::from(self.qp_generation[index]) + 1) % generations;
+        self.qp_generation[index] = next.max(1) as u16; // number 0 is nobody's
+        *self.objects.pd(pd)? -= 1;
+        self.objects.cq(send_cq)?.users -= 1;
+        self.objects.cq(recv_cq)?.users -= 1;
+        Ok(())
+    }
+
+    /// Creates a completion counter. Its numbers are in `memory`, at these byte offsets of the completions and the errors; or, without,
+    /// in memory of its own.
+    ///
+    /// # Errors
+    /// The device has no more of them, or the offsets are not those of aligned 64-bit words inside the memory.
+    pub fn create_counter(
+        &mut self,
+        memory: Option<(Arc<SharedMemory>, usize, usize)>,
+    ) -> Result<CounterInfo, ControlError> {
+        room("completion counters", self.objects.counters.len(), self.config.max_counters)?;
+        let id = self.next_counter;
+        let (counter, info) = CompletionCounter::new(id, memory)?;
+        self.next_counter += 1;
+        self.objects.counters.insert(id, counter);
+        Ok(info)
+    }
+
+    /// Has a counter count completions of these kinds of a queue pair. It stays attached until the queue pair is destroyed.
+    ///
+    /// # Errors
+    /// One of the two does not exist, the queue pair is not in `Reset` or `Init` any more, one of the kinds has a counter already, or
+    /// is no kind.
+    pub fn attach_counter(&mut self, qpn: u16, id: u32, ops: CounterOps) -> Result<(), ControlError> {
+        self.objects.counter(id)?;
+        let qp = self.objects.qp(qpn)?;
+        if !matches!(qp.state, QpState::Reset | QpState::Init) {
+            return Err(ControlError::TooLate { what: "counters are attached in Reset or Init", state: qp.state });
+        }
+        if ops.bits() == 0 || ops.bits() >> CounterOps::KINDS != 0 {
+            let expected = "one or more of the six kinds of completions";
+            return Err(ControlError::Invalid { what: "completion counter kinds", value: ops.bits().into(), expected });
+        }
+        let taken = ops.kinds().filter(|&kind| qp.counters[kind].is_some()).count() as u32;
+        if taken != 0 {
+            return Err(ControlError::InUse {
+                kind: "completion counter place of queue pair",
+                id: qpn.into(),
+                users: taken,
+            });
+        }
+        ops.kinds().for_each(|kind| qp.counters[kind] = Some(id));
+        self.objects.counter(id)?.users += ops.kinds().count() as u32;
+        Ok(())
+    }
+
+    /// Sets one of a counter's two numbers, modulo 2^31.
+    ///
+    /// # Errors
+    /// It does not exist.
+    pub fn set_counter(&mut self, id: u32, which: CounterValue, value: u64) -> Result<(), ControlError> {
+        self.objects.counter(id).map(|counter| counter.set(which, value))
+    }
+
+    /// Adds to one of a counter's two numbers, modulo 2^31.
+    ///
+    /// # Errors
+    /// It does not exist.
+    pub fn add_to_counter(&mut self, id: u32, which: CounterValue, amount: u64) -> Result<(), ControlError> {
+        self.objects.counter(id).map(|counter| counter.add(which, amount))
+    }
+
+    /// Destroys a completion counter.
+    ///
+    /// # Errors
+    /// It does not exist, or is attached to queue pairs.
+    pub fn destroy_counter(&mut self, id: u32) -> Result<(), ControlError> {
+        match self.objects.counter(id)?.users {
+            0 => {
+                self.objects.counters.remove(&id);
+                Ok(())
+            }
+            users => Err(ControlError::InUse { kind: "completion counter", id, users }),
+        }
+    }
+}
+
+fn room(what: &'static str, used: usize, max: u32) -> Result<(), ControlError> {
+    if used < max as usize {
+        Ok(())
+    } else {
+        Err(ControlError::Limit { what, asked: used as u64 + 1, max: max.into() })
+    }
+}

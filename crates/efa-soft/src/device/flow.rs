@@ -1,0 +1,153 @@
+//! What is under way between this device and each of its peers, and when it needs attention.
+
+use super::Device;
+use crate::srd::rx::RxFlow;
+use crate::srd::tx::{Finished, Message, TxFlow};
+use crate::{Gid, Time};
+use efa_io::Status;
+use std::cmp::Reverse;
+
+/// Most peers that a device keeps book of at once; whoever else sends it something is not heard.
+const MAX_FLOWS: usize = 4096;
+
+/// Everything between this device and one peer.
+pub(super) struct Flow {
+    pub(super) peer: Gid,
+    /// Which life of the peer we know; 0: not heard from it.
+    pub(super) peer_incarnation: u64,
+    /// By [`Lane`](crate::wire::Lane).
+    pub(super) tx: [TxFlow; 2],
+    pub(super) rx: [RxFlow; 2],
+    /// The path that the peer's last packet took: acknowledgements go back by it.
+    pub(super) ack_path: u8,
+    /// The lane whose turn it is to send.
+    pub(super) turn: usize,
+    /// Last time that the peer was heard, or that something was asked of it after a pause.
+    pub(super) lively_at: Time,
+    /// In `Device::busy`.
+    pub(super) queued: bool,
+    /// When `Device::timers` will next bring it up, if at all.
+    timer: Option<Time>,
+}
+
+impl Flow {
+    /// Nothing of ours is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.tx.iter().all(TxFlow::is_idle)
+    }
+
+    /// Ends every message for which `which` holds.
+    pub(super) fn finish_where(&mut self, status: Status, which: impl Fn(&Message) -> bool) -> Vec<Finished> {
+        let mut finished = Vec::new();
+        for tx in &mut self.tx {
+            tx.finish_where(status, &which, &mut finished);
+        }
+        finished
+    }
+}
+
+impl Device {
+    /// The flow to `peer`, new if there is none; `None` if there are too many.
+    pub(super) fn flow_to(&mut self, now: Time, peer: Gid) -> Option<usize> {
+        if let Some(&flow) = self.flow_of.get(&peer) {
+            return Some(flow);
+        }
+        let new = Flow {
+            peer,
+            peer_incarnation: 0,
+            // Starting anywhere but at zero keeps the wrap of message numbers an ordinary event.
+            tx: [(); 2].map(|()| TxFlow::new(&self.config, self.rng.u32(..))),
+            rx: Default::default(),
+            ack_path: 0,
+            turn: 0,
+            lively_at: now,
+            queued: false,
+            timer: None,
+        };
+        let index = if self.flows.len() < MAX_FLOWS {
+            self.flows.push(new);
+            self.flows.len() - 1
+        } else {
+            // A peer that has been silent for so long has given up whatever it had under way: it may be forgotten.
+            let silence = self.config.peer_timeout * 2;
+            let forgettable = |flow: &Flow| flow.is_idle() && !flow.queued && flow.lively_at + silence < now;
+            let index = self.flows.iter().position(forgettable)?;
+            let old = std::mem::replace(&mut self.flows[index], new);
+            self.flow_of.remove(&old.peer);
+            index
+        };
+        self.flow_of.insert(peer, index);
+        Some(index)
+    }
+
+    /// The flow may have something to send.
+    pub(super) fn wake(&mut self, flow: usize) {
+        if !std::mem::replace(&mut self.flows[flow].queued, true) {
+            self.busy.push_back(flow);
+        }
+    }
+
+    /// The flow has nothing to send: sets the timer for what it waits for.
+    pub(super) fn rest(&mut self, index: usize) {
+        let due = self.deadline(index);
+        let flow = &mut self.flows[index];
+        flow.queued = false;
+        // A timer that rings too early is set again when it does; only an earlier one is worth the trouble now.
+        if let Some(due) = due
+            && flow.timer.is_none_or(|timer| due < timer)
+        {
+            flow.timer = Some(due);
+            self.timers.push(Reverse((due, index)));
+        }
+    }
+
+    /// When a flow next has something to do by itself.
+    fn deadline(&self, index: usize) -> Option<Time> {
+        let flow = &self.flows[index];
+        let silence = (!flow.is_idle()).then(|| flow.lively_at + self.config.peer_timeout);
+        flow.tx.iter().filter_map(TxFlow::next_time).chain(silence).min()
+    }
+
+    /// Does what flows have to do by now: packets go out again, peers that stay silent are given up.
+    pub(super) fn ring_timers(&mut self, now: Time) {
+        while let Some(&Reverse((at, index))) = self.timers.peek()
+            && at <= now
+        {
+            self.timers.pop();
+            if self.flows[index].timer != Some(at) {
+                continue; // an earlier one was set since
+            }
+            self.flows[index].timer = None;
+            if self.deadline(index).is_some_and(|due| due <= now) {
+                self.pass_time(now, index);
+                self.check_liveliness(now, index);
+                self.wake(index);
+            } else if !self.flows[index].queued {
+                self.rest(index);
+            }
+        }
+    }
+
+    fn check_liveliness(&mut self, now: Time, index: usize) {
+        let flow = &mut self.flows[index];
+        if flow.is_idle() || now < flow.lively_at + self.config.peer_timeout {
+            return;
+        }
+        let status = if flow.peer_incarnation == 0 {
+            Status::UnreachableRemote
+        } else {
+            self.counters.unresponsive_remote_events += 1;
+            Status::UnresponsiveRemote
+        };
+        let finished = flow.finish_where(status, |_| true);
+        self.settle(index, finished);
+    }
+
+    /// Lets a flow see what is overdue.
+    pub(super) fn pass_time(&mut self, now: Time, flow: usize) {
+        for tx in &mut self.flows[flow].tx {
+            tx.on_time(now);
+            self.counters.retrans_timeout_events += tx.take_timeouts();
+        }
+    }
+}

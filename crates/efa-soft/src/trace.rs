@@ -1,0 +1,314 @@
+//! What a device does, event by event, for whoever wants to watch.
+//!
+//! A device without subscribers builds no event. Drivers and tools subscribe with [`Device::subscribe`](crate::Device::subscribe);
+//! [`ChromeTrace`] turns what was seen into a file for `chrome://tracing` and Perfetto.
+
+use crate::packet::Body;
+use crate::wire::{Data, WireOp};
+use crate::{Gid, QpState, Time};
+use efa_io::{OpCode, Status};
+use std::fmt;
+
+/// Something that a device did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceEvent {
+    /// When, by the clock of the device's driver.
+    pub at: Time,
+    /// What.
+    pub what: Traced,
+}
+
+/// What a device did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Traced {
+    /// It saw a new value in a send doorbell.
+    Doorbell {
+        /// Queue pair.
+        qpn: u16,
+        /// The doorbell's value.
+        value: u32,
+        /// WQEs since the last value.
+        wqes: u32,
+    },
+    /// It fetched and decoded a WQE.
+    Wqe {
+        /// Queue pair.
+        qpn: u16,
+        /// Request id.
+        req_id: u64,
+        /// Operation; a send where the WQE makes no sense.
+        op: OpCode,
+        /// Bytes of the operation.
+        bytes: u32,
+        /// What the checks before anything leaves the device came to.
+        status: Status,
+    },
+    /// A packet left.
+    PacketOut {
+        /// Where it goes.
+        dst: Gid,
+        /// What it is.
+        packet: TracedPacket,
+        /// Which path it takes.
+        path: u8,
+        /// Bytes on the wire.
+        bytes: u32,
+        /// It had left before.
+        resent: bool,
+    },
+    /// A packet arrived.
+    PacketIn {
+        /// Where it comes from.
+        src: Gid,
+        /// What it is.
+        packet: TracedPacket,
+    },
+    /// A packet was dropped.
+    PacketDropped {
+        /// Why.
+        reason: DropReason,
+    },
+    /// A packet's payload was placed in memory.
+    Placed {
+        /// Receiving queue pair.
+        qpn: u16,
+        /// Bytes.
+        bytes: u32,
+    },
+    /// A completion entry was written.
+    Completion {
+        /// Completion queue.
+        cqn: u32,
+        /// Queue pair.
+        qpn: u16,
+        /// Request id.
+        req_id: u64,
+        /// How it went.
+        status: Status,
+        /// It is that of a receive.
+        receive: bool,
+    },
+    /// A queue pair changed its state.
+    State {
+        /// Queue pair.
+        qpn: u16,
+        /// What it is now.
+        state: QpState,
+    },
+    /// The port went up or down.
+    Port {
+        /// It is up.
+        up: bool,
+    },
+}
+
+/// What a traced packet is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TracedPacket {
+    /// Part of a message.
+    Data {
+        /// What the message does.
+        op: WireOp,
+        /// The message's number between these two devices, in its lane.
+        message: u32,
+        /// Which packet of it.
+        packet: u32,
+    },
+    /// An unreliable datagram.
+    Datagram,
+    /// Acknowledgements.
+    Acks {
+        /// How many entries.
+        entries: u32,
+    },
+    /// "You mean an earlier life of mine."
+    Reset,
+}
+
+/// Why a packet was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DropReason {
+    /// Its bytes make no sense.
+    Malformed,
+    /// Its checksum does not match.
+    Corrupt,
+    /// It is for another device, another life of this one, or from a life of the peer that is over.
+    NotForUs,
+    /// It arrived before.
+    Duplicate,
+    /// It is a datagram that nobody takes: no such queue pair or qkey, or no receive descriptor.
+    Unwanted,
+    /// The device could not take it in as fast as it came ([`Faults::rx_rate`](crate::Faults::rx_rate)).
+    Overrun,
+    /// Its bytes were still in the sender's region when that was deregistered (only inside one process).
+    SourceGone,
+    /// The port is down.
+    PortDown,
+    /// It is to the device itself, which EFA does not deliver, or to another subnet.
+    Unroutable,
+}
+
+/// Somebody who watches a device. Any `FnMut(&TraceEvent)` is one.
+pub trait Subscriber: Send {
+    /// Takes an event in. Called by the device's driver, in between its work: be quick.
+    fn event(&mut self, event: &TraceEvent);
+}
+
+impl<F: FnMut(&TraceEvent) + Send> Subscriber for F {
+    fn event(&mut self, event: &TraceEvent) {
+        self(event);
+    }
+}
+
+/// A device's subscribers, and the time as it was last told.
+#[derive(Default)]
+pub(crate) struct Tracer {
+    pub(crate) now: Time,
+    subscribers: Vec<Box<dyn Subscriber>>,
+}
+
+impl Tracer {
+    pub(crate) fn subscribe(&mut self, subscriber: Box<dyn Subscriber>) {
+        self.subscribers.push(subscriber);
+    }
+
+    /// Tells the subscribers, if there are any, what `what` builds.
+    #[inline]
+    pub(crate) fn emit(&mut self, what: impl FnOnce() -> Traced) {
+        if !self.subscribers.is_empty() {
+            self.tell(what());
+        }
+    }
+
+    #[cold]
+    fn tell(&mut self, what: Traced) {
+        let event = TraceEvent { at: self.now, what };
+        self.subscribers.iter_mut().for_each(|subscriber| subscriber.event(&event));
+    }
+}
+
+impl TracedPacket {
+    /// What this packet is.
+    pub(crate) fn of(body: &Body) -> Self {
+        match body {
+            Body::Data(data, _) => Self::of_data(data),
+            Body::Datagram(..) => Self::Datagram,
+            Body::Acks { acks, .. } => Self::Acks { entries: acks.len() as u32 },
+            Body::Reset => Self::Reset,
+        }
+    }
+
+    pub(crate) fn of_data(data: &Data) -> Self {
+        Self::Data { op: data.header.op, message: data.message, packet: data.packet }
+    }
+}
+
+impl fmt::Display for Traced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Doorbell { qpn, value, wqes } => write!(f, "doorbell of QP {qpn} ← {value}: {}", count(*wqes, "WQE")),
+            Self::Wqe { qpn, req_id, op, bytes, status } => {
+                write!(f, "WQE of QP {qpn}, request {req_id}: {op}, {bytes} bytes")?;
+                if status.is_ok() { Ok(()) } else { write!(f, ": refused, {status}") }
+            }
+            Self::PacketOut { packet, path, bytes, resent, .. } => {
+                let again = if *resent { " again" } else { "" };
+                write!(f, "packet out{again} on path {path}, {bytes} bytes: {packet}")
+            }
+            Self::PacketIn { packet, .. } => write!(f, "packet in: {packet}"),
+            Self::PacketDropped { reason } => write!(f, "packet dropped: {reason}"),
+            Self::Placed { qpn, bytes } => write!(f, "{bytes} bytes placed for QP {qpn}"),
+            Self::Completion { cqn, qpn, req_id, status, receive } => {
+                let queue = if *receive { "receive" } else { "send" };
+                write!(f, "completion in CQ {cqn}: {queue} {req_id} of QP {qpn}, {status}")
+            }
+            Self::State { qpn, state } => write!(f, "QP {qpn} is now {state:?}"),
+            Self::Port { up } => write!(f, "port {}", if *up { "up" } else { "down" }),
+        }
+    }
+}
+
+impl fmt::Display for TracedPacket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Data { op, message, packet } => write!(f, "{op}, message {message}, packet {packet}"),
+            Self::Datagram => f.write_str("datagram"),
+            Self::Acks { entries } => f.write_str(&count(*entries, "acknowledgement")),
+            Self::Reset => f.write_str("reset"),
+        }
+    }
+}
+
+impl fmt::Display for DropReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Malformed => "malformed",
+            Self::Corrupt => "damaged on the way",
+            Self::NotForUs => "not for this life of this device",
+            Self::Duplicate => "here already",
+            Self::Unwanted => "a datagram that nobody takes",
+            Self::Overrun => "more than the device can take in",
+            Self::SourceGone => "its sender deregistered the memory",
+            Self::PortDown => "the port is down",
+            Self::Unroutable => "to itself, or to another subnet",
+        })
+    }
+}
+
+fn count(number: u32, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Collects events of several devices as a JSON array of trace events, as `chrome://tracing` and <https://ui.perfetto.dev> read it.
+///
+/// Each device is a process of its name; queue pairs, packets and completions are its threads.
+#[derive(Default)]
+pub struct ChromeTrace {
+    events: Vec<serde_json::Value>,
+    devices: u32,
+}
+
+impl ChromeTrace {
+    /// Without devices.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds what a device did.
+    pub fn add_device<'a>(&mut self, name: &str, events: impl IntoIterator<Item = &'a TraceEvent>) {
+        let pid = self.devices;
+        self.devices += 1;
+        let named = serde_json::json!({ "ph": "M", "pid": pid, "name": "process_name", "args": { "name": name } });
+        self.events.push(named);
+        for TraceEvent { at, what } in events {
+            let (lane, name) = match what {
+                Traced::Doorbell { .. } => ("doorbells", "doorbell"),
+                Traced::Wqe { .. } => ("WQEs", "WQE"),
+                Traced::PacketOut { resent: false, .. } => ("packets out", "packet"),
+                Traced::PacketOut { resent: true, .. } => ("packets out", "packet again"),
+                Traced::PacketIn { .. } => ("packets in", "packet"),
+                Traced::PacketDropped { .. } => ("packets in", "dropped"),
+                Traced::Placed { .. } => ("memory", "placed"),
+                Traced::Completion { .. } => ("completions", "completion"),
+                Traced::State { .. } => ("states", "QP state"),
+                Traced::Port { .. } => ("states", "port"),
+            };
+            self.events.push(serde_json::json!({
+                "ph": "i",
+                "s": "t",
+                "pid": pid,
+                "tid": lane,
+                "ts": at.as_nanos() as f64 / 1000.0,
+                "name": name,
+                "args": { "what": what.to_string() },
+            }));
+        }
+    }
+
+    /// The file's content.
+    pub fn to_json(&self) -> String {
+        serde_json::Value::from(self.events.clone()).to_string()
+    }
+}
