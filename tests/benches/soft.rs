@@ -19,12 +19,26 @@ const BUDGET: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() {
+    // `cargo bench … -- small` and the like pick figures.
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let figures: [(&str, fn()); 3] = [("small", small_writes), ("large", large_writes), ("udp", writes_over_udp)];
+    for (name, figure) in figures {
+        if wanted.is_empty() || wanted.iter().any(|wanted| name.contains(wanted.as_str())) {
+            figure();
+        }
+    }
+}
+
+fn small_writes() {
     let small = writes_per_second("soft30", "soft31", 8, 512);
     println!(
         "small writes, 8 B, in process     {:8.2} M/s   hand-off of a word between threads {:.2} M/s",
         small / 1e6,
         hand_offs() / 1e6
     );
+}
+
+fn large_writes() {
     let large = writes_per_second("soft32", "soft33", 1 << 20, 16) * f64::from(1 << 20);
     let copy = memcpy();
     println!(
@@ -33,6 +47,9 @@ fn main() {
         copy / 1e9,
         100.0 * large / copy
     );
+}
+
+fn writes_over_udp() {
     let over_udp = writes_per_second("soft:mtu=60000", "soft:mtu=60000", 1 << 20, 16) * f64::from(1 << 20);
     let bare = bare_udp(60_000);
     println!(

@@ -3,7 +3,7 @@
 use crate::Time;
 use slab::Slab;
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
 /// What one of a link's paths does to its packets, beyond what the link does to all.
@@ -98,7 +98,10 @@ pub struct Link<T> {
     config: LinkConfig,
     first_at: Option<Time>,
     rng: fastrand::Rng,
+    /// Packets that arrive later.
     queue: BinaryHeap<Reverse<Queued>>,
+    /// Packets that have arrived, by their place and sequence.
+    arrived: VecDeque<(usize, u64)>,
     items: Slab<T>,
     sequence: u64,
     newest_out: u64,
@@ -113,6 +116,7 @@ impl<T: Parcel> Link<T> {
             config,
             first_at: None,
             queue: BinaryHeap::new(),
+            arrived: VecDeque::new(),
             items: Slab::new(),
             sequence: 0,
             newest_out: 0,
@@ -140,9 +144,10 @@ impl<T: Parcel> Link<T> {
             self.counters.lost += 1;
             return Some(item);
         }
+        let at = now + self.config.delay + delay;
         if self.chance(self.config.duplicate) {
             self.counters.duplicated += 1;
-            self.enqueue(now + delay, item.clone());
+            self.enqueue(now, at, item.clone());
         }
         if self.chance(self.config.corrupt) {
             let bytes = item.bytes_mut();
@@ -152,7 +157,7 @@ impl<T: Parcel> Link<T> {
                 self.counters.corrupted += 1;
             }
         }
-        self.enqueue(now + delay, item);
+        self.enqueue(now, at, item);
         None
     }
 
@@ -161,29 +166,44 @@ impl<T: Parcel> Link<T> {
         share > 0.0 && self.rng.f64() < share
     }
 
-    fn enqueue(&mut self, now: Time, item: T) {
+    fn enqueue(&mut self, now: Time, at: Time, item: T) {
         let jitter = self.config.jitter.as_nanos() as u64;
         let extra = if jitter == 0 { 0 } else { self.rng.u64(0..=jitter) };
-        let due = now + self.config.delay + Duration::from_nanos(extra);
-        let rank = if self.config.reorder { self.rng.u64(..) } else { 0 };
+        let due = at + Duration::from_nanos(extra);
         self.sequence += 1;
         let place = self.items.insert(item);
-        self.queue.push(Reverse(Queued { due, rank, sequence: self.sequence, place }));
+        if due <= now {
+            self.arrived.push_back((place, self.sequence));
+        } else {
+            let rank = if self.config.reorder { self.rng.u64(..) } else { 0 };
+            self.queue.push(Reverse(Queued { due, rank, sequence: self.sequence, place }));
+        }
     }
 
     /// The next packet that arrives by `now`.
     pub fn pop(&mut self, now: Time) -> Option<T> {
-        if self.next_time()? > now {
-            return None;
-        }
-        let Reverse(queued) = self.queue.pop()?;
-        self.counters.overtaken += u64::from(queued.sequence < self.newest_out);
-        self.newest_out = self.newest_out.max(queued.sequence);
-        self.items.try_remove(queued.place)
+        let (place, sequence) = match self.queue.peek() {
+            // What was put in earlier and took its time comes before what arrived at once, unless order does not matter.
+            Some(Reverse(queued)) if queued.due <= now && !(self.config.reorder && !self.arrived.is_empty()) => {
+                let Reverse(Queued { place, sequence, .. }) = self.queue.pop()?;
+                (place, sequence)
+            }
+            _ if self.config.reorder && self.arrived.len() > 1 => {
+                let chosen = self.rng.usize(..self.arrived.len());
+                self.arrived.swap_remove_back(chosen)?
+            }
+            _ => self.arrived.pop_front()?,
+        };
+        self.counters.overtaken += u64::from(sequence < self.newest_out);
+        self.newest_out = self.newest_out.max(sequence);
+        self.items.try_remove(place)
     }
 
     /// When the next packet arrives.
     pub fn next_time(&self) -> Option<Time> {
+        if !self.arrived.is_empty() {
+            return Some(Time::ZERO);
+        }
         self.queue.peek().map(|Reverse(queued)| queued.due)
     }
 }

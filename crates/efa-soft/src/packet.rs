@@ -9,7 +9,7 @@ use crate::wire::{self, Ack, Data, Envelope, Lane, MessageHeader};
 use std::sync::Arc;
 
 /// Payloads up to this many bytes are copied when the packet is built: cheaper than to refer to them.
-const SHORT: usize = 80;
+const SHORT: usize = 64;
 
 /// A piece of a region.
 #[derive(Clone)]

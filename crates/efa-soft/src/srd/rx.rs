@@ -6,6 +6,7 @@ use super::bitmap::Bitmap;
 use super::{MESSAGE_WINDOW, NUMBER_SPAN};
 use crate::wire::{Ack, MAX_ACKS, MessageHeader};
 use efa_io::Status;
+use foldhash::fast::RandomState;
 use std::collections::{HashMap, VecDeque};
 
 /// How a message stands.
@@ -63,7 +64,7 @@ pub(crate) struct RxFlow {
     base: Option<u32>,
     /// From `base` on, how each message stands, as [`Standing::code`].
     standings: VecDeque<u8>,
-    partials: HashMap<u32, Partial>,
+    partials: HashMap<u32, Partial, RandomState>,
     /// Messages of which the peer is to be told.
     touched: Vec<u32>,
 }
