@@ -184,7 +184,7 @@ impl<T: Parcel> Link<T> {
     pub fn pop(&mut self, now: Time) -> Option<T> {
         let (place, sequence) = match self.queue.peek() {
             // What was put in earlier and took its time comes before what arrived at once, unless order does not matter.
-            Some(Reverse(queued)) if queued.due <= now && !(self.config.reorder && !self.arrived.is_empty()) => {
+            Some(Reverse(queued)) if queued.due <= now && (self.arrived.is_empty() || !self.config.reorder) => {
                 let Reverse(Queued { place, sequence, .. }) = self.queue.pop()?;
                 (place, sequence)
             }

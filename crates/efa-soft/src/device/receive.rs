@@ -326,10 +326,13 @@ impl Device {
         if is_new {
             let outcome = self.place(index, src, data, payload);
             self.conclude(index, src, data, outcome);
-        } else {
-            self.duplicate();
-            self.flows[index].rx[lane].touch(data.message);
+            return;
         }
+        // What comes after a refusal may be here for the first time.
+        if !matches!(standing, Standing::Done(status) if !status.is_ok()) {
+            self.duplicate();
+        }
+        self.flows[index].rx[lane].touch(data.message);
     }
 
     /// Moves a message on after one of its packets was placed or could not be.
@@ -586,7 +589,7 @@ impl Objects {
             let (memory, at) = find(buf)?;
             let zeros = prefix.saturating_sub(from).min(here);
             let placed = memory.write(at, &[0; UD_PREFIX as usize][..zeros])
-                && payload.place((from + zeros) - prefix, here - zeros, memory, at + zeros);
+                && payload.place((from + zeros).saturating_sub(prefix), here - zeros, memory, at + zeros);
             if !placed {
                 return Err(Status::InvalidLkey);
             }

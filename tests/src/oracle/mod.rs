@@ -1,0 +1,600 @@
+//! Random operations between simulated nodes, and an oracle that knows what must come of them.
+//!
+//! Every node has a *stage* (bytes to send and write from), a *board* (peers write and read it), a *shelf* (reads land
+//! there) and a *tray* (receives). Stage, board and shelf are cut into slots. An operation has its slots to itself while it is under
+//! way, since SRD orders nothing; when it completes, the slot must hold exactly what it should, on both sides of the bytes that
+//! were meant, too. A message must arrive once: its number is in its immediate or in its first bytes.
+//!
+//! Meanwhile the [weather](weather) changes: the network loses, delays, damages or stops, receivers and devices are slow, ports go
+//! down. Queue pairs fail and are replaced, and nodes die and come back as another life of themselves. What that leaves
+//! undecided, an operation that may or may not have happened, is *doomed*: whatever status it ends with is right, its message
+//! arrives once or not at all, and its slots rest until no late packet can reach them.
+
+mod node;
+mod op;
+mod weather;
+
+use crate::Sim;
+use efa_direct::*;
+use efa_io::{SendWqe, Wqe};
+use efa_soft::{LinkConfig, Time};
+use node::{Node, QPS, Room, SendQ, UD};
+use op::{Bad, Kind, Op, content};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+use weather::Weather;
+
+const NODES: usize = 3;
+const SLOTS: usize = 24;
+const SLOT: usize = 40_000;
+const RECEIVES: usize = 6;
+const MTU: usize = 2048;
+const SQ: u32 = 16;
+/// Longer than a packet can be under way.
+const REST: Duration = Duration::from_millis(200);
+
+/// Longer than it takes to learn that a peer died and came back.
+const GRIEF: Duration = Duration::from_secs(2);
+
+/// What to simulate.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Seed of the operations, and of the network.
+    pub seed: u64,
+    /// Number of operations.
+    pub operations: u64,
+    /// What the network does at all times.
+    pub link: LinkConfig,
+    /// Whether further faults come and go, queue pairs fail and nodes die.
+    pub chaos: bool,
+}
+
+/// How it went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Operations that were posted, by kind: sends.
+    pub sends: u64,
+    /// RDMA writes.
+    pub writes: u64,
+    /// RDMA reads.
+    pub reads: u64,
+    /// Unreliable datagrams.
+    pub datagrams: u64,
+    /// Operations that had to fail, and did.
+    pub refused: u64,
+    /// Operations that a failed queue pair or a dead node left undecided.
+    pub doomed: u64,
+    /// Reliable messages that arrived.
+    pub arrivals: u64,
+    /// Datagrams that arrived.
+    pub datagram_arrivals: u64,
+    /// Packets sent again.
+    pub resent: u64,
+    /// Packets that arrived twice.
+    pub duplicates: u64,
+    /// Packets that were dropped because they were damaged.
+    pub corrupt: u64,
+    /// Times a receiver was not ready.
+    pub not_ready: u64,
+    /// Times a post found its ring full.
+    pub full: u64,
+    /// Queue pairs that failed and were replaced.
+    pub qp_failures: u64,
+    /// Nodes that died and came back.
+    pub deaths: u64,
+}
+
+/// An operation under way.
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    op: Op,
+    stage: Option<usize>,
+    board: Option<usize>,
+    shelf: Option<usize>,
+    /// The lives of the poster and of its peer when it was posted, and when that was.
+    lives: [u64; 2],
+    posted_at: Time,
+    completed: bool,
+    /// Its message is still to arrive.
+    expected: bool,
+    /// Anything may come of it.
+    doomed: bool,
+}
+
+/// A slot that rests.
+struct Resting {
+    until: Time,
+    node: usize,
+    life: u64,
+    room: Room,
+    slot: usize,
+}
+
+struct World {
+    seed: u64,
+    operations: u64,
+    chaos: bool,
+    sim: Sim,
+    weather: Weather,
+    rng: fastrand::Rng,
+    nodes: Vec<Node>,
+    pending: BTreeMap<u64, Pending>,
+    resting: VecDeque<Resting>,
+    /// Messages of doomed operations that are over: until when they may still arrive.
+    ghosts: BTreeMap<u64, Time>,
+    /// The operation to be posted next.
+    next: Op,
+    outcome: Outcome,
+    /// For bytes as they should be, and as they are.
+    expected: Vec<u8>,
+    found: Vec<u8>,
+}
+
+/// Runs a plan.
+///
+/// # Panics
+/// With the plan, if anything went otherwise than it must.
+pub fn run(plan: Plan) -> Outcome {
+    let guard = PrintOnPanic(plan);
+    let outcome = World::new(&plan).run();
+    std::mem::forget(guard);
+    outcome
+}
+
+struct PrintOnPanic(Plan);
+
+impl Drop for PrintOnPanic {
+    fn drop(&mut self) {
+        eprintln!("to see this again: EFA_SIM_SEED={} EFA_SIM_OPS={}; {:?}", self.0.seed, self.0.operations, self.0);
+    }
+}
+
+impl World {
+    fn new(plan: &Plan) -> Self {
+        let sim = Sim::new(plan.link);
+        let nodes: Vec<Node> = (0..NODES).map(|n| Node::new(&sim, n, 0)).collect();
+        let mut world = Self {
+            seed: plan.seed,
+            operations: plan.operations,
+            chaos: plan.chaos,
+            sim,
+            weather: Weather::new(plan.link),
+            rng: fastrand::Rng::with_seed(plan.seed),
+            nodes,
+            pending: BTreeMap::new(),
+            resting: VecDeque::new(),
+            ghosts: BTreeMap::new(),
+            next: Op::new(plan.seed, 1),
+            outcome: Outcome::default(),
+            expected: Vec::new(),
+            found: Vec::new(),
+        };
+        for n in 0..NODES {
+            world.introduce(n);
+        }
+        world
+    }
+
+    /// Tells every node where node `n`'s queue pairs are, and the node where theirs are.
+    fn introduce(&mut self, n: usize) {
+        for other in (0..NODES).filter(|&other| other != n) {
+            for (here, there) in [(n, other), (other, n)] {
+                for q in 0..QPS {
+                    let endpoint = self.nodes[there].qps[q].endpoint;
+                    let node = &mut self.nodes[here];
+                    let peer = node.pd.peer(&endpoint).unwrap();
+                    node.peers.insert((there, q), peer);
+                }
+            }
+        }
+    }
+
+    fn run(mut self) -> Outcome {
+        let mut last_progress = self.sim.now();
+        while self.next.id <= self.operations || !self.pending.is_empty() {
+            let posting = self.next.id <= self.operations;
+            if self.chaos && posting {
+                self.weather.pass(&self.sim, &self.nodes, &mut self.rng);
+                self.strike();
+            } else if self.chaos {
+                self.weather.clear(&self.sim, &self.nodes);
+            }
+            for _ in 0..self.rng.usize(..8) {
+                if self.next.id > self.operations || !self.post_next() {
+                    break;
+                }
+            }
+            let receives = self.rng.u8(..) < 2;
+            for node in &mut self.nodes {
+                node.qps.iter_mut().for_each(|qp| qp.sq.ring());
+                if receives {
+                    node.post_receives(&mut self.rng);
+                }
+            }
+            self.sim.step(Duration::from_micros(200));
+            let mut progress = false;
+            for n in 0..NODES {
+                while let Some(completion) = self.nodes[n].cq.poll_one() {
+                    progress = true;
+                    self.take(n, completion);
+                }
+            }
+            self.wake_slots();
+            if progress {
+                last_progress = self.sim.now();
+            }
+            let stalled = self.sim.now().since(last_progress) > Duration::from_secs(30);
+            assert!(!stalled, "nothing happens any more; under way: {:#?}", self.pending);
+        }
+        self.close()
+    }
+
+    /// Lets the last packets settle, and looks at everything once more.
+    fn close(mut self) -> Outcome {
+        let late = self.sim.now() + Duration::from_secs(10);
+        while self.sim.now() < late {
+            self.sim.step(Duration::from_millis(10));
+            for n in 0..NODES {
+                while let Some(completion) = self.nodes[n].cq.poll_one() {
+                    self.take(n, completion);
+                }
+            }
+        }
+        self.wake_slots();
+        assert!(self.resting.is_empty());
+        for n in 0..NODES {
+            self.nodes[n].check(n);
+            self.add_counters(n);
+        }
+        self.outcome
+    }
+
+    fn add_counters(&mut self, n: usize) {
+        let counters = self.nodes[n].device.counters();
+        self.outcome.resent += counters.retrans_pkts;
+        self.outcome.duplicates += counters.duplicate_pkts;
+        self.outcome.corrupt += counters.corrupt_pkts;
+        self.outcome.not_ready += counters.rnr_sent;
+    }
+
+    /// Now and then a queue pair fails, or a node dies.
+    fn strike(&mut self) {
+        if self.rng.u32(..) < u32::MAX / 2000 {
+            let (n, q) = (self.rng.usize(..NODES), self.rng.usize(..QPS));
+            if !self.nodes[n].qps[q].failed {
+                self.nodes[n].qps[q].control.fail().unwrap();
+                self.nodes[n].qps[q].failed = true;
+                self.outcome.qp_failures += 1;
+                self.doom(|op| op.involves(n, q));
+            }
+        }
+        if self.rng.u32(..) < u32::MAX / 20_000 {
+            let n = self.rng.usize(..NODES);
+            self.kill(n);
+        }
+        for n in 0..NODES {
+            for q in 0..QPS {
+                let qp = &self.nodes[n].qps[q];
+                let busy = |p: &Pending| !p.completed && (p.op.from, p.op.qp_index()) == (n, q);
+                if qp.failed && qp.is_drained() && !self.pending.values().any(busy) {
+                    self.nodes[n].replace_qp(q);
+                    self.introduce(n);
+                }
+            }
+        }
+    }
+
+    /// Operations for which `which` holds may end in any way from here on.
+    fn doom(&mut self, which: impl Fn(&Op) -> bool) {
+        for pending in self.pending.values_mut().filter(|pending| which(&pending.op)) {
+            self.outcome.doomed += u64::from(!pending.doomed);
+            pending.doomed = true;
+        }
+        // Those that only a message's arrival was missing of are over: it may come, and need not.
+        let over: Vec<u64> = self.pending.iter().filter(|(_, p)| p.doomed && p.completed).map(|(&id, _)| id).collect();
+        for id in over {
+            self.finish(id);
+        }
+    }
+
+    /// A node dies, with all that it has, and comes back.
+    fn kill(&mut self, n: usize) {
+        self.outcome.deaths += 1;
+        self.add_counters(n);
+        self.doom(|op| op.to == n || op.from == n);
+        self.sim.kill(n);
+        // What the dead node's objects do when they go must not meet its successor.
+        let life = self.nodes.remove(n).life + 1;
+        self.nodes.insert(n, Node::new(&self.sim, n, life));
+        self.introduce(n);
+        // Nobody is left who could be told how the node's own operations went.
+        let own: Vec<u64> = self.pending.iter().filter(|(_, p)| p.op.from == n).map(|(&id, _)| id).collect();
+        own.into_iter().for_each(|id| self.finish(id));
+    }
+
+    /// Posts the next operation, if there is room for it.
+    fn post_next(&mut self) -> bool {
+        let op = self.next;
+        let failed = |n: usize, q: usize| self.nodes[n].qps[q].failed;
+        if failed(op.from, op.qp_index()) || failed(op.to, op.peer_qp_index()) {
+            return false;
+        }
+        let Some(pending) = self.take_slots(op) else { return false };
+        match self.post(&pending) {
+            Ok(()) => {
+                *match op.kind {
+                    Kind::Send | Kind::SendInline => &mut self.outcome.sends,
+                    Kind::Write | Kind::WriteInline => &mut self.outcome.writes,
+                    Kind::Read => &mut self.outcome.reads,
+                    Kind::Datagram => &mut self.outcome.datagrams,
+                    Kind::Bad(_) => &mut self.outcome.refused,
+                } += 1;
+                self.pending.insert(op.id, pending);
+                self.next = Op::new(self.seed, op.id + 1);
+                true
+            }
+            Err(PostError::RingFull { entries, outstanding }) => {
+                assert_eq!((entries, outstanding), (SQ, SQ));
+                self.outcome.full += 1;
+                self.free_slots(&pending);
+                false
+            }
+            Err(error) => panic!("{error}: {pending:?}"),
+        }
+    }
+
+    fn post(&mut self, pending: &Pending) -> Result<(), PostError> {
+        let op = pending.op;
+        op.content(&mut self.expected);
+        let range = |slot: usize, offset: usize| (slot * SLOT + offset) as u64..(slot * SLOT + offset + op.len) as u64;
+        let mut board = self.nodes[op.to].board.region.remote();
+        let mut to = self.nodes[op.to].qps[op.peer_qp_index()].endpoint;
+        let remote = match op.kind {
+            Kind::Bad(bad) => {
+                match bad {
+                    Bad::Rkey => board.rkey ^= 0x40,
+                    Bad::Bounds => board.len += 1,
+                    Bad::Qkey => to.qkey ^= 1,
+                    Bad::Number => to.qpn ^= 0x1000,
+                }
+                Some(board.slice(board.len - op.len as u64..).unwrap())
+            }
+            _ => pending.board.map(|slot| board.slice(range(slot, op.offset)).unwrap()),
+        };
+        let Node { qps, peers, pd, stage, shelf, .. } = &mut self.nodes[op.from];
+        let local = match (pending.stage, pending.shelf) {
+            (Some(slot), _) => {
+                let range = range(slot, op.local_offset);
+                stage.region.write(range.start, &self.expected).unwrap();
+                Some(stage.region.slice(range).unwrap())
+            }
+            (None, Some(slot)) => Some(shelf.region.slice(range(slot, op.offset)).unwrap()),
+            (None, None) => None,
+        };
+        let stranger = matches!(op.kind, Kind::Bad(_)).then(|| pd.peer(&to).unwrap());
+        let peer = stranger.as_ref().unwrap_or(&peers[&(op.to, op.peer_qp_index())]);
+        let imm = op.imm.then_some(op.id as u32);
+        match (&mut qps[op.qp_index()].sq, remote) {
+            (SendQ::Wide(sq), Some(remote)) if op.kind == Kind::WriteInline => {
+                let write = RdmaWriteInline::new(&self.expected, remote);
+                sq.post(peer, if let Some(imm) = imm { write.imm(imm) } else { write }, op.id)
+            }
+            (SendQ::Wide(sq), _) => post(sq, peer, &op, &self.expected, local, remote, imm),
+            (SendQ::Narrow(sq), _) => post(sq, peer, &op, &self.expected, local, remote, imm),
+        }
+    }
+
+    /// The slots that an operation needs, if all of them are to be had.
+    fn take_slots(&mut self, op: Op) -> Option<Pending> {
+        let needs = |room| match (room, op.kind) {
+            (Room::Stage, Kind::Send | Kind::Write | Kind::Datagram | Kind::Bad(_)) => Some(op.from),
+            (Room::Board, Kind::Write | Kind::WriteInline | Kind::Read) => Some(op.to),
+            (Room::Shelf, Kind::Read) => Some(op.from),
+            _ => None,
+        };
+        let rooms = [Room::Stage, Room::Board, Room::Shelf];
+        if rooms.iter().any(|&room| needs(room).is_some_and(|n| self.nodes[n].slots(room).free.is_empty())) {
+            return None;
+        }
+        let [stage, board, shelf] = rooms.map(|room| {
+            // Any slot, so that stale bytes of every age are around.
+            let free = &mut self.nodes[needs(room)?].slots(room).free;
+            Some(free.swap_remove(self.rng.usize(..free.len())))
+        });
+        let expected = op.arrives();
+        let lives = [op.from, op.to].map(|n| self.nodes[n].life);
+        let posted_at = self.sim.now();
+        Some(Pending { op, stage, board, shelf, lives, posted_at, completed: false, expected, doomed: false })
+    }
+
+    /// An operation's slots.
+    fn slots_of(pending: &Pending) -> impl Iterator<Item = (usize, Room, usize)> {
+        let Op { from, to, .. } = pending.op;
+        let all =
+            [(from, Room::Stage, pending.stage), (to, Room::Board, pending.board), (from, Room::Shelf, pending.shelf)];
+        all.into_iter().filter_map(|(node, room, slot)| Some((node, room, slot?)))
+    }
+
+    fn free_slots(&mut self, pending: &Pending) {
+        for (node, room, slot) in Self::slots_of(pending) {
+            self.nodes[node].slots(room).free.push(slot);
+        }
+    }
+
+    /// Gives slots back that have rested enough, and forgets messages that can arrive no more.
+    fn wake_slots(&mut self) {
+        let now = self.sim.now();
+        while self.resting.front().is_some_and(|resting| resting.until <= now)
+            && let Some(Resting { node, life, room, slot, .. }) = self.resting.pop_front()
+        {
+            if self.nodes[node].life == life {
+                let slots = self.nodes[node].slots(room);
+                slots.learn(slot);
+                slots.free.push(slot);
+            }
+        }
+        self.ghosts.retain(|_, until| *until > now);
+    }
+
+    fn take(&mut self, n: usize, completion: Completion) {
+        let node = &mut self.nodes[n];
+        let q = node.qps.iter().position(|qp| qp.endpoint.qpn == completion.qpn).unwrap();
+        node.qps[q].count(completion.status.is_ok());
+        match completion.kind {
+            CompletionKind::Send(code) => {
+                let id = completion.wr_id;
+                let pending = self.pending.get_mut(&id).unwrap_or_else(|| panic!("nobody posted {completion:?}"));
+                assert_eq!((pending.op.from, pending.completed), (n, false), "{pending:?} completed by {completion:?}");
+                assert_eq!(code, pending.op.kind.op_code());
+                pending.completed = true;
+                // A sender that has not heard yet that its peer died may still post to the peer's earlier life.
+                let reborn_at = self.nodes[pending.op.to].born_at;
+                let to_the_dead = completion.status == Status::RemoteAbort && pending.posted_at < reborn_at + GRIEF;
+                self.outcome.doomed += u64::from(to_the_dead && !pending.doomed);
+                pending.doomed |= to_the_dead;
+                let pending = *pending;
+                if !pending.doomed {
+                    assert_eq!(completion.status, pending.op.kind.status(), "{pending:?}");
+                    self.check_landed(&pending);
+                }
+                self.finish(id);
+            }
+            CompletionKind::Receive(received) if completion.status.is_ok() => {
+                self.arrived(n, q, &completion, &received)
+            }
+            CompletionKind::Receive(_) => {
+                assert_eq!((completion.status, node.qps[q].failed), (Status::Flushed, true));
+                node.qps[q].idle.push(completion.wr_id);
+            }
+        }
+    }
+
+    fn arrived(&mut self, n: usize, q: usize, completion: &Completion, received: &Received) {
+        let is_write = received.op == OpCode::RdmaWrite;
+        let node = &mut self.nodes[n];
+        assert_eq!(received.unsolicited, is_write && q == 1);
+        if !received.unsolicited {
+            node.qps[q].idle.push(completion.wr_id);
+        }
+        if !is_write {
+            node.received(completion.wr_id, received.length as usize, &mut self.found);
+        }
+        if q == UD {
+            self.datagram_arrived();
+            return;
+        }
+        let id = match received.imm {
+            Some(imm) => u64::from(imm),
+            None => u64::from_le_bytes(self.found[..8].try_into().unwrap()),
+        };
+        self.outcome.arrivals += 1;
+        if self.ghosts.remove(&id).is_some() {
+            return;
+        }
+        let pending = self.pending.get_mut(&id).unwrap_or_else(|| panic!("message {id} arrived from nowhere"));
+        assert!(std::mem::take(&mut pending.expected), "message {id} arrived again: {pending:?}");
+        let (op, doomed) = (pending.op, pending.doomed);
+        assert_eq!((op.to, op.peer_qp, is_write, received.length as usize), (n, q, op.kind.is_write(), op.len));
+        let ah = self.nodes[n].peers[&(op.from, 0)].ah();
+        assert_eq!(received.ah, Some(ah));
+        if is_write {
+            // An immediate is delivered only after every byte has been placed.
+            let pending = *pending;
+            self.check_landed(&pending);
+        } else {
+            op.content(&mut self.expected);
+            assert!(self.found == self.expected, "message {id} arrived altered");
+        }
+        let sender = &self.nodes[op.from];
+        assert!(doomed || sender.qps[op.qp].endpoint.qpn == received.src_qpn);
+        self.finish(id);
+    }
+
+    /// A datagram arrived; its bytes say whether it is intact.
+    fn datagram_arrived(&mut self) {
+        self.outcome.datagram_arrivals += 1;
+        let (prefix, message) = self.found.split_at(UD_PREFIX as usize);
+        assert!(prefix.iter().all(|&byte| byte == 0));
+        let id = u64::from_le_bytes(message[..8].try_into().unwrap());
+        content(id, message.len(), &mut self.expected);
+        assert!(self.expected == message && id < self.next.id, "datagram {id} arrived altered");
+    }
+
+    /// The operation's bytes are where they should be, and nowhere else in the slot.
+    fn check_landed(&mut self, pending: &Pending) {
+        let op = pending.op;
+        let (slots, slot) = match (op.kind, pending.board, pending.shelf) {
+            (Kind::Write | Kind::WriteInline, Some(slot), _) => {
+                op.content(&mut self.expected);
+                (&mut self.nodes[op.to].board, slot)
+            }
+            (Kind::Read, Some(board), Some(shelf)) => {
+                let from = board * SLOT + op.offset;
+                self.expected.clear();
+                self.expected.extend_from_slice(&self.nodes[op.to].board.truth[from..from + op.len]);
+                (&mut self.nodes[op.from].shelf, shelf)
+            }
+            _ => return,
+        };
+        let from = slot * SLOT + op.offset;
+        slots.truth[from..from + op.len].copy_from_slice(&self.expected);
+        // The bytes around them every time, the whole slot now and then (and everything at the end).
+        let guard = if self.rng.u8(..) < 4 { SLOT } else { 32 };
+        let (start, end) =
+            ((slot * SLOT).max(from.saturating_sub(guard)), ((slot + 1) * SLOT).min(from + op.len + guard));
+        self.found.resize(end - start, 0);
+        slots.region.read(start as u64, &mut self.found).unwrap();
+        assert!(self.found == slots.truth[start..end], "slot {slot} after {pending:?}");
+    }
+
+    /// Forgets an operation that has ended at both ends.
+    fn finish(&mut self, id: u64) {
+        let Some(&pending) = self.pending.get(&id) else { return };
+        if pending.doomed && (pending.completed || self.nodes[pending.op.from].life != pending.lives[0]) {
+            let until = self.sim.now() + REST;
+            for (node, room, slot) in Self::slots_of(&pending) {
+                let life = pending.lives[usize::from(node != pending.op.from)];
+                self.resting.push_back(Resting { until, node, life, room, slot });
+            }
+            if pending.expected {
+                self.ghosts.insert(id, until);
+            }
+            self.pending.remove(&id);
+        } else if pending.completed && !pending.expected {
+            self.free_slots(&pending);
+            self.pending.remove(&id);
+        }
+    }
+}
+
+fn post<const W: usize>(
+    sq: &mut CpuSendQueue<W>,
+    peer: &Peer,
+    op: &Op,
+    data: &[u8],
+    local: Option<LocalSlice<'_>>,
+    remote: Option<RemoteSlice>,
+    imm: Option<u32>,
+) -> Result<(), PostError>
+where
+    Wqe<W>: SendWqe,
+{
+    match (op.kind, local, remote) {
+        (Kind::SendInline, None, _) => {
+            let send = SendInline::new(data);
+            sq.post(peer, if let Some(imm) = imm { send.imm(imm) } else { send }, op.id)
+        }
+        (Kind::Send | Kind::Datagram, Some(local), _) => {
+            let (head, tail) = local.split_at(op.cut);
+            let bufs = [head, tail];
+            let send = Send::new(if op.len == 0 { &[] } else { &bufs });
+            sq.post(peer, if let Some(imm) = imm { send.imm(imm) } else { send }, op.id)
+        }
+        (Kind::Write | Kind::Bad(_), Some(local), Some(remote)) => {
+            let write = RdmaWrite::new(local, remote);
+            sq.post(peer, if let Some(imm) = imm { write.imm(imm) } else { write }, op.id)
+        }
+        (Kind::Read, Some(local), Some(remote)) => sq.post(peer, RdmaRead::new(local, remote), op.id),
+        _ => unreachable!("{op:?} without its slots"),
+    }
+}

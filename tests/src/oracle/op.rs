@@ -1,0 +1,170 @@
+//! Operations: what each is follows from its number and the seed, and so does every byte that it carries.
+
+use super::node::UD;
+use super::{MTU, NODES, SLOT};
+use efa_direct::{OpCode, Status};
+
+/// What an operation does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A send from memory.
+    Send,
+    /// A send from the WQE.
+    SendInline,
+    /// An RDMA write from memory.
+    Write,
+    /// An RDMA write from the WQE.
+    WriteInline,
+    /// An RDMA read.
+    Read,
+    /// An unreliable datagram.
+    Datagram,
+    /// An RDMA write that has to fail.
+    Bad(Bad),
+}
+
+/// What is wrong with an operation that has to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bad {
+    /// No such remote key.
+    Rkey,
+    /// It passes the end of the remote region by one byte.
+    Bounds,
+    /// Not the destination's queue key.
+    Qkey,
+    /// No such queue pair.
+    Number,
+}
+
+impl Kind {
+    pub(super) fn is_write(self) -> bool {
+        matches!(self, Self::Write | Self::WriteInline | Self::Bad(_))
+    }
+
+    pub(super) fn is_send(self) -> bool {
+        matches!(self, Self::Send | Self::SendInline)
+    }
+
+    /// What its completion says.
+    pub(super) fn op_code(self) -> OpCode {
+        match self {
+            Self::Send | Self::SendInline | Self::Datagram => OpCode::Send,
+            Self::Write | Self::WriteInline | Self::Bad(_) => OpCode::RdmaWrite,
+            Self::Read => OpCode::RdmaRead,
+        }
+    }
+
+    /// How it ends, if nothing comes in between.
+    pub(super) fn status(self) -> Status {
+        match self {
+            Self::Bad(Bad::Rkey | Bad::Bounds) => Status::RemoteBadAddress,
+            Self::Bad(Bad::Qkey | Bad::Number) => Status::RemoteBadDestQpn,
+            _ => Status::Ok,
+        }
+    }
+}
+
+/// An operation to be posted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Op {
+    pub(super) id: u64,
+    pub(super) kind: Kind,
+    /// Nodes.
+    pub(super) from: usize,
+    pub(super) to: usize,
+    /// Queue pairs at either.
+    pub(super) qp: usize,
+    pub(super) peer_qp: usize,
+    pub(super) imm: bool,
+    pub(super) len: usize,
+    /// Where in the slot that is written, and in the local one.
+    pub(super) offset: usize,
+    pub(super) local_offset: usize,
+    /// Where a send from two buffers is cut.
+    pub(super) cut: u32,
+}
+
+impl Op {
+    /// Operation number `id`.
+    pub(super) fn new(seed: u64, id: u64) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed ^ id.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let from = rng.usize(..NODES);
+        let to = (from + rng.usize(1..NODES)) % NODES;
+        let (qp, peer_qp) = (rng.usize(..2), rng.usize(..2));
+        let is_wide = qp == 1;
+        let kind = match rng.u8(..64) {
+            0..10 => Kind::Send,
+            10..16 => Kind::SendInline,
+            16..18 => Kind::Bad([Bad::Rkey, Bad::Bounds, Bad::Qkey, Bad::Number][rng.usize(..4)]),
+            18..24 => Kind::Datagram,
+            24..30 if is_wide => Kind::WriteInline,
+            24..46 => Kind::Write,
+            _ => Kind::Read,
+        };
+        let imm = kind != Kind::Read && rng.bool();
+        let most = match kind {
+            Kind::Send | Kind::Datagram => MTU,
+            Kind::SendInline => 32,
+            Kind::WriteInline => 80,
+            Kind::Write | Kind::Read if rng.u8(..) < 8 => SLOT,
+            Kind::Write | Kind::Read | Kind::Bad(_) => [8, 100, MTU, 3 * MTU][rng.usize(..4)],
+        };
+        // A message without immediate is known by its first bytes, and a datagram by them alone.
+        let least = match kind {
+            Kind::Send | Kind::SendInline if !imm => 8,
+            Kind::Datagram => 8,
+            Kind::Bad(_) => 1,
+            _ => 0,
+        };
+        let len = rng.usize(least..=most);
+        Self {
+            id,
+            kind,
+            from,
+            to,
+            qp,
+            peer_qp,
+            imm,
+            len,
+            offset: rng.usize(..=SLOT - len),
+            local_offset: rng.usize(..=SLOT - len),
+            cut: rng.u32(..=len as u32),
+        }
+    }
+
+    /// The sending queue pair, as the node numbers it.
+    pub(super) fn qp_index(&self) -> usize {
+        if self.kind == Kind::Datagram { UD } else { self.qp }
+    }
+
+    /// The queue pair that it is for.
+    pub(super) fn peer_qp_index(&self) -> usize {
+        if self.kind == Kind::Datagram { UD } else { self.peer_qp }
+    }
+
+    /// Whether it is between this queue pair and any other.
+    pub(super) fn involves(&self, node: usize, qp: usize) -> bool {
+        (self.from, self.qp_index()) == (node, qp) || (self.to, self.peer_qp_index()) == (node, qp)
+    }
+
+    /// Whether a receiver learns of it.
+    pub(super) fn arrives(&self) -> bool {
+        self.kind.is_send() || (self.kind.is_write() && self.imm && self.kind.status().is_ok())
+    }
+
+    /// Puts the bytes that it carries in `into`.
+    pub(super) fn content(&self, into: &mut Vec<u8>) {
+        content(self.id, self.len, into);
+    }
+}
+
+/// Puts the `len` bytes that message `id` carries in `into`: its number first, if they are enough.
+pub(super) fn content(id: u64, len: usize, into: &mut Vec<u8>) {
+    into.clear();
+    let mut word = id;
+    for _ in 0..len.div_ceil(8) {
+        into.extend_from_slice(&word.to_le_bytes());
+        word = (word ^ word >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9).wrapping_add(id | 1);
+    }
+    into.truncate(len);
+}

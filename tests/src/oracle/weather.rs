@@ -1,0 +1,72 @@
+//! Faults that come and go.
+
+use super::NODES;
+use super::node::Node;
+use crate::Sim;
+use efa_soft::{Faults, LinkConfig, PathConfig, Time};
+use std::time::Duration;
+
+/// Which faults there are, and until when.
+pub(super) struct Weather {
+    /// What the network does at all times.
+    climate: LinkConfig,
+    until: Time,
+}
+
+impl Weather {
+    pub(super) fn new(climate: LinkConfig) -> Self {
+        Self { climate, until: Time::ZERO }
+    }
+
+    /// Changes the weather when its time has come.
+    pub(super) fn pass(&mut self, sim: &Sim, nodes: &[Node], rng: &mut fastrand::Rng) {
+        if sim.now() < self.until {
+            return;
+        }
+        self.until = sim.now() + Duration::from_millis(rng.u64(1..300));
+        self.clear(sim, nodes);
+        let somebody = rng.usize(..NODES);
+        let millis = |rng: &mut fastrand::Rng, most: u64| Duration::from_micros(rng.u64(..most * 1000));
+        let mut paths = [PathConfig::default(); 4];
+        let path = &mut paths[rng.usize(..4)];
+        let mut link = self.climate;
+        match rng.u8(..12) {
+            0 => link.loss = rng.f64() * 0.5,
+            1 => link.jitter = millis(rng, 5),
+            2 => link.corrupt = rng.f64() * 0.2,
+            3 => link.cut = true,
+            4 => path.cut = true,
+            5 => path.delay = millis(rng, 4),
+            6 => path.loss = rng.f64(),
+            7 => set_faults(&nodes[somebody], |faults| faults.rx_rate = Some(rng.u64(20..500) << 20)),
+            8 => set_faults(&nodes[somebody], |faults| {
+                faults.rx_rate = Some(100 << 20);
+                faults.rx_buffer = rng.usize(5_000..100_000);
+            }),
+            9 => set_faults(&nodes[somebody], |faults| faults.wqe_time = Duration::from_nanos(rng.u64(..50_000))),
+            10 => set_port(&nodes[somebody], false),
+            _ => {}
+        }
+        link.paths = paths;
+        sim.set_link(|now| *now = link);
+    }
+
+    /// Nothing is wrong any more, but for the climate.
+    pub(super) fn clear(&self, sim: &Sim, nodes: &[Node]) {
+        sim.set_link(|now| *now = self.climate);
+        for node in nodes {
+            set_faults(node, |_| ());
+            set_port(node, true);
+        }
+    }
+}
+
+fn set_faults(node: &Node, change: impl FnOnce(&mut Faults)) {
+    let mut faults = Faults::default();
+    change(&mut faults);
+    node.with_soft(|device| device.set_faults(faults));
+}
+
+fn set_port(node: &Node, up: bool) {
+    node.with_soft(|device| device.set_port(up));
+}
