@@ -3,11 +3,52 @@
 use crate::Gid;
 use crate::error::ControlError;
 use crate::wire::MIN_STRIDE;
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
+
+/// EC2 instance types whose devices a software device can resemble: [`DeviceConfig::of`] says in what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Profile {
+    /// p4d: four devices of 100 Gb/s.
+    P4d,
+    /// p5: 32 devices of 100 Gb/s.
+    P5,
+    /// p5en: 16 devices of 200 Gb/s.
+    #[default]
+    P5en,
+    /// p6-b200: eight devices of 400 Gb/s.
+    P6B200,
+}
+
+impl Profile {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::P4d, Self::P5, Self::P5en, Self::P6B200];
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::P4d => "p4d",
+            Self::P5 => "p5",
+            Self::P5en => "p5en",
+            Self::P6B200 => "p6-b200",
+        })
+    }
+}
+
+impl FromStr for Profile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|profile| profile.to_string() == text);
+        found.ok_or("p4d, p5, p5en or p6-b200".into())
+    }
+}
 
 /// Limits, capabilities and timing of a device.
 ///
-/// The default resembles a current device. Where no public figure exists the value is *assumed*, and says so.
+/// Where a value comes from says [`DeviceConfig::of`]; where no public figure exists it is *assumed*.
 #[derive(Clone, Debug)]
 pub struct DeviceConfig {
     /// The device's address.
@@ -17,39 +58,44 @@ pub struct DeviceConfig {
     /// Seed of everything that is random: keys, scheduling.
     pub seed: u64,
 
-    /// Payload bytes of a packet, and so the longest send. About 8 KiB on EFA (fi_efa(7)); exact value assumed.
+    /// PCI device number.
+    pub vendor_part_id: u16,
+    /// Speed of its link in Gb/s. Only told, not kept to.
+    pub link_gbps: u32,
+
+    /// Payload bytes of a packet, and so the longest send.
     pub mtu: u32,
     /// Longest RDMA operation in bytes: 1 GiB on current devices.
     pub max_rdma_bytes: u32,
-    /// Bytes of the longest send ring (`max_llq_size`); assumed: 4096 WQEs of 64 bytes, as NCCL's notes allow.
+    /// Bytes of the longest send ring (`max_llq_size`).
     pub max_sq_bytes: u32,
-    /// Most receive descriptors of a queue pair; assumed.
+    /// Most receive descriptors of a queue pair.
     pub max_rq_descs: u32,
     /// Most buffers in a send: 2.
     pub max_sq_sge: u16,
-    /// Most buffers in a receive; assumed.
+    /// Most buffers in a receive.
     pub max_rq_sge: u16,
     /// Longest inline message of a queue with 64-byte WQEs.
     pub inline_bytes: u16,
     /// Longest inline message of any queue (`inline_buf_size_ex`): over 32 means 128-byte WQEs exist.
     pub inline_bytes_ex: u16,
-    /// Most WQEs between two doorbells, in units of 64 bytes (`max_tx_batch`); assumed.
+    /// Most WQEs between two doorbells, in units of 64 bytes (`max_tx_batch`).
     pub max_tx_batch: u16,
-    /// Most entries of a completion queue; assumed.
+    /// Most entries of a completion queue.
     pub max_cqe: u32,
-    /// Most queue pairs, a power of two; assumed.
+    /// Most queue pairs, a power of two.
     pub max_qp: u32,
-    /// Most completion queues; assumed.
+    /// Most completion queues.
     pub max_cq: u32,
-    /// Most memory regions; assumed.
+    /// Most memory regions.
     pub max_mr: u32,
-    /// Most protection domains; assumed.
+    /// Most protection domains.
     pub max_pd: u32,
-    /// Most address handles; assumed.
+    /// Most address handles.
     pub max_ah: u32,
-    /// Most completion counters; assumed.
+    /// Most completion counters.
     pub max_counters: u32,
-    /// Sub-queues of a completion queue (`sub_cqs_per_cq`); assumed to be 1 on current devices.
+    /// Sub-queues of a completion queue (`sub_cqs_per_cq`).
     pub sub_cqs: u16,
 
     /// RDMA read works.
@@ -63,7 +109,7 @@ pub struct DeviceConfig {
     /// Packets to this device's own address are delivered. EFA does not deliver them.
     pub loopback: bool,
 
-    /// Paths that packets to a peer are spread over; assumed.
+    /// Paths that packets to a peer are spread over.
     pub paths: u8,
     /// Retransmission timeout before anything was measured.
     pub initial_rto: Duration,
@@ -73,7 +119,7 @@ pub struct DeviceConfig {
     pub max_rto: Duration,
     /// How long a peer may stay silent before what is outstanding towards it fails.
     pub peer_timeout: Duration,
-    /// Pause before a message is offered again to a receiver that was not ready; grows with every time. Assumed.
+    /// Pause before a message is offered again to a receiver that was not ready; grows with every time.
     pub rnr_delay: Duration,
 }
 
@@ -98,32 +144,58 @@ impl DeviceConfig {
         check("min_rto", self.min_rto.as_nanos() as u64, !self.min_rto.is_zero(), "a positive time")
     }
 
-    /// A device at `gid`.
+    /// A device at `gid` like those of a p5en.
     pub fn new(gid: Gid) -> Self {
+        Self::of(Profile::P5en, gid)
+    }
+
+    /// A device at `gid` like those of an instance type.
+    ///
+    /// | value | source |
+    /// | --- | --- |
+    /// | Gb/s | the vendor's instance pages |
+    /// | part number | `ibv_devinfo` in public reports: p4d 0xefa0, p5en 0xefa2; p5 0xefa1 and p6-b200 0xefa3 *assumed* |
+    /// | `max_qp` 256, `max_cq` 512, `max_cqe` 32768, `max_pd` 256, `max_ah` 1024, receives 32768, WQEs 4096, buffers 2 and 3, MTU 8928, RDMA 1 GiB, inline 32 | a 0xefa1 device as UCX keeps it for its tests (`contrib/ibmock/config.c`); that the others have the same is *assumed* |
+    /// | `max_mr` 262144 | the same; this device has 65536, since its lkeys tell no more apart |
+    /// | RDMA read and write | all but p4d, which has no write: the vendor's table of instance types |
+    /// | inline of 80 bytes, unsolicited writes, 64-bit request ids | from 0xefa2 on; *assumed* (they must be asked for) |
+    /// | completion counters | p5en and p6-b200, where the vendor's NCCL plugin uses them (`platform-aws.cpp`); their number is *assumed* |
+    /// | sub-queues | 0xefa0 alone has several (libfabric, `efa_device_use_sub_cq`); that they are 4 is *assumed* |
+    /// | `max_tx_batch`, regions, paths, all times | *assumed* |
+    pub fn of(profile: Profile, gid: Gid) -> Self {
+        let (vendor_part_id, link_gbps) = match profile {
+            Profile::P4d => (0xefa0, 100),
+            Profile::P5 => (0xefa1, 100),
+            Profile::P5en => (0xefa2, 200),
+            Profile::P6B200 => (0xefa3, 400),
+        };
+        let newer = matches!(profile, Profile::P5en | Profile::P6B200);
         Self {
             gid,
             incarnation: 1,
             seed: 1,
-            mtu: 8192,
+            vendor_part_id,
+            link_gbps,
+            mtu: 8928,
             max_rdma_bytes: 1 << 30,
             max_sq_bytes: 4096 * 64,
             max_rq_descs: 32768,
             max_sq_sge: 2,
             max_rq_sge: 3,
             inline_bytes: 32,
-            inline_bytes_ex: 80,
+            inline_bytes_ex: if newer { 80 } else { 32 },
             max_tx_batch: 64,
             max_cqe: 32768,
-            max_qp: 512,
+            max_qp: 256,
             max_cq: 512,
             max_mr: 65536,
             max_pd: 256,
-            max_ah: 32768,
-            max_counters: 1024,
-            sub_cqs: 1,
+            max_ah: 1024,
+            max_counters: if newer { 1024 } else { 0 },
+            sub_cqs: if profile == Profile::P4d { 4 } else { 1 },
             rdma_read: true,
-            rdma_write: true,
-            unsolicited_write_recv: true,
+            rdma_write: profile != Profile::P4d,
+            unsolicited_write_recv: newer,
             req_id_64: false,
             loopback: false,
             paths: 4,
@@ -133,5 +205,21 @@ impl DeviceConfig {
             peer_timeout: Duration::from_secs(5),
             rnr_delay: Duration::from_micros(200),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_profile_is_a_possible_device_and_is_known_by_its_name() {
+        for profile in Profile::ALL {
+            let config = DeviceConfig::of(profile, Gid::local(0));
+            assert_eq!(config.check(), Ok(()));
+            assert_eq!(profile.to_string().parse(), Ok(profile));
+            assert!(crate::Device::new(config).alloc_pd().is_ok());
+        }
+        assert_eq!("p3".parse::<Profile>(), Err("p4d, p5, p5en or p6-b200".to_string()));
     }
 }

@@ -44,7 +44,7 @@ mod time;
 pub mod trace;
 pub mod wire;
 
-pub use config::DeviceConfig;
+pub use config::{DeviceConfig, Profile};
 pub use counter::{COUNTER_MAX, CounterInfo, CounterOps, CounterValue};
 pub use counters::Counters;
 pub use cq::{CqConfig, CqInfo, CqeSize};

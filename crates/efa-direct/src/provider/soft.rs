@@ -11,11 +11,11 @@ use crate::device::DeviceInfo;
 use crate::error::Error;
 use crate::ring::RawRing;
 use efa_io::Limits;
-use efa_soft::driver::{EventFd, Local, Port, Udp, UdpConfig};
+use efa_soft::driver::{EventFd, IdleMode, Local, Port, Udp, UdpConfig};
 use efa_soft::memory::{Backing, HostMemory, SharedMemory};
 use efa_soft::{
     Access, AsyncEvent, ControlError, CounterInfo, CounterOps, CounterValue, CqConfig, CqeSize, Device, DeviceConfig,
-    Gid, LinkConfig, LinkCounters, QpConfig, QpState, Transport, WqInfo,
+    Faults, Gid, LinkConfig, LinkCounters, PathConfig, Profile, QpConfig, QpState, Transport, WqInfo,
 };
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -42,15 +42,24 @@ const LISTED: u32 = 4;
 /// | `outage` | time after its first packet during which nothing gets through | 0 |
 /// | `reorder` | `on` or `off` | `on` |
 /// | `delay`, `jitter` | time added to every packet, with unit (`us`, `ms`, `s`) | 0 |
+/// | `path0` … `path3` | what one of the four paths adds, as `LOSS@DELAY`: `path1=0.5@2ms` | `0@0ms` |
 /// | `seed` | seed of all of this | 1 |
-/// | `mtu` | payload bytes of a packet | 8192 |
+/// | `profile` | the instance type whose device it resembles: `p4d`, `p5`, `p5en` or `p6-b200` | `p5en` |
+/// | `mtu` | payload bytes of a packet | 8928 |
+/// | `rxrate` | bytes a second that it takes in: a slow receiver | any |
+/// | `wqetime` | time between two WQEs that it fetches: a slow device | 0 |
+/// | `idle` | what its thread does without work: `spin`, `nap` or `sleep` | `nap` |
 /// | `reqid64` | 64-bit request ids, `on` or `off` | `off` |
 #[derive(Clone, Debug, Default)]
 pub struct SoftSpec {
     /// Where it listens, and how its packets are treated.
     pub udp: UdpConfig,
-    /// MTU, if not the default.
+    /// Which device it resembles.
+    pub profile: Profile,
+    /// MTU, if not the profile's.
     pub mtu: Option<u32>,
+    /// What is wrong with it.
+    pub faults: Faults,
     /// 64-bit request ids.
     pub req_id_64: bool,
 }
@@ -60,7 +69,6 @@ impl FromStr for SoftSpec {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut spec = Self::default();
-        let link = &mut spec.udp.link;
         for pair in text.split(',').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').ok_or(format!("{pair:?} is not KEY=VALUE"))?;
             let wrong = |expected: &str| format!("{key}={value:?}: expected {expected}");
@@ -73,6 +81,8 @@ impl FromStr for SoftSpec {
                 "off" => Ok(false),
                 _ => Err(wrong("on or off")),
             };
+            let number = || value.parse::<u64>().map_err(|_| wrong("a whole number"));
+            let link = &mut spec.udp.link;
             let time = || parse_duration(value).ok_or(wrong("a time such as 50us, 2ms or 1s"));
             match key {
                 "udp" => spec.udp.bind = value.parse().map_err(|_| wrong("an IPv4 address and port"))?,
@@ -83,7 +93,22 @@ impl FromStr for SoftSpec {
                 "reorder" => link.reorder = switch()?,
                 "delay" => link.delay = time()?,
                 "jitter" => link.jitter = time()?,
-                "seed" => link.seed = value.parse().map_err(|_| wrong("a whole number"))?,
+                "seed" => link.seed = number()?,
+                "path0" | "path1" | "path2" | "path3" => {
+                    let path = &mut link.paths[usize::from(key.as_bytes()[4] - b'0')];
+                    *path = parse_path(value).ok_or(wrong("a share and a time such as 0.5@2ms"))?;
+                }
+                "profile" => spec.profile = value.parse().map_err(|expected: String| wrong(&expected))?,
+                "rxrate" => spec.faults.rx_rate = Some(number()?),
+                "wqetime" => spec.faults.wqe_time = time()?,
+                "idle" => {
+                    spec.udp.idle = match value {
+                        "spin" => IdleMode::Spin,
+                        "nap" => IdleMode::Nap,
+                        "sleep" => IdleMode::Sleep,
+                        _ => return Err(wrong("spin, nap or sleep")),
+                    }
+                }
                 "mtu" => {
                     let mtu = value.parse().ok().filter(|mtu| (64..=60_000).contains(mtu));
                     spec.mtu = Some(mtu.ok_or(wrong("64 to 60000 bytes"))?);
@@ -91,13 +116,20 @@ impl FromStr for SoftSpec {
                 "reqid64" => spec.req_id_64 = switch()?,
                 _ => {
                     return Err(format!(
-                        "{key:?} is no key: there are udp, loss, dup, corrupt, outage, reorder, delay, jitter, seed, mtu, reqid64"
+                        "{key:?} is no key: there are udp, loss, dup, corrupt, outage, reorder, delay, jitter, path0 to path3, \
+                         seed, profile, mtu, rxrate, wqetime, idle, reqid64"
                     ));
                 }
             }
         }
         Ok(spec)
     }
+}
+
+fn parse_path(text: &str) -> Option<PathConfig> {
+    let (loss, delay) = text.split_once('@')?;
+    let loss = loss.parse().ok().filter(|loss| (0.0..=1.0).contains(loss))?;
+    Some(PathConfig { loss, delay: parse_duration(delay)?, cut: false })
 }
 
 fn parse_duration(text: &str) -> Option<Duration> {
@@ -119,8 +151,7 @@ pub(crate) fn list() -> Vec<DeviceInfo> {
     });
     let udp = DeviceInfo {
         name: "soft:udp=127.0.0.1:0".into(),
-        description: "software device over UDP (also loss=, dup=, corrupt=, outage=, reorder=, delay=, jitter=, seed=, mtu=, reqid64=)"
-            .into(),
+        description: "software device over UDP (and faults, limits and more: see `SoftSpec`)".into(),
     };
     local.chain([udp]).collect()
 }
@@ -140,7 +171,8 @@ pub(crate) fn open(name: &str) -> Option<Result<Arc<dyn Provider>, Error>> {
 fn open_local(name: &str, index: u32) -> Result<Arc<dyn Provider>, Error> {
     static NETWORK: OnceLock<Result<Local, String>> = OnceLock::new();
     static OPEN: Mutex<Option<HashMap<u32, Weak<Soft>>>> = Mutex::new(None);
-    let network = NETWORK.get_or_init(|| Local::start(LinkConfig::default()).map_err(|e| e.to_string()));
+    let network =
+        NETWORK.get_or_init(|| Local::start(LinkConfig::default(), IdleMode::default()).map_err(|e| e.to_string()));
     let network = network.as_ref().map_err(|e| Error::BadDeviceName { name: name.into(), problem: e.clone() })?;
     let mut open = OPEN.lock();
     let open = open.get_or_insert_default();
@@ -158,10 +190,12 @@ fn open_local(name: &str, index: u32) -> Result<Arc<dyn Provider>, Error> {
 fn open_udp(name: &str, spec: &SoftSpec) -> Result<Arc<dyn Provider>, Error> {
     let seed = spec.udp.link.seed;
     let udp = Udp::start(&spec.udp, |gid| {
-        let default = DeviceConfig::new(gid);
+        let default = DeviceConfig::of(spec.profile, gid);
         DeviceConfig { mtu: spec.mtu.unwrap_or(default.mtu), req_id_64: spec.req_id_64, seed, ..default }
     });
-    Ok(Arc::new(Soft::new(name, Arc::new(udp.map_err(Error::io("starting a software device on UDP"))?))?))
+    let udp = udp.map_err(Error::io("starting a software device on UDP"))?;
+    udp.with(&mut |device| device.set_faults(spec.faults));
+    Ok(Arc::new(Soft::new(name, Arc::new(udp))?))
 }
 
 /// A device that some driver runs.
@@ -478,12 +512,22 @@ mod tests {
             ..LinkConfig::default()
         };
         assert_eq!((spec.udp.link, spec.mtu), (link, Some(1024)));
+        let spec: SoftSpec = "path2=0.5@3ms,profile=p4d,rxrate=1000000,wqetime=7us,idle=sleep".parse().unwrap();
+        let path = PathConfig { loss: 0.5, delay: Duration::from_millis(3), cut: false };
+        assert_eq!((spec.udp.link.paths[2], spec.profile, spec.udp.idle), (path, Profile::P4d, IdleMode::Sleep));
+        let faults = Faults { rx_rate: Some(1_000_000), wqe_time: Duration::from_micros(7), ..Faults::default() };
+        assert_eq!(spec.faults, faults);
         for (text, complaint) in [
             ("loss=2", "expected a share from 0 to 1"),
             ("loss", "is not KEY=VALUE"),
             ("speed=1", "there are udp, loss"),
             ("delay=5", "a time such as 50us"),
             ("mtu=10", "64 to 60000"),
+            ("path4=0@0ms", "path0 to path3"),
+            ("path1=0.5", "such as 0.5@2ms"),
+            ("profile=p3", "expected p4d, p5, p5en or p6-b200"),
+            ("idle=doze", "expected spin, nap or sleep"),
+            ("rxrate=fast", "a whole number"),
         ] {
             let error = text.parse::<SoftSpec>().unwrap_err();
             assert!(error.contains(complaint), "{text}: {error}");

@@ -1,7 +1,7 @@
 //! Several devices in one process: a [`Net`] and a thread.
 
 use super::events::Waiters;
-use super::worker::{Clock, Idle, NAP, Worker};
+use super::worker::{Idle, IdleMode, Worker, now};
 use super::{EventFd, Port};
 use crate::{AsyncEvent, Device, DeviceConfig, LinkConfig, LinkCounters, Net};
 use parking_lot::{Mutex, MutexGuard};
@@ -31,11 +31,11 @@ impl Local {
     ///
     /// # Errors
     /// No thread could be started.
-    pub fn start(link: LinkConfig) -> std::io::Result<Self> {
+    pub fn start(link: LinkConfig, idle: IdleMode) -> std::io::Result<Self> {
         let shared = Arc::new(Shared { net: Mutex::new(Net::new(link)), waiters: Mutex::default() });
         let worker = Worker::start("efa-soft", {
             let shared = shared.clone();
-            move |stop| shared.run(stop)
+            move |stop| shared.run(idle, stop)
         })?;
         Ok(Self { shared, _worker: worker })
     }
@@ -57,21 +57,22 @@ impl Local {
 }
 
 impl Shared {
-    fn run(&self, stop: &AtomicBool) {
-        let clock = Clock::start();
-        let mut idle = Idle::default();
+    fn run(&self, idle: IdleMode, stop: &AtomicBool) {
+        let mut idle = Idle::new(idle);
         let mut net = self.net.lock();
         while !stop.load(Ordering::Relaxed) {
-            let progress = net.step(clock.now());
+            let progress = net.step(now());
             for (index, waiters) in self.waiters.lock().iter().enumerate() {
                 if let Some(device) = net.device(index) {
                     waiters.dispatch(device);
                 }
             }
-            if idle.should_nap(progress) {
-                MutexGuard::unlocked(&mut net, || std::thread::sleep(NAP));
-            } else {
-                MutexGuard::bump(&mut net); // control calls take their turn here
+            match idle.nap(progress) {
+                Some(nap) => {
+                    let nap = net.next_time().map_or(nap, |due| nap.min(due.since(now())));
+                    MutexGuard::unlocked(&mut net, || std::thread::sleep(nap));
+                }
+                None => MutexGuard::bump(&mut net), // control calls take their turn here
             }
         }
     }

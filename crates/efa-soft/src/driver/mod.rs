@@ -1,7 +1,7 @@
 //! Threads that drive devices by the real clock.
 //!
 //! A driver's thread looks at the doorbells, so a program that rings one needs no system call. It spins while there
-//! is work and for a short while after, then naps between looks.
+//! is work and for a short while after, then naps between looks: [`IdleMode`] says how.
 
 mod events;
 mod local;
@@ -11,6 +11,7 @@ mod worker;
 pub use events::EventFd;
 pub use local::Local;
 pub use udp::{Udp, UdpConfig};
+pub use worker::IdleMode;
 
 use crate::{AsyncEvent, Counters, Device, LinkConfig, LinkCounters};
 use std::sync::Arc;

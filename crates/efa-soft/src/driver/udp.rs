@@ -1,7 +1,7 @@
 //! One device whose packets travel over UDP, to other processes and other hosts.
 
 use super::events::Waiters;
-use super::worker::{Clock, Idle, NAP, Worker};
+use super::worker::{Idle, IdleMode, Worker, now};
 use super::{EventFd, Port};
 use crate::{AsyncEvent, Device, DeviceConfig, Gid, Link, LinkConfig, LinkCounters, Parcel, Time};
 use parking_lot::{Mutex, MutexGuard};
@@ -10,7 +10,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Packets taken from the socket in one go, so that timeouts and doorbells get their turn.
 const BATCH: usize = 64;
@@ -28,11 +28,13 @@ pub struct UdpConfig {
     pub bind: SocketAddrV4,
     /// Faults, applied to outgoing packets.
     pub link: LinkConfig,
+    /// What its thread does when there is nothing to do.
+    pub idle: IdleMode,
 }
 
 impl Default for UdpConfig {
     fn default() -> Self {
-        Self { bind: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), link: LinkConfig::default() }
+        Self { bind: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), link: LinkConfig::default(), idle: IdleMode::default() }
     }
 }
 
@@ -93,39 +95,47 @@ impl Udp {
         config.incarnation = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |t| t.as_nanos() as u64);
         let state = State { device: Device::new(config), link: Link::new(udp.link), spare: Vec::new() };
         let shared = Arc::new(Shared { state: Mutex::new(state), socket, waiters: Waiters::default() });
+        let idle = udp.idle;
         let worker = Worker::start("efa-soft-udp", {
             let shared = shared.clone();
-            move |stop| shared.run(stop)
+            move |stop| shared.run(idle, stop)
         })?;
         Ok(Self { shared, _worker: worker })
     }
 }
 
 impl Shared {
-    fn run(&self, stop: &AtomicBool) {
-        let clock = Clock::start();
-        let mut idle = Idle::default();
+    fn run(&self, idle: IdleMode, stop: &AtomicBool) {
+        let mut idle = Idle::new(idle);
         let mut state = self.state.lock();
         let mut buf = vec![0; MAX_DATAGRAM];
         while !stop.load(Ordering::Relaxed) {
-            let progress = state.step(clock.now(), &self.socket, &mut buf);
+            let progress = state.step(now(), &self.socket, &mut buf);
             self.waiters.dispatch(&mut state.device);
-            if idle.should_nap(progress) {
-                MutexGuard::unlocked(&mut state, || self.nap());
-            } else {
-                MutexGuard::bump(&mut state); // control calls take their turn here
+            match idle.nap(progress) {
+                Some(nap) => {
+                    let nap = state.until_next(now()).map_or(nap, |due| nap.min(due));
+                    MutexGuard::unlocked(&mut state, || self.nap(nap));
+                }
+                None => MutexGuard::bump(&mut state), // control calls take their turn here
             }
         }
     }
 
     /// Sleeps until a packet arrives, or a nap is over.
-    fn nap(&self) {
-        let timeout = Timespec { tv_sec: 0, tv_nsec: NAP.subsec_nanos().into() };
+    fn nap(&self, nap: Duration) {
+        let timeout = Timespec { tv_sec: 0, tv_nsec: nap.subsec_nanos().into() };
         let _ = poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&timeout));
     }
 }
 
 impl State {
+    /// How long until something is due.
+    fn until_next(&self, now: Time) -> Option<Duration> {
+        let next = self.device.poll_timeout().into_iter().chain(self.link.next_time()).min();
+        next.map(|next| next.since(now))
+    }
+
     fn step(&mut self, now: Time, socket: &UdpSocket, buf: &mut [u8]) -> bool {
         let Self { device, link, spare } = self;
         let mut progress = device.poll_doorbells(now);
