@@ -5,7 +5,9 @@ use crate::report::{NodeReport, Words};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde::{Serialize, de::DeserializeOwned};
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -36,6 +38,9 @@ pub(crate) struct Options {
     /// Print the runs as JSON.
     #[arg(long)]
     json: bool,
+    /// Write what all devices did to this file, for `chrome://tracing` or ui.perfetto.dev.
+    #[arg(long)]
+    trace: Option<PathBuf>,
 }
 
 /// One run.
@@ -67,15 +72,16 @@ pub(crate) fn main(options: &Options) -> Result<bool> {
     let networks =
         [("packets may overtake each other".to_string(), good.clone()), (format!("{faults}, MTU {SMALL_MTU}"), bad)];
     let mut demo = Demo { ok: true, runs: Vec::new() };
+    let mut traces = Traces::new(options.trace.as_deref());
     for (network, device) in networks {
-        let run = Run { network, nodes: run(&device, work)? };
+        let run = Run { network, nodes: run(&device, work, &mut traces)? };
         let matches = run.words().is_some_and(|words| words.matching == words.total && words.total > 0);
         demo.add(run, matches, options.json);
     }
     if options.kill {
         let device = format!("{good},delay=100ms"); // so that the writes are still under way when node 1 dies
         let work = Work { count: 2000, size: 64, ..*work };
-        let nodes = vec![run_and_kill(&device, &work)?];
+        let nodes = vec![run_and_kill(&device, &work, &mut traces)?];
         let run = Run { network: "100ms one way; node 1 is killed".into(), nodes };
         let told = run.nodes[0].failure.is_some();
         demo.add(run, told, options.json);
@@ -83,7 +89,42 @@ pub(crate) fn main(options: &Options) -> Result<bool> {
     if options.json {
         println!("{}", serde_json::to_string_pretty(&demo)?);
     }
+    traces.join()?;
     Ok(demo.ok)
+}
+
+/// The traces of all nodes, if they are wanted: each node writes its own, next to where all of them go in the end.
+struct Traces {
+    target: Option<PathBuf>,
+    parts: Vec<PathBuf>,
+}
+
+impl Traces {
+    fn new(target: Option<&Path>) -> Self {
+        Self { target: target.map(Path::to_path_buf), parts: Vec::new() }
+    }
+
+    /// Options of one more node.
+    fn options(&mut self) -> Vec<OsString> {
+        let Some(target) = &self.target else { return Vec::new() };
+        let part = target.with_extension(format!("part{}", self.parts.len()));
+        self.parts.push(part.clone());
+        vec!["--trace".into(), part.into()]
+    }
+
+    /// Puts the parts together. That of a node that was killed is missing.
+    fn join(self) -> Result<()> {
+        let Some(target) = self.target else { return Ok(()) };
+        let mut events: Vec<serde_json::Value> = Vec::new();
+        for part in self.parts.iter().filter(|part| part.exists()) {
+            let text = std::fs::read(part).with_context(|| format!("reading {}", part.display()))?;
+            let of_node: Vec<serde_json::Value> = serde_json::from_slice(&text)?;
+            events.extend(of_node);
+            std::fs::remove_file(part).with_context(|| format!("removing {}", part.display()))?;
+        }
+        let text = serde_json::to_vec(&events)?;
+        std::fs::write(&target, text).with_context(|| format!("writing the trace to {}", target.display()))
+    }
 }
 
 impl Demo {
@@ -113,21 +154,25 @@ impl Run {
     }
 }
 
-/// Both nodes as processes.
-fn run(device: &str, work: &Work) -> Result<Vec<NodeReport>> {
-    let mut target = Node::spawn(device, work, &["--listen", "127.0.0.1:0"])?;
+/// Starts both nodes, 0 first.
+fn spawn_both(device: &str, work: &Work, traces: &mut Traces) -> Result<[Node; 2]> {
+    let mut target = Node::spawn(device, work, &["--listen", "127.0.0.1:0"], traces)?;
     let Listening { listening } = target.line().context("starting node 1")?;
-    let mut writer = Node::spawn(device, work, &["--connect", &listening.to_string()])?;
+    let writer = Node::spawn(device, work, &["--connect", &listening.to_string()], traces)?;
+    Ok([writer, target])
+}
+
+/// Both nodes as processes.
+fn run(device: &str, work: &Work, traces: &mut Traces) -> Result<Vec<NodeReport>> {
+    let [mut writer, mut target] = spawn_both(device, work, traces)?;
     let first = writer.report().context("node 0")?;
     let second = target.report().context("node 1")?;
     Ok(vec![first, second])
 }
 
 /// Both nodes as processes, of which node 1 is killed once the first writes have arrived. What node 0 says.
-fn run_and_kill(device: &str, work: &Work) -> Result<NodeReport> {
-    let mut target = Node::spawn(device, work, &["--listen", "127.0.0.1:0"])?;
-    let Listening { listening } = target.line().context("starting node 1")?;
-    let mut writer = Node::spawn(device, work, &["--connect", &listening.to_string()])?;
+fn run_and_kill(device: &str, work: &Work, traces: &mut Traces) -> Result<NodeReport> {
+    let [mut writer, mut target] = spawn_both(device, work, traces)?;
     std::thread::sleep(Duration::from_secs(1));
     target.child.kill().context("killing node 1")?;
     writer.line().context("node 0")
@@ -140,7 +185,7 @@ struct Node {
 }
 
 impl Node {
-    fn spawn(device: &str, work: &Work, role: &[&str]) -> Result<Self> {
+    fn spawn(device: &str, work: &Work, role: &[&str], traces: &mut Traces) -> Result<Self> {
         let program = std::env::current_exe().context("finding this program")?;
         let Work { size, count, seed, timeout } = work;
         let mut child = Command::new(program)
@@ -148,6 +193,7 @@ impl Node {
             .args(["--size", &size.to_string(), "--count", &count.to_string()])
             .args(["--seed", &seed.to_string(), "--timeout", &timeout.to_string()])
             .args(role)
+            .args(traces.options())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

@@ -11,6 +11,7 @@ mod demo;
 mod dissect;
 mod node;
 mod report;
+mod watch;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};

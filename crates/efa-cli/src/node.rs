@@ -3,6 +3,7 @@
 //! The nodes tell each other where they are over TCP, a line of JSON each way, as perftest does.
 
 use crate::report::{EndpointReport, Entry, Failure, NodeReport, Packets, RegionReport, Words};
+use crate::watch::Watch;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use efa_direct::{
@@ -12,6 +13,7 @@ use efa_direct::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// The immediate of the first write; the others count on from here.
@@ -36,6 +38,9 @@ pub(crate) struct Options {
     /// Print the report as a line of JSON.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Write what the device did to this file, for `chrome://tracing` or ui.perfetto.dev. Software devices only.
+    #[arg(long)]
+    pub(crate) trace: Option<PathBuf>,
 }
 
 /// What is to be done; node 0's word counts.
@@ -173,17 +178,18 @@ fn next_completion(cq: &mut CpuCompletionQueue, work: &Work, device: &Device) ->
     })
 }
 
-fn open(options: &Options) -> Result<(Device, ProtectionDomain)> {
+fn open(options: &Options) -> Result<(Device, ProtectionDomain, Watch)> {
     let device = Device::open(&options.device)?;
+    let watch = Watch::over(&device);
     let pd = device.alloc_pd()?;
-    Ok((device, pd))
+    Ok((device, pd, watch))
 }
 
 /// Node 0.
 fn write(options: &Options, to: SocketAddr) -> Result<(NodeReport, bool)> {
     let work = options.work;
     let total = work.total()?;
-    let (device, pd) = open(options)?;
+    let (device, pd, watch) = open(options)?;
     let max = device.attributes().max_rdma_bytes;
     ensure!(work.size <= max.into(), "--size {}: the device writes at most {max} bytes at once", work.size);
     let cq = device.create_cq(CqConfig::new(2 * DEPTH))?;
@@ -255,8 +261,10 @@ fn write(options: &Options, to: SocketAddr) -> Result<(NodeReport, bool)> {
         failure,
         words: None,
         packets: Packets::of(&device.counters(), device.link_counters()),
+        timeline: watch.timeline(),
         microseconds,
     };
+    watch.export(options.trace.as_deref(), 0)?;
     Ok((report, good))
 }
 
@@ -274,7 +282,7 @@ fn be_written_to(options: &Options, at: SocketAddr) -> Result<(NodeReport, bool)
     let theirs: Hello = wire.hear()?;
     let work = theirs.work;
 
-    let (device, pd) = open(options)?;
+    let (device, pd, watch) = open(options)?;
     let region = pd.allocate(work.total()?, Access::REMOTE_WRITE)?;
     let cq = device.create_cq(CqConfig::new(2 * DEPTH))?;
     let qp = pd.create_qp(&cq, &cq, QpConfig::new(1, DEPTH))?.activate(qkey(work.seed + 1))?;
@@ -329,8 +337,10 @@ fn be_written_to(options: &Options, at: SocketAddr) -> Result<(NodeReport, bool)
         failure: None,
         words: Some(words),
         packets: Packets::of(&device.counters(), device.link_counters()),
+        timeline: watch.timeline(),
         microseconds,
     };
+    watch.export(options.trace.as_deref(), 1)?;
     Ok((report, words.matching == words.total))
 }
 

@@ -30,6 +30,8 @@ pub(crate) struct NodeReport {
     /// Words compared, and equal (node 1).
     pub(crate) words: Option<Words>,
     pub(crate) packets: Packets,
+    /// How it went, event by event.
+    pub(crate) timeline: Timeline,
     /// From the first post (node 0) or the exchange of addresses (node 1) to the last completion.
     pub(crate) microseconds: u64,
 }
@@ -125,6 +127,22 @@ impl Packets {
     }
 }
 
+/// What a device did, at first.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Timeline {
+    pub(crate) moments: Vec<Moment>,
+    /// Events after these.
+    pub(crate) more: usize,
+}
+
+/// Something that a device did.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Moment {
+    /// Since the first.
+    pub(crate) microseconds: f64,
+    pub(crate) what: String,
+}
+
 /// Lines with a margin that says whose they are.
 struct Margin<'a>(u8, &'a str);
 
@@ -160,6 +178,16 @@ impl Display for NodeReport {
                 writeln!(text)?;
             }
             writeln!(text, "the completion queue{of}\n{}", completion.fields)?;
+        }
+        if !self.timeline.moments.is_empty() {
+            writeln!(text, "what the device did, in µs")?;
+            for Moment { microseconds, what } in &self.timeline.moments {
+                writeln!(text, "{microseconds:10.1}  {what}")?;
+            }
+            match self.timeline.more {
+                0 => writeln!(text)?,
+                more => writeln!(text, "         …  and {more} events more\n")?,
+            }
         }
         let p = &self.packets;
         writeln!(

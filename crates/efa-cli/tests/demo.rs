@@ -49,6 +49,27 @@ fn many_writes_survive_heavy_loss_and_say_how_many_packets_were_resent() {
 }
 
 #[test]
+fn the_trace_shows_what_the_counters_say() {
+    let file = std::env::temp_dir().join(format!("efa-demo-trace-{}.json", std::process::id()));
+    let demo = demo(&["--loss", "0.2", "--dup", "0.1", "--seed", "5", "--trace", file.to_str().unwrap()]);
+    let events: Vec<Value> = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let count = |name: &str| events.iter().filter(|event| event["name"] == name).count() as u64;
+    let sum = |what: &str| -> u64 {
+        let runs = demo["runs"].as_array().unwrap();
+        let nodes = runs.iter().flat_map(|run| run["nodes"].as_array().unwrap());
+        nodes.map(|node| node["packets"][what].as_u64().unwrap()).sum()
+    };
+    assert_eq!(count("process_name"), 4, "two runs of two nodes");
+    assert_eq!((count("doorbell"), count("WQE"), count("completion")), (2, 2, 4));
+    // A node may still acknowledge something after it has counted.
+    assert!(count("packet again") >= sum("retransmitted") && sum("retransmitted") > 0);
+    assert!(events.iter().all(|event| event["ph"] == "M" || event["ts"].is_f64()));
+    let first = &demo["runs"][0]["nodes"][0]["timeline"]["moments"];
+    assert!(first.as_array().unwrap().iter().any(|moment| moment["what"].as_str().unwrap().contains("doorbell of QP")));
+}
+
+#[test]
 fn a_write_of_many_packets_arrives_whole() {
     let demo = demo(&["--size", "3000000", "--loss", "0.01"]);
     assert_eq!(words(&demo["runs"][0]), (375_000, 375_000));

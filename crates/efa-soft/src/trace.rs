@@ -7,6 +7,7 @@ use crate::packet::Body;
 use crate::wire::{Data, WireOp};
 use crate::{Gid, QpState, Time};
 use efa_io::{OpCode, Status};
+use serde_json::{Value, json};
 use std::fmt;
 
 /// Something that a device did.
@@ -263,12 +264,15 @@ fn count(number: u32, what: &str) -> String {
 
 /// Collects events of several devices as a JSON array of trace events, as `chrome://tracing` and <https://ui.perfetto.dev> read it.
 ///
-/// Each device is a process of its name; queue pairs, packets and completions are its threads.
+/// Each device is a process of its name; doorbells, WQEs, packets, memory and completions are its threads. Arrays of several processes
+/// of one host can be joined: their times are those of one clock, if the devices' drivers take the system's.
 #[derive(Default)]
 pub struct ChromeTrace {
-    events: Vec<serde_json::Value>,
-    devices: u32,
+    events: Vec<Value>,
 }
+
+/// The threads of a device in a [`ChromeTrace`].
+const LANES: [&str; 7] = ["doorbells", "WQEs", "packets out", "packets in", "memory", "completions", "states"];
 
 impl ChromeTrace {
     /// Without devices.
@@ -276,39 +280,31 @@ impl ChromeTrace {
         Self::default()
     }
 
-    /// Adds what a device did.
-    pub fn add_device<'a>(&mut self, name: &str, events: impl IntoIterator<Item = &'a TraceEvent>) {
-        let pid = self.devices;
-        self.devices += 1;
-        let named = serde_json::json!({ "ph": "M", "pid": pid, "name": "process_name", "args": { "name": name } });
-        self.events.push(named);
-        for TraceEvent { at, what } in events {
+    /// Adds what a device did, as process number `pid` called `name`.
+    pub fn add_device<'a>(&mut self, pid: u32, name: &str, events: impl IntoIterator<Item = &'a TraceEvent>) {
+        let named = |what: &str, tid: usize, name: &str| json!({ "ph": "M", "pid": pid, "tid": tid, "name": what, "args": { "name": name } });
+        self.events.push(named("process_name", 0, name));
+        self.events.extend(LANES.iter().enumerate().map(|(lane, name)| named("thread_name", lane, name)));
+        self.events.extend(events.into_iter().map(|TraceEvent { at, what }| {
             let (lane, name) = match what {
-                Traced::Doorbell { .. } => ("doorbells", "doorbell"),
-                Traced::Wqe { .. } => ("WQEs", "WQE"),
-                Traced::PacketOut { resent: false, .. } => ("packets out", "packet"),
-                Traced::PacketOut { resent: true, .. } => ("packets out", "packet again"),
-                Traced::PacketIn { .. } => ("packets in", "packet"),
-                Traced::PacketDropped { .. } => ("packets in", "dropped"),
-                Traced::Placed { .. } => ("memory", "placed"),
-                Traced::Completion { .. } => ("completions", "completion"),
-                Traced::State { .. } => ("states", "QP state"),
-                Traced::Port { .. } => ("states", "port"),
+                Traced::Doorbell { .. } => (0, "doorbell"),
+                Traced::Wqe { .. } => (1, "WQE"),
+                Traced::PacketOut { resent: false, .. } => (2, "packet"),
+                Traced::PacketOut { resent: true, .. } => (2, "packet again"),
+                Traced::PacketIn { .. } => (3, "packet"),
+                Traced::PacketDropped { .. } => (3, "dropped"),
+                Traced::Placed { .. } => (4, "placed"),
+                Traced::Completion { .. } => (5, "completion"),
+                Traced::State { .. } => (6, "QP state"),
+                Traced::Port { .. } => (6, "port"),
             };
-            self.events.push(serde_json::json!({
-                "ph": "i",
-                "s": "t",
-                "pid": pid,
-                "tid": lane,
-                "ts": at.as_nanos() as f64 / 1000.0,
-                "name": name,
-                "args": { "what": what.to_string() },
-            }));
-        }
+            let ts = at.as_nanos() as f64 / 1000.0;
+            json!({ "ph": "i", "s": "t", "pid": pid, "tid": lane, "ts": ts, "name": name, "args": { "what": what.to_string() } })
+        }));
     }
 
     /// The file's content.
-    pub fn to_json(&self) -> String {
-        serde_json::Value::from(self.events.clone()).to_string()
+    pub fn to_json(self) -> String {
+        Value::from(self.events).to_string()
     }
 }

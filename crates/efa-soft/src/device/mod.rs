@@ -140,6 +140,11 @@ impl Device {
         self.objects.tracer.subscribe(subscriber);
     }
 
+    /// It is `now`, for what subscribers are told of control calls; everything else is told the time by itself.
+    pub fn set_time(&mut self, now: Time) {
+        self.objects.tracer.now = now;
+    }
+
     /// What is wrong with it.
     pub fn faults(&self) -> Faults {
         self.faults

@@ -81,7 +81,10 @@ impl Shared {
 impl Port for LocalPort {
     fn with(&self, f: &mut dyn FnMut(&mut Device)) -> bool {
         let mut net = self.shared.net.lock();
-        net.device(self.index).map(f).is_some()
+        let Some(device) = net.device(self.index) else { return false };
+        device.set_time(now());
+        f(device);
+        true
     }
 
     fn event_fd(&self, cqn: u32) -> std::io::Result<Arc<EventFd>> {

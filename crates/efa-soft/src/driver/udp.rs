@@ -179,7 +179,9 @@ impl State {
 
 impl Port for Udp {
     fn with(&self, f: &mut dyn FnMut(&mut Device)) -> bool {
-        f(&mut self.shared.state.lock().device);
+        let mut state = self.shared.state.lock();
+        state.device.set_time(now());
+        f(&mut state.device);
         true
     }
 
