@@ -47,7 +47,10 @@ pub struct Endpoint {
     pub qkey: u32,
 }
 
-/// A destination for a domain's work requests. Dropping it while requests towards it are under way is harmless.
+/// A destination for a domain's work requests.
+///
+/// Peers of one device share its address handle. Dropping the last of them while requests towards that device are under way ends those
+/// as [`Status::Flushed`](efa_io::Status::Flushed).
 pub struct Peer {
     pub(crate) dest: Destination,
     /// What a WQE says of it.

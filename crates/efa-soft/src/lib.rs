@@ -13,8 +13,10 @@
 //! | [`driver::Local`] | a [`Net`] | a thread and the real clock |
 //! | [`driver::Udp`] | one device, to other processes and hosts | a thread, a socket and the real clock |
 //!
-//! Networks misbehave as a [`LinkConfig`] says, from a seed. Reordering is on by default: SRD does not order, and code
-//! that relies on order should fail here rather than in production.
+//! Networks misbehave as a [`LinkConfig`] says, from a seed, and devices as their [`Faults`] do; both can be changed while everything
+//! runs. Reordering is on by default: SRD does not order, and code that relies on order should fail here rather than in
+//! production. What a device can do is a [`DeviceConfig`], with profiles of several EC2 instance types; what it does, event by
+//! event, is told to whoever [subscribes](trace).
 //!
 //! ```text
 //!   program ── WQEs, doorbells ──▶ rings ──▶ ┌────────┐ poll_transmit ─▶ Link ─▶ peer

@@ -146,6 +146,8 @@ pub(crate) enum Body {
 pub struct Transmit {
     pub(crate) envelope: Envelope,
     pub(crate) body: Body,
+    /// It left before.
+    pub(crate) resent: bool,
 }
 
 impl Transmit {

@@ -113,6 +113,7 @@ impl Device {
                 self.settle(flow, finished);
             }
             self.objects.ah_of.remove(&(pd, gid));
+            self.objects.known_peer.set(None);
             if let Some(index) = Objects::ah_index(number) {
                 self.objects.ahs[index] = None;
             }

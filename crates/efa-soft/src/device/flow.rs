@@ -47,9 +47,17 @@ impl Flow {
 }
 
 impl Device {
+    /// The flow to `peer`, if there is one. Mostly it is the last one asked for.
+    pub(super) fn known_flow(&mut self, peer: Gid) -> Option<usize> {
+        if self.flows.get(self.last_flow).is_none_or(|flow| flow.peer != peer) {
+            self.last_flow = *self.flow_of.get(&peer)?;
+        }
+        Some(self.last_flow)
+    }
+
     /// The flow to `peer`, new if there is none; `None` if there are too many.
     pub(super) fn flow_to(&mut self, now: Time, peer: Gid) -> Option<usize> {
-        if let Some(&flow) = self.flow_of.get(&peer) {
+        if let Some(flow) = self.known_flow(peer) {
             return Some(flow);
         }
         let new = Flow {

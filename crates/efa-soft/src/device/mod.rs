@@ -61,6 +61,8 @@ pub struct Device {
     objects: Objects,
     flows: Vec<Flow>,
     flow_of: HashMap<Gid, usize, RandomState>,
+    /// The flow that was last asked for.
+    last_flow: usize,
     /// Flows that may have something to send.
     busy: VecDeque<usize>,
     /// When flows want attention; some entries are outdated.
@@ -97,6 +99,7 @@ impl Device {
             objects,
             flows: Vec::new(),
             flow_of: HashMap::default(),
+            last_flow: 0,
             busy: VecDeque::new(),
             timers: BinaryHeap::new(),
             resets: VecDeque::new(),

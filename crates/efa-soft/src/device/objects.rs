@@ -10,6 +10,7 @@ use crate::qp::{QpState, QueuePair};
 use crate::trace::{Traced, Tracer};
 use efa_io::{Completion, Event, LocalBuf, OpCode, Status};
 use foldhash::fast::RandomState;
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -34,6 +35,8 @@ pub(super) struct Objects {
     pub(super) regions: Regions,
     pub(super) ahs: Vec<Option<AddressHandle>>,
     pub(super) ah_of: HashMap<(u32, Gid), u16, RandomState>,
+    /// A key of `ah_of` that was last found there.
+    pub(super) known_peer: Cell<Option<(u32, Gid)>>,
     pub(super) cqs: BTreeMap<u32, CompletionQueue>,
     pub(super) counters: HashMap<u32, CompletionCounter, RandomState>,
     /// By queue pair number modulo the table's size, as libefa keeps them.
@@ -53,6 +56,7 @@ impl Objects {
             regions: Regions::new(),
             ahs: Vec::new(),
             ah_of: HashMap::default(),
+            known_peer: Cell::new(None),
             cqs: BTreeMap::new(),
             counters: HashMap::default(),
             qps: (0..max_qp.next_power_of_two()).map(|_| None).collect(),

@@ -255,7 +255,7 @@ impl Device {
         }
         let flow = match kind {
             Kind::Data => self.flow_to(now, src)?,
-            Kind::Acks | Kind::Reset => *self.flow_of.get(&src)?,
+            Kind::Acks | Kind::Reset => self.known_flow(src)?,
         };
         let known = self.flows[flow].peer_incarnation;
         if src_incarnation < known {
@@ -512,8 +512,11 @@ impl Objects {
         if !enabled {
             return Err(Status::RemoteFeatureMismatch);
         }
-        if !self.ah_of.contains_key(&(pd, src)) {
-            return Err(Status::RemoteUnknownPeer);
+        if self.known_peer.get() != Some((pd, src)) {
+            if !self.ah_of.contains_key(&(pd, src)) {
+                return Err(Status::RemoteUnknownPeer);
+            }
+            self.known_peer.set(Some((pd, src)));
         }
         if header.bytes == 0 {
             return Ok(None);

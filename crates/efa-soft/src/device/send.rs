@@ -237,7 +237,7 @@ impl Device {
     pub fn poll_transmit(&mut self, now: Time) -> Option<Transmit> {
         self.objects.tracer.now = now;
         loop {
-            let (transmit, resent) = self.next_packet(now)?;
+            let transmit = self.next_packet(now)?;
             if !self.port_up {
                 self.objects.tracer.emit(|| Traced::PacketDropped { reason: DropReason::PortDown });
                 continue;
@@ -245,12 +245,13 @@ impl Device {
             let bytes = transmit.wire_len();
             self.counters.tx_pkts += 1;
             self.counters.tx_bytes += bytes as u64;
-            if resent {
+            if transmit.resent {
                 self.counters.retrans_pkts += 1;
                 self.counters.retrans_bytes += bytes as u64;
             }
             self.objects.tracer.emit(|| {
-                let (dst, path, packet) = (transmit.dst(), transmit.path(), TracedPacket::of(&transmit.body));
+                let Transmit { resent, ref body, .. } = transmit;
+                let (dst, path, packet) = (transmit.dst(), transmit.path(), TracedPacket::of(body));
                 Traced::PacketOut { dst, packet, path, bytes: bytes as u32, resent }
             });
             if self.is_routable(transmit.dst()) {
@@ -265,14 +266,13 @@ impl Device {
         Envelope { src, dst, src_incarnation, dst_incarnation, path }
     }
 
-    /// The next packet, and whether it was sent before.
-    fn next_packet(&mut self, now: Time) -> Option<(Transmit, bool)> {
+    fn next_packet(&mut self, now: Time) -> Option<Transmit> {
         if let Some(envelope) = self.resets.pop_front() {
-            return Some((Transmit { envelope, body: Body::Reset }, false));
+            return Some(Transmit { envelope, body: Body::Reset, resent: false });
         }
         while let Some(datagram) = self.datagrams.pop_front() {
             if let Some(transmit) = self.send_datagram(datagram) {
-                return Some((transmit, false));
+                return Some(transmit);
             }
         }
         while let Some(&index) = self.busy.front() {
@@ -286,7 +286,7 @@ impl Device {
                 }
                 self.counters.ack_pkts += 1;
                 let congested = self.is_congested();
-                return Some((Transmit { envelope, body: Body::Acks { lane, congested, acks } }, false));
+                return Some(Transmit { envelope, body: Body::Acks { lane, congested, acks }, resent: false });
             }
             let flow = &mut self.flows[index];
             flow.turn = 1 - flow.turn;
@@ -307,7 +307,7 @@ impl Device {
                 Ok(payload) => {
                     let data = Data { message: due.message, base, header, stride, packet: due.packet };
                     let envelope = self.envelope(peer, peer_incarnation, due.path);
-                    return Some((Transmit { envelope, body: Body::Data(data, payload) }, due.resent));
+                    return Some(Transmit { envelope, body: Body::Data(data, payload), resent: due.resent });
                 }
                 Err(status) => {
                     // The region went away while the message was under way.
@@ -329,7 +329,7 @@ impl Device {
         let status = payload.as_ref().err().copied().unwrap_or(Status::Ok);
         self.objects.complete_send(qpn, req_id, op, status);
         let body = Body::Datagram(message.header, payload.ok()?);
-        Some(Transmit { envelope: self.envelope(dst, 0, 0), body })
+        Some(Transmit { envelope: self.envelope(dst, 0, 0), body, resent: false })
     }
 
     /// Tells whoever waits for these messages how they ended.
