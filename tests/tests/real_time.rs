@@ -189,3 +189,18 @@ fn devices_of_different_mtus_understand_each_other() {
     }
     assert!(far.read_vec(..).unwrap() == [9; 65_536]);
 }
+
+#[test]
+fn what_goes_to_another_subnet_never_arrives_and_nobody_is_told() {
+    let (a, b) = (Device::open("soft:subnet=1").unwrap(), Device::open("soft:subnet=2").unwrap());
+    let (pd_a, pd_b) = (a.alloc_pd().unwrap(), b.alloc_pd().unwrap());
+    let (cq_a, cq_b) = (a.create_cq(CqConfig::new(64)).unwrap(), b.create_cq(CqConfig::new(64)).unwrap());
+    let qp_a = pd_a.create_qp(&cq_a, &cq_a, QpConfig::new(8, 8).unreliable()).unwrap().activate(1).unwrap();
+    let qp_b = pd_b.create_qp(&cq_b, &cq_b, QpConfig::new(8, 8).unreliable()).unwrap().activate(2).unwrap();
+    let to_b = pd_a.peer(&qp_b.endpoint).unwrap();
+    let (mut sq, mut cq) = (qp_a.send.into_cpu(), cq_a.into_cpu());
+    sq.post(&to_b, SendInline::new(b"hello?"), 1).unwrap();
+    sq.ring();
+    assert_eq!(cq.wait(PATIENCE).unwrap().status, Status::Ok, "a datagram completes once it has left");
+    assert_eq!((a.counters().tx_pkts, b.counters().rx_pkts), (1, 0));
+}

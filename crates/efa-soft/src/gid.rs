@@ -34,9 +34,9 @@ impl Gid {
         self
     }
 
-    /// The UDP address that [`of_udp`](Self::of_udp) put in, if this is such a GID.
+    /// The UDP address that [`of_udp`](Self::of_udp) put in, if this is such a GID, in whatever subnet.
     pub fn to_udp(self) -> Option<SocketAddr> {
-        let [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x02, 0xef, hi, lo, a, b, c, d] = self.0 else { return None };
+        let [0xfe, 0x80, 0, 0, 0, 0, _, _, 0x02, 0xef, hi, lo, a, b, c, d] = self.0 else { return None };
         Some(SocketAddr::from((Ipv4Addr::new(a, b, c, d), u16::from_be_bytes([hi, lo]))))
     }
 }
@@ -70,6 +70,8 @@ mod tests {
         let gid = Gid::of_udp(addr);
         assert_eq!(gid.to_udp(), Some(SocketAddr::V4(addr)));
         assert_eq!(gid.to_string().parse(), Ok(gid));
+        assert_eq!(gid.in_subnet(7).to_udp(), Some(SocketAddr::V4(addr)));
+        assert_ne!(gid.in_subnet(7).subnet(), gid.subnet());
         assert_eq!("::1".parse::<Gid>().unwrap().to_udp(), None);
     }
 }

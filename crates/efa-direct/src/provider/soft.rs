@@ -44,6 +44,7 @@ const LISTED: u32 = 4;
 /// | `delay`, `jitter` | time added to every packet, with unit (`us`, `ms`, `s`) | 0 |
 /// | `path0` … `path3` | what one of the four paths adds, as `LOSS@DELAY`: `path1=0.5@2ms` | `0@0ms` |
 /// | `seed` | seed of all of this | 1 |
+/// | `subnet` | number of its subnet; what goes to another is dropped without a word | 0 |
 /// | `profile` | the instance type whose device it resembles: `p4d`, `p5`, `p5en` or `p6-b200` | `p5en` |
 /// | `mtu` | payload bytes of a packet | 8928 |
 /// | `rxrate` | bytes a second that it takes in: a slow receiver | any |
@@ -54,6 +55,8 @@ const LISTED: u32 = 4;
 pub struct SoftSpec {
     /// Where it listens, and how its packets are treated.
     pub udp: UdpConfig,
+    /// Its subnet.
+    pub subnet: u16,
     /// Which device it resembles.
     pub profile: Profile,
     /// MTU, if not the profile's.
@@ -98,6 +101,7 @@ impl FromStr for SoftSpec {
                     let path = &mut link.paths[usize::from(key.as_bytes()[4] - b'0')];
                     *path = parse_path(value).ok_or(wrong("a share and a time such as 0.5@2ms"))?;
                 }
+                "subnet" => spec.subnet = value.parse().map_err(|_| wrong("0 to 65535"))?,
                 "profile" => spec.profile = value.parse().map_err(|expected: String| wrong(&expected))?,
                 "rxrate" => spec.faults.rx_rate = Some(number()?),
                 "wqetime" => spec.faults.wqe_time = time()?,
@@ -117,7 +121,7 @@ impl FromStr for SoftSpec {
                 _ => {
                     return Err(format!(
                         "{key:?} is no key: there are udp, loss, dup, corrupt, outage, reorder, delay, jitter, path0 to path3, \
-                         seed, profile, mtu, rxrate, wqetime, idle, reqid64"
+                         seed, subnet, profile, mtu, rxrate, wqetime, idle, reqid64"
                     ));
                 }
             }
@@ -190,7 +194,7 @@ fn open_local(name: &str, index: u32) -> Result<Arc<dyn Provider>, Error> {
 fn open_udp(name: &str, spec: &SoftSpec) -> Result<Arc<dyn Provider>, Error> {
     let seed = spec.udp.link.seed;
     let udp = Udp::start(&spec.udp, |gid| {
-        let default = DeviceConfig::of(spec.profile, gid);
+        let default = DeviceConfig::of(spec.profile, gid.in_subnet(spec.subnet));
         DeviceConfig { mtu: spec.mtu.unwrap_or(default.mtu), req_id_64: spec.req_id_64, seed, ..default }
     });
     let udp = udp.map_err(Error::io("starting a software device on UDP"))?;
@@ -526,6 +530,7 @@ mod tests {
             ("path4=0@0ms", "path0 to path3"),
             ("path1=0.5", "such as 0.5@2ms"),
             ("profile=p3", "expected p4d, p5, p5en or p6-b200"),
+            ("subnet=70000", "0 to 65535"),
             ("idle=doze", "expected spin, nap or sleep"),
             ("rxrate=fast", "a whole number"),
         ] {
