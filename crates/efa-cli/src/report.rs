@@ -127,12 +127,13 @@ impl Packets {
     }
 }
 
-/// What a device did, at first.
+/// What a device did, at first and at last.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Timeline {
-    pub(crate) moments: Vec<Moment>,
-    /// Events after these.
-    pub(crate) more: usize,
+    pub(crate) head: Vec<Moment>,
+    /// Events in between.
+    pub(crate) between: usize,
+    pub(crate) tail: Vec<Moment>,
 }
 
 /// Something that a device did.
@@ -141,6 +142,20 @@ pub(crate) struct Moment {
     /// Since the first.
     pub(crate) microseconds: f64,
     pub(crate) what: String,
+}
+
+impl Display for Timeline {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "what the device did, in µs")?;
+        let lines = |f: &mut Formatter<'_>, moments: &[Moment]| {
+            moments.iter().try_for_each(|moment| writeln!(f, "{:10.1}  {}", moment.microseconds, moment.what))
+        };
+        lines(f, &self.head)?;
+        if self.between > 0 {
+            writeln!(f, "         …  {} events more", self.between)?;
+        }
+        lines(f, &self.tail)
+    }
 }
 
 /// Lines with a margin that says whose they are.
@@ -179,15 +194,8 @@ impl Display for NodeReport {
             }
             writeln!(text, "the completion queue{of}\n{}", completion.fields)?;
         }
-        if !self.timeline.moments.is_empty() {
-            writeln!(text, "what the device did, in µs")?;
-            for Moment { microseconds, what } in &self.timeline.moments {
-                writeln!(text, "{microseconds:10.1}  {what}")?;
-            }
-            match self.timeline.more {
-                0 => writeln!(text)?,
-                more => writeln!(text, "         …  and {more} events more\n")?,
-            }
+        if !self.timeline.head.is_empty() {
+            writeln!(text, "{}", self.timeline)?;
         }
         let p = &self.packets;
         writeln!(

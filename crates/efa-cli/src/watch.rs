@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 /// Most events that are kept.
 const MOST: usize = 1_000_000;
-/// Events in a report.
-const SHOWN: usize = 16;
+/// Events at either end that a report has.
+const SHOWN: usize = 9;
 
 /// What a device did since it was watched; nothing, for one that is no software device.
 pub(crate) struct Watch {
@@ -36,7 +36,7 @@ impl Watch {
         Self { events }
     }
 
-    /// How it began.
+    /// How it began and ended.
     pub(crate) fn timeline(&self) -> Timeline {
         let events = self.events.lock();
         let start = events.first().map_or_else(Default::default, |event| event.at);
@@ -44,7 +44,10 @@ impl Watch {
             microseconds: event.at.since(start).as_nanos() as f64 / 1000.0,
             what: event.what.to_string(),
         };
-        Timeline { moments: events.iter().take(SHOWN).map(moment).collect(), more: events.len().saturating_sub(SHOWN) }
+        let (head, rest) = events.split_at(events.len().min(SHOWN));
+        let (between, tail) = rest.split_at(rest.len().saturating_sub(SHOWN));
+        let [head, tail] = [head, tail].map(|part| part.iter().map(moment).collect());
+        Timeline { head, between: between.len(), tail }
     }
 
     /// Writes all of it to a file.

@@ -65,7 +65,7 @@ fn the_trace_shows_what_the_counters_say() {
     // A node may still acknowledge something after it has counted.
     assert!(count("packet again") >= sum("retransmitted") && sum("retransmitted") > 0);
     assert!(events.iter().all(|event| event["ph"] == "M" || event["ts"].is_f64()));
-    let first = &demo["runs"][0]["nodes"][0]["timeline"]["moments"];
+    let first = &demo["runs"][0]["nodes"][0]["timeline"]["head"];
     assert!(first.as_array().unwrap().iter().any(|moment| moment["what"].as_str().unwrap().contains("doorbell of QP")));
 }
 
