@@ -65,21 +65,20 @@ impl Device {
             self.objects.tracer.emit(|| Traced::Doorbell { qpn, value: doorbell, wqes: batch });
         }
         let Ok(qp) = self.objects.qp(qpn) else { return false };
-        if rung > qp.sq.size.entries()
-            || batch > max_batch
-            || !matches!(qp.state, QpState::ReadyToSend | QpState::Error)
-        {
+        if rung > qp.sq.size.entries() || !matches!(qp.state, QpState::ReadyToSend | QpState::Error) {
             tracing::warn!(qpn, rung, state = ?qp.state, "a doorbell that cannot be: the queue pair goes to the error state");
             self.fail_qp_by_itself(qpn);
             return true;
         }
+        // Its first WQE is taken for malformed, whatever it says (assumed).
+        let too_long = batch > max_batch;
         let mut progress = false;
         // By the doorbell, not by the count: a malformed WQE flushes what is behind it from inside this loop.
         while let Ok(qp) = self.objects.qp(qpn)
             && qp.sq.rung(doorbell) != 0
         {
             let flushing = qp.state == QpState::Error;
-            if !self.faults.wqe_time.is_zero() && !flushing {
+            if !self.faults.wqe_time.is_zero() && !flushing && !too_long {
                 if now < self.next_wqe_at {
                     self.wqes_wait = true;
                     return progress;
@@ -93,11 +92,11 @@ impl Device {
             let ids = if qp.req_id_64 { u64::MAX } else { 0xffff };
             if qp.wide {
                 let wqe = Wqe128::from_words(qp.sq.ring.load_entry(slot * 128));
-                let request = wqe.decode().ok().filter(|r| r.phase == phase && r.req_id <= ids);
+                let request = wqe.decode().ok().filter(|r| !too_long && r.phase == phase && r.req_id <= ids);
                 self.take_wqe(now, qpn, wqe.req_id() & ids, request, flushing);
             } else {
                 let wqe = Wqe64::from_words(qp.sq.ring.load_entry(slot * 64));
-                let request = wqe.decode().ok().filter(|r| r.phase == phase && r.req_id <= ids);
+                let request = wqe.decode().ok().filter(|r| !too_long && r.phase == phase && r.req_id <= ids);
                 self.take_wqe(now, qpn, wqe.req_id() & ids, request, flushing);
             }
         }
