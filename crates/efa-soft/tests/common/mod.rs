@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod world;
+
 use efa_io::*;
 use efa_soft::wire::{self, Ack, Data, Envelope, Lane, MessageHeader, Packet, WireOp};
 use efa_soft::*;
@@ -29,21 +31,13 @@ impl Node {
         let pd = device.alloc_pd().unwrap();
         let ah = device.create_ah(pd, peer).unwrap();
         let cq = device.create_cq(CqConfig { entries: 8192, entry_size: CqeSize::Large, channel: false }).unwrap();
-        let mut node = Self { pd, ah, qp: qp(&mut device, pd, cq.cqn, send_entries), cq, device, producer: 0 };
-        node.activate();
-        node
-    }
-
-    pub(crate) fn activate(&mut self) {
-        for state in [QpState::Init, QpState::ReadyToReceive, QpState::ReadyToSend] {
-            self.device.modify_qp(self.qp.qpn, state, Some(7)).unwrap();
-        }
+        let qp = qp(&mut device, pd, cq.cqn, send_entries);
+        activate(&mut device, qp.qpn);
+        Self { pd, ah, qp, cq, device, producer: 0 }
     }
 
     pub(crate) fn put(&mut self, wqe: Wqe64) {
-        let size = RingSize::new(self.qp.sq.entries).unwrap();
-        let wqe = wqe.with_req_id(self.producer as u16).with_phase(size.wq_phase(self.producer));
-        self.qp.sq.ring.publish_entry(size.slot(self.producer) as usize * 64, wqe.words());
+        put_raw(&self.qp, self.producer, stamp(&self.qp, self.producer, wqe));
         self.producer += 1;
     }
 
@@ -76,6 +70,26 @@ impl Node {
             self.device.on_timeout(now);
         }
     }
+}
+
+/// Takes a queue pair to where it sends.
+pub(crate) fn activate(device: &mut Device, qpn: u16) {
+    for state in [QpState::Init, QpState::ReadyToReceive, QpState::ReadyToSend] {
+        device.modify_qp(qpn, state, Some(7)).unwrap();
+    }
+}
+
+/// A WQE as a program writes it in its place in the ring: with a request id, and the phase of the lap.
+pub(crate) fn stamp<const W: usize>(qp: &QpInfo, producer: u32, wqe: Wqe<W>) -> Wqe<W> {
+    let size = RingSize::new(qp.sq.entries).unwrap();
+    wqe.with_req_id(producer as u16).with_phase(size.wq_phase(producer))
+}
+
+/// Writes `wqe`, as it is, in its place in a send ring.
+pub(crate) fn put_raw<const W: usize>(qp: &QpInfo, producer: u32, wqe: Wqe<W>) {
+    let slot = RingSize::new(qp.sq.entries).unwrap().slot(producer);
+    assert_eq!(qp.sq.entry_size as usize, W * 8);
+    qp.sq.ring.publish_entry(slot as usize * W * 8, wqe.words());
 }
 
 pub(crate) fn bytes(transmit: &Transmit) -> Vec<u8> {
