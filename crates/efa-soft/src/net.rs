@@ -112,6 +112,7 @@ impl Net {
         }
         while let Some(flight) = self.link.pop(now) {
             progress = true;
+            self.more = true; // whoever gets it may answer
             let dst = match &flight {
                 Flight::Whole(transmit) => transmit.dst(),
                 Flight::Bytes { dst, .. } => *dst,
