@@ -90,18 +90,21 @@ impl Path {
         }
     }
 
-    /// Packets were lost; `timed_out`: because nothing was heard at all. Whether this was news.
+    /// Packets were lost; `timed_out`: because nothing was heard at all. Whether this was a timeout, and not one of those that come
+    /// together.
     pub(crate) fn lost(&mut self, now: Time, timed_out: bool) -> bool {
-        if now < self.recovered_at {
-            return false;
-        }
-        if timed_out {
+        // Whatever else the window has shrunk for: a dead path must not pass for one that is congested.
+        if timed_out && now >= self.rest_until {
             self.strikes += 1;
             self.rtt.back_off();
             self.rest_until = now + self.rtt.timeout();
+            self.shrink(now, 0.5);
+            return true;
         }
-        self.shrink(now, if timed_out { 0.5 } else { 0.7 });
-        true
+        if now >= self.recovered_at {
+            self.shrink(now, 0.7);
+        }
+        false
     }
 
     fn shrink(&mut self, now: Time, factor: f32) {

@@ -467,7 +467,7 @@ impl TxFlow {
                 }
                 self.paths[index].in_flight.pop_front();
             }
-            if lost && self.paths[index].lost(now, timed_out) && timed_out {
+            if lost && self.paths[index].lost(now, timed_out) {
                 self.timeouts += 1;
             }
         }
