@@ -8,12 +8,9 @@ use efa_soft::*;
 use std::time::Duration;
 
 /// Node A writes this often, and time passes until all of it is done.
-fn write(world: &mut World, count: u32) {
+fn write(world: &mut World, count: usize) {
     let write = world.write(A, B, 8);
-    for _ in 0..count {
-        world.hosts[A].qp.put(write);
-    }
-    world.hosts[A].qp.ring();
+    world.post(A, vec![write; count as usize]);
     world.run(Duration::from_millis(2));
 }
 

@@ -155,8 +155,7 @@ fn a_queue_pair_of_datagrams_has_neither_rdma_nor_retries() {
 fn datagrams_that_have_not_left_are_flushed_with_their_queue_pair() {
     let mut world = world();
     let send = world.send(A, B, 100);
-    world.hosts[A].qp.put(send);
-    world.hosts[A].qp.ring();
+    world.post(A, [send]);
     let (now, qpn) = (world.now, world.hosts[A].qp.qpn());
     world.device(A).poll_doorbells(now);
     world.device(A).modify_qp(qpn, QpState::Error, None).unwrap();

@@ -85,8 +85,7 @@ fn whatever_is_right_succeeds_on_both_sides(expected: Status) {
 fn a_receiver_that_is_ready_late_gets_the_message_at_last(expected: Status) {
     let mut world = World::with(|setup| setup.rnr_retry = Some(7));
     let send = world.send(A, B, 8);
-    world.hosts[A].qp.put(send);
-    world.hosts[A].qp.ring();
+    world.post(A, [send]);
     world.run(Duration::from_secs(30));
     assert_eq!(world.hosts[A].cq.take(), None);
     assert!(world.device(B).counters().rnr_sent > 1000);
@@ -97,11 +96,8 @@ fn a_receiver_that_is_ready_late_gets_the_message_at_last(expected: Status) {
 fn work_of_a_queue_pair_that_fails_is_flushed(expected: Status) {
     let mut world = World::pair();
     world.receive(A, 8);
-    for length in [100_000, 8] {
-        let write = world.write(A, B, length);
-        world.hosts[A].qp.put(write);
-    }
-    world.hosts[A].qp.ring();
+    let writes = [100_000, 8].map(|length| world.write(A, B, length));
+    world.post(A, writes);
     world.step();
     let qpn = world.hosts[A].qp.qpn();
     world.device(A).modify_qp(qpn, QpState::Error, None).unwrap();
@@ -113,11 +109,8 @@ fn work_of_a_queue_pair_that_fails_is_flushed(expected: Status) {
 
 fn work_towards_an_address_handle_that_is_destroyed_is_flushed(expected: Status) {
     let mut world = World::of(3, |_, _| ());
-    for peer in [B, 2] {
-        let write = world.write(A, peer, 100_000);
-        world.hosts[A].qp.put(write);
-    }
-    world.hosts[A].qp.ring();
+    let writes = [B, 2].map(|peer| world.write(A, peer, 100_000));
+    world.post(A, writes);
     world.step();
     let (pd, ah) = (world.hosts[A].pd, world.hosts[A].ahs[B]);
     world.device(A).destroy_ah(pd, ah).unwrap();
@@ -161,11 +154,8 @@ fn a_batch_over_the_maximum_is_noticed(expected: Status) {
     let mut world = World::pair();
     let most = world.hosts[A].qp.info.sq.max_batch;
     for batch in [most, most + 1] {
-        for _ in 0..batch {
-            let write = world.write(A, B, 8);
-            world.hosts[A].qp.put(write);
-        }
-        world.hosts[A].qp.ring();
+        let write = world.write(A, B, 8);
+        world.post(A, vec![write; batch as usize]);
         let (now, qpn, value) = (world.now, world.hosts[A].qp.qpn(), world.hosts[A].qp.sent);
         world.device(A).ring_send_doorbell(now, qpn, value);
         if batch == most {
@@ -330,10 +320,8 @@ fn a_peer_that_restarts_aborts_what_was_under_way(expected: Status) {
     let mut world = World::pair();
     let nothing = world.write(A, B, 0);
     refused(&mut world, [nothing], Status::Ok); // the two have met
-    for wqe in [world.write(A, B, 100_000), world.read(A, B, 100_000)] {
-        world.hosts[A].qp.put(wqe);
-    }
-    world.hosts[A].qp.ring();
+    let wqes = [world.write(A, B, 100_000), world.read(A, B, 100_000)];
+    world.post(A, wqes);
     world.step();
     world.restart(B);
     assert_eq!([world.completion(A).status, world.completion(A).status], [expected; 2]);
@@ -419,8 +407,7 @@ fn a_receive_one_byte_too_short_fails_on_both_sides(expected: Status) {
 fn packets_of_one_message_that_contradict_each_other_end_it(expected: Status) {
     let mut world = World::pair();
     let write = world.write(A, B, 10_000);
-    world.hosts[A].qp.put(write);
-    world.hosts[A].qp.ring();
+    world.post(A, [write]);
     world.device(A).poll_doorbells(at(1));
     let packets: Vec<_> = std::iter::from_fn(|| world.device(A).poll_transmit(at(1))).collect();
     assert_eq!(packets.len(), 2);

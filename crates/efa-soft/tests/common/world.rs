@@ -5,7 +5,9 @@ use efa_io::ring::CqDoorbell;
 use efa_io::rx::RxBuf;
 use efa_io::*;
 use efa_soft::memory::{Backing, SharedMemory};
+use efa_soft::trace::TraceEvent;
 use efa_soft::*;
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -245,6 +247,14 @@ impl World {
         self.hosts[host].place = self.net.add(config.clone());
     }
 
+    /// What the host's device does from here on.
+    pub(crate) fn watch(&mut self, host: usize) -> Arc<Mutex<Vec<TraceEvent>>> {
+        let seen = Arc::<Mutex<Vec<_>>>::default();
+        let here = seen.clone();
+        self.device(host).subscribe(Box::new(move |event: &TraceEvent| here.lock().push(*event)));
+        seen
+    }
+
     /// The next asynchronous event of a device.
     pub(crate) fn event(&mut self, host: usize) -> Option<AsyncEvent> {
         std::iter::from_fn(|| self.device(host).poll_event()).find_map(|event| match event {
@@ -298,12 +308,17 @@ impl World {
         completion.expect("a completion")
     }
 
+    /// Posts these WQEs and rings once.
+    pub(crate) fn post<const W: usize>(&mut self, host: usize, wqes: impl IntoIterator<Item = Wqe<W>>) {
+        let qp = &mut self.hosts[host].qp;
+        wqes.into_iter().for_each(|wqe| qp.put(wqe));
+        qp.ring();
+    }
+
     /// Posts a WQE and gives the status of the next completion, which is its own.
     pub(crate) fn status_of<const W: usize>(&mut self, host: usize, wqe: Wqe<W>) -> Status {
-        let qp = &mut self.hosts[host].qp;
-        qp.put(wqe);
-        qp.ring();
-        let expected = u64::from((qp.sent as u16).wrapping_sub(1));
+        self.post(host, [wqe]);
+        let expected = u64::from((self.hosts[host].qp.sent as u16).wrapping_sub(1));
         let completion = self.completion(host);
         assert!(matches!(completion.event, Event::Send { .. }) && completion.req_id == expected);
         completion.status

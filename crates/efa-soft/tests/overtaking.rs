@@ -1,0 +1,66 @@
+//! No message waits for another: not for one that nobody receives, not for one that takes long.
+
+mod common;
+
+use common::world::*;
+use efa_io::*;
+use efa_soft::memory::SharedMemory;
+use efa_soft::*;
+use std::time::Duration;
+
+/// Has queue pair `qp` of node A do this `count` times, while `others` sees what else completes; whether all of it got done.
+fn keep_doing(world: &mut World, qp: &mut Qp, wqe: Wqe64, count: u32, mut others: impl FnMut(Completion, u32)) -> bool {
+    let mut done = 0;
+    world.run_until(Duration::from_secs(60), |world| {
+        for completion in world.hosts[A].cq.drain() {
+            if completion.qpn == qp.qpn() {
+                assert_eq!(completion.status, Status::Ok);
+                done += 1;
+            } else {
+                others(completion, done);
+            }
+        }
+        while qp.sent < count && qp.sent - done < 1024 {
+            qp.put(wqe);
+        }
+        qp.ring();
+        done == count
+    })
+}
+
+#[test]
+fn a_message_that_nobody_receives_holds_up_no_other() {
+    let mut world = World::with(|setup| setup.rnr_retry = Some(7));
+    let deaf = world.active_qp(B, |_| ()).qpn();
+    let unheard = wqe(SendInline::new(b"x"), Destination { qpn: deaf, ..world.to(A, B) });
+    world.post::<8>(A, [unheard]);
+    let mut busy = world.active_qp(A, |_| ());
+    let write = world.write(A, B, 8);
+    assert!(keep_doing(&mut world, &mut busy, write, 100_000, |other, _| panic!("{other:?}")));
+    assert!(world.device(B).counters().rnr_sent > 0, "it was offered meanwhile");
+}
+
+#[test]
+fn a_long_write_is_overtaken_by_short_ones_as_far_as_numbers_reach() {
+    const LONG: u32 = 64 << 20;
+    let mut world = World::pair();
+    let mut register = |host: usize| {
+        let (pd, memory) = (world.hosts[host].pd, SharedMemory::zeroed(LONG as usize).unwrap());
+        world.device(host).register(pd, memory, 0, Access::ALL).unwrap()
+    };
+    let (near, far) = (register(A), register(B));
+    let local = LocalBuf { addr: 0, lkey: Lkey::new(near.lkey).unwrap(), length: LONG };
+    let long = wqe(RdmaWrite::new(local, RemoteBuf { addr: 0, rkey: far.rkey }), world.to(A, B));
+    world.post::<8>(A, [long]);
+    let mut short = world.active_qp(A, |_| ());
+    let write = world.write(A, B, 8);
+    let mut overtook = None;
+    let all_done = keep_doing(&mut world, &mut short, write, 70_000, |other, done| {
+        assert_eq!((other.req_id, other.status), (0, Status::Ok));
+        overtook = Some(done);
+    });
+    assert!(all_done);
+    // Those beyond the 65536 numbers that may be under way at once come after it.
+    assert!(overtook.is_some_and(|overtook| overtook >= 60_000), "{overtook:?}");
+    assert_eq!(world.device(B).counters().rdma_write_recv_bytes, u64::from(LONG) + 70_000 * 8);
+}
