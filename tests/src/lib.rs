@@ -9,6 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub mod oracle;
+mod side;
+
+pub use side::Side;
 
 /// Devices on a simulated network. Nothing happens, and no time passes, except in [`step`](Self::step).
 pub struct Sim {

@@ -2,7 +2,7 @@
 
 use efa_direct::*;
 use efa_soft::LinkConfig;
-use efa_tests::Sim;
+use efa_tests::{Side, Sim};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,43 +13,17 @@ struct Pair {
     b: Side,
 }
 
-struct Side {
-    device: Device,
-    pd: Arc<ProtectionDomain>,
-    cq: CpuCompletionQueue,
-    sq: CpuSendQueue<8>,
-    rq: CpuRecvQueue,
-    endpoint: Endpoint,
-    control: QpControl,
-    peer: Option<Peer>,
-    memory: Region<'static>,
-}
-
-impl Side {
-    fn new(sim: &Sim, index: u32, config: QpConfig<8>, cq_entries: u32) -> Self {
-        let device = sim.add(index, |config| config.req_id_64 = index >= 10);
-        let pd = Arc::new(device.alloc_pd().unwrap());
-        let cq = device.create_cq(CqConfig::new(cq_entries)).unwrap();
-        let qp = pd.create_qp(&cq, &cq, config.rnr_retry(3)).unwrap().activate(0x100 + index).unwrap();
-        let memory = pd.allocate_shared(1 << 20, Access::ALL).unwrap();
-        let (sq, rq, cq) = (qp.send.into_cpu(), qp.recv.into_cpu(), cq.into_cpu());
-        Self { device, pd, cq, sq, rq, endpoint: qp.endpoint, control: qp.control, peer: None, memory }
-    }
-
-    fn meet(&mut self, other: &Endpoint) {
-        self.peer = Some(self.pd.peer(other).unwrap());
-    }
-
-    fn post(&mut self, request: impl Request<8>, wr_id: u64) -> Result<(), PostError> {
-        self.sq.post(self.peer.as_ref().unwrap(), request, wr_id)
-    }
+/// Device number `index` with a queue pair like this, which offers a message three times again.
+fn side(sim: &Sim, index: u32, config: QpConfig<8>, cq_entries: u32) -> Side {
+    let device = sim.add(index, |config| config.req_id_64 = index >= 10);
+    Side::new(device, 0x100 + index, CqConfig::new(cq_entries), config.rnr_retry(3), |_| ())
 }
 
 impl Pair {
     fn with(config: QpConfig<8>, cq_entries: u32, link: LinkConfig) -> Self {
         let sim = Sim::new(link);
-        let mut a = Side::new(&sim, 0, config, cq_entries);
-        let mut b = Side::new(&sim, 1, config, cq_entries);
+        let mut a = side(&sim, 0, config, cq_entries);
+        let mut b = side(&sim, 1, config, cq_entries);
         a.meet(&b.endpoint);
         b.meet(&a.endpoint);
         Self { sim, a, b }
@@ -267,8 +241,8 @@ fn a_completion_ring_changes_hands_only_when_everything_in_it_was_polled() {
 fn ids_of_64_bits_come_back_on_devices_of_either_kind_over_many_laps() {
     for (a, b) in [(0, 10), (10, 0)] {
         let sim = Sim::new(LinkConfig::default());
-        let mut a = Side::new(&sim, a, QpConfig::new(16, 16), 64);
-        let mut b = Side::new(&sim, b, QpConfig::new(16, 16), 64);
+        let mut a = side(&sim, a, QpConfig::new(16, 16), 64);
+        let mut b = side(&sim, b, QpConfig::new(16, 16), 64);
         a.meet(&b.endpoint);
         b.meet(&a.endpoint);
         let mut pair = Pair { sim, a, b };

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// Node A writes this often, and time passes until all of it is done.
 fn write(world: &mut World, count: usize) {
     let write = world.write(A, B, 8);
-    world.post(A, vec![write; count as usize]);
+    world.post(A, vec![write; count]);
     world.run(Duration::from_millis(2));
 }
 

@@ -1,0 +1,53 @@
+//! One side of a conversation: a device, and one of everything that it takes to talk.
+
+use efa_direct::*;
+use std::sync::Arc;
+
+/// A device with a domain, a completion queue that the CPU polls, an active queue pair and some memory.
+#[expect(missing_docs, reason = "each is what its type says")]
+pub struct Side {
+    pub device: Device,
+    pub pd: Arc<ProtectionDomain>,
+    pub cq: CpuCompletionQueue,
+    pub sq: CpuSendQueue<8>,
+    pub rq: CpuRecvQueue,
+    pub endpoint: Endpoint,
+    pub control: QpControl,
+    /// The other side, once the two have [met](Self::meet).
+    pub peer: Option<Peer>,
+    /// A megabyte that everyone may access.
+    pub memory: Region<'static>,
+}
+
+impl Side {
+    /// One on this device, whose queue pair `prepare` sees before it is active.
+    pub fn new(
+        device: Device,
+        qkey: u32,
+        cq: CqConfig,
+        config: QpConfig<8>,
+        prepare: impl FnOnce(&QueuePair<8>),
+    ) -> Self {
+        let pd = Arc::new(device.alloc_pd().unwrap());
+        let cq = device.create_cq(cq).unwrap();
+        let qp = pd.create_qp(&cq, &cq, config).unwrap();
+        prepare(&qp);
+        let qp = qp.activate(qkey).unwrap();
+        let memory = pd.allocate_shared(1 << 20, Access::ALL).unwrap();
+        let (sq, rq, cq) = (qp.send.into_cpu(), qp.recv.into_cpu(), cq.into_cpu());
+        Self { device, pd, cq, sq, rq, endpoint: qp.endpoint, control: qp.control, peer: None, memory }
+    }
+
+    /// Makes the other side's acquaintance: requests go there from here on.
+    pub fn meet(&mut self, other: &Endpoint) {
+        self.peer = Some(self.pd.peer(other).unwrap());
+    }
+
+    /// Posts a request to the other side.
+    ///
+    /// # Errors
+    /// As the queue answers.
+    pub fn post(&mut self, request: impl Request<8>, wr_id: u64) -> Result<(), PostError> {
+        self.sq.post(self.peer.as_ref().unwrap(), request, wr_id)
+    }
+}
