@@ -1,0 +1,197 @@
+//! What the host API makes of what software devices can do: queues of several rings, datagrams, counters, events, and programs that
+//! fork.
+
+use efa_direct::*;
+use efa_soft::driver::Local;
+use efa_soft::{DeviceConfig, LinkConfig};
+use efa_tests::{Side, Sim};
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Has two sides meet.
+fn meet(a: &mut Side, b: &mut Side) {
+    a.meet(&b.endpoint);
+    b.meet(&a.endpoint);
+}
+
+fn side(device: Device, config: QpConfig<8>) -> Side {
+    Side::new(device, 5, CqConfig::new(32), config, |_| ())
+}
+
+/// Two devices on a network of their own, which runs by the real clock; the first one with completion queues of so many rings.
+fn local(sub_cqs: u16) -> (Local, [Device; 2]) {
+    let network = Local::start(LinkConfig::default()).unwrap();
+    let devices = [(0, sub_cqs), (1, 1)].map(|(index, sub_cqs)| {
+        let config = DeviceConfig { sub_cqs, ..DeviceConfig::new(Gid::local(index)) };
+        Device::from_soft_port("local", network.add(config)).unwrap()
+    });
+    (network, devices)
+}
+
+/// Posts a write of eight bytes, and rings.
+fn write(sq: &mut CpuSendQueue<8>, peer: &Option<Peer>, from: &Region<'_>, to: &Region<'_>, wr_id: u64) {
+    let write = RdmaWrite::new(from.slice(..8).unwrap(), to.remote().slice(..8).unwrap());
+    sq.post(peer.as_ref().unwrap(), write, wr_id).unwrap();
+    sq.ring();
+}
+
+/// The send rings of further queue pairs of a side.
+fn more_rings<const N: usize>(side: &Side) -> [CpuSendQueue<8>; N] {
+    [(); N].map(|()| {
+        let qp = side.pd.create_qp(&side.cq, &side.cq, QpConfig::new(8, 1)).unwrap();
+        qp.activate(5).unwrap().send.into_cpu()
+    })
+}
+
+/// The next completion in simulated time.
+fn next(sim: &mut Sim, cq: &mut CpuCompletionQueue) -> Option<Completion> {
+    let mut completion = None;
+    sim.run_until(Duration::from_secs(1), || {
+        completion = cq.poll_one();
+        completion.is_some()
+    });
+    completion
+}
+
+#[test]
+fn a_completion_queue_of_several_rings_is_read_as_one() {
+    let mut sim = Sim::new(LinkConfig::default());
+    let mut a = side(sim.add(0, |config| config.sub_cqs = 4), QpConfig::new(1, 1));
+    let mut b = side(sim.add(1, |_| ()), QpConfig::new(1, 1));
+    meet(&mut a, &mut b);
+    let refused = a.device.create_cq(CqConfig::new(32)).unwrap().into_gpu().err().unwrap();
+    assert!(matches!(refused, Error::SubQueues { count: 4 }), "{refused}");
+    let mut rings: [_; 3] = more_rings(&a);
+    let Side { mut cq, peer, memory, pd: _pd, .. } = a;
+    for lap in 0..40 {
+        // Different numbers in each ring, so that their laps part.
+        for (i, ring) in (0..).zip(&mut rings) {
+            (0..=2 * i).for_each(|wr_id| write(ring, &peer, &memory, &b.memory, lap * 100 + 10 * i + wr_id));
+        }
+        let mut ids: Vec<u64> = (0..9).map(|_| next(&mut sim, &mut cq).unwrap().wr_id).collect();
+        ids.sort();
+        assert_eq!(ids, [0, 10, 11, 12, 20, 21, 22, 23, 24].map(|id| lap * 100 + id));
+        cq = cq.into_idle().unwrap().into_cpu(); // each ring's counter is carried over
+    }
+    assert_eq!((cq.poll_one(), cq.skipped()), (None, 0));
+}
+
+#[test]
+fn a_sleeper_is_woken_by_a_completion_in_any_ring() {
+    let (_network, [a, b]) = local(4);
+    let mut a = Side::new(a, 5, CqConfig::new(32).events(), QpConfig::new(1, 1), |_| ());
+    let mut b = side(b, QpConfig::new(1, 1));
+    meet(&mut a, &mut b);
+    let mut rings: [_; 2] = more_rings(&a);
+    for i in 0..100 {
+        write(&mut rings[i as usize % 2], &a.peer, &a.memory, &b.memory, i);
+        let completion = loop {
+            assert!(a.cq.wait_event(PATIENCE).unwrap(), "write {i} woke nobody");
+            if let Some(completion) = a.cq.poll_one() {
+                break completion;
+            }
+        };
+        assert_eq!((completion.wr_id, completion.status), (i, Status::Ok));
+    }
+}
+
+#[test]
+fn a_datagram_arrives_behind_its_prefix_and_rdma_is_refused_before_it_is_posted() {
+    let mut sim = Sim::new(LinkConfig::default());
+    let config = QpConfig::new(4, 4).unreliable().recv_bufs(2);
+    let [mut a, mut b] = [0, 1].map(|index| side(sim.add(index, |_| ()), config));
+    a.meet(&b.endpoint);
+    let buffers = [b.memory.slice(..u64::from(UD_PREFIX)).unwrap(), b.memory.slice(100..200).unwrap()];
+    b.rq.post(&buffers, 3).unwrap();
+    b.rq.ring();
+    a.post(SendInline::new(b"hello").imm(9), 1).unwrap();
+    a.sq.ring();
+    let sent = next(&mut sim, &mut a.cq).unwrap();
+    assert_eq!((sent.wr_id, sent.status, sent.kind), (1, Status::Ok, CompletionKind::Send(OpCode::Send)));
+    let completion = next(&mut sim, &mut b.cq).unwrap();
+    let CompletionKind::Receive(received) = completion.kind else { panic!("{completion:?}") };
+    assert_eq!((completion.wr_id, received.length, received.imm), (3, UD_PREFIX + 5, Some(9)));
+    assert_eq!((received.ah, received.src_gid), (None, Some(a.endpoint.gid.0)), "nobody made a handle for the sender");
+    assert_eq!(b.memory.read_vec(100..105).unwrap(), b"hello");
+
+    let (local, remote) = (a.memory.slice(..8).unwrap(), b.memory.remote().slice(..8).unwrap());
+    let peer = a.peer.as_ref().unwrap();
+    for (refused, what) in [
+        (a.sq.post(peer, RdmaWrite::new(local, remote), 2), "RDMA write is not available on this queue"),
+        (a.sq.post(peer, RdmaRead::new(local, remote), 2), "RDMA read is not available on this queue"),
+    ] {
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains(what), "{refused}");
+    }
+    for impossible in [config.unsolicited_write_recv(), config.rnr_retry(3)] {
+        assert!(matches!(b.pd.create_qp(&b.cq, &b.cq, impossible).err(), Some(Error::Control(_))));
+    }
+    b.pd.create_qp(&b.cq, &b.cq, config.wide()).unwrap();
+}
+
+#[test]
+fn a_counter_counts_for_as_long_as_a_queue_pair_has_it() {
+    let mut sim = Sim::new(LinkConfig::default());
+    let device = sim.add(0, |config| config.max_counters = 1);
+    let counter = device.create_counter().unwrap();
+    let mut b = side(sim.add(1, |_| ()), QpConfig::new(4, 4));
+    let foreign = b.device.create_counter().unwrap();
+    let mut a = Side::new(device.clone(), 5, CqConfig::new(32), QpConfig::new(4, 4), |qp| {
+        qp.attach_counter(&counter, CounterOps::RDMA_WRITE).unwrap();
+        assert!(matches!(qp.attach_counter(&counter, CounterOps::RDMA_WRITE), Err(Error::Control(_))));
+        assert!(matches!(qp.attach_counter(&foreign, CounterOps::SEND), Err(Error::ForeignCounter)));
+    });
+    meet(&mut a, &mut b);
+    counter.set(CounterValue::Completions, COUNTER_MAX).unwrap();
+    let earlier = counter.completions();
+    (0..3).for_each(|wr_id| write(&mut a.sq, &a.peer, &a.memory, &b.memory, wr_id));
+    assert!(sim.run_until(Duration::from_secs(1), || counter.completions_since(earlier) == 3));
+    assert_eq!((counter.completions(), counter.errors()), (2, 0), "it wrapped");
+    b.peer = None;
+    write(&mut a.sq, &a.peer, &a.memory, &b.memory, 3);
+    assert!(sim.run_until(Duration::from_secs(1), || counter.errors() == 1));
+    assert_eq!(counter.completions(), 2);
+    drop(counter);
+    assert!(device.create_counter().is_err(), "the queue pair has the only one there is");
+    drop(a);
+    device.create_counter().unwrap();
+}
+
+#[test]
+fn a_port_that_goes_down_is_an_event() {
+    let sim = Sim::new(LinkConfig::default());
+    let device = sim.add(0, |_| ());
+    assert_eq!(device.next_event(), None);
+    for up in [false, true] {
+        device.soft_port().unwrap().with(&mut |device| device.set_port(up));
+    }
+    let events: Vec<_> = std::iter::from_fn(|| device.next_event()).collect();
+    assert_eq!(events, [AsyncEvent::PortError, AsyncEvent::PortActive]);
+}
+
+#[test]
+fn a_program_may_fork_in_the_middle_of_its_traffic() {
+    let (_network, devices) = local(1);
+    let [mut a, mut b] = devices.map(|device| side(device, QpConfig::new(16, 1)));
+    meet(&mut a, &mut b);
+    for round in 0..20u64 {
+        a.memory.write(0, &round.to_le_bytes()).unwrap();
+        (0..16).for_each(|wr_id| write(&mut a.sq, &a.peer, &a.memory, &b.memory, wr_id));
+        // SAFETY: the child has one thread and calls nothing but `_exit`, which is safe whatever the others were doing.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: ends the process without running anything else of it.
+            unsafe { libc::_exit(7) };
+        }
+        assert!(child > 0);
+        for _ in 0..16 {
+            assert_eq!(a.cq.wait(PATIENCE).unwrap().status, Status::Ok);
+        }
+        assert_eq!(b.memory.read_vec(..8).unwrap(), round.to_le_bytes());
+        let mut status = 0;
+        // SAFETY: `status` is a place for an int.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        assert_eq!((libc::WIFEXITED(status), libc::WEXITSTATUS(status)), (true, 7));
+    }
+}
