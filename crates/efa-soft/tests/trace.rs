@@ -110,10 +110,11 @@ fn a_chrome_trace_is_an_array_of_trace_events() {
         assert_eq!(world.status_of(A, wqe), Status::Ok);
     }
     let mut trace = ChromeTrace::new();
-    for (name, seen) in ["node A", "node \"B\""].into_iter().zip(&seen) {
-        trace.add_device(name, seen.lock().iter());
+    for ((pid, name), seen) in [(0, "node A"), (1, "node \"B\"")].into_iter().zip(&seen) {
+        trace.add_device(pid, name, seen.lock().iter());
     }
-    let Ok(Value::Array(events)) = serde_json::from_str(&trace.to_json()) else { panic!("{}", trace.to_json()) };
+    let json = trace.to_json();
+    let Ok(Value::Array(events)) = serde_json::from_str(&json) else { panic!("{json}") };
     let of_kind = |ph| events.iter().filter(move |event| event["ph"] == ph);
     let all = seen.iter().map(|seen| seen.lock().len()).sum::<usize>();
     assert_eq!((of_kind("i").count(), of_kind("i").count() + of_kind("M").count()), (all, events.len()));
