@@ -1,14 +1,14 @@
 //! `efa demo`: two processes on this machine, over a network that only reorders, then over one that also loses and doubles.
 
 use crate::node::{Listening, Work};
+use crate::process::Process;
 use crate::report::{NodeReport, Words};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Args;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 /// Payload bytes of a packet in the second run, so that even one write of 4 KiB is many packets.
@@ -155,18 +155,18 @@ impl Run {
 }
 
 /// Starts both nodes, 0 first.
-fn spawn_both(device: &str, work: &Work, traces: &mut Traces) -> Result<[Node; 2]> {
-    let mut target = Node::spawn(device, work, &["--listen", "127.0.0.1:0"], traces)?;
+fn spawn_both(device: &str, work: &Work, traces: &mut Traces) -> Result<[Process; 2]> {
+    let mut target = spawn(device, work, ["--listen", "127.0.0.1:0"], traces)?;
     let Listening { listening } = target.line().context("starting node 1")?;
-    let writer = Node::spawn(device, work, &["--connect", &listening.to_string()], traces)?;
+    let writer = spawn(device, work, ["--connect", &listening.to_string()], traces)?;
     Ok([writer, target])
 }
 
 /// Both nodes as processes.
 fn run(device: &str, work: &Work, traces: &mut Traces) -> Result<Vec<NodeReport>> {
     let [mut writer, mut target] = spawn_both(device, work, traces)?;
-    let first = writer.report().context("node 0")?;
-    let second = target.report().context("node 1")?;
+    let first = report(&mut writer).context("node 0")?;
+    let second = report(&mut target).context("node 1")?;
     Ok(vec![first, second])
 }
 
@@ -174,54 +174,23 @@ fn run(device: &str, work: &Work, traces: &mut Traces) -> Result<Vec<NodeReport>
 fn run_and_kill(device: &str, work: &Work, traces: &mut Traces) -> Result<NodeReport> {
     let [mut writer, mut target] = spawn_both(device, work, traces)?;
     std::thread::sleep(Duration::from_secs(1));
-    target.child.kill().context("killing node 1")?;
+    target.kill()?;
     writer.line().context("node 0")
 }
 
-/// A node's process, ended with this value.
-struct Node {
-    child: Child,
-    out: BufReader<ChildStdout>,
+/// Starts a node.
+fn spawn(device: &str, work: &Work, role: [&str; 2], traces: &mut Traces) -> Result<Process> {
+    let Work { size, count, seed, timeout } = work;
+    let numbers = [("--size", size), ("--count", count), ("--seed", seed), ("--timeout", timeout)];
+    let fixed = ["node", "--json", "--device", device].into_iter().chain(role).map(String::from);
+    let work = numbers.into_iter().flat_map(|(name, value)| [name.to_string(), value.to_string()]);
+    Process::spawn(fixed.chain(work).map(OsString::from).chain(traces.options()))
 }
 
-impl Node {
-    fn spawn(device: &str, work: &Work, role: &[&str], traces: &mut Traces) -> Result<Self> {
-        let program = std::env::current_exe().context("finding this program")?;
-        let Work { size, count, seed, timeout } = work;
-        let mut child = Command::new(program)
-            .args(["node", "--json", "--device", device])
-            .args(["--size", &size.to_string(), "--count", &count.to_string()])
-            .args(["--seed", &seed.to_string(), "--timeout", &timeout.to_string()])
-            .args(role)
-            .args(traces.options())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("starting a node")?;
-        let out = child.stdout.take().context("a node's output")?;
-        Ok(Self { child, out: BufReader::new(out) })
-    }
-
-    fn line<T: DeserializeOwned>(&mut self) -> Result<T> {
-        let mut line = String::new();
-        self.out.read_line(&mut line)?;
-        ensure!(!line.is_empty(), "it ended without a word (its complaint is above)");
-        serde_json::from_str(&line).with_context(|| format!("it said {line:?}"))
-    }
-
-    fn report(&mut self) -> Result<NodeReport> {
-        let report = self.line()?;
-        self.out.read_to_string(&mut String::new())?;
-        let status = self.child.wait()?;
-        ensure!(status.success(), "it ended with {status}");
-        Ok(report)
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        // Nothing to kill where it has ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// A node's report, once it has ended.
+fn report(node: &mut Process) -> Result<NodeReport> {
+    let report = node.line()?;
+    node.out.read_to_string(&mut String::new())?;
+    node.wait()?;
+    Ok(report)
 }

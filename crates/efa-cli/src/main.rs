@@ -10,6 +10,7 @@
 mod demo;
 mod dissect;
 mod node;
+mod process;
 mod report;
 mod watch;
 

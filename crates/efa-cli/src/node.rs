@@ -2,6 +2,7 @@
 //!
 //! The nodes tell each other where they are over TCP, a line of JSON each way, as perftest does.
 
+use crate::process;
 use crate::report::{EndpointReport, Entry, Failure, NodeReport, Packets, RegionReport, Words};
 use crate::watch::Watch;
 use anyhow::{Context, Result, bail, ensure};
@@ -11,7 +12,7 @@ use efa_direct::{
     RdmaWrite, Region, RemoteRegion,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::io::{BufRead, BufReader, Write};
+use std::io::BufReader;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -112,11 +113,7 @@ impl Work {
 
     /// The word at this place of the whole.
     fn word(&self, index: u64) -> u64 {
-        // SplitMix64 of the index: no word equals its neighbours, and a shifted block matches nowhere.
-        let mut z = (self.seed << 40).wrapping_add(index).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        split_mix((self.seed << 40).wrapping_add(index))
     }
 
     /// The bytes of write number `k`.
@@ -140,19 +137,24 @@ impl Wire {
     }
 
     fn say(&mut self, what: &impl Serialize) -> Result<()> {
-        let line = serde_json::to_string(what)? + "\n";
-        self.writer.write_all(line.as_bytes()).context("telling the other node")
+        process::say(&mut self.writer, what).context("telling the other node")
     }
 
     fn hear<T: DeserializeOwned>(&mut self) -> Result<T> {
-        let mut line = String::new();
-        let count = self.reader.read_line(&mut line).context("waiting for the other node's word")?;
-        ensure!(count > 0, "the other node closed the connection");
-        serde_json::from_str(&line).with_context(|| format!("the other node said {line:?}"))
+        let heard = process::hear(&mut self.reader).context("waiting for the other node's word")?;
+        heard.context("the other node closed the connection")
     }
 }
 
-fn qkey(seed: u64) -> u32 {
+/// SplitMix64 of an index: no word equals its neighbours, and a shifted block matches nowhere.
+pub(crate) fn split_mix(index: u64) -> u64 {
+    let mut z = index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+pub(crate) fn qkey(seed: u64) -> u32 {
     (seed as u32).wrapping_mul(0x9e37_79b9) & 0x7fff_ffff | 1
 }
 
