@@ -5,6 +5,7 @@
 //! | `efa devices` | lists devices |
 //! | `efa node` | one of two nodes that exchange an RDMA write; the other may be on another host |
 //! | `efa demo` | both nodes as processes on this machine, over a good network and a bad one |
+//! | `efa soak` | the same two processes with all kinds of traffic, for a long time, while faults come and go |
 //! | `efa dissect` | lays a WQE, a receive descriptor or a completion entry out field by field |
 
 mod demo;
@@ -12,6 +13,7 @@ mod dissect;
 mod node;
 mod process;
 mod report;
+mod soak;
 mod watch;
 
 use anyhow::Result;
@@ -37,6 +39,11 @@ enum Command {
     Node(node::Options),
     /// Two processes, each with a software device, and RDMA writes between them; then again over a bad network.
     Demo(demo::Options),
+    /// Two processes that exchange everything there is for a given time, while faults come and go, and check all of it.
+    Soak(soak::Options),
+    /// One of the two.
+    #[command(hide = true)]
+    SoakNode(soak::NodeOptions),
     /// Lays an entry out field by field, from its bytes in hexadecimal.
     Dissect(dissect::Options),
 }
@@ -50,6 +57,8 @@ fn main() -> ExitCode {
         Command::Devices { json } => devices(json).map(|()| true),
         Command::Node(options) => node::main(&options),
         Command::Demo(options) => demo::main(&options),
+        Command::Soak(options) => soak::main(&options),
+        Command::SoakNode(options) => soak::node_main(&options).map(|()| true),
         Command::Dissect(options) => dissect::main(&options).map(|()| true),
     };
     match outcome {
