@@ -469,10 +469,10 @@ impl Traffic {
         while let Some(event) = self.objects.device.next_event() {
             ensure!(matches!(event, AsyncEvent::PortActive | AsyncEvent::PortError), "the device says {event:?}");
         }
-        if let Some(oldest) = self.pending.values().max_by_key(|pending| pending.since.elapsed())
+        if let Some(oldest) = self.oldest()
             && oldest.since.elapsed() > PATIENCE
         {
-            bail!("under way for {:?}: {oldest:?}; {}", oldest.since.elapsed(), self.outstanding());
+            bail!("a request takes longer than {PATIENCE:?}: {}", self.outstanding());
         }
         self.sync_counters();
         for Tally { counter, kind, .. } in &self.objects.tallies {
@@ -520,14 +520,20 @@ impl Traffic {
         Ok(counted && self.seen.is_exactly(theirs.messages) && self.arrivals.bytes == theirs.bytes)
     }
 
+    fn oldest(&self) -> Option<&Pending> {
+        self.pending.values().min_by_key(|pending| pending.since)
+    }
+
     /// What is under way, in words.
     pub(super) fn outstanding(&self) -> String {
         let rings: Vec<_> = self.objects.qps.iter().map(Qp::outstanding).collect();
-        let oldest = self.pending.values().max_by_key(|pending| pending.since.elapsed());
+        let oldest = self.oldest().map_or("none".into(), |Pending { what, q, len, since }| {
+            format!("{what:?} of {len} bytes in queue pair {q} since {:.1?}", since.elapsed())
+        });
         let unreleased = self.slots.iter().flatten().filter(|slot| slot.completed && !slot.released).count();
         let counters: Vec<_> = self.objects.tallies.iter().map(|t| (t.counter.completions(), t.expected)).collect();
         format!(
-            "{} requests under way (by queue pair {rings:?}), the oldest {oldest:?}; {unreleased} slots not released by the other \
+            "{} requests under way (by queue pair {rings:?}), the oldest: {oldest}; {unreleased} slots not released by the other \
              node, {} to be read back, {} to be released; {} messages came, the first missing is {}; counters and what they \
              should say: {counters:?}; {:?}",
             self.pending.len(),
