@@ -2,7 +2,7 @@
 //! fork.
 
 use efa_direct::*;
-use efa_soft::driver::Local;
+use efa_soft::driver::{IdleMode, Local};
 use efa_soft::{DeviceConfig, LinkConfig};
 use efa_tests::{Side, Sim};
 use std::time::Duration;
@@ -21,7 +21,7 @@ fn side(device: Device, config: QpConfig<8>) -> Side {
 
 /// Two devices on a network of their own, which runs by the real clock; the first one with completion queues of so many rings.
 fn local(sub_cqs: u16) -> (Local, [Device; 2]) {
-    let network = Local::start(LinkConfig::default()).unwrap();
+    let network = Local::start(LinkConfig::default(), IdleMode::Nap).unwrap();
     let devices = [(0, sub_cqs), (1, 1)].map(|(index, sub_cqs)| {
         let config = DeviceConfig { sub_cqs, ..DeviceConfig::new(Gid::local(index)) };
         Device::from_soft_port("local", network.add(config)).unwrap()

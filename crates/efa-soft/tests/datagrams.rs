@@ -107,7 +107,8 @@ fn a_datagram_that_the_network_loses_is_not_sent_again() {
 #[test]
 fn a_datagram_is_one_packet() {
     let mut world = world();
-    let (fits, too_long) = (world.send(A, B, 8192), world.send(A, B, 8193));
+    let mtu = world.device(A).config().mtu;
+    let (fits, too_long) = (world.send(A, B, mtu), world.send(A, B, mtu + 1));
     assert_eq!((world.status_of(A, fits), world.status_of(A, too_long)), (Status::Ok, Status::BadLength));
     assert_eq!(world.device(A).counters().tx_pkts, 1);
 }

@@ -188,7 +188,7 @@ fn goodput(paths: [PathConfig; 4]) -> (f64, Counters) {
 fn one_bad_path_in_four_costs_little() {
     let healthy = PathConfig::default();
     let (best, counters) = goodput([healthy; 4]);
-    assert_eq!(counters.retrans_timeout_events, 0, "{counters:?}");
+    assert!(counters.retrans_pkts * 100 < counters.tx_pkts, "{counters:?}");
     let dead = PathConfig { cut: true, ..healthy };
     for (bad, what) in [
         (dead, "dead"),

@@ -72,7 +72,7 @@ struct Shared {
 /// A device on UDP, and the thread that drives it. Dropping it stops both.
 pub struct Udp {
     shared: Arc<Shared>,
-    _worker: Worker,
+    worker: Worker,
 }
 
 impl Udp {
@@ -100,7 +100,7 @@ impl Udp {
             let shared = shared.clone();
             move |stop| shared.run(idle, stop)
         })?;
-        Ok(Self { shared, _worker: worker })
+        Ok(Self { shared, worker })
     }
 }
 
@@ -110,11 +110,12 @@ impl Shared {
         let mut state = self.state.lock();
         let mut buf = vec![0; MAX_DATAGRAM];
         while !stop.load(Ordering::Relaxed) {
-            let progress = state.step(now(), &self.socket, &mut buf);
+            let at = now();
+            let progress = state.step(at, &self.socket, &mut buf);
             self.waiters.dispatch(&mut state.device);
-            match idle.nap(progress) {
+            match idle.nap(at, progress) {
                 Some(nap) => {
-                    let nap = state.until_next(now()).map_or(nap, |due| nap.min(due));
+                    let nap = state.until_next(at).map_or(nap, |due| nap.min(due));
                     MutexGuard::unlocked(&mut state, || self.nap(nap));
                 }
                 None => MutexGuard::bump(&mut state), // control calls take their turn here
@@ -181,8 +182,11 @@ impl Port for Udp {
     fn with(&self, f: &mut dyn FnMut(&mut Device)) -> bool {
         let mut state = self.shared.state.lock();
         state.device.set_time(now());
-        f(&mut state.device);
-        true
+        let usable = !self.worker.failure().has_come();
+        if usable {
+            f(&mut state.device);
+        }
+        usable
     }
 
     fn event_fd(&self, cqn: u32) -> io::Result<Arc<EventFd>> {

@@ -2,13 +2,14 @@
 
 use crate::Time;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Looks without work before a driver's thread starts to nap.
-const SPINS: u32 = 200;
+/// Time without work before a driver's thread starts to nap.
+const SPIN: Duration = Duration::from_micros(20);
 /// How long a nap is. A doorbell rung meanwhile waits for its end.
 const NAP: Duration = Duration::from_micros(50);
 /// How long the naps of a sleeper become.
@@ -37,23 +38,23 @@ pub enum IdleMode {
 /// How idle a driver's thread is.
 pub(super) struct Idle {
     mode: IdleMode,
-    looks: u32,
+    /// When there was work last.
+    since: Time,
     nap: Duration,
 }
 
 impl Idle {
     pub(super) fn new(mode: IdleMode) -> Self {
-        Self { mode, looks: 0, nap: NAP }
+        Self { mode, since: Time::ZERO, nap: NAP }
     }
 
-    /// Notes whether the last look found work; for how long to nap now, if at all.
-    pub(super) fn nap(&mut self, progress: bool) -> Option<Duration> {
+    /// Notes whether the look at `now` found work; for how long to nap, if at all.
+    pub(super) fn nap(&mut self, now: Time, progress: bool) -> Option<Duration> {
         if progress {
-            (self.looks, self.nap) = (0, NAP);
+            (self.since, self.nap) = (now, NAP);
             return None;
         }
-        self.looks = self.looks.saturating_add(1);
-        if self.looks < SPINS || self.mode == IdleMode::Spin {
+        if now.since(self.since) < SPIN || self.mode == IdleMode::Spin {
             // With fewer cores than spinning threads, whoever has work should get this one.
             std::thread::yield_now();
             return None;
@@ -66,19 +67,39 @@ impl Idle {
     }
 }
 
+/// Tells whether a thread ended by a panic: what it drove is not to be used any more.
+pub(super) struct Failure(Arc<AtomicBool>);
+
+impl Failure {
+    pub(super) fn has_come(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
+
 /// A thread that runs until this value is dropped.
 pub(super) struct Worker {
     stop: Arc<AtomicBool>,
+    failed: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
     /// Starts a thread that calls `run`, which returns soon after its argument says so.
     pub(super) fn start(name: &str, run: impl FnOnce(&AtomicBool) + Send + 'static) -> io::Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let told = stop.clone();
-        let thread = std::thread::Builder::new().name(name.into()).spawn(move || run(&told))?;
-        Ok(Self { stop, thread: Some(thread) })
+        let [stop, failed] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        let (told, failing) = (stop.clone(), failed.clone());
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+            if catch_unwind(AssertUnwindSafe(|| run(&told))).is_err() {
+                failing.store(true, Relaxed);
+                tracing::error!("a software device failed: a bug; nothing on it completes any more");
+            }
+        })?;
+        Ok(Self { stop, failed, thread: Some(thread) })
+    }
+
+    /// What tells whether the thread ended by a panic.
+    pub(super) fn failure(&self) -> Failure {
+        Failure(self.failed.clone())
     }
 }
 
@@ -97,11 +118,14 @@ mod tests {
 
     #[test]
     fn a_sleeper_naps_longer_and_longer_and_is_awake_again_when_there_is_work() {
-        let naps = |mode, looks: u32| {
+        let naps = |mode, looks: u64| {
             let mut idle = Idle::new(mode);
-            let naps: Vec<Duration> = (0..looks).filter_map(|_| idle.nap(false)).collect();
-            assert_eq!(idle.nap(true), None);
-            assert!((0..SPINS - 1).all(|_| idle.nap(false).is_none()), "it looks a while before it naps");
+            let at = |look: u64| Time::ZERO + SPIN * look as u32 / 10;
+            assert_eq!(idle.nap(at(10), true), None);
+            assert!((10..20).all(|look| idle.nap(at(look), false).is_none()), "it looks a while before it naps");
+            let naps: Vec<Duration> = (20..looks).filter_map(|look| idle.nap(at(look), false)).collect();
+            assert_eq!(idle.nap(at(looks), true), None);
+            assert_eq!(idle.nap(at(looks + 1), false), None);
             naps
         };
         assert!(naps(IdleMode::Spin, 1000).is_empty());
