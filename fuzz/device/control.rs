@@ -1,0 +1,333 @@
+//! Whatever control calls come, in whichever order.
+
+use super::script::Script;
+use super::world::{Cq, LOCAL, OPEN, OWN, PEER, QKEY, READ_ONLY, REMOTE, World};
+use efa_soft::memory::{Backing, SharedMemory};
+use efa_soft::*;
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bytes of the memory that counters are given, and what stands there beside them.
+const PAGE: usize = 4096;
+const CANARY: [u8; PAGE] = [0x5c; PAGE];
+
+thread_local! {
+    static PAGE_OF_COUNTERS: Arc<SharedMemory> = SharedMemory::zeroed(PAGE).expect("a page");
+}
+
+/// Objects of one kind: those that exist, as often as they were created, and all that ever did.
+struct Book<T> {
+    live: Vec<T>,
+    ever: Vec<u32>,
+}
+
+impl<T: Copy + PartialEq + Debug + Into<u64>> Book<T> {
+    const EMPTY: Self = Self { live: vec![], ever: vec![] };
+
+    fn created(&mut self, object: T) {
+        self.live.push(object);
+        self.ever.push(object.into() as u32);
+    }
+
+    /// Notes how destroying an object went; whether it is gone.
+    fn destroyed(&mut self, object: T, outcome: Result<(), ControlError>) -> bool {
+        let existed = self.live.iter().position(|live| *live == object);
+        match outcome {
+            Ok(()) => {
+                self.live.swap_remove(existed.unwrap_or_else(|| panic!("{object:?} was destroyed, but did not exist")));
+                true
+            }
+            Err(ControlError::NoSuch { .. }) => {
+                assert!(existed.is_none(), "{object:?} exists");
+                false
+            }
+            Err(error) => {
+                assert!(matches!(error, ControlError::InUse { .. }), "{object:?}: {error}");
+                false
+            }
+        }
+    }
+}
+
+/// A world, and what its program believes to exist.
+struct Program {
+    world: World,
+    pds: Book<u32>,
+    cqs: Book<u32>,
+    qps: Book<u16>,
+    regions: Book<u32>,
+    /// Handles by domain and number, in one number.
+    ahs: Book<u64>,
+    counters: Book<u32>,
+    /// Where each counter is.
+    infos: Vec<CounterInfo>,
+    page: Arc<SharedMemory>,
+    kept: Vec<Transmit>,
+}
+
+/// Executes a script of control calls, with a few posts, packets and pauses between them.
+pub(crate) fn control(data: &[u8]) {
+    let mut script = Script(data);
+    let traits = script.byte();
+    let has = |bit: u8| traits >> bit & 1 != 0;
+    let sub_cqs = if has(1) { 3 } else { 1 };
+    let page = PAGE_OF_COUNTERS.with(Arc::clone);
+    assert!(page.write(0, &CANARY));
+    let mut program = Program {
+        world: World::new(DeviceConfig { loopback: has(0), sub_cqs, ..World::config() }),
+        pds: Book::EMPTY,
+        cqs: Book::EMPTY,
+        qps: Book::EMPTY,
+        regions: Book::EMPTY,
+        ahs: Book::EMPTY,
+        counters: Book::EMPTY,
+        infos: vec![],
+        page,
+        kept: vec![],
+    };
+    let device = &mut program.world.device;
+    program.pds.created(device.alloc_pd().expect("the first domain"));
+    for place in [READ_ONLY, OPEN, LOCAL, REMOTE] {
+        program.register(1, place);
+    }
+    program.create_ah(1, PEER);
+    program.create_ah(1, OWN);
+    program.create_cq(CqConfig { entries: 16, entry_size: CqeSize::Large, channel: has(2) });
+    if !has(3) {
+        program.create_qp(&mut Script(&[]));
+        let _ = program.world.activate(program.world.qps[0].info.qpn);
+    }
+    while !script.is_over() {
+        program.step(&mut script);
+        program.world.now = program.world.now + Duration::from_micros(1);
+    }
+    program.world.device.set_port(true);
+    if has(4) {
+        program.world.settle();
+    }
+    program.destroy_everything();
+    program.world.check_memory(&[OPEN, LOCAL, REMOTE]);
+    program.check_page();
+    // What is still under way finds nothing to write to any more.
+    [OPEN, LOCAL, REMOTE].into_iter().for_each(|place| program.world.clear(place));
+    for transmit in &program.kept {
+        program.world.device.handle_transmit(program.world.now, transmit);
+    }
+    program.world.settle();
+    program.world.check_memory(&[]);
+}
+
+impl Program {
+    fn step(&mut self, script: &mut Script<'_>) {
+        let world = &mut self.world;
+        match script.below(32) {
+            0 => self.pds.ever.extend(world.device.alloc_pd().inspect(|&pd| self.pds.live.push(pd))),
+            1 => {
+                let pd = script.number(&self.pds.ever);
+                self.pds.destroyed(pd, world.device.dealloc_pd(pd));
+            }
+            2 => {
+                let entry_size = script.pick(&[CqeSize::Small, CqeSize::Large]);
+                let entries = script.number(&[0, 1, 3, 16, 1024, 1025]);
+                self.create_cq(CqConfig { entries, entry_size, channel: script.byte() & 1 == 0 });
+            }
+            3 => {
+                let cqn = script.number(&self.cqs.ever);
+                if self.cqs.destroyed(cqn, world.device.destroy_cq(cqn)) {
+                    world.cqs.retain(|cq| cq.info.cqn != cqn);
+                }
+            }
+            4 | 5 => self.create_qp(script),
+            6 => {
+                let qpn = script.number(&self.qps.ever) as u16;
+                self.destroy_qp(qpn);
+            }
+            7..10 => {
+                use QpState::*;
+                let to = script.pick(&[Reset, Init, ReadyToReceive, ReadyToSend, Error]);
+                let qkey = script.pick(&[Some(QKEY), Some(0), None]);
+                let qpn = script.number(&self.qps.ever) as u16;
+                if world.device.modify_qp(qpn, to, qkey).is_ok() && to == Reset {
+                    world.qps.iter_mut().filter(|qp| qp.info.qpn == qpn).for_each(|qp| qp.was_reset());
+                }
+            }
+            10 => {
+                if let Some(index) = world.some_qp(script) {
+                    let _ = world.activate(world.qps[index].info.qpn);
+                }
+            }
+            11 => {
+                let (pd, place) = (script.number(&self.pds.ever), script.below(REMOTE + 1));
+                self.register(pd, place);
+            }
+            12 | 13 => {
+                let lkey = script.number(&self.regions.ever);
+                self.deregister(lkey);
+            }
+            14 => {
+                let (pd, gid) =
+                    (script.number(&self.pds.ever), script.pick(&[PEER, OWN, Gid::local(3), Gid::local(4)]));
+                self.create_ah(pd, gid);
+            }
+            15 => {
+                let (pd, numbers) = (script.number(&self.pds.ever), &self.ahs.ever);
+                let number = script.number(numbers) as u16;
+                self.destroy_ah(pd, number);
+            }
+            16 => {
+                let retry = script.byte() % 9;
+                let _ = world.device.set_rnr_retry(script.number(&self.qps.ever) as u16, retry);
+            }
+            17 => self.create_counter(script),
+            18 => {
+                let (qpn, id) = (script.number(&self.qps.ever) as u16, script.number(&self.counters.ever));
+                let _ =
+                    world.device.attach_counter(qpn, id, CounterOps::from_bits(script.number(&[1, 2, 63, 0, 21, 42])));
+            }
+            19 => self.change_counter(script),
+            20 => {
+                let id = script.number(&self.counters.ever);
+                self.counters.destroyed(id, world.device.destroy_counter(id));
+            }
+            21 | 22 => world.post_send(script),
+            23 => world.post_receive(script),
+            24 | 25 => world.receive(script),
+            26..29 => world.transmit(script, &mut self.kept),
+            29 => world.arrive_late(script, &self.kept),
+            30 => world.pass(script),
+            _ => world.device.set_port(script.byte() & 1 == 0),
+        }
+        while self.world.device.poll_event().is_some() {}
+    }
+
+    fn create_cq(&mut self, config: CqConfig) {
+        self.cqs.ever.extend(self.world.create_cq(config).inspect(|&cqn| self.cqs.live.push(cqn)));
+    }
+
+    fn create_qp(&mut self, script: &mut Script<'_>) {
+        let traits = script.byte();
+        let inline_write = traits & 0x18 == 0x18;
+        let config = QpConfig {
+            transport: if traits & 1 == 0 { Transport::Srd } else { Transport::Ud },
+            pd: script.number(&self.pds.ever),
+            send_cq: script.number(&self.cqs.ever),
+            recv_cq: script.number(&self.cqs.ever),
+            send_entries: script.number(&[8, 0, 1, 3]) % 1024,
+            recv_entries: script.number(&[8, 0, 1, 3]) % 1024,
+            recv_sge: (traits >> 1 & 3).into(),
+            inline_bytes: if traits & 0x10 == 0 { 32 } else { script.byte().into() },
+            inline_write,
+            unsolicited_write_recv: traits & 0x20 != 0,
+        };
+        if let Ok(qpn) = self.world.create_qp(config) {
+            self.qps.created(qpn);
+        }
+    }
+
+    fn destroy_qp(&mut self, qpn: u16) {
+        if self.qps.destroyed(qpn, self.world.device.destroy_qp(qpn)) {
+            self.world.qps.retain(|qp| qp.info.qpn != qpn);
+        }
+    }
+
+    fn register(&mut self, pd: u32, place: usize) {
+        if let Ok(keys) = self.world.register(pd, place) {
+            self.regions.created(keys.lkey);
+        }
+    }
+
+    fn deregister(&mut self, lkey: u32) {
+        self.regions.destroyed(lkey, self.world.device.deregister(lkey));
+    }
+
+    fn create_ah(&mut self, pd: u32, gid: Gid) {
+        if let Ok(number) = self.world.device.create_ah(pd, gid) {
+            self.world.ahs.push(number);
+            self.ahs.created(u64::from(pd) << 32 | u64::from(number));
+        }
+    }
+
+    fn destroy_ah(&mut self, pd: u32, number: u16) {
+        let outcome = self.world.device.destroy_ah(pd, number);
+        self.ahs.destroyed(u64::from(pd) << 32 | u64::from(number), outcome);
+    }
+
+    fn create_counter(&mut self, script: &mut Script<'_>) {
+        let choice = script.byte();
+        let memory = (choice & 1 == 0).then(|| {
+            let mut offset = || script.number(&[0, 8, 64, 4088, 4, 4096]) as usize;
+            (self.page.clone(), offset(), offset())
+        });
+        if let Ok(info) = self.world.device.create_counter(memory) {
+            self.counters.created(info.id);
+            self.infos.push(info);
+        }
+    }
+
+    /// Sets a counter, or adds to it.
+    fn change_counter(&mut self, script: &mut Script<'_>) {
+        let (id, choice) = (script.number(&self.counters.ever), script.byte());
+        let value = script.pick(&[0, 1, COUNTER_MAX, COUNTER_MAX + 1, u64::MAX]);
+        let which = if choice & 1 == 0 { CounterValue::Completions } else { CounterValue::Errors };
+        let device = &mut self.world.device;
+        if choice & 2 != 0 {
+            let _ = device.add_to_counter(id, which, value);
+        } else if device.set_counter(id, which, value).is_ok() {
+            let info = self.infos.iter().find(|info| info.id == id).expect("it was created");
+            let offset = if choice & 1 == 0 { info.completions } else { info.errors };
+            assert_eq!(info.memory.load_word(offset), value & COUNTER_MAX);
+        }
+    }
+
+    /// In the right order everything can be destroyed, and once.
+    fn destroy_everything(&mut self) {
+        for qpn in self.qps.live.clone() {
+            self.destroy_qp(qpn);
+        }
+        for lkey in self.regions.live.clone() {
+            self.deregister(lkey);
+        }
+        let device = &mut self.world.device;
+        for ah in self.ahs.live.clone() {
+            self.ahs.destroyed(ah, device.destroy_ah((ah >> 32) as u32, ah as u16));
+        }
+        for id in self.counters.live.clone() {
+            self.counters.destroyed(id, device.destroy_counter(id));
+        }
+        self.world.cqs.iter().filter(|cq| cq.info.entries <= 16).for_each(Cq::check);
+        for cqn in self.cqs.live.clone() {
+            self.cqs.destroyed(cqn, device.destroy_cq(cqn));
+        }
+        for pd in self.pds.live.clone() {
+            self.pds.destroyed(pd, device.dealloc_pd(pd));
+        }
+        let left = [
+            self.qps.live.len(),
+            self.regions.live.len(),
+            self.ahs.live.len(),
+            self.counters.live.len(),
+            self.cqs.live.len(),
+            self.pds.live.len(),
+        ];
+        assert_eq!(left, [0; 6], "queue pairs, regions, handles, counters, completion queues or domains are left");
+    }
+
+    /// Counters have changed nothing beside their words.
+    fn check_page(&self) {
+        for info in self.infos.iter().filter(|info| !Arc::ptr_eq(&info.memory, &self.page)) {
+            let words: Vec<_> = (0..PAGE).step_by(8).map(|at| info.memory.load_word(at)).collect();
+            let own = [info.completions / 8, info.errors / 8];
+            let strays = words.iter().enumerate().filter(|(at, word)| !own.contains(at) && **word != 0).count();
+            assert_eq!(strays, 0, "words beside a counter's own were written");
+        }
+        let mut bytes = [0; PAGE];
+        assert!(self.page.read(0, &mut bytes));
+        for info in self.infos.iter().filter(|info| Arc::ptr_eq(&info.memory, &self.page)) {
+            for offset in [info.completions, info.errors] {
+                bytes[offset..offset + 8].copy_from_slice(&CANARY[..8]);
+            }
+        }
+        assert!(bytes == CANARY, "something beside counters was written");
+    }
+}

@@ -1,0 +1,241 @@
+//! Packets as peers might send them, and as nobody should.
+
+use super::script::Script;
+use super::world::{LOCAL, MTU, OWN, PEER, QKEY, REMOTE, World};
+use efa_io::Status;
+use efa_soft::wire::{self, Ack, Data, Envelope, Lane, MessageHeader, Packet, WireOp};
+use efa_soft::{Gid, Transmit};
+use std::ops::Range;
+
+/// Where packets have the fields that a reflection swaps, and their checksum.
+const SRC: Range<usize> = 16..32;
+const DST: Range<usize> = 32..48;
+const SRC_INCARNATION: Range<usize> = 48..56;
+const DST_INCARNATION: Range<usize> = 56..64;
+const CHECKSUM: Range<usize> = 8..12;
+/// Most numbers of own messages that are remembered.
+const REMEMBERED: usize = 64;
+
+/// Makes the checksum right.
+fn seal(packet: &mut [u8]) {
+    if packet.len() >= CHECKSUM.end {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&packet[..CHECKSUM.start]);
+        hasher.update(&packet[CHECKSUM.end..]);
+        packet[CHECKSUM].copy_from_slice(&hasher.finalize().to_le_bytes());
+    }
+}
+
+/// Changes some bytes of a packet, and mostly makes its checksum right again.
+fn damage(script: &mut Script<'_>, packet: &mut Vec<u8>) {
+    let choice = script.byte();
+    for _ in 0..=choice % 3 {
+        let (at, value) = (script.byte(), script.byte());
+        if let Some(byte) = packet.get_mut(usize::from(at)) {
+            *byte = value;
+        }
+    }
+    if choice & 0x40 != 0 {
+        packet.truncate(script.byte().into());
+    }
+    if choice & 0x80 == 0 {
+        seal(packet);
+    }
+}
+
+/// Somebody who may send packets.
+fn some_gid(script: &mut Script<'_>) -> Gid {
+    match script.byte() {
+        0..0xe0 => PEER,
+        0xe0..0xe8 => OWN,
+        0xe8..0xf0 => PEER.in_subnet(1),
+        stranger => Gid::local(stranger.into()),
+    }
+}
+
+fn some_envelope(script: &mut Script<'_>) -> Envelope {
+    let src = some_gid(script);
+    match script.byte() {
+        path @ 0..0xe0 => Envelope { src, dst: OWN, src_incarnation: 1, dst_incarnation: (path % 2).into(), path },
+        path => {
+            let dst = script.pick(&[OWN, OWN, OWN, PEER, OWN.in_subnet(1)]);
+            let (src_incarnation, dst_incarnation) = (script.pick(&[0, 1, 2, 3, u64::MAX]), script.pick(&[0, 1, 2]));
+            Envelope { src, dst, src_incarnation, dst_incarnation, path }
+        }
+    }
+}
+
+impl World {
+    fn some_header(&self, script: &mut Script<'_>, op: WireOp) -> MessageHeader {
+        let target = self.some_target(script);
+        let flags = script.byte();
+        MessageHeader {
+            op,
+            src_qpn: flags.into(),
+            dst_qpn: self.some_qpn(script),
+            qkey: script.number(&[QKEY]),
+            imm: (flags & 1 != 0).then_some(9),
+            bytes: if flags & 6 == 6 { script.u32() } else { target.length },
+            rkey: target.keys.rkey,
+            remote_addr: target.addr,
+            reply_to: script.number(&self.messages),
+            placed: flags & 0x38 == 0x38,
+        }
+    }
+
+    /// Part of a message.
+    fn forge_data(&mut self, script: &mut Script<'_>) {
+        use WireOp::*;
+        let envelope = some_envelope(script);
+        let op = script.pick(&[Send, Write, ReadRequest, ReadResponse]);
+        let header = self.some_header(script, op);
+        let stride = script.number(&[MTU, MTU, 64, 65, 1, 1000]).max(1);
+        let packet = script.number(&[0, 0, 0, 1, 2, 3]) % header.packets(stride);
+        let data = Data {
+            message: script.number(&[0, 1, 2, 3, u32::MAX]),
+            base: script.number(&[0, 0, 0, 1, u32::MAX]),
+            header,
+            stride,
+            packet,
+        };
+        let len = header.payload_len(packet, stride).min(4096);
+        wire::encode_data(&mut self.packet, &envelope, &data, len, filled).expect("bytes are at hand");
+    }
+
+    fn forge_datagram(&mut self, script: &mut Script<'_>) {
+        let envelope = some_envelope(script);
+        let header = self.some_header(script, WireOp::Send);
+        let len = header.bytes.min(4096) as usize;
+        wire::encode_datagram(&mut self.packet, &envelope, &header, len, filled).expect("bytes are at hand");
+    }
+
+    fn some_ack(&self, script: &mut Script<'_>) -> Ack {
+        let message = script.number(&self.messages);
+        match script.below(8) {
+            0..3 => {
+                let status = script.pick(&[0, 0, 0, 9, 255]);
+                Ack::Done {
+                    first: message,
+                    count: script.pick(&[1, 1, 2, 64, 0, 65535]),
+                    status: Status::from_code(status),
+                }
+            }
+            3 | 4 => {
+                let bitmap = [script.byte().into(), 0, script.pick(&[0, u64::MAX]), script.pick(&[0, 1])];
+                Ack::Partial { message, next: script.number(&[0, 1, 2, 3]), bitmap }
+            }
+            5 | 6 => Ack::NotReady { message },
+            _ => Ack::Accepted { message },
+        }
+    }
+
+    fn forge_acks(&mut self, script: &mut Script<'_>) {
+        let envelope = some_envelope(script);
+        let choice = script.byte();
+        let acks: Vec<_> = (0..=choice % 4).map(|_| self.some_ack(script)).collect();
+        let lane = if choice & 0x40 == 0 { Lane::Requests } else { Lane::Responses };
+        wire::encode_acks(&mut self.packet, &envelope, lane, choice & 0x80 != 0, &acks);
+    }
+
+    /// A packet comes from somewhere.
+    pub(crate) fn receive(&mut self, script: &mut Script<'_>) {
+        let choice = script.byte();
+        match choice % 16 {
+            0..8 => self.forge_data(script),
+            8..12 => self.forge_acks(script),
+            12 | 13 => self.forge_datagram(script),
+            14 => wire::encode_reset(&mut self.packet, &some_envelope(script)),
+            _ => {
+                let count = script.byte();
+                self.packet = script.bytes(count.into()).into();
+            }
+        }
+        if choice >= 0xc0 {
+            damage(script, &mut self.packet);
+        }
+        self.deliver();
+    }
+
+    /// Delivers the packet at hand. It changes nothing that its operation has no right to.
+    fn deliver(&mut self) {
+        let sealed_off: &[usize] = match wire::parse(&self.packet) {
+            Ok((_, Packet::Data(Data { header, .. }, _))) => match header.op {
+                WireOp::Send | WireOp::ReadResponse => &[REMOTE],
+                WireOp::Write => &[LOCAL],
+                WireOp::ReadRequest => &[LOCAL, REMOTE],
+            },
+            Ok((_, Packet::Datagram(..))) => &[REMOTE],
+            _ => &[LOCAL, REMOTE],
+        };
+        let before: Vec<_> = sealed_off.iter().map(|&place| self.bytes_in(place)).collect();
+        self.device.handle(self.now, &self.packet);
+        for (&place, before) in sealed_off.iter().zip(&before) {
+            assert!(self.bytes_in(place) == *before, "a packet wrote where it must not");
+        }
+    }
+
+    /// Delivers the packet at hand as if the peer had sent it.
+    fn reflect(&mut self) {
+        for (own, other) in [(SRC, DST), (SRC_INCARNATION, DST_INCARNATION)] {
+            let (head, tail) = self.packet.split_at_mut(other.start);
+            head[own].swap_with_slice(&mut tail[..other.len()]);
+        }
+        // The peer is in its first life, and knows ours.
+        self.packet[SRC_INCARNATION].copy_from_slice(&1u64.to_le_bytes());
+        seal(&mut self.packet);
+        self.deliver();
+    }
+
+    /// Lets the device send. Packets are lost, or come back as the peer's, or as they are, or go to `kept`.
+    pub(crate) fn transmit(&mut self, script: &mut Script<'_>, kept: &mut Vec<Transmit>) {
+        for _ in 0..64 {
+            let Some(transmit) = self.next_packet() else { return };
+            if let Ok((_, Packet::Data(Data { message, .. }, _))) = wire::parse(&self.packet)
+                && !self.messages.contains(&message)
+                && self.messages.len() < REMEMBERED
+            {
+                self.messages.push(message);
+            }
+            match script.below(10) {
+                0 => {}
+                1..4 => self.reflect(),
+                4 => {
+                    self.reflect();
+                    self.deliver();
+                }
+                5 => self.device.handle_transmit(self.now, &transmit),
+                6 => self.deliver(),
+                7 => {
+                    damage(script, &mut self.packet);
+                    self.deliver();
+                }
+                8 => {
+                    damage(script, &mut self.packet);
+                    if self.packet.len() >= DST_INCARNATION.end {
+                        self.reflect();
+                    }
+                }
+                _ => kept.push(transmit),
+            }
+        }
+    }
+
+    /// One of the packets that were kept arrives, perhaps not for the last time.
+    pub(crate) fn arrive_late(&mut self, script: &mut Script<'_>, kept: &[Transmit]) {
+        if kept.is_empty() {
+            return;
+        }
+        let choice = script.byte();
+        let transmit = &kept[usize::from(choice / 2) % kept.len()];
+        if choice & 1 == 0 {
+            self.device.handle_transmit(self.now, transmit);
+        } else if transmit.encode(&mut self.packet) {
+            self.reflect();
+        }
+    }
+}
+
+fn filled(payload: &mut [u8]) -> Result<(), ()> {
+    payload.fill(0x77);
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! Whatever arrives.
+
+use super::script::Script;
+use super::world::{LOCAL, OPEN, REMOTE, World};
+use efa_soft::*;
+use std::time::Duration;
+
+/// Executes a script of packets, for a device that has queue pairs, receives and messages of its own under way.
+pub(crate) fn packets(data: &[u8]) {
+    let mut script = Script(data);
+    let traits = script.byte();
+    let has = |bit: u8| traits >> bit & 1 != 0;
+    let mut world = World::new(DeviceConfig { loopback: has(0), req_id_64: has(1), ..World::config() });
+    let pd = world.furnish();
+    let entry_size = if has(2) { CqeSize::Small } else { CqeSize::Large };
+    let cq = world.create_cq(CqConfig { entries: 512, entry_size, channel: false }).expect("the first queue");
+    let transports = if has(3) { &[Transport::Srd, Transport::Ud][..] } else { &[Transport::Srd] };
+    for &transport in transports {
+        let is_srd = transport == Transport::Srd;
+        let qp = world.create_qp(QpConfig {
+            transport,
+            pd,
+            send_cq: cq,
+            recv_cq: cq,
+            send_entries: 16,
+            recv_entries: 16,
+            recv_sge: 2,
+            inline_bytes: if has(4) { 80 } else { 32 },
+            inline_write: has(4) && is_srd,
+            unsolicited_write_recv: has(5) && is_srd,
+        });
+        let qpn = qp.expect("the first queue pairs");
+        if has(6) && is_srd {
+            world.device.set_rnr_retry(qpn, 1).expect("an SRD queue pair that is new");
+        }
+        world.activate(qpn).expect("verbs' way");
+        world.post_receive(&mut script);
+    }
+    if has(7) {
+        world.device.subscribe(Box::new(|_: &trace::TraceEvent| {}));
+    }
+    let mut kept = vec![];
+    while !script.is_over() {
+        match script.below(16) {
+            0..6 => world.receive(&mut script),
+            6 | 7 => world.post_send(&mut script),
+            8 => world.post_receive(&mut script),
+            9..12 => world.transmit(&mut script, &mut kept),
+            12 => world.arrive_late(&mut script, &kept),
+            13 => world.pass(&mut script),
+            14 => {
+                let rx_rate = script.pick(&[None, Some(1), Some(1000), Some(1_000_000)]);
+                let rx_buffer = script.pick(&[0, 300, 2000, 256 << 10]);
+                world.device.set_faults(Faults { rx_rate, rx_buffer, wqe_time: Duration::ZERO });
+            }
+            _ => world.device.set_port(script.byte() & 1 == 0),
+        }
+        world.reap();
+        world.now = world.now + Duration::from_micros(1);
+    }
+    world.device.set_port(true);
+    world.settle();
+    world.reap();
+    for qp in &world.qps {
+        assert!(!qp.sends.contains(&true), "queue pair {}: a send never ends", qp.info.qpn);
+    }
+    world.check_memory(&[OPEN, LOCAL, REMOTE]);
+}

@@ -1,0 +1,8 @@
+//! Fuzzes a software device: whatever control calls come.
+
+#![no_main]
+
+#[path = "../device/mod.rs"]
+mod device;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| device::control(data));
