@@ -192,3 +192,16 @@ fn a_configuration_that_no_device_can_have_is_named() {
         single.destroy_qp(number).unwrap();
     }
 }
+
+#[test]
+fn events_that_nobody_fetches_do_not_pile_up() {
+    let mut device = Device::new(DeviceConfig::new(HERE));
+    let cq = device.create_cq(CqConfig { entries: 4, entry_size: CqeSize::Large, channel: true }).unwrap();
+    let doorbell = cq.doorbell.unwrap();
+    for sequence in 0..10_000 {
+        // As if a completion were there that the program has not seen.
+        doorbell.store_doorbell(0, ring::CqDoorbell::arm(1, sequence).value());
+        device.poll_doorbells(at(1));
+    }
+    assert_eq!(std::iter::from_fn(|| device.poll_event()).count(), 4096);
+}

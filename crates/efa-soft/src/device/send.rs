@@ -40,10 +40,9 @@ impl Device {
                 self.flush_receives(qpn);
             }
         }
-        for (&cqn, cq) in &mut self.objects.cqs {
-            if cq.poll_doorbell() {
-                self.objects.events.push_back(DeviceEvent::Completion(cqn));
-            }
+        let due = self.objects.cqs.iter_mut().filter_map(|(&cqn, cq)| cq.poll_doorbell().then_some(cqn));
+        for cqn in due.collect::<Vec<_>>() {
+            self.objects.tell(DeviceEvent::Completion(cqn));
         }
         progress
     }
