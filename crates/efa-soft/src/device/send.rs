@@ -278,7 +278,7 @@ impl Device {
             let envelope = |path| self.envelope(peer, peer_incarnation, path);
             if let Some(lane) = Lane::ALL.into_iter().find(|&lane| self.flows[index].rx[lane as usize].wants_to_ack()) {
                 let envelope = envelope(self.flows[index].ack_path);
-                let acks = self.flows[index].rx[lane as usize].poll_acks();
+                let acks = self.flows[index].rx[lane as usize].poll_acks(self.config.mtu as usize);
                 if acks.is_empty() {
                     continue;
                 }

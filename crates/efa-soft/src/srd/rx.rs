@@ -137,8 +137,8 @@ impl RxFlow {
         !self.touched.is_empty()
     }
 
-    /// What to tell the peer now, one packet full.
-    pub(crate) fn poll_acks(&mut self) -> Vec<Ack> {
+    /// What to tell the peer now, one packet full: at most so many bytes, which are enough for an entry.
+    pub(crate) fn poll_acks(&mut self, mut room: usize) -> Vec<Ack> {
         let mut acks: Vec<Ack> = Vec::with_capacity(self.touched.len().min(MAX_ACKS));
         let base = self.base.unwrap_or(0);
         self.touched.sort_unstable_by_key(|m| m.wrapping_sub(base));
@@ -156,19 +156,22 @@ impl RxFlow {
                 told += 1;
                 continue;
             }
-            if acks.len() == MAX_ACKS {
+            let ack = match (standing, self.partials.get(&message)) {
+                (Standing::Done(status), _) => Some(Ack::Done { first: message, count: 1, status }),
+                (Standing::Accepted, _) => Some(Ack::Accepted { message }),
+                (Standing::NotReady, _) => Some(Ack::NotReady { message }),
+                (Standing::Partial, Some(Partial { received, .. })) => {
+                    Some(Ack::Partial { message, next: received.next(), bitmap: received.window() })
+                }
+                (Standing::Partial | Standing::Empty, _) => None,
+            };
+            let len = ack.as_ref().map_or(0, Ack::wire_len);
+            if acks.len() == MAX_ACKS || len > room {
                 break;
             }
+            room -= len;
             told += 1;
-            match (standing, self.partials.get(&message)) {
-                (Standing::Done(status), _) => acks.push(Ack::Done { first: message, count: 1, status }),
-                (Standing::Accepted, _) => acks.push(Ack::Accepted { message }),
-                (Standing::NotReady, _) => acks.push(Ack::NotReady { message }),
-                (Standing::Partial, Some(Partial { received, .. })) => {
-                    acks.push(Ack::Partial { message, next: received.next(), bitmap: received.window() });
-                }
-                (Standing::Partial | Standing::Empty, _) => {}
-            }
+            acks.extend(ack);
         }
         self.touched.drain(..told);
         acks
@@ -178,6 +181,21 @@ impl RxFlow {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn header(bytes: u32) -> MessageHeader {
+        MessageHeader {
+            op: crate::wire::WireOp::Write,
+            src_qpn: 1,
+            dst_qpn: 2,
+            qkey: 3,
+            imm: None,
+            bytes,
+            rkey: 0,
+            remote_addr: 0,
+            reply_to: 0,
+            placed: false,
+        }
+    }
 
     #[test]
     fn a_standing_is_a_byte() {
@@ -196,9 +214,9 @@ mod tests {
             flow.touch(message);
         }
         let done = |first, count, status| Ack::Done { first, count, status };
-        let told = flow.poll_acks();
+        let told = flow.poll_acks(8192);
         assert_eq!(told, [done(0, 3, Status::Ok), done(4, 1, Status::Ok), done(5, 1, Status::RemoteRnr)]);
-        assert!(flow.poll_acks().is_empty());
+        assert!(flow.poll_acks(8192).is_empty());
     }
 
     #[test]
@@ -216,18 +234,7 @@ mod tests {
     #[test]
     fn book_is_kept_of_no_more_messages_than_a_sender_may_have_under_way() {
         let mut flow = RxFlow::default();
-        let header = MessageHeader {
-            op: crate::wire::WireOp::Write,
-            src_qpn: 1,
-            dst_qpn: 2,
-            qkey: 3,
-            imm: None,
-            bytes: 200,
-            rkey: 0,
-            remote_addr: 0,
-            reply_to: 0,
-            placed: false,
-        };
+        let header = header(200);
         for message in 0..MESSAGE_WINDOW {
             flow.open(message, 0).unwrap();
             assert!(flow.begin(message, header, 100).is_some());
@@ -248,9 +255,22 @@ mod tests {
             flow.set(message, Standing::Accepted);
             flow.touch(message);
         }
-        assert_eq!(flow.poll_acks().len(), MAX_ACKS);
+        assert_eq!(flow.poll_acks(8192).len(), MAX_ACKS);
         assert!(flow.wants_to_ack());
-        assert_eq!(flow.poll_acks().len(), 100 - MAX_ACKS);
+        assert_eq!(flow.poll_acks(8192).len(), 100 - MAX_ACKS);
         assert!(!flow.wants_to_ack());
+    }
+
+    #[test]
+    fn entries_that_are_longer_than_a_packet_together_are_told_in_several() {
+        let mut flow = RxFlow::default();
+        for message in 0..10 {
+            flow.open(message, 0).unwrap();
+            let partial = flow.begin(message, header(64 * 256), 64).unwrap();
+            (1..256).for_each(|packet| assert!(partial.received.insert(packet)));
+            flow.touch(message);
+        }
+        let packets: Vec<_> = std::iter::from_fn(|| flow.wants_to_ack().then(|| flow.poll_acks(100))).collect();
+        assert_eq!(packets.iter().map(Vec::len).collect::<Vec<_>>(), [2; 5]);
     }
 }
