@@ -3,7 +3,7 @@
 use super::script::Script;
 use efa_io::{Completion, Cqe16, Cqe32, DecodeError, Event, RingSize};
 use efa_soft::memory::{Backing, HostMemory, SharedMemory};
-use efa_soft::wire::{ACK_WORDS, Ack, DATA_HEADER, MAX_ACKS};
+use efa_soft::wire::DATA_HEADER;
 use efa_soft::*;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -266,9 +266,7 @@ impl World {
     /// The next packet that leaves the device, its bytes in `packet`.
     pub(crate) fn next_packet(&mut self) -> Option<Transmit> {
         let transmit = self.device.poll_transmit(self.now)?;
-        let no_entry = Ack::Partial { message: 0, next: 0, bitmap: [1; ACK_WORDS] };
-        let acks = MAX_ACKS * no_entry.wire_len();
-        assert!(transmit.wire_len() <= DATA_HEADER + acks.max(MTU as usize), "{transmit:?} is too long");
+        assert!(transmit.wire_len() <= DATA_HEADER + MTU as usize, "{transmit:?} is too long");
         assert!(transmit.encode(&mut self.packet), "nothing was taken back yet");
         assert_eq!(self.packet.len(), transmit.wire_len(), "{transmit:?}");
         Some(transmit)
