@@ -106,11 +106,10 @@ pub(crate) fn control(data: &[u8]) {
     if has(4) {
         program.world.settle();
     }
+    program.world.check_memory(&program.writable());
     program.destroy_everything();
-    program.world.check_memory(&[OPEN, LOCAL, REMOTE]);
     program.check_page();
     // What is still under way finds nothing to write to any more.
-    [OPEN, LOCAL, REMOTE].into_iter().for_each(|place| program.world.clear(place));
     for transmit in &program.kept {
         program.world.device.handle_transmit(program.world.now, transmit);
     }
@@ -231,14 +230,27 @@ impl Program {
         }
     }
 
+    /// The places that may be written now: a region is registered there.
+    fn writable(&self) -> Vec<usize> {
+        let place = |lkey: &u32| self.world.keys.iter().rfind(|keys| keys.lkey == *lkey).map(|keys| keys.place);
+        let live: Vec<_> = self.regions.live.iter().filter_map(place).collect();
+        [OPEN, LOCAL, REMOTE].into_iter().filter(|place| live.contains(place)).collect()
+    }
+
     fn register(&mut self, pd: u32, place: usize) {
+        self.world.check_memory(&self.writable());
         if let Ok(keys) = self.world.register(pd, place) {
             self.regions.created(keys.lkey);
         }
     }
 
+    /// Deregisters a region. What is written to it later is noticed.
     fn deregister(&mut self, lkey: u32) {
-        self.regions.destroyed(lkey, self.world.device.deregister(lkey));
+        let before = self.writable();
+        if self.regions.destroyed(lkey, self.world.device.deregister(lkey)) {
+            let after = self.writable();
+            before.iter().filter(|place| !after.contains(place)).for_each(|&place| self.world.clear(place));
+        }
     }
 
     fn create_ah(&mut self, pd: u32, gid: Gid) {
