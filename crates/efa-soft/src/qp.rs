@@ -166,6 +166,11 @@ impl WorkQueue {
         self.doorbell.load_doorbell(self.doorbell_offset)
     }
 
+    /// Rings it.
+    pub(crate) fn store_doorbell(&self, value: u32) {
+        self.doorbell.store_doorbell(self.doorbell_offset, value);
+    }
+
     /// Entries that were rung and not read yet, given the doorbell's value.
     pub(crate) fn rung(&self, doorbell: u32) -> u32 {
         Doorbell::new(doorbell).entries_since(Doorbell::new(self.consumer))
@@ -178,7 +183,7 @@ impl WorkQueue {
 
     fn reset(&mut self) {
         (self.consumer, self.seen) = (0, 0);
-        self.doorbell.store_doorbell(self.doorbell_offset, 0);
+        self.store_doorbell(0);
     }
 }
 

@@ -47,11 +47,12 @@ impl Device {
         progress
     }
 
-    /// The program stored `value` in the send doorbell of queue pair `qpn`.
+    /// Stores `value` in the send doorbell of queue pair `qpn`, as a program does, and does what it asks for at once.
     pub fn ring_send_doorbell(&mut self, now: Time, qpn: u16, value: u32) {
         self.objects.tracer.now = now;
         if let Ok(qp) = self.objects.qp(qpn) {
             let max_batch = qp.sq.max_batch;
+            qp.sq.store_doorbell(value);
             self.ring_sq(now, qpn, value, max_batch);
         }
     }
