@@ -204,3 +204,38 @@ fn what_goes_to_another_subnet_never_arrives_and_nobody_is_told() {
     assert_eq!(cq.wait(PATIENCE).unwrap().status, Status::Ok, "a datagram completes once it has left");
     assert_eq!((a.counters().tx_pkts, b.counters().rx_pkts), (1, 0));
 }
+
+#[test]
+fn an_event_that_was_asked_for_survives_polling() {
+    let (a, b) = (Device::open("soft25").unwrap(), Device::open("soft26").unwrap());
+    let (pd_a, pd_b) = (a.alloc_pd().unwrap(), b.alloc_pd().unwrap());
+    let cq_a = a.create_cq(CqConfig::new(16)).unwrap();
+    let cq_b = b.create_cq(CqConfig::new(16).events()).unwrap();
+    let qp_a = pd_a.create_qp(&cq_a, &cq_a, QpConfig::new(8, 8)).unwrap().activate(1).unwrap();
+    let qp_b = pd_b.create_qp(&cq_b, &cq_b, QpConfig::new(8, 8)).unwrap().activate(2).unwrap();
+    let peer = pd_a.peer(&qp_b.endpoint).unwrap();
+    let memory = pd_b.allocate(64, Access::LOCAL_WRITE).unwrap();
+    let (mut sq, mut rq) = (qp_a.send.into_cpu(), qp_b.recv.into_cpu());
+    let (mut cq_a, mut cq_b) = (cq_a.into_cpu(), cq_b.into_cpu());
+    let mut send = || {
+        rq.post(&[memory.slice(..).unwrap()], 0).unwrap();
+        rq.ring();
+        sq.post(&peer, SendInline::new(b"x"), 0).unwrap();
+        sq.ring();
+        assert!(cq_a.wait(PATIENCE).unwrap().status.is_ok());
+    };
+    for i in 0..20 {
+        send();
+        // The poll says how far the reader is in the register that has just asked for an event.
+        cq_b.arm().unwrap();
+        assert!(cq_b.poll_one().is_some());
+        send();
+        let start = Instant::now();
+        while !cq_b.take_event().unwrap() {
+            assert!(start.elapsed() < PATIENCE, "round {i}: no event");
+            std::thread::yield_now();
+        }
+        assert!(cq_b.poll_one().is_some());
+        let _ = cq_b.take_event().unwrap(); // one more for nothing is allowed
+    }
+}

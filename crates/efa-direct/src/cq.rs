@@ -167,13 +167,16 @@ pub struct CpuCompletionQueue {
     index: usize,
     /// The others, the next one first.
     others: VecDeque<SubQueue>,
-    /// The device wants to know how far this reader is.
-    reports: bool,
+    /// There is something to be done after a poll.
+    attended: bool,
     /// Ledgers by queue pair number modulo the table's size, which a device keeps free of collisions.
     table: Box<[Option<Arc<QpLedgers>>]>,
     version: u32,
     skipped: u64,
+    /// Events that came.
     sequence: u32,
+    /// An event was asked for and has not come.
+    armed: bool,
     shared: Arc<CqShared>,
 }
 
@@ -230,12 +233,13 @@ impl CompletionQueue {
             ring,
             consumer,
             index,
+            attended: self.shared.events.is_some() || !subs.is_empty(),
             others: subs,
-            reports: self.shared.events.is_some(),
             table: (0..places).map(|_| None).collect(),
             version: 0,
             skipped: 0,
             sequence: 0,
+            armed: false,
             shared: self.shared,
         }
     }
@@ -255,7 +259,6 @@ impl CompletionQueue {
 impl CpuCompletionQueue {
     /// Takes completions, as many as there are and `into` has room for; gives their number. Does not wait.
     pub fn poll(&mut self, into: &mut [Completion]) -> usize {
-        self.next_turn();
         let mut count = 0;
         for place in into {
             if self.take(|completion| *place = completion).is_none() {
@@ -263,8 +266,8 @@ impl CpuCompletionQueue {
             }
             count += 1;
         }
-        if count > 0 {
-            self.report();
+        if self.attended && count > 0 {
+            self.attend();
         }
         count
     }
@@ -272,10 +275,24 @@ impl CpuCompletionQueue {
     /// Takes the next completion, if there is one. Does not wait.
     #[inline]
     pub fn poll_one(&mut self) -> Option<Completion> {
-        self.next_turn();
+        if self.attended { self.poll_one_attended() } else { self.take(|completion| completion) }
+    }
+
+    #[inline(never)]
+    fn poll_one_attended(&mut self) -> Option<Completion> {
         let completion = self.take(|completion| completion)?;
-        self.report();
+        self.attend();
         Some(completion)
+    }
+
+    /// After a poll that took something: tells the device how far this reader is, where it wants to know, and turns to the
+    /// next sub-queue, where there are several.
+    #[cold]
+    fn attend(&mut self) {
+        if self.shared.events.is_some() {
+            self.ring_doorbell();
+        }
+        self.turn();
     }
 
     /// Entries taken so far, from all sub-queues.
@@ -283,22 +300,14 @@ impl CpuCompletionQueue {
         self.others.iter().fold(self.consumer, |sum, sub| sum.wrapping_add(sub.consumer))
     }
 
-    /// Tells the device how far this reader is, where it wants to know.
-    #[inline(always)]
-    fn report(&self) {
-        if self.reports {
-            self.ring.ring(CqDoorbell::consumed(self.taken(), self.sequence).value());
-        }
+    /// Tells the device how far this reader is and, until an event has come, that it wants one: what it said before may be
+    /// overwritten here before the device looks.
+    fn ring_doorbell(&self) {
+        let doorbell = if self.armed { CqDoorbell::arm } else { CqDoorbell::consumed };
+        self.ring.ring(doorbell(self.taken(), self.sequence).value());
     }
 
     /// Sub-queues take turns from poll to poll.
-    #[inline(always)]
-    fn next_turn(&mut self) {
-        if !self.others.is_empty() {
-            self.turn();
-        }
-    }
-
     #[cold]
     fn turn(&mut self) {
         if let Some(next) = self.others.pop_front() {
@@ -433,7 +442,7 @@ impl CpuCompletionQueue {
         self.arm()?;
         let Some(events) = &self.shared.events else { return Err(Error::NoEvents) };
         if events.wait(timeout).map_err(Error::io("waiting for a completion event"))? {
-            self.sequence = self.sequence.wrapping_add(1);
+            self.event_came();
             return Ok(true);
         }
         Ok(self.fresh::<1>().is_some() || self.seek())
@@ -446,8 +455,15 @@ impl CpuCompletionQueue {
     pub fn take_event(&mut self) -> Result<bool, Error> {
         let events = self.shared.events.as_ref().ok_or(Error::NoEvents)?;
         let came = events.wait(Duration::ZERO).map_err(Error::io("taking a completion event"))?;
-        self.sequence = self.sequence.wrapping_add(came.into());
+        if came {
+            self.event_came();
+        }
         Ok(came)
+    }
+
+    fn event_came(&mut self) {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.armed = false;
     }
 
     /// Asks for an event with the next completion, or at once if one is there that was not polled. For event loops, which
@@ -459,7 +475,8 @@ impl CpuCompletionQueue {
         if self.shared.events.is_none() {
             return Err(Error::NoEvents);
         }
-        self.ring.ring(CqDoorbell::arm(self.taken(), self.sequence).value());
+        self.armed = true;
+        self.ring_doorbell();
         Ok(())
     }
 
