@@ -36,3 +36,19 @@ pub struct Counters {
     /// Acknowledgement packets sent; among `tx_pkts`.
     pub ack_pkts: u64,
 }
+
+/// What became of control calls, under the names that the kernel driver gives the hardware's (`hw_counters` of the device,
+/// `efa_verbs.c`). Of its names those are missing that speak of the admin queue, of contexts and of mappings, which a
+/// software device has none of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the hardware's names")]
+pub struct CommandCounters {
+    pub submitted_cmds: u64,
+    pub completed_cmds: u64,
+    pub cmds_err: u64,
+    pub alloc_pd_err: u64,
+    pub create_qp_err: u64,
+    pub create_cq_err: u64,
+    pub reg_mr_err: u64,
+    pub create_ah_err: u64,
+}

@@ -48,7 +48,7 @@ pub mod wire;
 
 pub use config::{DeviceConfig, Profile};
 pub use counter::{COUNTER_MAX, CounterInfo, CounterOps, CounterValue};
-pub use counters::Counters;
+pub use counters::{CommandCounters, Counters};
 pub use cq::{CqConfig, CqInfo, CqeSize};
 pub use device::{AsyncEvent, Device, DeviceEvent};
 pub use error::ControlError;

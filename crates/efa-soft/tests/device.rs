@@ -205,3 +205,25 @@ fn events_that_nobody_fetches_do_not_pile_up() {
     }
     assert_eq!(std::iter::from_fn(|| device.poll_event()).count(), 4096);
 }
+
+#[test]
+fn control_calls_are_counted_and_failed_ones_by_what_they_were() {
+    let mut device = Device::new(DeviceConfig { max_pd: 1, ..DeviceConfig::new(HERE) });
+    let pd = device.alloc_pd().unwrap();
+    assert!(device.alloc_pd().is_err());
+    assert!(device.create_ah(pd + 1, THERE).is_err());
+    assert!(device.create_cq(CqConfig { entries: 1 << 20, entry_size: CqeSize::Large, channel: false }).is_err());
+    assert!(device.register(pd, SharedMemory::zeroed(4096).unwrap(), u64::MAX, Access::ALL).is_err());
+    assert!(device.destroy_qp(1).is_err());
+    let expected = CommandCounters {
+        submitted_cmds: 6,
+        completed_cmds: 6,
+        cmds_err: 5,
+        alloc_pd_err: 1,
+        create_ah_err: 1,
+        create_cq_err: 1,
+        reg_mr_err: 1,
+        ..CommandCounters::default()
+    };
+    assert_eq!(device.command_counters(), expected);
+}

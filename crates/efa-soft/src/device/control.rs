@@ -4,6 +4,7 @@ use super::Device;
 use super::objects::{AddressHandle, Objects};
 use crate::Gid;
 use crate::counter::{CompletionCounter, CounterInfo, CounterOps, CounterValue};
+use crate::counters::CommandCounters;
 use crate::cq::{CompletionQueue, CqConfig, CqInfo};
 use crate::error::ControlError;
 use crate::memory::{Backing, SharedMemory};
@@ -13,16 +14,36 @@ use efa_io::Status;
 use std::sync::Arc;
 
 impl Device {
+    /// Runs a control call and counts it; where it fails, also in the counter for calls of its kind.
+    fn command<T>(
+        &mut self,
+        kind: Option<fn(&mut CommandCounters) -> &mut u64>,
+        run: impl FnOnce(&mut Self) -> Result<T, ControlError>,
+    ) -> Result<T, ControlError> {
+        self.commands.submitted_cmds += 1;
+        let answer = run(self);
+        self.commands.completed_cmds += 1;
+        if answer.is_err() {
+            self.commands.cmds_err += 1;
+            if let Some(errors) = kind {
+                *errors(&mut self.commands) += 1;
+            }
+        }
+        answer
+    }
+
     /// Creates a protection domain.
     ///
     /// # Errors
     /// The device has no more of them.
     pub fn alloc_pd(&mut self) -> Result<u32, ControlError> {
-        room("protection domains", self.objects.pds.len(), self.config.max_pd)?;
-        let pd = self.next_pd;
-        self.next_pd += 1;
-        self.objects.pds.insert(pd, 0);
-        Ok(pd)
+        self.command(Some(|counters| &mut counters.alloc_pd_err), |device| {
+            room("protection domains", device.objects.pds.len(), device.config.max_pd)?;
+            let pd = device.next_pd;
+            device.next_pd += 1;
+            device.objects.pds.insert(pd, 0);
+            Ok(pd)
+        })
     }
 
     /// Destroys a protection domain.
@@ -30,13 +51,13 @@ impl Device {
     /// # Errors
     /// It does not exist, or something in it does.
     pub fn dealloc_pd(&mut self, pd: u32) -> Result<(), ControlError> {
-        match *self.objects.pd(pd)? {
+        self.command(None, |device| match *device.objects.pd(pd)? {
             0 => {
-                self.objects.pds.remove(&pd);
+                device.objects.pds.remove(&pd);
                 Ok(())
             }
             users => Err(ControlError::InUse { kind: "protection domain", id: pd, users }),
-        }
+        })
     }
 
     /// Registers memory that the device's owner sees at `addr`.
@@ -50,10 +71,13 @@ impl Device {
         addr: u64,
         access: Access,
     ) -> Result<RegionKeys, ControlError> {
-        self.objects.pd(pd)?;
-        let keys = self.objects.regions.register(pd, backing, addr, access, self.config.max_mr, &mut self.rng)?;
-        *self.objects.pd(pd)? += 1;
-        Ok(keys)
+        self.command(Some(|counters| &mut counters.reg_mr_err), |device| {
+            device.objects.pd(pd)?;
+            let keys =
+                device.objects.regions.register(pd, backing, addr, access, device.config.max_mr, &mut device.rng)?;
+            *device.objects.pd(pd)? += 1;
+            Ok(keys)
+        })
     }
 
     /// Forgets a region. From here on the device does not touch its memory; what is still under way fails.
@@ -61,9 +85,11 @@ impl Device {
     /// # Errors
     /// It does not exist.
     pub fn deregister(&mut self, lkey: u32) -> Result<(), ControlError> {
-        let pd = self.objects.regions.deregister(lkey)?;
-        *self.objects.pd(pd)? -= 1;
-        Ok(())
+        self.command(None, |device| {
+            let pd = device.objects.regions.deregister(lkey)?;
+            *device.objects.pd(pd)? -= 1;
+            Ok(())
+        })
     }
 
     /// Creates an address handle and gives its number. One address has one number in a domain, however often asked for.
@@ -71,29 +97,31 @@ impl Device {
     /// # Errors
     /// No such domain, or no more handles.
     pub fn create_ah(&mut self, pd: u32, gid: Gid) -> Result<u16, ControlError> {
-        self.objects.pd(pd)?;
-        let known = self.objects.ah_of.get(&(pd, gid)).copied();
-        let number = match known {
-            Some(number) => number,
-            None => {
-                let max = self.config.max_ah.min(Objects::MAX_AHS);
-                let vacant = self.objects.ahs.iter().position(Option::is_none);
-                let index = vacant.unwrap_or(self.objects.ahs.len());
-                room("address handles", index, max)?;
-                if vacant.is_none() {
-                    self.objects.ahs.push(None);
+        self.command(Some(|counters| &mut counters.create_ah_err), |device| {
+            device.objects.pd(pd)?;
+            let known = device.objects.ah_of.get(&(pd, gid)).copied();
+            let number = match known {
+                Some(number) => number,
+                None => {
+                    let max = device.config.max_ah.min(Objects::MAX_AHS);
+                    let vacant = device.objects.ahs.iter().position(Option::is_none);
+                    let index = vacant.unwrap_or(device.objects.ahs.len());
+                    room("address handles", index, max)?;
+                    if vacant.is_none() {
+                        device.objects.ahs.push(None);
+                    }
+                    let number = Objects::ah_number(index);
+                    device.objects.ahs[index] = Some(AddressHandle { pd, gid, users: 0 });
+                    device.objects.ah_of.insert((pd, gid), number);
+                    number
                 }
-                let number = Objects::ah_number(index);
-                self.objects.ahs[index] = Some(AddressHandle { pd, gid, users: 0 });
-                self.objects.ah_of.insert((pd, gid), number);
-                number
+            };
+            if let Some(ah) = device.objects.ah(number) {
+                ah.users += 1;
             }
-        };
-        if let Some(ah) = self.objects.ah(number) {
-            ah.users += 1;
-        }
-        *self.objects.pd(pd)? += 1;
-        Ok(number)
+            *device.objects.pd(pd)? += 1;
+            Ok(number)
+        })
     }
 
     /// Gives an address handle back. What is outstanding towards it completes as [`Status::Flushed`], once nobody else has it.
@@ -101,25 +129,28 @@ impl Device {
     /// # Errors
     /// It does not exist.
     pub fn destroy_ah(&mut self, pd: u32, number: u16) -> Result<(), ControlError> {
-        let Some(ah) = self.objects.ah(number).filter(|ah| ah.pd == pd) else {
-            return Err(ControlError::NoSuch { kind: "address handle", id: number.into() });
-        };
-        ah.users -= 1;
-        if ah.users == 0 {
-            let gid = ah.gid;
-            // "Outstanding WRs using that AH are completed in error" (the vendor's SRD.txt).
-            if let Some(&flow) = self.flow_of.get(&gid) {
-                let finished = self.flows[flow].finish_where(Status::Flushed, |message| message.ah == Some(number));
-                self.settle(flow, finished);
+        self.command(None, |device| {
+            let Some(ah) = device.objects.ah(number).filter(|ah| ah.pd == pd) else {
+                return Err(ControlError::NoSuch { kind: "address handle", id: number.into() });
+            };
+            ah.users -= 1;
+            if ah.users == 0 {
+                let gid = ah.gid;
+                // "Outstanding WRs using that AH are completed in error" (the vendor's SRD.txt).
+                if let Some(&flow) = device.flow_of.get(&gid) {
+                    let finished =
+                        device.flows[flow].finish_where(Status::Flushed, |message| message.ah == Some(number));
+                    device.settle(flow, finished);
+                }
+                device.objects.ah_of.remove(&(pd, gid));
+                device.objects.known_peer.set(None);
+                if let Some(index) = Objects::ah_index(number) {
+                    device.objects.ahs[index] = None;
+                }
             }
-            self.objects.ah_of.remove(&(pd, gid));
-            self.objects.known_peer.set(None);
-            if let Some(index) = Objects::ah_index(number) {
-                self.objects.ahs[index] = None;
-            }
-        }
-        *self.objects.pd(pd)? -= 1;
-        Ok(())
+            *device.objects.pd(pd)? -= 1;
+            Ok(())
+        })
     }
 
     /// Creates a completion queue.
@@ -127,12 +158,14 @@ impl Device {
     /// # Errors
     /// More entries, or more queues, than the device has.
     pub fn create_cq(&mut self, config: CqConfig) -> Result<CqInfo, ControlError> {
-        room("completion queues", self.objects.cqs.len(), self.config.max_cq)?;
-        let cqn = self.next_cq;
-        let (queue, info) = CompletionQueue::new(cqn, config, self.config.max_cqe, self.config.sub_cqs)?;
-        self.next_cq += 1;
-        self.objects.cqs.insert(cqn, queue);
-        Ok(info)
+        self.command(Some(|counters| &mut counters.create_cq_err), |device| {
+            room("completion queues", device.objects.cqs.len(), device.config.max_cq)?;
+            let cqn = device.next_cq;
+            let (queue, info) = CompletionQueue::new(cqn, config, device.config.max_cqe, device.config.sub_cqs)?;
+            device.next_cq += 1;
+            device.objects.cqs.insert(cqn, queue);
+            Ok(info)
+        })
     }
 
     /// Destroys a completion queue.
@@ -140,13 +173,13 @@ impl Device {
     /// # Errors
     /// It does not exist, or queue pairs report to it.
     pub fn destroy_cq(&mut self, cqn: u32) -> Result<(), ControlError> {
-        match self.objects.cq(cqn)?.users {
+        self.command(None, |device| match device.objects.cq(cqn)?.users {
             0 => {
-                self.objects.cqs.remove(&cqn);
+                device.objects.cqs.remove(&cqn);
                 Ok(())
             }
             users => Err(ControlError::InUse { kind: "completion queue", id: cqn, users }),
-        }
+        })
     }
 
     /// Creates a queue pair, in state Reset.
@@ -154,25 +187,27 @@ impl Device {
     /// # Errors
     /// An object it names does not exist, or it asks for more than the device has.
     pub fn create_qp(&mut self, config: QpConfig) -> Result<QpInfo, ControlError> {
-        self.objects.pd(config.pd)?;
-        self.objects.cq(config.send_cq)?;
-        self.objects.cq(config.recv_cq)?;
-        let table = self.objects.qps.len();
-        let vacant = self.objects.qps.iter().position(Option::is_none);
-        let index = vacant.unwrap_or(table);
-        room("queue pairs", index, self.config.max_qp)?;
-        // A number comes back only after every other number of its place in the table, so that late packets miss.
-        let qpn = (usize::from(self.qp_generation[index]) * table + index) as u16;
-        let (mut qp, info) = QueuePair::new(qpn, &config, &self.config)?;
-        *self.objects.pd(config.pd)? += 1;
-        for (cqn, sub) in [(config.send_cq, &mut qp.send_sub), (config.recv_cq, &mut qp.recv_sub)] {
-            let cq = self.objects.cq(cqn)?;
-            cq.users += 1;
-            *sub = cq.assign();
-        }
-        self.objects.qps[index] = Some(qp);
-        self.objects.live.push(index);
-        Ok(info)
+        self.command(Some(|counters| &mut counters.create_qp_err), |device| {
+            device.objects.pd(config.pd)?;
+            device.objects.cq(config.send_cq)?;
+            device.objects.cq(config.recv_cq)?;
+            let table = device.objects.qps.len();
+            let vacant = device.objects.qps.iter().position(Option::is_none);
+            let index = vacant.unwrap_or(table);
+            room("queue pairs", index, device.config.max_qp)?;
+            // A number comes back only after every other number of its place in the table, so that late packets miss.
+            let qpn = (usize::from(device.qp_generation[index]) * table + index) as u16;
+            let (mut qp, info) = QueuePair::new(qpn, &config, &device.config)?;
+            *device.objects.pd(config.pd)? += 1;
+            for (cqn, sub) in [(config.send_cq, &mut qp.send_sub), (config.recv_cq, &mut qp.recv_sub)] {
+                let cq = device.objects.cq(cqn)?;
+                cq.users += 1;
+                *sub = cq.assign();
+            }
+            device.objects.qps[index] = Some(qp);
+            device.objects.live.push(index);
+            Ok(info)
+        })
     }
 
     /// Changes a queue pair's state. `qkey` is taken when it becomes `Init`.
@@ -182,24 +217,26 @@ impl Device {
     /// # Errors
     /// It does not exist, or verbs does not allow this change.
     pub fn modify_qp(&mut self, qpn: u16, to: QpState, qkey: Option<u32>) -> Result<(), ControlError> {
-        let qp = self.objects.qp(qpn)?;
-        if !qp.state.can_become(to) {
-            return Err(ControlError::Transition { from: qp.state, to });
-        }
-        match to {
-            QpState::Init => qp.qkey = qkey.unwrap_or(qp.qkey),
-            QpState::Error => {
-                self.fail_qp(qpn);
-                return Ok(());
+        self.command(None, |device| {
+            let qp = device.objects.qp(qpn)?;
+            if !qp.state.can_become(to) {
+                return Err(ControlError::Transition { from: qp.state, to });
             }
-            QpState::Reset => {
-                self.forget_messages(qpn);
-                self.objects.qp(qpn)?.reset();
+            match to {
+                QpState::Init => qp.qkey = qkey.unwrap_or(qp.qkey),
+                QpState::Error => {
+                    device.fail_qp(qpn);
+                    return Ok(());
+                }
+                QpState::Reset => {
+                    device.forget_messages(qpn);
+                    device.objects.qp(qpn)?.reset();
+                }
+                QpState::ReadyToReceive | QpState::ReadyToSend => {}
             }
-            QpState::ReadyToReceive | QpState::ReadyToSend => {}
-        }
-        self.objects.set_state(qpn, to);
-        Ok(())
+            device.objects.set_state(qpn, to);
+            Ok(())
+        })
     }
 
     /// Says how often a queue pair's messages are offered again to a receiver that is not ready: 0 to 6 times, or with 7 for ever, which is what
@@ -208,18 +245,23 @@ impl Device {
     /// # Errors
     /// It does not exist, sends already, or is no SRD queue pair; or the value is more than 7.
     pub fn set_rnr_retry(&mut self, qpn: u16, retry: u8) -> Result<(), ControlError> {
-        let qp = self.objects.qp(qpn)?;
-        if qp.transport != Transport::Srd {
-            return Err(ControlError::Unsupported("retries on unreliable datagram queue pairs"));
-        }
-        if !matches!(qp.state, QpState::Reset | QpState::Init | QpState::ReadyToReceive) {
-            return Err(ControlError::TooLate { what: "the retry count is set before ReadyToSend", state: qp.state });
-        }
-        if retry > 7 {
-            return Err(ControlError::Invalid { what: "rnr_retry", value: retry.into(), expected: "0 to 7" });
-        }
-        qp.rnr_retries = (retry != 7).then_some(retry.into());
-        Ok(())
+        self.command(None, |device| {
+            let qp = device.objects.qp(qpn)?;
+            if qp.transport != Transport::Srd {
+                return Err(ControlError::Unsupported("retries on unreliable datagram queue pairs"));
+            }
+            if !matches!(qp.state, QpState::Reset | QpState::Init | QpState::ReadyToReceive) {
+                return Err(ControlError::TooLate {
+                    what: "the retry count is set before ReadyToSend",
+                    state: qp.state,
+                });
+            }
+            if retry > 7 {
+                return Err(ControlError::Invalid { what: "rnr_retry", value: retry.into(), expected: "0 to 7" });
+            }
+            qp.rnr_retries = (retry != 7).then_some(retry.into());
+            Ok(())
+        })
     }
 
     /// The state of a queue pair.
@@ -227,7 +269,7 @@ impl Device {
     /// # Errors
     /// It does not exist.
     pub fn query_qp(&mut self, qpn: u16) -> Result<QpState, ControlError> {
-        self.objects.qp(qpn).map(|qp| qp.state)
+        self.command(None, |device| device.objects.qp(qpn).map(|qp| qp.state))
     }
 
     /// Destroys a queue pair. What was outstanding on it never completes.
@@ -235,21 +277,23 @@ impl Device {
     /// # Errors
     /// It does not exist.
     pub fn destroy_qp(&mut self, qpn: u16) -> Result<(), ControlError> {
-        let &mut QueuePair { pd, send_cq, recv_cq, counters, .. } = self.objects.qp(qpn)?;
-        self.forget_messages(qpn);
-        for id in counters.into_iter().flatten() {
-            self.objects.counter(id)?.users -= 1;
-        }
-        let index = usize::from(qpn) % self.objects.qps.len();
-        self.objects.qps[index] = None;
-        self.objects.live.retain(|&live| live != index);
-        let generations = (1u32 << 16) / self.objects.qps.len() as u32;
-        let next = (u32::from(self.qp_generation[index]) + 1) % generations;
-        self.qp_generation[index] = next.max(1) as u16; // number 0 is nobody's
-        *self.objects.pd(pd)? -= 1;
-        self.objects.cq(send_cq)?.users -= 1;
-        self.objects.cq(recv_cq)?.users -= 1;
-        Ok(())
+        self.command(None, |device| {
+            let &mut QueuePair { pd, send_cq, recv_cq, counters, .. } = device.objects.qp(qpn)?;
+            device.forget_messages(qpn);
+            for id in counters.into_iter().flatten() {
+                device.objects.counter(id)?.users -= 1;
+            }
+            let index = usize::from(qpn) % device.objects.qps.len();
+            device.objects.qps[index] = None;
+            device.objects.live.retain(|&live| live != index);
+            let generations = (1u32 << 16) / device.objects.qps.len() as u32;
+            let next = (u32::from(device.qp_generation[index]) + 1) % generations;
+            device.qp_generation[index] = next.max(1) as u16; // number 0 is nobody's
+            *device.objects.pd(pd)? -= 1;
+            device.objects.cq(send_cq)?.users -= 1;
+            device.objects.cq(recv_cq)?.users -= 1;
+            Ok(())
+        })
     }
 
     /// Creates a completion counter. Its numbers are in `memory`, at these byte offsets of the completions and the errors; or, without,
@@ -261,12 +305,14 @@ impl Device {
         &mut self,
         memory: Option<(Arc<SharedMemory>, usize, usize)>,
     ) -> Result<CounterInfo, ControlError> {
-        room("completion counters", self.objects.counters.len(), self.config.max_counters)?;
-        let id = self.next_counter;
-        let (counter, info) = CompletionCounter::new(id, memory)?;
-        self.next_counter += 1;
-        self.objects.counters.insert(id, counter);
-        Ok(info)
+        self.command(None, |device| {
+            room("completion counters", device.objects.counters.len(), device.config.max_counters)?;
+            let id = device.next_counter;
+            let (counter, info) = CompletionCounter::new(id, memory)?;
+            device.next_counter += 1;
+            device.objects.counters.insert(id, counter);
+            Ok(info)
+        })
     }
 
     /// Has a counter count completions of these kinds of a queue pair. It stays attached until the queue pair is destroyed.
@@ -275,26 +321,32 @@ impl Device {
     /// One of the two does not exist, the queue pair is not in `Reset` or `Init` any more, one of the kinds has a counter already, or
     /// is no kind.
     pub fn attach_counter(&mut self, qpn: u16, id: u32, ops: CounterOps) -> Result<(), ControlError> {
-        self.objects.counter(id)?;
-        let qp = self.objects.qp(qpn)?;
-        if !matches!(qp.state, QpState::Reset | QpState::Init) {
-            return Err(ControlError::TooLate { what: "counters are attached in Reset or Init", state: qp.state });
-        }
-        if ops.bits() == 0 || ops.bits() >> CounterOps::KINDS != 0 {
-            let expected = "one or more of the six kinds of completions";
-            return Err(ControlError::Invalid { what: "completion counter kinds", value: ops.bits().into(), expected });
-        }
-        let taken = ops.kinds().filter(|&kind| qp.counters[kind].is_some()).count() as u32;
-        if taken != 0 {
-            return Err(ControlError::InUse {
-                kind: "completion counter place of queue pair",
-                id: qpn.into(),
-                users: taken,
-            });
-        }
-        ops.kinds().for_each(|kind| qp.counters[kind] = Some(id));
-        self.objects.counter(id)?.users += ops.kinds().count() as u32;
-        Ok(())
+        self.command(None, |device| {
+            device.objects.counter(id)?;
+            let qp = device.objects.qp(qpn)?;
+            if !matches!(qp.state, QpState::Reset | QpState::Init) {
+                return Err(ControlError::TooLate { what: "counters are attached in Reset or Init", state: qp.state });
+            }
+            if ops.bits() == 0 || ops.bits() >> CounterOps::KINDS != 0 {
+                let expected = "one or more of the six kinds of completions";
+                return Err(ControlError::Invalid {
+                    what: "completion counter kinds",
+                    value: ops.bits().into(),
+                    expected,
+                });
+            }
+            let taken = ops.kinds().filter(|&kind| qp.counters[kind].is_some()).count() as u32;
+            if taken != 0 {
+                return Err(ControlError::InUse {
+                    kind: "completion counter place of queue pair",
+                    id: qpn.into(),
+                    users: taken,
+                });
+            }
+            ops.kinds().for_each(|kind| qp.counters[kind] = Some(id));
+            device.objects.counter(id)?.users += ops.kinds().count() as u32;
+            Ok(())
+        })
     }
 
     /// Sets one of a counter's two numbers, modulo 2^31.
@@ -302,7 +354,7 @@ impl Device {
     /// # Errors
     /// It does not exist.
     pub fn set_counter(&mut self, id: u32, which: CounterValue, value: u64) -> Result<(), ControlError> {
-        self.objects.counter(id).map(|counter| counter.set(which, value))
+        self.command(None, |device| device.objects.counter(id).map(|counter| counter.set(which, value)))
     }
 
     /// Adds to one of a counter's two numbers, modulo 2^31.
@@ -310,7 +362,7 @@ impl Device {
     /// # Errors
     /// It does not exist.
     pub fn add_to_counter(&mut self, id: u32, which: CounterValue, amount: u64) -> Result<(), ControlError> {
-        self.objects.counter(id).map(|counter| counter.add(which, amount))
+        self.command(None, |device| device.objects.counter(id).map(|counter| counter.add(which, amount)))
     }
 
     /// Destroys a completion counter.
@@ -318,13 +370,13 @@ impl Device {
     /// # Errors
     /// It does not exist, or is attached to queue pairs.
     pub fn destroy_counter(&mut self, id: u32) -> Result<(), ControlError> {
-        match self.objects.counter(id)?.users {
+        self.command(None, |device| match device.objects.counter(id)?.users {
             0 => {
-                self.objects.counters.remove(&id);
+                device.objects.counters.remove(&id);
                 Ok(())
             }
             users => Err(ControlError::InUse { kind: "completion counter", id, users }),
-        }
+        })
     }
 }
 

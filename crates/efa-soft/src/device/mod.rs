@@ -20,7 +20,7 @@ mod receive;
 mod send;
 
 use crate::config::DeviceConfig;
-use crate::counters::Counters;
+use crate::counters::{CommandCounters, Counters};
 use crate::faults::Faults;
 use crate::trace::{DropReason, Subscriber, Traced};
 use crate::wire::Envelope;
@@ -77,6 +77,7 @@ pub struct Device {
     wqes_wait: bool,
     port_up: bool,
     counters: Counters,
+    commands: CommandCounters,
     rng: fastrand::Rng,
     next_pd: u32,
     next_cq: u32,
@@ -110,6 +111,7 @@ impl Device {
             wqes_wait: false,
             port_up: true,
             counters: Counters::default(),
+            commands: CommandCounters::default(),
             rng: fastrand::Rng::with_seed(config.seed ^ config.incarnation.rotate_left(32)),
             next_pd: 1,
             next_cq: 1,
@@ -131,6 +133,11 @@ impl Device {
     /// What it has counted.
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// What became of control calls so far.
+    pub fn command_counters(&self) -> CommandCounters {
+        self.commands
     }
 
     /// The next event that a program may wait for.
