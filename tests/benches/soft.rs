@@ -9,6 +9,7 @@
 //! | small writes | 8-byte RDMA writes, one posting thread and one device thread in one process | a message handed from thread to thread |
 //! | large writes | 1 MiB RDMA writes, the same | `memcpy` of the same bytes |
 //! | large writes over UDP | two devices on loopback, each with its thread | the same bytes through bare UDP sockets |
+//! | idle | a device on UDP that nobody uses, in each of its three modes | one core |
 
 use efa_direct::*;
 use std::net::UdpSocket;
@@ -21,7 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 fn main() {
     // `cargo bench … -- small` and the like pick figures.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let figures: [(&str, fn()); 3] = [("small", small_writes), ("large", large_writes), ("udp", writes_over_udp)];
+    let figures: [(&str, fn()); 4] =
+        [("small", small_writes), ("large", large_writes), ("udp", writes_over_udp), ("idle", idle)];
     for (name, figure) in figures {
         if wanted.is_empty() || wanted.iter().any(|wanted| name.contains(wanted.as_str())) {
             figure();
@@ -58,6 +60,25 @@ fn writes_over_udp() {
         bare / 1e9,
         100.0 * over_udp / bare
     );
+}
+
+fn idle() {
+    for mode in ["spin", "nap", "sleep"] {
+        let _device = Device::open(&format!("soft:idle={mode}")).unwrap();
+        let before = processor_time();
+        std::thread::sleep(BUDGET);
+        let share = (processor_time() - before).as_secs_f64() / BUDGET.as_secs_f64();
+        println!("an idle device, {mode:5}             {:8.1} % of a core", 100.0 * share);
+    }
+}
+
+/// Processor time that this process took so far, to 10 ms.
+fn processor_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat[stat.rfind(')').unwrap()..].split_whitespace().collect();
+    // User and system time are fields 14 and 15 of all, in hundredths of a second (proc(5)).
+    let ticks: u64 = fields[12..14].iter().map(|field| field.parse::<u64>().unwrap()).sum();
+    Duration::from_millis(ticks * 10)
 }
 
 /// RDMA writes of `size` bytes a second, `depth` of them outstanding.

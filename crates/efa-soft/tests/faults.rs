@@ -5,7 +5,7 @@ mod common;
 use common::world::*;
 use common::*;
 use efa_io::*;
-use efa_soft::trace::Traced;
+use efa_soft::trace::{TraceEvent, Traced};
 use efa_soft::wire::{self, Ack, Lane};
 use efa_soft::*;
 use std::time::Duration;
@@ -119,6 +119,27 @@ fn a_slow_device_fetches_a_wqe_at_a_time() {
         seen.lock().iter().filter(|event| matches!(event.what, Traced::Wqe { .. })).map(|event| event.at).collect();
     assert_eq!(fetched.len(), 100);
     assert!(fetched.windows(2).all(|two| two[1].since(two[0]) == interval), "{fetched:?}");
+}
+
+#[test]
+fn queue_pairs_of_a_slow_device_take_turns() {
+    let mut world = World::pair();
+    let seen = world.watch(A);
+    let mut other = world.active_qp(A, |_| ());
+    world.set_faults(A, |faults| faults.wqe_time = Duration::from_micros(10));
+    let write = world.write(A, B, 8);
+    (0..16).for_each(|_| other.put(write));
+    other.ring();
+    world.post(A, [write; 16]);
+    world.run(MS);
+    let fetched_from = |event: &TraceEvent| match event.what {
+        Traced::Wqe { qpn, .. } => Some(qpn),
+        _ => None,
+    };
+    let order: Vec<u16> = seen.lock().iter().filter_map(fetched_from).collect();
+    assert_eq!(order.len(), 32);
+    let of_other = order[..16].iter().filter(|&&qpn| qpn == other.qpn()).count();
+    assert!((4..=12).contains(&of_other), "{order:?}");
 }
 
 #[test]
