@@ -405,6 +405,9 @@ impl CpuCompletionQueue {
     #[cold]
     fn skip(&mut self) {
         self.skipped += 1;
+        if self.shared.events.is_some() {
+            self.ring_doorbell(); // the device counts skipped entries as taken, too
+        }
         tracing::debug!(cqn = self.shared.cqn, "a completion of no living queue pair");
     }
 

@@ -68,7 +68,9 @@ pub struct RecvRingHandle {
 pub struct CompletionRingHandle {
     /// Address of slot 0.
     pub ring: u64,
-    /// Address of the 32-bit doorbell register, which arms events; 0 where there is none.
+    /// Address of the 32-bit doorbell register, which arms events; 0 where there is none. Where there is one, the reader has to say
+    /// after polling how far it is ([`CqDoorbell::consumed`](crate::ring::CqDoorbell::consumed)): a device that knows drops what
+    /// does not fit.
     pub doorbell: u64,
     /// Entries minus one.
     pub mask: u32,

@@ -4,6 +4,7 @@ use crate::Gid;
 use crate::error::ControlError;
 use crate::wire::MIN_STRIDE;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -141,7 +142,16 @@ impl DeviceConfig {
         check("max_cqe", self.max_cqe.into(), self.max_cqe.is_power_of_two(), "a power of two")?;
         check("sub_cqs", self.sub_cqs.into(), (1..=64).contains(&self.sub_cqs), "1 to 64")?;
         check("paths", self.paths.into(), (1..=64).contains(&self.paths), "1 to 64")?;
-        check("min_rto", self.min_rto.as_nanos() as u64, !self.min_rto.is_zero(), "a positive time")
+        let hour = Duration::from_secs(3600);
+        let time = |what, value: Duration, range: RangeInclusive<Duration>, expected| {
+            check(what, value.as_nanos() as u64, range.contains(&value), expected)
+        };
+        let some = Duration::from_nanos(1);
+        time("min_rto", self.min_rto, some..=self.max_rto, "a positive number of ns, at most max_rto")?;
+        time("max_rto", self.max_rto, some..=hour, "a positive number of ns, at most an hour")?;
+        time("initial_rto", self.initial_rto, some..=hour, "a positive number of ns, at most an hour")?;
+        time("peer_timeout", self.peer_timeout, some..=hour, "a positive number of ns, at most an hour")?;
+        time("rnr_delay", self.rnr_delay, Duration::ZERO..=hour, "a number of ns, at most an hour")
     }
 
     /// A device at `gid` like those of a p5en.

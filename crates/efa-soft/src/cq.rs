@@ -72,6 +72,8 @@ pub(crate) struct CompletionQueue {
     armed: bool,
     /// Queue pairs that report here.
     pub(crate) users: u32,
+    /// An event of it waits to be fetched.
+    pub(crate) event_waits: bool,
 }
 
 impl CompletionQueue {
@@ -102,6 +104,7 @@ impl CompletionQueue {
             last_doorbell: CqDoorbell::default(),
             armed: false,
             users: 0,
+            event_waits: false,
         };
         Ok((queue, info))
     }
@@ -158,6 +161,9 @@ impl CompletionQueue {
     }
 
     /// Looks at the doorbell; whether an event is due because completions are there that the program had not seen.
+    ///
+    /// Of two values stored between two looks only the later one counts. A program that asks for an event and then polls has to ask
+    /// again with what the poll stores, as `efa-direct` does; libefa does not.
     pub(crate) fn poll_doorbell(&mut self) -> bool {
         let Some(doorbell) = &self.doorbell else { return false };
         let value = CqDoorbell::from_value(doorbell.load_doorbell(0));

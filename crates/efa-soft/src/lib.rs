@@ -54,7 +54,7 @@ pub use device::{AsyncEvent, Device, DeviceEvent};
 pub use error::ControlError;
 pub use faults::Faults;
 pub use gid::Gid;
-pub use link::{Link, LinkConfig, LinkCounters, Parcel, PathConfig};
+pub use link::{LinkConfig, LinkCounters, PathConfig};
 pub use mr::{Access, RegionKeys};
 pub use net::Net;
 pub use packet::Transmit;

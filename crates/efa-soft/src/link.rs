@@ -30,7 +30,7 @@ pub struct LinkConfig {
     pub cut: bool,
     /// The link is cut for this long after its first packet, and then heals.
     pub outage: Duration,
-    /// Packets that are sent in the same moment leave in random order, and so do all whose jitter differs.
+    /// Packets that are sent in the same moment arrive in random order. (Those whose jitter differs overtake each other in any case.)
     pub reorder: bool,
     /// Time that every packet takes.
     pub delay: Duration,
@@ -85,7 +85,7 @@ struct Queued {
 }
 
 /// What a link carries.
-pub trait Parcel: Clone {
+pub(crate) trait Parcel: Clone {
     /// Which path it takes.
     fn path(&self) -> u8;
 
@@ -94,7 +94,7 @@ pub trait Parcel: Clone {
 }
 
 /// Packets on their way.
-pub struct Link<T> {
+pub(crate) struct Link<T> {
     config: LinkConfig,
     first_at: Option<Time>,
     rng: fastrand::Rng,
@@ -110,7 +110,7 @@ pub struct Link<T> {
 
 impl<T: Parcel> Link<T> {
     /// A link without packets.
-    pub fn new(config: LinkConfig) -> Self {
+    pub(crate) fn new(config: LinkConfig) -> Self {
         Self {
             rng: fastrand::Rng::with_seed(config.seed),
             config,
@@ -125,17 +125,17 @@ impl<T: Parcel> Link<T> {
     }
 
     /// What it did so far.
-    pub fn counters(&self) -> LinkCounters {
+    pub(crate) fn counters(&self) -> LinkCounters {
         self.counters
     }
 
     /// How it treats packets from here on. Those under way stay as they are, and so does the course of its randomness.
-    pub fn config_mut(&mut self) -> &mut LinkConfig {
+    pub(crate) fn config_mut(&mut self) -> &mut LinkConfig {
         &mut self.config
     }
 
     /// Takes a packet in. A lost one is given back, for its memory.
-    pub fn push(&mut self, now: Time, mut item: T) -> Option<T> {
+    pub(crate) fn push(&mut self, now: Time, mut item: T) -> Option<T> {
         self.counters.packets += 1;
         let outage = now < *self.first_at.get_or_insert(now) + self.config.outage;
         let PathConfig { loss, cut, delay } = self.config.paths[usize::from(item.path()) % self.config.paths.len()];
@@ -181,7 +181,7 @@ impl<T: Parcel> Link<T> {
     }
 
     /// The next packet that arrives by `now`.
-    pub fn pop(&mut self, now: Time) -> Option<T> {
+    pub(crate) fn pop(&mut self, now: Time) -> Option<T> {
         let (place, sequence) = match self.queue.peek() {
             // What was put in earlier and took its time comes before what arrived at once, unless order does not matter.
             Some(Reverse(queued)) if queued.due <= now && (self.arrived.is_empty() || !self.config.reorder) => {
@@ -200,7 +200,7 @@ impl<T: Parcel> Link<T> {
     }
 
     /// When the next packet arrives.
-    pub fn next_time(&self) -> Option<Time> {
+    pub(crate) fn next_time(&self) -> Option<Time> {
         if !self.arrived.is_empty() {
             return Some(Time::ZERO);
         }

@@ -1,6 +1,7 @@
 //! Several devices and the network between them, in one process and one thread.
 
-use crate::{Device, DeviceConfig, Gid, Link, LinkConfig, LinkCounters, Parcel, Time, Transmit};
+use crate::link::{Link, Parcel};
+use crate::{Device, DeviceConfig, Gid, LinkConfig, LinkCounters, Time, Transmit};
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
 
@@ -55,14 +56,18 @@ impl Net {
     }
 
     /// Puts a device on the network and gives its number. A device with an address that is in use takes its place.
+    ///
+    /// # Panics
+    /// If the configuration makes no sense: see [`DeviceConfig::check`].
     pub fn add(&mut self, config: DeviceConfig) -> usize {
+        let device = Device::new(config);
         let vacant = self.devices.iter().position(Option::is_none);
         let index = vacant.unwrap_or(self.devices.len());
-        self.by_gid.insert(config.gid, index);
+        self.by_gid.insert(device.gid(), index);
         if vacant.is_none() {
             self.devices.push(None);
         }
-        self.devices[index] = Some(Device::new(config));
+        self.devices[index] = Some(device);
         index
     }
 

@@ -216,6 +216,8 @@ pub(crate) struct QueuePair {
     pub(crate) inline_write: bool,
     pub(crate) sq: WorkQueue,
     pub(crate) rq: WorkQueue,
+    /// WQEs without completion.
+    pub(crate) outstanding: u32,
 }
 
 impl QueuePair {
@@ -267,6 +269,7 @@ impl QueuePair {
             inline_write: config.inline_write,
             sq,
             rq,
+            outstanding: 0,
         };
         Ok((qp, info))
     }
@@ -280,7 +283,7 @@ impl QueuePair {
     pub(crate) fn reset(&mut self) {
         self.sq.reset();
         self.rq.reset();
-        self.qkey = 0;
+        (self.qkey, self.outstanding) = (0, 0);
     }
 
     /// Takes the next receive from the ring, if one was posted.

@@ -29,16 +29,21 @@ impl Time {
     }
 }
 
+/// Nanoseconds of a duration, as many as fit.
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
 impl Add<Duration> for Time {
     type Output = Self;
     fn add(self, rhs: Duration) -> Self {
-        Self(self.0.saturating_add(rhs.as_nanos() as u64))
+        Self(self.0.saturating_add(nanos(rhs)))
     }
 }
 
 impl Sub<Duration> for Time {
     type Output = Self;
     fn sub(self, rhs: Duration) -> Self {
-        Self(self.0.saturating_sub(rhs.as_nanos() as u64))
+        Self(self.0.saturating_sub(nanos(rhs)))
     }
 }

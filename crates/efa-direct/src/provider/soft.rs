@@ -358,11 +358,11 @@ unsafe impl Provider for Soft {
     }
 
     fn deregister(&self, registration: &Registration) {
+        self.destroy("memory region", |device| device.deregister(registration.keys.lkey));
         let lent = registration.token.as_ref().and_then(|token| token.downcast_ref::<Lent>());
         if let Some(lent) = lent {
-            lent.take_back();
+            lent.take_back(); // whatever became of the device
         }
-        self.destroy("memory region", |device| device.deregister(registration.keys.lkey));
     }
 
     fn create_cq(&self, request: CqRequest) -> Result<RawCq, Error> {

@@ -137,6 +137,7 @@ impl Device {
             if ah.users == 0 {
                 let gid = ah.gid;
                 // "Outstanding WRs using that AH are completed in error" (the vendor's SRD.txt).
+                device.flush_datagrams(|message| message.ah == Some(number));
                 if let Some(&flow) = device.flow_of.get(&gid) {
                     let finished =
                         device.flows[flow].finish_where(Status::Flushed, |message| message.ah == Some(number));

@@ -3,6 +3,7 @@
 use super::Device;
 use crate::srd::rx::RxFlow;
 use crate::srd::tx::{Finished, Message, TxFlow};
+use crate::srd::{MESSAGE_WINDOW, NUMBER_SPAN};
 use crate::{Gid, Time};
 use efa_io::Status;
 use std::cmp::Reverse;
@@ -26,11 +27,18 @@ pub(super) struct Flow {
     pub(super) lively_at: Time,
     /// In `Device::busy`.
     pub(super) queued: bool,
+    /// Something was sent to the peer, or delivered from it: not to be forgotten lightly.
+    pub(super) matters: bool,
     /// When `Device::timers` will next bring it up, if at all.
     timer: Option<Time>,
 }
 
 impl Flow {
+    /// How far beyond the oldest message another may lie: not far, for a stranger.
+    pub(super) fn span(&self) -> u32 {
+        if self.matters { NUMBER_SPAN } else { MESSAGE_WINDOW }
+    }
+
     /// Nothing of ours is under way.
     pub(super) fn is_idle(&self) -> bool {
         self.tx.iter().all(TxFlow::is_idle)
@@ -70,15 +78,18 @@ impl Device {
             turn: 0,
             lively_at: now,
             queued: false,
+            matters: false,
             timer: None,
         };
         let index = if self.flows.len() < MAX_FLOWS {
             self.flows.push(new);
             self.flows.len() - 1
         } else {
-            // A peer that has been silent for so long has given up whatever it had under way: it may be forgotten.
+            // A stranger may be forgotten at any time: what it was told it can be told again. Any other peer that has been silent for
+            // so long has given up whatever it had under way, and will take us for one that counts from anew (`Device::admit`).
             let silence = self.config.peer_timeout * 2;
-            let forgettable = |flow: &Flow| flow.is_idle() && !flow.queued && flow.lively_at + silence < now;
+            let forgettable =
+                |flow: &Flow| flow.is_idle() && !flow.queued && (!flow.matters || flow.lively_at + silence < now);
             let index = self.flows.iter().position(forgettable)?;
             let old = std::mem::replace(&mut self.flows[index], new);
             self.flow_of.remove(&old.peer);

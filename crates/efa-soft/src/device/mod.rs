@@ -94,7 +94,7 @@ impl Device {
         if let Err(error) = config.check() {
             panic!("no device can be like this: {error}");
         }
-        let objects = Objects::new(config.max_qp);
+        let objects = Objects::new(&config);
         Self {
             qp_generation: vec![1; objects.qps.len()],
             objects,
@@ -142,7 +142,13 @@ impl Device {
 
     /// The next event that a program may wait for.
     pub fn poll_event(&mut self) -> Option<DeviceEvent> {
-        self.objects.events.pop_front()
+        let event = self.objects.events.pop_front()?;
+        if let DeviceEvent::Completion(cqn) = event
+            && let Ok(cq) = self.objects.cq(cqn)
+        {
+            cq.event_waits = false;
+        }
+        Some(event)
     }
 
     /// From here on `subscriber` is told of everything that the device does.
@@ -163,6 +169,7 @@ impl Device {
     /// From here on this is wrong with it.
     pub fn set_faults(&mut self, faults: Faults) {
         self.faults = faults;
+        self.inbox.reschedule(self.objects.tracer.now, faults.rx_rate);
     }
 
     /// Whether its port is up.

@@ -2,6 +2,7 @@
 
 use super::{AsyncEvent, DeviceEvent};
 use crate::Gid;
+use crate::config::DeviceConfig;
 use crate::counter::{CompletionCounter, CounterOps};
 use crate::cq::{CompletionQueue, Pushed};
 use crate::error::ControlError;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 /// Number of the first address handle. Neither handles nor queue pairs start at zero, so that one which was never filled in is
 /// noticed.
 const FIRST_AH: u16 = 16;
-/// Most events that wait to be fetched; who fetches none loses the later ones.
+/// Most events that wait to be fetched when an asynchronous one comes; who fetches none loses the later ones.
 const MAX_EVENTS: usize = 4096;
 
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub(super) struct AddressHandle {
 
 /// What programs have created.
 pub(super) struct Objects {
+    /// Longest RDMA operation.
+    pub(super) max_rdma_bytes: u32,
     /// How many objects are in each domain.
     pub(super) pds: HashMap<u32, u32>,
     pub(super) regions: Regions,
@@ -50,8 +53,9 @@ pub(super) struct Objects {
 }
 
 impl Objects {
-    pub(super) fn new(max_qp: u32) -> Self {
+    pub(super) fn new(config: &DeviceConfig) -> Self {
         Self {
+            max_rdma_bytes: config.max_rdma_bytes,
             pds: HashMap::new(),
             regions: Regions::new(),
             ahs: Vec::new(),
@@ -59,7 +63,7 @@ impl Objects {
             known_peer: Cell::new(None),
             cqs: BTreeMap::new(),
             counters: HashMap::default(),
-            qps: (0..max_qp.next_power_of_two()).map(|_| None).collect(),
+            qps: (0..config.max_qp.next_power_of_two()).map(|_| None).collect(),
             live: Vec::new(),
             events: VecDeque::new(),
             broken: Vec::new(),
@@ -117,8 +121,14 @@ impl Objects {
         self.regions.local(pd, buf.lkey.get(), buf.addr, buf.length.into(), need)
     }
 
+    /// Has an event wait to be fetched. An asynchronous one is lost if too many wait; of a completion queue's there is one at a
+    /// time, and it is never lost.
     pub(super) fn tell(&mut self, event: DeviceEvent) {
-        if self.events.len() < MAX_EVENTS {
+        let wanted = match event {
+            DeviceEvent::Completion(cqn) => self.cq(cqn).is_ok_and(|cq| !std::mem::replace(&mut cq.event_waits, true)),
+            DeviceEvent::Async(_) => self.events.len() < MAX_EVENTS,
+        };
+        if wanted {
             self.events.push_back(event);
         }
     }
@@ -144,7 +154,9 @@ impl Objects {
 
     /// Completes a work request of a send queue.
     pub(super) fn complete_send(&mut self, qpn: u16, req_id: u64, op: OpCode, status: Status) {
-        let Ok(&mut QueuePair { send_cq, send_sub, .. }) = self.qp(qpn) else { return };
+        let Ok(qp) = self.qp(qpn) else { return };
+        qp.outstanding = qp.outstanding.saturating_sub(1);
+        let &mut QueuePair { send_cq, send_sub, .. } = qp;
         let event = Event::Send { op };
         self.complete(send_cq, send_sub, Completion { req_id, status, qpn, phase: false, event });
         let kind = match op {

@@ -30,6 +30,8 @@ enum Placed {
     Yes,
     /// They need a receive descriptor, and there is none.
     NotReady,
+    /// There is no room for them now: let them come again.
+    Later,
 }
 
 /// What kind of a packet wants to be admitted.
@@ -51,10 +53,24 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
+    /// From `now` on packets are taken in at this rate, those that wait already among them.
+    pub(super) fn reschedule(&mut self, now: Time, rate: Option<u64>) {
+        self.busy_until = now;
+        for (due, bytes) in &mut self.packets {
+            self.busy_until = self.busy_until + takes(bytes.len(), rate);
+            *due = self.busy_until;
+        }
+    }
+
     /// When the next one is taken in.
     pub(super) fn next_time(&self) -> Option<Time> {
         self.packets.front().map(|(due, _)| *due)
     }
+}
+
+/// How long it takes to take a packet in.
+fn takes(bytes: usize, rate: Option<u64>) -> Duration {
+    Duration::from_nanos(rate.map_or(0, |rate| bytes as u64 * 1_000_000_000 / rate.max(1)))
 }
 
 impl Device {
@@ -121,8 +137,7 @@ impl Device {
             self.drop_packet(DropReason::Overrun);
             return;
         }
-        let takes = self.faults.rx_rate.map_or(0, |rate| bytes.len() as u64 * 1_000_000_000 / rate.max(1));
-        inbox.busy_until = inbox.busy_until.max(now) + Duration::from_nanos(takes);
+        inbox.busy_until = inbox.busy_until.max(now) + takes(bytes.len(), self.faults.rx_rate);
         inbox.bytes += bytes.len();
         inbox.packets.push_back((inbox.busy_until, bytes));
     }
@@ -228,7 +243,7 @@ impl Device {
         }
         match self.objects.receive(header, src, payload, UD_PREFIX) {
             Ok(Placed::Yes) => self.count_received(header),
-            Ok(Placed::NotReady) => self.drop_packet(DropReason::Unwanted),
+            Ok(Placed::NotReady | Placed::Later) => self.drop_packet(DropReason::Unwanted),
             Err(_) => {}
         }
         self.fail_broken();
@@ -272,8 +287,13 @@ impl Device {
             }
             self.flows[flow].peer_incarnation = src_incarnation;
         }
-        self.flows[flow].lively_at = now;
-        self.flows[flow].ack_path = path;
+        let flow_state = &mut self.flows[flow];
+        if dst_incarnation == 0 && src_incarnation == known && now >= flow_state.lively_at + self.config.peer_timeout {
+            // After a long silence the peer does not know us any more: it has forgotten us, and counts from anew.
+            flow_state.rx = Default::default();
+        }
+        flow_state.lively_at = now;
+        flow_state.ack_path = path;
         Some(flow)
     }
 
@@ -306,7 +326,8 @@ impl Device {
     fn on_data(&mut self, index: usize, src: Gid, data: &Data, payload: View<'_>) {
         let header = &data.header;
         let lane = header.op.lane() as usize;
-        let Some(standing) = self.flows[index].rx[lane].open(data.message, data.base) else {
+        let flow = &mut self.flows[index];
+        let Some(standing) = flow.rx[lane].open(data.message, data.base, flow.span()) else {
             self.duplicate();
             return;
         };
@@ -325,6 +346,7 @@ impl Device {
         };
         if is_new {
             let outcome = self.place(index, src, data, payload);
+            self.flows[index].matters |= matches!(outcome, Ok(Placed::Yes));
             self.conclude(index, src, data, outcome);
             return;
         }
@@ -339,6 +361,7 @@ impl Device {
     fn conclude(&mut self, index: usize, src: Gid, data: &Data, outcome: Outcome) {
         let lane = data.header.op.lane() as usize;
         let next = match outcome {
+            Ok(Placed::Later) => return,
             Err(status) => Some(Standing::Done(status)),
             Ok(Placed::NotReady) => Some(Standing::NotReady),
             Ok(Placed::Yes) if self.is_complete(index, data) => Some(self.finish_message(index, src, data)),
@@ -388,7 +411,7 @@ impl Device {
                         self.objects.count(header.dst_qpn, CounterOps::REMOTE_RDMA_WRITE, Status::Ok);
                         Standing::Done(Status::Ok)
                     }
-                    Ok(Placed::NotReady) => Standing::NotReady,
+                    Ok(Placed::NotReady | Placed::Later) => Standing::NotReady,
                     Err(status) => Standing::Done(status),
                 }
             }
@@ -436,7 +459,8 @@ impl Device {
                 self.objects.remote(pd, header, src, Access::REMOTE_READ, enabled)?;
                 let responses = &mut self.flows[index].tx[Lane::Responses as usize];
                 if responses.len() >= MESSAGE_WINDOW as usize {
-                    return Err(Status::RemoteBadStatus); // more than a peer can have asked for
+                    // Some of them have arrived and it is only not known here yet: more a peer has no use for.
+                    return Ok(Placed::Later);
                 }
                 let response = MessageHeader {
                     op: WireOp::ReadResponse,
@@ -509,7 +533,7 @@ impl Objects {
         need: Access,
         enabled: bool,
     ) -> Result<Option<(&Arc<Pinned>, usize)>, Status> {
-        if !enabled {
+        if !enabled || header.bytes > self.max_rdma_bytes {
             return Err(Status::RemoteFeatureMismatch);
         }
         if self.known_peer.get() != Some((pd, src)) {

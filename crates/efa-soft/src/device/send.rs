@@ -77,8 +77,9 @@ impl Device {
         let too_long = batch > max_batch;
         let mut progress = false;
         // By the doorbell, not by the count: a malformed WQE flushes what is behind it from inside this loop.
+        // One that was rung meanwhile is past it by then: `rung` is more than a ring full.
         while let Ok(qp) = self.objects.qp(qpn)
-            && qp.sq.rung(doorbell) != 0
+            && (1..=qp.sq.size.entries()).contains(&qp.sq.rung(doorbell))
         {
             let flushing = qp.state == QpState::Error;
             if !self.faults.wqe_time.is_zero() && !flushing && !too_long {
@@ -92,6 +93,10 @@ impl Device {
             let consumer = qp.sq.consumer;
             let (slot, phase) = (qp.sq.size.slot(consumer) as usize, qp.sq.size.wq_phase(consumer));
             qp.sq.consumer = consumer.wrapping_add(1);
+            // More than the ring holds without completions: some of what was under way is overwritten.
+            let too_many = qp.outstanding >= qp.sq.size.entries();
+            qp.outstanding += 1;
+            let too_long = too_long || too_many;
             let ids = if qp.req_id_64 { u64::MAX } else { 0xffff };
             if qp.wide {
                 let wqe = Wqe128::from_words(qp.sq.ring.load_entry(slot * 128));
@@ -131,6 +136,7 @@ impl Device {
                     return;
                 }
                 let Some(index) = self.flow_to(now, dst) else {
+                    self.count_error(op);
                     self.objects.complete_send(qpn, req_id, op, Status::QpInternal);
                     return;
                 };
@@ -138,6 +144,7 @@ impl Device {
                 if flow.is_idle() {
                     flow.lively_at = now;
                 }
+                flow.matters = true;
                 flow.tx[Lane::Requests as usize].push(message);
                 self.wake(index);
             }
@@ -384,23 +391,28 @@ impl Device {
             let finished = self.flows[flow].finish_where(Status::Flushed, |message| message.origin.qpn() == qpn);
             self.settle(flow, finished);
         }
-        for datagram in self.take_datagrams(qpn) {
-            if let Origin::Wqe { req_id, op, .. } = datagram.message.origin {
-                self.objects.complete_send(qpn, req_id, op, Status::Flushed);
-            }
-        }
+        self.flush_datagrams(|message| message.origin.qpn() == qpn);
         self.flush_receives(qpn);
         if believable {
             self.ring_sq(Time::ZERO, qpn, doorbell, u32::MAX);
         }
     }
 
-    /// The datagrams of a queue pair that have not left.
-    fn take_datagrams(&mut self, qpn: u16) -> VecDeque<Datagram> {
+    /// Takes the datagrams that have not left and for which `which` holds.
+    fn take_datagrams(&mut self, which: impl Fn(&Message) -> bool) -> VecDeque<Datagram> {
         let all = std::mem::take(&mut self.datagrams).into_iter();
-        let (taken, left) = all.partition(|datagram| datagram.message.origin.qpn() == qpn);
+        let (taken, left) = all.partition(|datagram| which(&datagram.message));
         self.datagrams = left;
         taken
+    }
+
+    /// Ends datagrams that have not left.
+    pub(super) fn flush_datagrams(&mut self, which: impl Fn(&Message) -> bool) {
+        for datagram in self.take_datagrams(which) {
+            if let Origin::Wqe { qpn, req_id, op } = datagram.message.origin {
+                self.objects.complete_send(qpn, req_id, op, Status::Flushed);
+            }
+        }
     }
 
     /// Completes every posted receive of a queue pair in error as flushed.
@@ -435,7 +447,7 @@ impl Device {
             finished.retain(|f| matches!(f.message.origin, Origin::Response { .. }));
             self.settle(flow, finished);
         }
-        self.take_datagrams(qpn);
+        self.take_datagrams(|message| message.origin.qpn() == qpn);
     }
 }
 

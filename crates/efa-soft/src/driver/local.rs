@@ -42,6 +42,9 @@ impl Local {
     }
 
     /// Adds a device. It goes when its port does.
+    ///
+    /// # Panics
+    /// If the configuration makes no sense: see [`DeviceConfig::check`].
     pub fn add(&self, config: DeviceConfig) -> Arc<dyn Port> {
         let waiters = Arc::new(Waiters::default());
         let index = {

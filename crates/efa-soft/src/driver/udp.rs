@@ -3,7 +3,8 @@
 use super::events::Waiters;
 use super::worker::{Idle, IdleMode, Worker, now};
 use super::{EventFd, Port};
-use crate::{AsyncEvent, Device, DeviceConfig, Gid, Link, LinkConfig, LinkCounters, Parcel, Time};
+use crate::link::{Link, Parcel};
+use crate::{AsyncEvent, Device, DeviceConfig, Gid, LinkConfig, LinkCounters, Time};
 use parking_lot::{Mutex, MutexGuard};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;

@@ -2,8 +2,8 @@
 //!
 //! Of most messages a byte is all that is kept: how they stand. Only a message of which some packets have arrived has more.
 
+use super::MESSAGE_WINDOW;
 use super::bitmap::Bitmap;
-use super::{MESSAGE_WINDOW, NUMBER_SPAN};
 use crate::wire::{Ack, MAX_ACKS, MessageHeader};
 use efa_io::Status;
 use foldhash::fast::RandomState;
@@ -57,6 +57,15 @@ pub(crate) struct Partial {
     pub(crate) received: Bitmap,
 }
 
+impl Partial {
+    fn packets(&self) -> u64 {
+        self.header.packets(self.stride).into()
+    }
+}
+
+/// Most packets, a bit each, that book is kept of for one peer: as many as a window of the longest messages has.
+const MOST_BOOKED: u64 = 1 << 28;
+
 /// Messages from one peer.
 #[derive(Debug, Default)]
 pub(crate) struct RxFlow {
@@ -65,28 +74,32 @@ pub(crate) struct RxFlow {
     /// From `base` on, how each message stands, as [`Standing::code`].
     standings: VecDeque<u8>,
     partials: HashMap<u32, Partial, RandomState>,
+    /// Packets of all of them together.
+    booked: u64,
     /// Messages of which the peer is to be told.
     touched: Vec<u32>,
 }
 
 impl RxFlow {
     /// How a message stands, given what its packet says of the sender's oldest one. `None`: the message has ended
-    /// long ago, or lies further ahead than a sender may go.
-    pub(crate) fn open(&mut self, message: u32, base: u32) -> Option<Standing> {
+    /// long ago, or lies `span` ahead of it or more.
+    pub(crate) fn open(&mut self, message: u32, base: u32, span: u32) -> Option<Standing> {
         let known = *self.base.get_or_insert(base);
         let ahead = base.wrapping_sub(known);
         if ahead < 1 << 31 && ahead > 0 {
             let gone = (ahead as usize).min(self.standings.len());
             let partial = Standing::Partial.code();
             for (i, standing) in self.standings.drain(..gone).enumerate() {
-                if standing == partial {
-                    self.partials.remove(&known.wrapping_add(i as u32));
+                if standing == partial
+                    && let Some(gone) = self.partials.remove(&known.wrapping_add(i as u32))
+                {
+                    self.booked -= gone.packets();
                 }
             }
             self.base = Some(base);
         }
         let index = message.wrapping_sub(self.base.unwrap_or(base));
-        if index >= NUMBER_SPAN {
+        if index >= span {
             return None;
         }
         if self.standings.len() <= index as usize {
@@ -105,8 +118,10 @@ impl RxFlow {
     pub(crate) fn set(&mut self, message: u32, standing: Standing) {
         let Some(base) = self.base else { return };
         if let Some(code) = self.standings.get_mut(message.wrapping_sub(base) as usize) {
-            if *code == Standing::Partial.code() {
-                self.partials.remove(&message);
+            if *code == Standing::Partial.code()
+                && let Some(gone) = self.partials.remove(&message)
+            {
+                self.booked -= gone.packets();
             }
             *code = standing.code();
         }
@@ -119,10 +134,12 @@ impl RxFlow {
 
     /// Starts to keep book of a known message's packets; `None` if there are more such messages than a sender may have under way.
     pub(crate) fn begin(&mut self, message: u32, header: MessageHeader, stride: u32) -> Option<&mut Partial> {
-        if self.partials.len() >= MESSAGE_WINDOW as usize {
+        let packets = u64::from(header.packets(stride));
+        if self.partials.len() >= MESSAGE_WINDOW as usize || self.booked + packets > MOST_BOOKED {
             return None;
         }
         self.set(message, Standing::Partial);
+        self.booked += packets;
         let received = Bitmap::new(header.packets(stride));
         Some(self.partials.entry(message).or_insert(Partial { header, stride, received }))
     }
@@ -180,6 +197,7 @@ impl RxFlow {
 
 #[cfg(test)]
 mod tests {
+    use super::super::NUMBER_SPAN;
     use super::*;
 
     fn header(bytes: u32) -> MessageHeader {
@@ -209,7 +227,7 @@ mod tests {
     fn neighbours_that_ended_alike_are_told_in_one_entry() {
         let mut flow = RxFlow::default();
         for message in [2, 0, 1, 5, 1, 4] {
-            flow.open(message, 0).unwrap();
+            flow.open(message, 0, NUMBER_SPAN).unwrap();
             flow.set(message, Standing::Done(if message == 5 { Status::RemoteRnr } else { Status::Ok }));
             flow.touch(message);
         }
@@ -222,12 +240,12 @@ mod tests {
     #[test]
     fn what_the_sender_no_longer_cares_about_is_forgotten_and_never_comes_back() {
         let mut flow = RxFlow::default();
-        flow.open(u32::MAX, u32::MAX).unwrap();
+        flow.open(u32::MAX, u32::MAX, NUMBER_SPAN).unwrap();
         flow.set(u32::MAX, Standing::Done(Status::Ok));
-        assert_eq!(flow.open(0, u32::MAX), Some(Standing::Empty));
-        assert!(flow.open(1, 1).is_some());
-        assert!(flow.open(u32::MAX, u32::MAX).is_none(), "a late packet of an old message");
-        assert!(flow.open(1 + NUMBER_SPAN, 1).is_none(), "beyond the span");
+        assert_eq!(flow.open(0, u32::MAX, NUMBER_SPAN), Some(Standing::Empty));
+        assert!(flow.open(1, 1, NUMBER_SPAN).is_some());
+        assert!(flow.open(u32::MAX, u32::MAX, NUMBER_SPAN).is_none(), "a late packet of an old message");
+        assert!(flow.open(1 + NUMBER_SPAN, 1, NUMBER_SPAN).is_none(), "beyond the span");
         assert!(flow.known(0).is_none() && flow.known(1).is_some());
     }
 
@@ -236,14 +254,14 @@ mod tests {
         let mut flow = RxFlow::default();
         let header = header(200);
         for message in 0..MESSAGE_WINDOW {
-            flow.open(message, 0).unwrap();
+            flow.open(message, 0, NUMBER_SPAN).unwrap();
             assert!(flow.begin(message, header, 100).is_some());
         }
-        flow.open(MESSAGE_WINDOW, 0).unwrap();
+        flow.open(MESSAGE_WINDOW, 0, NUMBER_SPAN).unwrap();
         assert!(flow.begin(MESSAGE_WINDOW, header, 100).is_none());
         flow.set(5, Standing::Done(Status::Ok));
         assert!(flow.begin(MESSAGE_WINDOW, header, 100).is_some(), "one that ended makes room");
-        flow.open(MESSAGE_WINDOW, MESSAGE_WINDOW).unwrap();
+        flow.open(MESSAGE_WINDOW, MESSAGE_WINDOW, NUMBER_SPAN).unwrap();
         assert_eq!(flow.partials.len(), 1, "what the sender forgets is forgotten");
     }
 
@@ -251,7 +269,7 @@ mod tests {
     fn more_entries_than_a_packet_holds_are_told_in_the_next() {
         let mut flow = RxFlow::default();
         for message in (0..200).step_by(2) {
-            flow.open(message, 0).unwrap();
+            flow.open(message, 0, NUMBER_SPAN).unwrap();
             flow.set(message, Standing::Accepted);
             flow.touch(message);
         }
@@ -265,7 +283,7 @@ mod tests {
     fn entries_that_are_longer_than_a_packet_together_are_told_in_several() {
         let mut flow = RxFlow::default();
         for message in 0..10 {
-            flow.open(message, 0).unwrap();
+            flow.open(message, 0, NUMBER_SPAN).unwrap();
             let partial = flow.begin(message, header(64 * 256), 64).unwrap();
             (1..256).for_each(|packet| assert!(partial.received.insert(packet)));
             flow.touch(message);

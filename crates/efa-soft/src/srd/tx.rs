@@ -97,18 +97,33 @@ impl Sent {
     const NEW: Self = Self { state: State::Unsent, resent: false, path: 0, at: Time::ZERO };
 }
 
-/// The packets of a message; nearly all messages have one.
+/// The packets of a message; nearly all messages have one. Of many only those are kept that were sent.
 #[derive(Debug)]
 enum Packets {
     One(Sent),
-    Many(Vec<Sent>),
+    Many { sent: Vec<Sent>, count: u32 },
 }
 
 impl Packets {
     fn as_mut(&mut self) -> &mut [Sent] {
         match self {
             Self::One(sent) => std::slice::from_mut(sent),
-            Self::Many(all) => all,
+            Self::Many { sent, .. } => sent,
+        }
+    }
+
+    fn count(&self) -> u32 {
+        match self {
+            Self::One(_) => 1,
+            Self::Many { count, .. } => *count,
+        }
+    }
+
+    /// Notes how packet number `packet` was sent: one of those that were before, or the next.
+    fn note(&mut self, packet: u32, how: Sent) {
+        match self {
+            Self::Many { sent, .. } if packet as usize == sent.len() => sent.push(how),
+            _ => self.as_mut()[packet as usize] = how,
         }
     }
 }
@@ -177,6 +192,8 @@ pub(crate) struct TxFlow {
     wakeups: BinaryHeap<Reverse<(Time, u32)>>,
     stride: u32,
     rnr_delay: Duration,
+    /// A peer that is to be asked again is not left alone for longer, lest it be taken for silent.
+    longest_pause: Duration,
     /// Timeouts that nobody has counted yet.
     timeouts: u64,
 }
@@ -198,6 +215,7 @@ impl TxFlow {
             wakeups: BinaryHeap::new(),
             stride: config.mtu,
             rnr_delay: config.rnr_delay,
+            longest_pause: config.peer_timeout / 4,
             timeouts: 0,
         }
     }
@@ -232,8 +250,7 @@ impl TxFlow {
         while self.open.len() < MESSAGE_WINDOW as usize && self.places.len() < NUMBER_SPAN as usize {
             let Some(message) = self.waiting.pop_front() else { return };
             let count = message.header.packets(self.stride);
-            let packets =
-                if count == 1 { Packets::One(Sent::NEW) } else { Packets::Many(vec![Sent::NEW; count as usize]) };
+            let packets = if count == 1 { Packets::One(Sent::NEW) } else { Packets::Many { sent: Vec::new(), count } };
             self.ready.push_back(self.base.wrapping_add(self.places.len() as u32));
             let place = self.open.insert(Slot { message, packets, sent: 0, acked_below: 0, held: false });
             self.places.push_back(place as u32);
@@ -289,7 +306,7 @@ impl TxFlow {
             let Some(slot) = self.slot(message) else { continue };
             let packet = slot.sent;
             slot.sent += 1;
-            if slot.sent < slot.packets.as_mut().len() as u32 {
+            if slot.sent < slot.packets.count() {
                 self.ready.push_back(message);
             }
             return self.launch(message, packet, Sent { state: State::InFlight, resent: false, path: any, at: now });
@@ -298,7 +315,7 @@ impl TxFlow {
     }
 
     fn launch(&mut self, message: u32, packet: u32, sent: Sent) -> Option<Due> {
-        self.slot(message)?.packets.as_mut()[packet as usize] = sent;
+        self.slot(message)?.packets.note(packet, sent);
         self.paths[usize::from(sent.path)].launch((message, packet, sent.at));
         self.turn = (sent.path + 1) % self.paths.len() as u8;
         Some(Due { message, packet, path: sent.path, resent: sent.resent })
@@ -313,7 +330,11 @@ impl TxFlow {
     pub(crate) fn on_ack(&mut self, now: Time, ack: Ack, finished: &mut Vec<Finished>) {
         match ack {
             Ack::Done { first, count, status } => {
-                for id in (0..u32::from(count)).map(|i| first.wrapping_add(i)) {
+                // Only those that are under way, however many are named.
+                let offset = i64::from(first.wrapping_sub(self.base) as i32);
+                let end = (offset + i64::from(count)).min(self.places.len() as i64);
+                let base = self.base;
+                for id in (offset.max(0)..end).map(|i| base.wrapping_add(i as u32)) {
                     let Some(slot) = self.slot(id) else { continue };
                     if slot.sent == 0 {
                         continue; // nobody can have received it
@@ -338,7 +359,7 @@ impl TxFlow {
             Ack::Accepted { message } => {
                 self.ack_below(now, message, u32::MAX);
                 // Ask again from time to time, so that a responder that died is noticed.
-                let pause = self.patience().unwrap_or(self.paths[0].rtt.timeout()) * 4;
+                let pause = (self.patience().unwrap_or(self.paths[0].rtt.timeout()) * 4).min(self.longest_pause);
                 if let Some(slot) = self.slot(message)
                     && slot.message.header.op == WireOp::ReadRequest
                     && slot.sent > 0
@@ -361,7 +382,7 @@ impl TxFlow {
             finished.push(Finished { message, status: Status::RemoteRnr });
             return;
         }
-        let until = now + self.rnr_delay * (1 << message.refusals.min(6));
+        let until = now + (self.rnr_delay * (1 << message.refusals.min(6))).min(self.longest_pause);
         message.refusals += 1;
         message.header.placed = message.header.op == WireOp::Write;
         self.sequence += 1;
