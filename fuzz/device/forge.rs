@@ -144,7 +144,7 @@ impl World {
             0..8 => self.forge_data(script),
             8..12 => self.forge_acks(script),
             12 | 13 => self.forge_datagram(script),
-            14 => wire::encode_reset(&mut self.packet, &some_envelope(script)),
+            14 => wire::encode_hello(&mut self.packet, &some_envelope(script)),
             _ => {
                 let count = script.byte();
                 self.packet = script.bytes(count.into()).into();

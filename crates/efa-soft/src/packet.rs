@@ -138,7 +138,7 @@ pub(crate) enum Body {
     Data(Data, Payload),
     Datagram(MessageHeader, Payload),
     Acks { lane: Lane, congested: bool, acks: Vec<Ack> },
-    Reset,
+    Hello,
 }
 
 /// A packet to be put on the network.
@@ -166,7 +166,7 @@ impl Transmit {
         match &self.body {
             Body::Data(_, payload) | Body::Datagram(_, payload) => wire::DATA_HEADER + payload.len(),
             Body::Acks { acks, .. } => wire::HEADER + acks.iter().map(Ack::wire_len).sum::<usize>(),
-            Body::Reset => wire::HEADER,
+            Body::Hello => wire::HEADER,
         }
     }
 
@@ -186,8 +186,8 @@ impl Transmit {
                 wire::encode_acks(buf, &self.envelope, *lane, *congested, acks);
                 true
             }
-            Body::Reset => {
-                wire::encode_reset(buf, &self.envelope);
+            Body::Hello => {
+                wire::encode_hello(buf, &self.envelope);
                 true
             }
         }

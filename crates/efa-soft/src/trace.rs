@@ -123,8 +123,8 @@ pub enum TracedPacket {
         /// How many entries.
         entries: u32,
     },
-    /// "You mean an earlier life of mine."
-    Reset,
+    /// "I am this life of mine": before two devices know each other, and when one died and came back.
+    Hello,
 }
 
 /// Why a packet was dropped.
@@ -197,7 +197,7 @@ impl TracedPacket {
             Body::Data(data, _) => Self::of_data(data),
             Body::Datagram(..) => Self::Datagram,
             Body::Acks { acks, .. } => Self::Acks { entries: acks.len() as u32 },
-            Body::Reset => Self::Reset,
+            Body::Hello => Self::Hello,
         }
     }
 
@@ -237,7 +237,7 @@ impl fmt::Display for TracedPacket {
             Self::Data { op, message, packet } => write!(f, "{op}, message {message}, packet {packet}"),
             Self::Datagram => f.write_str("datagram"),
             Self::Acks { entries } => f.write_str(&count(*entries, "acknowledgement")),
-            Self::Reset => f.write_str("reset"),
+            Self::Hello => f.write_str("hello"),
         }
     }
 }

@@ -11,6 +11,9 @@
 //! A message that finds no receive descriptor ends there, as "not ready", and its sender offers it again under a new number: however
 //! long a receiver is not ready for it, no other message waits.
 //!
+//! Two devices say hello before anything else, so that each knows which life of the other it speaks to: a packet that reaches a device
+//! that died and came back must not do there what it did before.
+//!
 //! Requests and the answers to read requests are numbered apart ([`Lane`]): answers that waited behind requests could wait for
 //! ever, since it is answers that let read requests end. Datagrams (UD) have no number, no acknowledgement and no second chance.
 //!
@@ -30,7 +33,7 @@ const MAGIC: [u8; 4] = *b"EFAS";
 const VERSION: u8 = 2;
 const KIND_DATA: u8 = 0;
 const KIND_ACK: u8 = 1;
-const KIND_RESET: u8 = 2;
+const KIND_HELLO: u8 = 2;
 const KIND_DATAGRAM: u8 = 3;
 const FLAG_IMM: u8 = 1;
 const FLAG_RESPONSES: u8 = 2;
@@ -58,7 +61,7 @@ pub struct Envelope {
     pub dst: Gid,
     /// Which life of the sender speaks.
     pub src_incarnation: u64,
-    /// Which life of the receiver is meant; 0: the sender has not heard from it yet.
+    /// Which life of the receiver is meant; 0 in a hello and a datagram: the sender need not know.
     pub dst_incarnation: u64,
     /// Which of the paths between the two the packet takes.
     pub path: u8,
@@ -200,8 +203,8 @@ pub enum Packet<'a> {
         /// The entries.
         acks: Acks<'a>,
     },
-    /// "You mean an earlier life of mine."
-    Reset,
+    /// "I am this life of mine." It asks for the same in return if it does not say which life of the receiver it means.
+    Hello,
 }
 
 /// Why a packet is no packet.
@@ -368,9 +371,9 @@ impl Ack {
     }
 }
 
-/// Builds a reset in `buf`.
-pub fn encode_reset(buf: &mut Vec<u8>, envelope: &Envelope) {
-    begin(buf, envelope, KIND_RESET, 0, 0);
+/// Builds a hello in `buf`.
+pub fn encode_hello(buf: &mut Vec<u8>, envelope: &Envelope) {
+    begin(buf, envelope, KIND_HELLO, 0, 0);
     seal(buf);
 }
 
@@ -404,7 +407,7 @@ pub fn parse(bytes: &[u8]) -> Result<(Envelope, Packet<'_>), WireError> {
             congested: bytes[7] & FLAG_CONGESTED != 0,
             acks: Acks { rest: &bytes[HEADER..], left: MAX_ACKS },
         },
-        KIND_RESET => Packet::Reset,
+        KIND_HELLO => Packet::Hello,
         kind => return Err(WireError::Field { field: "kind", value: kind.into() }),
     };
     Ok((envelope, packet))

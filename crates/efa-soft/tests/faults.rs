@@ -24,6 +24,7 @@ fn share_a_slow_receiver(count: usize) {
     const WRITES: u64 = 1000;
     const BYTES_EACH: u32 = 8192;
     let mut world = World::of(1 + count, |_, _| ());
+    (1..=count).for_each(|sender| world.acquaint(sender, A));
     world.set_faults(A, |faults| faults.rx_rate = Some(125_000_000));
     for sender in 1..=count {
         let write = world.write(sender, A, BYTES_EACH);

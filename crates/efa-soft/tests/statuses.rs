@@ -406,22 +406,23 @@ fn a_receive_one_byte_too_short_fails_on_both_sides(expected: Status) {
 
 fn packets_of_one_message_that_contradict_each_other_end_it(expected: Status) {
     let mut world = World::pair();
-    let write = world.write(A, B, 10_000);
+    world.acquaint(A, B);
+    let (write, now) = (world.write(A, B, 10_000), world.now);
     world.post(A, [write]);
-    world.device(A).poll_doorbells(at(1));
-    let packets: Vec<_> = std::iter::from_fn(|| world.device(A).poll_transmit(at(1))).collect();
+    world.device(A).poll_doorbells(now);
+    let packets: Vec<_> = std::iter::from_fn(|| world.device(A).poll_transmit(now)).collect();
     assert_eq!(packets.len(), 2);
     let first = bytes(&packets[0]);
     let Ok((envelope, Packet::Data(mut data, payload))) = wire::parse(&first) else { panic!() };
     data.header.rkey ^= 1 << 8;
-    world.device(B).handle(at(1), &bytes(&packets[1]));
+    world.device(B).handle(now, &bytes(&packets[1]));
     let mut forged = Vec::new();
     let fill = |into: &mut [u8]| {
         into.copy_from_slice(payload);
         Ok::<_, ()>(())
     };
     wire::encode_data(&mut forged, &envelope, &data, payload.len(), fill).unwrap();
-    world.device(B).handle(at(1), &forged);
+    world.device(B).handle(now, &forged);
     assert_eq!(world.completion(A).status, expected);
 }
 

@@ -17,6 +17,7 @@ fn what(events: &[TraceEvent]) -> Vec<Traced> {
 #[test]
 fn one_write_is_seen_from_its_doorbell_to_its_completion() {
     let mut world = World::pair();
+    world.acquaint(A, B);
     let (a, b) = (world.watch(A), world.watch(B));
     let write = world.write(A, B, 8);
     assert_eq!(world.status_of(A, write), Status::Ok);
@@ -31,11 +32,11 @@ fn one_write_is_seen_from_its_doorbell_to_its_completion() {
     assert_eq!(
         what(&a),
         [
-            Traced::Doorbell { qpn: near, value: 1, wqes: 1 },
-            Traced::Wqe { qpn: near, req_id: 0, op: OpCode::RdmaWrite, bytes: 8, status: Status::Ok },
+            Traced::Doorbell { qpn: near, value: 2, wqes: 1 },
+            Traced::Wqe { qpn: near, req_id: 1, op: OpCode::RdmaWrite, bytes: 8, status: Status::Ok },
             Traced::PacketOut { dst, packet, path, bytes: 112 + 8, resent: false },
             Traced::PacketIn { src: dst, packet: acks },
-            Traced::Completion { cqn, qpn: near, req_id: 0, status: Status::Ok, receive: false },
+            Traced::Completion { cqn, qpn: near, req_id: 1, status: Status::Ok, receive: false },
         ]
     );
     assert_eq!(
@@ -54,6 +55,7 @@ fn one_write_is_seen_from_its_doorbell_to_its_completion() {
 #[test]
 fn a_device_tells_everyone_who_watches_it_from_then_on_and_nobody_else() {
     let mut world = World::pair();
+    world.acquaint(A, B);
     let write = world.write(A, B, 8);
     let first = world.watch(A);
     assert_eq!(world.status_of(A, write), Status::Ok);
@@ -67,6 +69,7 @@ fn a_device_tells_everyone_who_watches_it_from_then_on_and_nobody_else() {
 #[test]
 fn what_goes_wrong_is_seen_as_well() {
     let mut world = World::pair();
+    world.acquaint(A, B);
     let (a, b) = (world.watch(A), world.watch(B));
     // A packet that has to be sent twice.
     world.set_link(|link| link.cut = true);
@@ -92,7 +95,7 @@ fn what_goes_wrong_is_seen_as_well() {
     let (a, b) = (what(&a.lock()), what(&b.lock()));
     for (seen, event) in [
         (&b, Traced::PacketDropped { reason: DropReason::Duplicate }),
-        (&a, Traced::Wqe { qpn, req_id: 2, op: OpCode::Send, bytes: 1, status: Status::InvalidAh }),
+        (&a, Traced::Wqe { qpn, req_id: 3, op: OpCode::Send, bytes: 1, status: Status::InvalidAh }),
         (&a, Traced::PacketDropped { reason: DropReason::Unroutable }),
         (&a, Traced::Port { up: false }),
         (&a, Traced::State { qpn, state: QpState::Error }),

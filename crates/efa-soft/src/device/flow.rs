@@ -14,8 +14,11 @@ const MAX_FLOWS: usize = 4096;
 /// Everything between this device and one peer.
 pub(super) struct Flow {
     pub(super) peer: Gid,
-    /// Which life of the peer we know; 0: not heard from it.
+    /// Which life of the peer we know; 0: not heard from it. Until then it is only asked.
     pub(super) peer_incarnation: u64,
+    /// When to ask again, and how often that was done.
+    pub(super) hello_at: Time,
+    pub(super) hellos: u32,
     /// By [`Lane`](crate::wire::Lane).
     pub(super) tx: [TxFlow; 2],
     pub(super) rx: [RxFlow; 2],
@@ -71,6 +74,8 @@ impl Device {
         let new = Flow {
             peer,
             peer_incarnation: 0,
+            hello_at: now,
+            hellos: 0,
             // Starting anywhere but at zero keeps the wrap of message numbers an ordinary event.
             tx: [(); 2].map(|()| TxFlow::new(&self.config, self.rng.u32(..))),
             rx: Default::default(),
@@ -124,7 +129,8 @@ impl Device {
     fn deadline(&self, index: usize) -> Option<Time> {
         let flow = &self.flows[index];
         let silence = (!flow.is_idle()).then(|| flow.lively_at + self.config.peer_timeout);
-        flow.tx.iter().filter_map(TxFlow::next_time).chain(silence).min()
+        let hello = (!flow.is_idle() && flow.peer_incarnation == 0).then_some(flow.hello_at);
+        flow.tx.iter().filter_map(TxFlow::next_time).chain(silence).chain(hello).min()
     }
 
     /// Does what flows have to do by now: packets go out again, peers that stay silent are given up.

@@ -67,7 +67,7 @@ pub struct Device {
     busy: VecDeque<usize>,
     /// When flows want attention; some entries are outdated.
     timers: BinaryHeap<Reverse<(Time, usize)>>,
-    resets: VecDeque<Envelope>,
+    hellos: VecDeque<Envelope>,
     datagrams: VecDeque<send::Datagram>,
     faults: Faults,
     inbox: receive::Inbox,
@@ -103,7 +103,7 @@ impl Device {
             last_flow: 0,
             busy: VecDeque::new(),
             timers: BinaryHeap::new(),
-            resets: VecDeque::new(),
+            hellos: VecDeque::new(),
             datagrams: VecDeque::new(),
             faults: Faults::default(),
             inbox: receive::Inbox::default(),

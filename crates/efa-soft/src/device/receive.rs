@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Most introductions that wait to be sent; who gets none asks again.
-const MAX_RESETS: usize = 64;
+const MAX_HELLOS: usize = 64;
 
 /// What became of a packet's bytes; `Err` with the status that its sender is told: the message cannot be taken.
 type Outcome = Result<Placed, Status>;
@@ -39,7 +39,7 @@ enum Placed {
 enum Kind {
     Data,
     Acks,
-    Reset,
+    Hello,
 }
 
 /// Packets that a slow receiver has not taken in yet.
@@ -105,7 +105,7 @@ impl Device {
             Body::Acks { lane, congested, acks } => {
                 self.take_acks(now, envelope, *lane, *congested, acks.iter().copied());
             }
-            Body::Reset => self.take_reset(now, envelope),
+            Body::Hello => self.take_hello(now, envelope),
         }
     }
 
@@ -163,7 +163,7 @@ impl Device {
             Ok((envelope, Packet::Acks { lane, congested, acks })) => {
                 self.take_acks(now, &envelope, lane, congested, acks);
             }
-            Ok((envelope, Packet::Reset)) => self.take_reset(now, &envelope),
+            Ok((envelope, Packet::Hello)) => self.take_hello(now, &envelope),
             Err(error) => {
                 let corrupt = matches!(error, WireError::Corrupt { .. });
                 self.counters.corrupt_pkts += u64::from(corrupt);
@@ -215,12 +215,28 @@ impl Device {
         self.pass_time(now, flow);
     }
 
-    fn take_reset(&mut self, now: Time, envelope: &Envelope) {
+    fn take_hello(&mut self, now: Time, envelope: &Envelope) {
         let src = envelope.src;
-        self.objects.tracer.emit(|| Traced::PacketIn { src, packet: TracedPacket::Reset });
-        match self.admit(now, envelope, Kind::Reset) {
+        self.objects.tracer.emit(|| Traced::PacketIn { src, packet: TracedPacket::Hello });
+        if envelope.dst == self.config.gid && envelope.dst_incarnation == 0 && self.is_routable(src) {
+            self.answer(now, envelope);
+            return;
+        }
+        match self.admit(now, envelope, Kind::Hello) {
             Some(flow) => self.wake(flow),
             None => self.drop_packet(DropReason::NotForUs),
+        }
+    }
+
+    /// A peer asks who we are.
+    fn answer(&mut self, now: Time, envelope: &Envelope) {
+        self.introduce(envelope);
+        if let Some(flow) = self.known_flow(envelope.src) {
+            let flow = &mut self.flows[flow];
+            if flow.peer_incarnation == envelope.src_incarnation && now >= flow.lively_at + self.config.peer_timeout {
+                // After a long silence it has forgotten us, and counts from anew.
+                flow.rx = Default::default();
+            }
         }
     }
 
@@ -262,45 +278,36 @@ impl Device {
         if dst != self.config.gid || src_incarnation == 0 || !self.is_routable(src) {
             return None;
         }
-        if dst_incarnation != 0 && dst_incarnation != self.config.incarnation {
-            if kind != Kind::Reset && dst_incarnation < self.config.incarnation {
+        if dst_incarnation != self.config.incarnation {
+            if kind != Kind::Hello && dst_incarnation < self.config.incarnation {
                 self.introduce(envelope);
             }
             return None;
         }
         let flow = match kind {
             Kind::Data => self.flow_to(now, src)?,
-            Kind::Acks | Kind::Reset => self.known_flow(src)?,
+            Kind::Acks | Kind::Hello => self.known_flow(src)?,
         };
         let known = self.flows[flow].peer_incarnation;
         if src_incarnation < known {
             return None;
         }
         if src_incarnation > known {
+            // Much is lost by believing this, but the peer has heard from this life of ours.
             if known != 0 {
-                // Much is lost by believing this, so only a peer that has heard from us is believed.
-                if dst_incarnation == 0 {
-                    self.introduce(envelope);
-                    return None;
-                }
                 self.peer_restarted(flow);
             }
             self.flows[flow].peer_incarnation = src_incarnation;
         }
-        let flow_state = &mut self.flows[flow];
-        if dst_incarnation == 0 && src_incarnation == known && now >= flow_state.lively_at + self.config.peer_timeout {
-            // After a long silence the peer does not know us any more: it has forgotten us, and counts from anew.
-            flow_state.rx = Default::default();
-        }
-        flow_state.lively_at = now;
-        flow_state.ack_path = path;
+        self.flows[flow].lively_at = now;
+        self.flows[flow].ack_path = path;
         Some(flow)
     }
 
     /// Tells the sender of a packet which life of this device it speaks to.
     fn introduce(&mut self, envelope: &Envelope) {
-        if self.resets.len() < MAX_RESETS {
-            self.resets.push_back(Envelope {
+        if self.hellos.len() < MAX_HELLOS {
+            self.hellos.push_back(Envelope {
                 src: envelope.dst,
                 dst: envelope.src,
                 src_incarnation: self.config.incarnation,

@@ -276,8 +276,8 @@ impl Device {
     }
 
     fn next_packet(&mut self, now: Time) -> Option<Transmit> {
-        if let Some(envelope) = self.resets.pop_front() {
-            return Some(Transmit { envelope, body: Body::Reset, resent: false });
+        if let Some(envelope) = self.hellos.pop_front() {
+            return Some(Transmit { envelope, body: Body::Hello, resent: false });
         }
         while let Some(datagram) = self.datagrams.pop_front() {
             if let Some(transmit) = self.send_datagram(datagram) {
@@ -298,6 +298,16 @@ impl Device {
                 return Some(Transmit { envelope, body: Body::Acks { lane, congested, acks }, resent: false });
             }
             let flow = &mut self.flows[index];
+            if flow.peer_incarnation == 0 && !flow.is_idle() && now >= flow.hello_at {
+                flow.hello_at = now + (self.config.initial_rto * (1 << flow.hellos.min(10))).min(self.config.max_rto);
+                flow.hellos += 1;
+                return Some(Transmit { envelope: self.envelope(peer, 0, 0), body: Body::Hello, resent: false });
+            }
+            if flow.peer_incarnation == 0 {
+                self.busy.pop_front();
+                self.rest(index);
+                continue;
+            }
             flow.turn = 1 - flow.turn;
             let lanes = [flow.turn, 1 - flow.turn];
             let Some((lane, due)) = lanes.into_iter().find_map(|lane| Some((lane, flow.tx[lane].poll_send(now)?)))

@@ -75,10 +75,10 @@ impl Path {
 
     /// A packet that left at `sent` was acknowledged.
     pub(crate) fn acknowledged(&mut self, now: Time, sent: Time, resent: bool) {
-        if resent {
-            return; // perhaps it was the first copy, by another path
+        if !resent {
+            self.rtt.sample(now.since(sent));
         }
-        self.rtt.sample(now.since(sent));
+        // Of a packet that was resent it may be the first copy, by another path: a dead one is then tried a little too early.
         self.strikes = 0;
         let growth = if self.recovered_at == Time::ZERO { 1.0 } else { 1.0 / self.window };
         self.window = (self.window + growth).min(self.max_window);

@@ -61,8 +61,21 @@ impl Node {
     }
 
     pub(crate) fn packets(&mut self, now: Time) -> Vec<Vec<u8>> {
-        let transmits = std::iter::from_fn(|| self.device.poll_transmit(now));
-        transmits.map(|transmit| bytes(&transmit)).collect()
+        let mut packets = Vec::new();
+        while let Some(transmit) = self.device.poll_transmit(now) {
+            let packet = bytes(&transmit);
+            match wire::parse(&packet) {
+                // The peer says who it is.
+                Ok((envelope, Packet::Hello)) if envelope.dst_incarnation == 0 => {
+                    let answer = Envelope { src: envelope.dst, dst: envelope.src, dst_incarnation: 1, ..envelope };
+                    let mut hello = Vec::new();
+                    wire::encode_hello(&mut hello, &answer);
+                    self.device.handle(now, &hello);
+                }
+                _ => packets.push(packet),
+            }
+        }
+        packets
     }
 
     pub(crate) fn on_time(&mut self, now: Time) {

@@ -315,6 +315,12 @@ impl World {
         qp.ring();
     }
 
+    /// Has two hosts' devices say hello, so that what comes next is all that is said.
+    pub(crate) fn acquaint(&mut self, from: usize, to: usize) {
+        let write = self.write(from, to, 0);
+        assert_eq!(self.status_of(from, write), Status::Ok);
+    }
+
     /// Posts a WQE and gives the status of the next completion, which is its own.
     pub(crate) fn status_of<const W: usize>(&mut self, host: usize, wqe: Wqe<W>) -> Status {
         self.post(host, [wqe]);
