@@ -239,3 +239,36 @@ fn an_event_that_was_asked_for_survives_polling() {
         let _ = cq_b.take_event().unwrap(); // one more for nothing is allowed
     }
 }
+
+#[test]
+fn completions_of_a_queue_pair_that_is_gone_take_no_room_from_the_next() {
+    let (a, b) = (Device::open("soft27").unwrap(), Device::open("soft28").unwrap());
+    let (pd_a, pd_b) = (a.alloc_pd().unwrap(), b.alloc_pd().unwrap());
+    let mut cq = a.create_cq(CqConfig::new(16).events()).unwrap().into_cpu();
+    let cq_b = b.create_cq(CqConfig::new(16)).unwrap();
+    let config = QpConfig::new(4, 1).unreliable();
+    let there = pd_b.create_qp(&cq_b, &cq_b, config).unwrap().activate(2).unwrap();
+    let peer = pd_a.peer(&there.endpoint).unwrap();
+    for round in 0..8 {
+        let qp = pd_a.create_qp(&cq, &cq, config).unwrap().activate(1).unwrap();
+        let mut sq = qp.send.into_cpu();
+        let sent_before = a.counters().tx_pkts;
+        for i in 0..4 {
+            sq.post(&peer, SendInline::new(b"x"), i).unwrap();
+        }
+        sq.ring();
+        let start = Instant::now();
+        while a.counters().tx_pkts < sent_before + 4 {
+            assert!(start.elapsed() < PATIENCE);
+            std::thread::yield_now();
+        }
+        if round % 2 == 1 {
+            for _ in 0..4 {
+                assert!(cq.wait(PATIENCE).unwrap().status.is_ok(), "round {round}");
+            }
+        }
+        // In the other rounds nobody polls before the queue pair goes.
+        drop((sq, qp.recv, qp.control));
+        assert_eq!(cq.poll_one(), None);
+    }
+}

@@ -2,8 +2,8 @@
 
 mod common;
 
+use common::bytes;
 use common::world::*;
-use common::{at, bytes};
 use efa_io::*;
 use efa_soft::wire::{self, Packet};
 use efa_soft::*;
