@@ -5,7 +5,7 @@
 //! way, since SRD orders nothing; when it completes, the slot must hold exactly what it should, on both sides of the bytes that
 //! were meant, too. A message must arrive once: its number is in its immediate or in its first bytes.
 //!
-//! Meanwhile the [weather](weather) changes: the network loses, delays, damages or stops, receivers and devices are slow, ports go
+//! Meanwhile the weather (`weather.rs`) changes: the network loses, delays, damages or stops, receivers and devices are slow, ports go
 //! down. Queue pairs fail and are replaced, and nodes die and come back as another life of themselves. What that leaves
 //! undecided, an operation that may or may not have happened, is *doomed*: whatever status it ends with is right, its message
 //! arrives once or not at all, and its slots rest until no late packet can reach them.
