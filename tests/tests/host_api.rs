@@ -625,16 +625,9 @@ fn borrowed_bytes_are_out_of_reach_after_the_call_even_of_a_device_that_was_put_
     let envelope =
         Envelope { src: Gid::local(5), dst: Gid::local(77), src_incarnation: 1, dst_incarnation: 0, path: 0 };
     let header = MessageHeader {
-        op: WireOp::Write,
-        src_qpn: 1,
-        dst_qpn: qp.qpn,
-        qkey: 0,
-        imm: None,
-        bytes: 8,
         rkey: remote.rkey,
         remote_addr: remote.addr,
-        reply_to: 0,
-        placed: false,
+        ..MessageHeader::new(WireOp::Write, 1, qp.qpn, 8)
     };
     let data = Data { message: 0, base: 0, header, stride: 64, packet: 0 };
     let mut packet = Vec::new();

@@ -1,6 +1,7 @@
 //! Devices that run by the real clock: a thread in this process, and UDP on loopback.
 
 use efa_direct::*;
+use efa_tests::Side;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -190,75 +191,68 @@ fn devices_of_different_mtus_understand_each_other() {
     assert!(far.read_vec(..).unwrap() == [9; 65_536]);
 }
 
+/// Two sides, of which the first talks to the second.
+fn sides(devices: [&str; 2], cqs: [CqConfig; 2], config: QpConfig<8>) -> [Side; 2] {
+    let open = |i: usize| Side::new(Device::open(devices[i]).unwrap(), 1 + i as u32, cqs[i], config, |_| ());
+    let [mut a, b] = [open(0), open(1)];
+    a.meet(&b.endpoint);
+    [a, b]
+}
+
 #[test]
 fn what_goes_to_another_subnet_never_arrives_and_nobody_is_told() {
-    let (a, b) = (Device::open("soft:subnet=1").unwrap(), Device::open("soft:subnet=2").unwrap());
-    let (pd_a, pd_b) = (a.alloc_pd().unwrap(), b.alloc_pd().unwrap());
-    let (cq_a, cq_b) = (a.create_cq(CqConfig::new(64)).unwrap(), b.create_cq(CqConfig::new(64)).unwrap());
-    let qp_a = pd_a.create_qp(&cq_a, &cq_a, QpConfig::new(8, 8).unreliable()).unwrap().activate(1).unwrap();
-    let qp_b = pd_b.create_qp(&cq_b, &cq_b, QpConfig::new(8, 8).unreliable()).unwrap().activate(2).unwrap();
-    let to_b = pd_a.peer(&qp_b.endpoint).unwrap();
-    let (mut sq, mut cq) = (qp_a.send.into_cpu(), cq_a.into_cpu());
-    sq.post(&to_b, SendInline::new(b"hello?"), 1).unwrap();
-    sq.ring();
-    assert_eq!(cq.wait(PATIENCE).unwrap().status, Status::Ok, "a datagram completes once it has left");
-    assert_eq!((a.counters().tx_pkts, b.counters().rx_pkts), (1, 0));
+    let config = QpConfig::new(8, 8).unreliable();
+    let [mut a, b] = sides(["soft:subnet=1", "soft:subnet=2"], [CqConfig::new(64); 2], config);
+    a.post(SendInline::new(b"hello?"), 1).unwrap();
+    a.sq.ring();
+    assert_eq!(a.cq.wait(PATIENCE).unwrap().status, Status::Ok, "a datagram completes once it has left");
+    assert_eq!((a.device.counters().tx_pkts, b.device.counters().rx_pkts), (1, 0));
 }
 
 #[test]
 fn an_event_that_was_asked_for_survives_polling() {
-    let (a, b) = (Device::open("soft25").unwrap(), Device::open("soft26").unwrap());
-    let (pd_a, pd_b) = (a.alloc_pd().unwrap(), b.alloc_pd().unwrap());
-    let cq_a = a.create_cq(CqConfig::new(16)).unwrap();
-    let cq_b = b.create_cq(CqConfig::new(16).events()).unwrap();
-    let qp_a = pd_a.create_qp(&cq_a, &cq_a, QpConfig::new(8, 8)).unwrap().activate(1).unwrap();
-    let qp_b = pd_b.create_qp(&cq_b, &cq_b, QpConfig::new(8, 8)).unwrap().activate(2).unwrap();
-    let peer = pd_a.peer(&qp_b.endpoint).unwrap();
-    let memory = pd_b.allocate(64, Access::LOCAL_WRITE).unwrap();
-    let (mut sq, mut rq) = (qp_a.send.into_cpu(), qp_b.recv.into_cpu());
-    let (mut cq_a, mut cq_b) = (cq_a.into_cpu(), cq_b.into_cpu());
-    let mut send = || {
-        rq.post(&[memory.slice(..).unwrap()], 0).unwrap();
+    let cqs = [CqConfig::new(16), CqConfig::new(16).events()];
+    let [mut a, mut b] = sides(["soft25", "soft26"], cqs, QpConfig::new(8, 8));
+    let mut send = |rq: &mut CpuRecvQueue| {
+        rq.post(&[b.memory.slice(..64).unwrap()], 0).unwrap();
         rq.ring();
-        sq.post(&peer, SendInline::new(b"x"), 0).unwrap();
-        sq.ring();
-        assert!(cq_a.wait(PATIENCE).unwrap().status.is_ok());
+        a.post(SendInline::new(b"x"), 0).unwrap();
+        a.sq.ring();
+        assert!(a.cq.wait(PATIENCE).unwrap().status.is_ok());
     };
     for i in 0..20 {
-        send();
+        send(&mut b.rq);
         // The poll says how far the reader is in the register that has just asked for an event.
-        cq_b.arm().unwrap();
-        assert!(cq_b.poll_one().is_some());
-        send();
+        b.cq.arm().unwrap();
+        assert!(b.cq.poll_one().is_some());
+        send(&mut b.rq);
         let start = Instant::now();
-        while !cq_b.take_event().unwrap() {
+        while !b.cq.take_event().unwrap() {
             assert!(start.elapsed() < PATIENCE, "round {i}: no event");
             std::thread::yield_now();
         }
-        assert!(cq_b.poll_one().is_some());
-        let _ = cq_b.take_event().unwrap(); // one more for nothing is allowed
+        assert!(b.cq.poll_one().is_some());
+        let _ = b.cq.take_event().unwrap(); // one more for nothing is allowed
     }
 }
 
 #[test]
 fn completions_of_a_queue_pair_that_is_gone_take_no_room_from_the_next() {
-    let (a, b) = (Device::open("soft27").unwrap(), Device::open("soft28").unwrap());
-    let (pd_a, pd_b) = (a.alloc_pd().unwrap(), b.alloc_pd().unwrap());
-    let mut cq = a.create_cq(CqConfig::new(16).events()).unwrap().into_cpu();
-    let cq_b = b.create_cq(CqConfig::new(16)).unwrap();
     let config = QpConfig::new(4, 1).unreliable();
-    let there = pd_b.create_qp(&cq_b, &cq_b, config).unwrap().activate(2).unwrap();
-    let peer = pd_a.peer(&there.endpoint).unwrap();
+    let [a, _b] = sides(["soft27", "soft28"], [CqConfig::new(16).events(), CqConfig::new(16)], config);
+    let Side { device, pd, mut cq, peer, sq, rq, control, .. } = a;
+    let peer = peer.unwrap();
+    drop((sq, rq, control));
     for round in 0..8 {
-        let qp = pd_a.create_qp(&cq, &cq, config).unwrap().activate(1).unwrap();
+        let qp = pd.create_qp(&cq, &cq, config).unwrap().activate(1).unwrap();
         let mut sq = qp.send.into_cpu();
-        let sent_before = a.counters().tx_pkts;
+        let sent_before = device.counters().tx_pkts;
         for i in 0..4 {
             sq.post(&peer, SendInline::new(b"x"), i).unwrap();
         }
         sq.ring();
         let start = Instant::now();
-        while a.counters().tx_pkts < sent_before + 4 {
+        while device.counters().tx_pkts < sent_before + 4 {
             assert!(start.elapsed() < PATIENCE);
             std::thread::yield_now();
         }

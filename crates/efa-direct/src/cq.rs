@@ -152,19 +152,18 @@ pub struct CompletionQueue {
     consumers: Box<[u32]>,
 }
 
-/// A sub-queue that waits for its turn to be polled.
+/// A ring of a completion queue, and how far its reader is.
 struct SubQueue {
     index: usize,
     ring: RawRing,
+    /// Entries taken so far.
     consumer: u32,
 }
 
 /// A completion ring that this value's owner reads, on the CPU.
 pub struct CpuCompletionQueue {
     /// The sub-queue whose turn it is; mostly there is no other.
-    ring: RawRing,
-    consumer: u32,
-    index: usize,
+    current: SubQueue,
     /// The others, the next one first.
     others: VecDeque<SubQueue>,
     /// There is something to be done after a poll.
@@ -228,11 +227,8 @@ impl CompletionQueue {
         let subs = self.shared.rings.iter().zip(&self.consumers).enumerate();
         let mut subs: VecDeque<SubQueue> =
             subs.map(|(index, (ring, &consumer))| SubQueue { index, ring: ring.clone(), consumer }).collect();
-        let SubQueue { index, ring, consumer } = subs.pop_front().expect("at least one sub-queue");
         CpuCompletionQueue {
-            ring,
-            consumer,
-            index,
+            current: subs.pop_front().expect("at least one sub-queue"),
             attended: self.shared.events.is_some() || !subs.is_empty(),
             others: subs,
             table: (0..places).map(|_| None).collect(),
@@ -297,24 +293,21 @@ impl CpuCompletionQueue {
 
     /// Entries taken so far, from all sub-queues.
     fn taken(&self) -> u32 {
-        self.others.iter().fold(self.consumer, |sum, sub| sum.wrapping_add(sub.consumer))
+        self.others.iter().fold(self.current.consumer, |sum, sub| sum.wrapping_add(sub.consumer))
     }
 
     /// Tells the device how far this reader is and, until an event has come, that it wants one: what it said before may be
     /// overwritten here before the device looks.
     fn ring_doorbell(&self) {
         let doorbell = if self.armed { CqDoorbell::arm } else { CqDoorbell::consumed };
-        self.ring.ring(doorbell(self.taken(), self.sequence).value());
+        self.current.ring.ring(doorbell(self.taken(), self.sequence).value());
     }
 
     /// Sub-queues take turns from poll to poll.
     #[cold]
     fn turn(&mut self) {
         if let Some(next) = self.others.pop_front() {
-            let ring = std::mem::replace(&mut self.ring, next.ring);
-            let consumer = std::mem::replace(&mut self.consumer, next.consumer);
-            let index = std::mem::replace(&mut self.index, next.index);
-            self.others.push_back(SubQueue { index, ring, consumer });
+            self.others.push_back(std::mem::replace(&mut self.current, next));
         }
     }
 
@@ -347,7 +340,7 @@ impl CpuCompletionQueue {
                 return None;
             };
             if let Ok(efa_io::Completion { req_id, status, qpn, event: Event::Send { op }, .. }) = entry.decode() {
-                self.consumer = self.consumer.wrapping_add(1);
+                self.current.consumer = self.current.consumer.wrapping_add(1);
                 if let Some(wr_id) = self.ledgers(qpn).and_then(|ledgers| ledgers.send.complete(req_id)) {
                     return Some(put(Completion { wr_id, status, qpn, kind: CompletionKind::Send(op) }));
                 }
@@ -361,12 +354,12 @@ impl CpuCompletionQueue {
     /// Takes an entry that is there and is not a send's. `None`: malformed, or of a queue pair that is gone.
     #[inline(never)]
     fn take_receive(&mut self) -> Option<Completion> {
-        let decoded = if self.ring.entry_size() == Cqe32::SIZE {
+        let decoded = if self.current.ring.entry_size() == Cqe32::SIZE {
             Cqe32::from_words(self.fresh()?).decode()
         } else {
             Cqe16::from_words(self.fresh()?).decode()
         };
-        self.consumer = self.consumer.wrapping_add(1);
+        self.current.consumer = self.current.consumer.wrapping_add(1);
         let Ok(efa_io::Completion { req_id, status, qpn, event: Event::Receive(received), .. }) = decoded else {
             return None;
         };
@@ -378,8 +371,8 @@ impl CpuCompletionQueue {
     /// The next entry, if the device has written it.
     #[inline(always)]
     fn fresh<const W: usize>(&self) -> Option<[u64; W]> {
-        let phase = self.ring.size().cq_phase(self.consumer);
-        self.ring.load_if(self.consumer, |first| Cqe::from_words([first]).phase() == phase)
+        let phase = self.current.ring.size().cq_phase(self.current.consumer);
+        self.current.ring.load_if(self.current.consumer, |first| Cqe::from_words([first]).phase() == phase)
     }
 
     /// Whose queue pair it is. `None`: one that is gone.
@@ -491,11 +484,11 @@ impl CpuCompletionQueue {
     /// The entry at which the reader stands or, `back` entries earlier, one it has taken. For people who want to look at it: the device
     /// may have overwritten it.
     pub fn peek_back(&self, back: u32) -> Cqe32 {
-        let counter = self.consumer.wrapping_sub(back);
-        let words = if self.ring.entry_size() == Cqe32::SIZE {
-            self.ring.load_if::<4>(counter, |_| true)
+        let counter = self.current.consumer.wrapping_sub(back);
+        let words = if self.current.ring.entry_size() == Cqe32::SIZE {
+            self.current.ring.load_if::<4>(counter, |_| true)
         } else {
-            self.ring.load_if::<2>(counter, |_| true).map(|[a, b]| [a, b, 0, 0])
+            self.current.ring.load_if::<2>(counter, |_| true).map(|[a, b]| [a, b, 0, 0])
         };
         Cqe32::from_words(words.unwrap_or_default())
     }
@@ -509,7 +502,7 @@ impl CpuCompletionQueue {
         if self.fresh::<1>().is_some() || self.seek() {
             return Err(self);
         }
-        self.others.push_back(SubQueue { index: self.index, ring: self.ring, consumer: self.consumer });
+        self.others.push_back(self.current);
         let mut consumers = vec![0; self.others.len()];
         for sub in &self.others {
             consumers[sub.index] = sub.consumer;

@@ -53,7 +53,7 @@ pub fn copy(src: &dyn Backing, from: usize, dst: &dyn Backing, to: usize, len: u
             check(to, len, dst.len);
             // SAFETY: both are in bounds and, as `HostMemory` vouches, valid and only accessed as atomic bytes. An overlap does no
             // harm: bytes move one after the other, lowest first.
-            unsafe { copy_shared(src.ptr.as_ptr().add(from), dst.ptr.as_ptr().add(to), len) }
+            unsafe { copy_bytes(src.ptr.as_ptr().add(from), dst.ptr.as_ptr().add(to), len) }
         });
     });
     if lent && copied {
@@ -233,6 +233,7 @@ fn check(offset: usize, count: usize, len: usize) {
 }
 
 /// From this many bytes on a copy is worth the start of a string instruction.
+#[cfg(target_arch = "x86_64")]
 const LONG: usize = 64;
 
 /// Copies shared bytes into private ones.
@@ -240,15 +241,8 @@ const LONG: usize = 64;
 /// # Safety
 /// `src` is valid for reads of `dst.len()` bytes and only accessed as atomic bytes meanwhile.
 pub unsafe fn copy_out(src: *const u8, dst: &mut [u8]) {
-    if dst.len() >= LONG {
-        // SAFETY: `src` is the caller's promise, `dst` is a slice, and private.
-        unsafe { copy_long(src, dst.as_mut_ptr(), dst.len()) }
-    } else {
-        for (i, byte) in dst.iter_mut().enumerate() {
-            // SAFETY: inside the `dst.len()` bytes that the caller vouches for.
-            *byte = unsafe { AtomicU8::from_ptr(src.add(i).cast_mut()) }.load(Relaxed);
-        }
-    }
+    // SAFETY: `src` is the caller's promise, `dst` is a slice, and private.
+    unsafe { copy_bytes(src, dst.as_mut_ptr(), dst.len()) }
 }
 
 /// Copies private bytes into shared ones.
@@ -256,32 +250,15 @@ pub unsafe fn copy_out(src: *const u8, dst: &mut [u8]) {
 /// # Safety
 /// `dst` is valid for writes of `src.len()` bytes and only accessed as atomic bytes meanwhile.
 pub unsafe fn copy_in(src: &[u8], dst: *mut u8) {
+    #[cfg(target_arch = "x86_64")]
     if src.len() >= LONG {
         // SAFETY: `dst` is the caller's promise, `src` is a slice, and private.
-        unsafe { copy_long(src.as_ptr(), dst, src.len()) }
-    } else {
-        for (i, byte) in src.iter().enumerate() {
-            // SAFETY: inside the `src.len()` bytes that the caller vouches for.
-            unsafe { AtomicU8::from_ptr(dst.add(i)) }.store(*byte, Relaxed);
-        }
+        return unsafe { copy_bytes(src.as_ptr(), dst, src.len()) };
     }
-}
-
-/// Copies shared bytes to shared bytes.
-///
-/// # Safety
-/// Both are valid for `len` bytes and only accessed as atomic bytes meanwhile.
-unsafe fn copy_shared(src: *const u8, dst: *mut u8, len: usize) {
-    if len >= LONG {
-        // SAFETY: the caller's promise.
-        return unsafe { copy_long(src, dst, len) };
-    }
-    for i in 0..len {
-        // SAFETY: inside the bytes that the caller vouches for.
-        unsafe {
-            let byte = AtomicU8::from_ptr(src.add(i).cast_mut()).load(Relaxed);
-            AtomicU8::from_ptr(dst.add(i)).store(byte, Relaxed);
-        }
+    // Not by `copy_bytes`: what is borrowed to be read cannot be looked at as atomic bytes.
+    for (i, byte) in src.iter().enumerate() {
+        // SAFETY: inside the `src.len()` bytes that the caller vouches for.
+        unsafe { AtomicU8::from_ptr(dst.add(i)) }.store(*byte, Relaxed);
     }
 }
 
@@ -289,20 +266,22 @@ unsafe fn copy_shared(src: *const u8, dst: *mut u8, len: usize) {
 ///
 /// # Safety
 /// Both are valid for `len` bytes, and what is shared is only accessed as atomic bytes meanwhile.
-unsafe fn copy_long(src: *const u8, dst: *mut u8, len: usize) {
+unsafe fn copy_bytes(src: *const u8, dst: *mut u8, len: usize) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: `rep movsb` reads `len` bytes and writes `len` bytes, each once, as a loop of relaxed byte loads and stores
-    // does; the direction flag is clear by the calling convention.
-    unsafe {
-        std::arch::asm!(
-            "rep movsb",
-            inout("rcx") len => _,
-            inout("rsi") src => _,
-            inout("rdi") dst => _,
-            options(nostack, preserves_flags)
-        );
+    if len >= LONG {
+        // SAFETY: `rep movsb` reads `len` bytes and writes `len` bytes, each once, as a loop of relaxed byte loads and stores
+        // does; the direction flag is clear by the calling convention.
+        unsafe {
+            std::arch::asm!(
+                "rep movsb",
+                inout("rcx") len => _,
+                inout("rsi") src => _,
+                inout("rdi") dst => _,
+                options(nostack, preserves_flags)
+            );
+        }
+        return;
     }
-    #[cfg(not(target_arch = "x86_64"))]
     for i in 0..len {
         // SAFETY: inside the bytes that the caller vouches for.
         unsafe {

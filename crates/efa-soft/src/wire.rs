@@ -457,6 +457,11 @@ fn parse_data(bytes: &[u8]) -> Result<Data, WireError> {
 }
 
 impl MessageHeader {
+    /// A message of `bytes` bytes from one queue pair to another, with everything else zero.
+    pub fn new(op: WireOp, src_qpn: u16, dst_qpn: u16, bytes: u32) -> Self {
+        Self { op, src_qpn, dst_qpn, qkey: 0, imm: None, bytes, rkey: 0, remote_addr: 0, reply_to: 0, placed: false }
+    }
+
     /// Bytes that travel in the message's own packets: none in a read request, nor in a write whose bytes are in place.
     pub fn carried(&self) -> u32 {
         if self.op == WireOp::ReadRequest || self.placed { 0 } else { self.bytes }

@@ -3,9 +3,10 @@
 mod common;
 
 use common::world::*;
+use common::{data, from_there, header};
 use efa_io::*;
 use efa_soft::trace::{TraceEvent, Traced};
-use efa_soft::wire::{self, Data, Envelope, MessageHeader, WireOp};
+use efa_soft::wire::{Envelope, WireOp};
 use efa_soft::*;
 use std::time::Duration;
 
@@ -60,24 +61,8 @@ fn a_receiver_that_was_very_slow_is_well_again_at_once() {
 
 /// A packet of a stranger, to a queue pair that does not exist.
 fn from_stranger(world: &World, number: u32) -> Vec<u8> {
-    let envelope =
-        Envelope { src: Gid::local(1000 + number), dst: world.gid(A), src_incarnation: 1, dst_incarnation: 1, path: 0 };
-    let header = MessageHeader {
-        op: WireOp::Send,
-        src_qpn: 1,
-        dst_qpn: 1,
-        qkey: 0,
-        imm: None,
-        bytes: 0,
-        rkey: 0,
-        remote_addr: 0,
-        reply_to: 0,
-        placed: false,
-    };
-    let mut bytes = Vec::new();
-    let data = Data { message: 0, base: 0, header, stride: 64, packet: 0 };
-    wire::encode_data(&mut bytes, &envelope, &data, 0, |_| Ok::<_, ()>(())).unwrap();
-    bytes
+    let envelope = Envelope { src: Gid::local(1000 + number), dst: world.gid(A), ..from_there() };
+    data(&envelope, header(WireOp::Send, 1, 0), 0, 0, 64)
 }
 
 fn meet_strangers(world: &mut World) {

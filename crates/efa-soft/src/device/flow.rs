@@ -91,7 +91,7 @@ impl Device {
             self.flows.len() - 1
         } else {
             // A stranger may be forgotten at any time: what it was told it can be told again. Any other peer that has been silent for
-            // so long has given up whatever it had under way, and will take us for one that counts from anew (`Device::admit`).
+            // so long has given up whatever it had under way, and will take us for one that counts from anew (`Device::answer`).
             let silence = self.config.peer_timeout * 2;
             let forgettable =
                 |flow: &Flow| flow.is_idle() && !flow.queued && (!flow.matters || flow.lively_at + silence < now);

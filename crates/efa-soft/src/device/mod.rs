@@ -55,6 +55,9 @@ pub enum AsyncEvent {
     PortError,
 }
 
+/// Most events that wait to be fetched when an asynchronous one comes; who fetches none loses the later ones.
+pub(crate) const MAX_EVENTS: usize = 4096;
+
 /// An EFA device in software.
 pub struct Device {
     config: DeviceConfig,
@@ -94,7 +97,7 @@ impl Device {
         if let Err(error) = config.check() {
             panic!("no device can be like this: {error}");
         }
-        let objects = Objects::new(&config);
+        let objects = Objects::new(config.max_qp);
         Self {
             qp_generation: vec![1; objects.qps.len()],
             objects,

@@ -1,8 +1,7 @@
 //! What programs have created, apart from the flows, so that both can be borrowed at once.
 
-use super::{AsyncEvent, DeviceEvent};
+use super::{AsyncEvent, DeviceEvent, MAX_EVENTS};
 use crate::Gid;
-use crate::config::DeviceConfig;
 use crate::counter::{CompletionCounter, CounterOps};
 use crate::cq::{CompletionQueue, Pushed};
 use crate::error::ControlError;
@@ -18,8 +17,6 @@ use std::sync::Arc;
 /// Number of the first address handle. Neither handles nor queue pairs start at zero, so that one which was never filled in is
 /// noticed.
 const FIRST_AH: u16 = 16;
-/// Most events that wait to be fetched when an asynchronous one comes; who fetches none loses the later ones.
-const MAX_EVENTS: usize = 4096;
 
 #[derive(Debug)]
 pub(super) struct AddressHandle {
@@ -31,8 +28,6 @@ pub(super) struct AddressHandle {
 
 /// What programs have created.
 pub(super) struct Objects {
-    /// Longest RDMA operation.
-    pub(super) max_rdma_bytes: u32,
     /// How many objects are in each domain.
     pub(super) pds: HashMap<u32, u32>,
     pub(super) regions: Regions,
@@ -53,9 +48,8 @@ pub(super) struct Objects {
 }
 
 impl Objects {
-    pub(super) fn new(config: &DeviceConfig) -> Self {
+    pub(super) fn new(max_qp: u32) -> Self {
         Self {
-            max_rdma_bytes: config.max_rdma_bytes,
             pds: HashMap::new(),
             regions: Regions::new(),
             ahs: Vec::new(),
@@ -63,7 +57,7 @@ impl Objects {
             known_peer: Cell::new(None),
             cqs: BTreeMap::new(),
             counters: HashMap::default(),
-            qps: (0..config.max_qp.next_power_of_two()).map(|_| None).collect(),
+            qps: (0..max_qp.next_power_of_two()).map(|_| None).collect(),
             live: Vec::new(),
             events: VecDeque::new(),
             broken: Vec::new(),

@@ -449,7 +449,7 @@ impl Device {
             }
             WireOp::Write => {
                 let pd = self.objects.target(header)?;
-                let enabled = self.config.rdma_write;
+                let enabled = self.config.rdma_write && header.bytes <= self.config.max_rdma_bytes;
                 let target = self.objects.remote(pd, header, src, Access::REMOTE_WRITE, enabled)?;
                 if let Some((memory, start)) = target
                     && !payload.place(0, payload.len(), memory, start + offset)
@@ -462,7 +462,7 @@ impl Device {
             }
             WireOp::ReadRequest => {
                 let pd = self.objects.target(header)?;
-                let enabled = self.config.rdma_read;
+                let enabled = self.config.rdma_read && header.bytes <= self.config.max_rdma_bytes;
                 self.objects.remote(pd, header, src, Access::REMOTE_READ, enabled)?;
                 let responses = &mut self.flows[index].tx[Lane::Responses as usize];
                 if responses.len() >= MESSAGE_WINDOW as usize {
@@ -470,16 +470,8 @@ impl Device {
                     return Ok(Placed::Later);
                 }
                 let response = MessageHeader {
-                    op: WireOp::ReadResponse,
-                    src_qpn: header.dst_qpn,
-                    dst_qpn: header.src_qpn,
-                    qkey: 0,
-                    imm: None,
-                    bytes: header.bytes,
-                    rkey: 0,
-                    remote_addr: 0,
                     reply_to: data.message,
-                    placed: false,
+                    ..MessageHeader::new(WireOp::ReadResponse, header.dst_qpn, header.src_qpn, header.bytes)
                 };
                 let origin = Origin::Response { qpn: header.dst_qpn, request: data.message };
                 let memory = Memory::Remote { pd, rkey: header.rkey, addr: header.remote_addr };
@@ -540,7 +532,7 @@ impl Objects {
         need: Access,
         enabled: bool,
     ) -> Result<Option<(&Arc<Pinned>, usize)>, Status> {
-        if !enabled || header.bytes > self.max_rdma_bytes {
+        if !enabled {
             return Err(Status::RemoteFeatureMismatch);
         }
         if self.known_peer.get() != Some((pd, src)) {

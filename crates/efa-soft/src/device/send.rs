@@ -286,9 +286,8 @@ impl Device {
         }
         while let Some(&index) = self.busy.front() {
             let Flow { peer, peer_incarnation, .. } = self.flows[index];
-            let envelope = |path| self.envelope(peer, peer_incarnation, path);
             if let Some(lane) = Lane::ALL.into_iter().find(|&lane| self.flows[index].rx[lane as usize].wants_to_ack()) {
-                let envelope = envelope(self.flows[index].ack_path);
+                let envelope = self.envelope(peer, peer_incarnation, self.flows[index].ack_path);
                 let acks = self.flows[index].rx[lane as usize].poll_acks(self.config.mtu as usize);
                 if acks.is_empty() {
                     continue;
@@ -298,20 +297,15 @@ impl Device {
                 return Some(Transmit { envelope, body: Body::Acks { lane, congested, acks }, resent: false });
             }
             let flow = &mut self.flows[index];
-            if flow.peer_incarnation == 0 && !flow.is_idle() && now >= flow.hello_at {
+            let is_known = peer_incarnation != 0;
+            if !is_known && !flow.is_idle() && now >= flow.hello_at {
                 flow.hello_at = now + (self.config.initial_rto * (1 << flow.hellos.min(10))).min(self.config.max_rto);
                 flow.hellos += 1;
                 return Some(Transmit { envelope: self.envelope(peer, 0, 0), body: Body::Hello, resent: false });
             }
-            if flow.peer_incarnation == 0 {
-                self.busy.pop_front();
-                self.rest(index);
-                continue;
-            }
             flow.turn = 1 - flow.turn;
-            let lanes = [flow.turn, 1 - flow.turn];
-            let Some((lane, due)) = lanes.into_iter().find_map(|lane| Some((lane, flow.tx[lane].poll_send(now)?)))
-            else {
+            let mut lanes = is_known.then_some([flow.turn, 1 - flow.turn]).into_iter().flatten();
+            let Some((lane, due)) = lanes.find_map(|lane| Some((lane, flow.tx[lane].poll_send(now)?))) else {
                 self.busy.pop_front();
                 self.rest(index);
                 continue;

@@ -1,5 +1,6 @@
 //! Waiting for completions without polling.
 
+use crate::device::MAX_EVENTS;
 use crate::{AsyncEvent, Device, DeviceEvent};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -47,9 +48,6 @@ impl AsFd for EventFd {
         self.0.as_fd()
     }
 }
-
-/// Most asynchronous events that wait to be fetched; who fetches none loses the later ones.
-const MAX_EVENTS: usize = 4096;
 
 /// Who waits for which completion queue of a device, and what waits for the program.
 #[derive(Default)]

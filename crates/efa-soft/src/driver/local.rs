@@ -56,7 +56,7 @@ impl Local {
             all[index] = waiters.clone();
             index
         };
-        Arc::new(LocalPort { shared: self.shared.clone(), index, waiters, failure: self.worker.failure() })
+        Arc::new(LocalPort { shared: self.shared.clone(), index, waiters, failure: self.worker.failure().clone() })
     }
 }
 

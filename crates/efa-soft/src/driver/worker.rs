@@ -68,6 +68,7 @@ impl Idle {
 }
 
 /// Tells whether a thread ended by a panic: what it drove is not to be used any more.
+#[derive(Clone, Default)]
 pub(super) struct Failure(Arc<AtomicBool>);
 
 impl Failure {
@@ -79,27 +80,27 @@ impl Failure {
 /// A thread that runs until this value is dropped.
 pub(super) struct Worker {
     stop: Arc<AtomicBool>,
-    failed: Arc<AtomicBool>,
+    failure: Failure,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
     /// Starts a thread that calls `run`, which returns soon after its argument says so.
     pub(super) fn start(name: &str, run: impl FnOnce(&AtomicBool) + Send + 'static) -> io::Result<Self> {
-        let [stop, failed] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
-        let (told, failing) = (stop.clone(), failed.clone());
+        let (stop, failure) = (Arc::new(AtomicBool::new(false)), Failure::default());
+        let (told, failing) = (stop.clone(), failure.clone());
         let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
             if catch_unwind(AssertUnwindSafe(|| run(&told))).is_err() {
-                failing.store(true, Relaxed);
+                failing.0.store(true, Relaxed);
                 tracing::error!("a software device failed: a bug; nothing on it completes any more");
             }
         })?;
-        Ok(Self { stop, failed, thread: Some(thread) })
+        Ok(Self { stop, failure, thread: Some(thread) })
     }
 
     /// What tells whether the thread ended by a panic.
-    pub(super) fn failure(&self) -> Failure {
-        Failure(self.failed.clone())
+    pub(super) fn failure(&self) -> &Failure {
+        &self.failure
     }
 }
 

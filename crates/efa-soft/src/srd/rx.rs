@@ -201,18 +201,7 @@ mod tests {
     use super::*;
 
     fn header(bytes: u32) -> MessageHeader {
-        MessageHeader {
-            op: crate::wire::WireOp::Write,
-            src_qpn: 1,
-            dst_qpn: 2,
-            qkey: 3,
-            imm: None,
-            bytes,
-            rkey: 0,
-            remote_addr: 0,
-            reply_to: 0,
-            placed: false,
-        }
+        MessageHeader::new(crate::wire::WireOp::Write, 1, 2, bytes)
     }
 
     #[test]

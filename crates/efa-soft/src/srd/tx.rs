@@ -542,18 +542,7 @@ mod tests {
 
     fn message(bytes: u32) -> Message {
         Message {
-            header: MessageHeader {
-                op: WireOp::Write,
-                src_qpn: 1,
-                dst_qpn: 2,
-                qkey: 3,
-                imm: None,
-                bytes,
-                rkey: 4,
-                remote_addr: 5,
-                reply_to: 0,
-                placed: false,
-            },
+            header: MessageHeader::new(WireOp::Write, 1, 2, bytes),
             origin: Origin::Wqe { qpn: 1, req_id: bytes.into(), op: OpCode::RdmaWrite },
             memory: Memory::Inline(Box::default()),
             ah: None,

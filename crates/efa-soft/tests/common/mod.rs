@@ -152,18 +152,7 @@ pub(crate) fn data(envelope: &Envelope, header: MessageHeader, message: u32, bas
 }
 
 pub(crate) fn header(op: WireOp, dst_qpn: u16, bytes: u32) -> MessageHeader {
-    MessageHeader {
-        op,
-        src_qpn: 1,
-        dst_qpn,
-        qkey: 7,
-        imm: None,
-        bytes,
-        rkey: 0,
-        remote_addr: 0,
-        reply_to: 0,
-        placed: false,
-    }
+    MessageHeader { qkey: 7, ..MessageHeader::new(op, 1, dst_qpn, bytes) }
 }
 
 /// The number of the first message that is under way.
