@@ -14,7 +14,7 @@ use efa_io::Limits;
 use efa_soft::driver::{EventFd, IdleMode, Local, Port, Udp, UdpConfig};
 use efa_soft::memory::{Backing, HostMemory, SharedMemory};
 use efa_soft::{
-    Access, AsyncEvent, ControlError, CounterInfo, CounterOps, CounterValue, CqConfig, CqeSize, Device, DeviceConfig,
+    Access, AsyncEvent, ControlError, CounterOps, CounterPlace, CounterValue, CqConfig, CqeSize, Device, DeviceConfig,
     Faults, Gid, LinkConfig, LinkCounters, PathConfig, Profile, QpConfig, QpState, Transport, WqInfo,
 };
 use parking_lot::{Mutex, RwLock};
@@ -323,7 +323,7 @@ impl EventSource for SoftEvents {
 impl Drop for SoftEvents {
     fn drop(&mut self) {
         if let Some(port) = self.port.upgrade() {
-            port.forget_events(self.cqn);
+            let _ = port.wake(self.cqn, None); // there was one
         }
     }
 }
@@ -376,7 +376,10 @@ unsafe impl Provider for Soft {
                 .collect::<Result<_, _>>()?;
             let mut events = None;
             if request.events {
-                let fd = self.port.event_fd(cq.cqn).map_err(Error::io("making an event descriptor"))?;
+                let fd = Arc::new(EventFd::new().map_err(Error::io("making an event descriptor"))?);
+                let signal = fd.clone();
+                let waker = self.port.wake(cq.cqn, Some(Arc::new(move || signal.signal())));
+                waker.map_err(Error::io("asking for events"))?;
                 let source = SoftEvents { fd, port: Arc::downgrade(&self.port), cqn: cq.cqn };
                 events = Some(Box::new(source) as Box<dyn EventSource>);
             }
@@ -458,12 +461,16 @@ unsafe impl Provider for Soft {
     }
 
     fn create_counter(&self) -> Result<RawCounter, Error> {
-        let CounterInfo { id, memory, completions, errors } = self.call(|device| device.create_counter(None))?;
+        let page = SharedMemory::zeroed(4096).map_err(|_| ControlError::NoMemory(4096))?;
+        let place = |offset| CounterPlace::Shared(page.clone(), offset);
         let word = |offset: usize| {
-            let word = NonNull::new(memory.as_ptr().wrapping_add(offset).cast()).ok_or(ControlError::NoMemory(8))?;
-            // SAFETY: the device checked that the word is inside the memory and aligned, and writes it atomically.
-            Ok::<_, Error>(unsafe { CounterWord::new(word, Arc::new(memory.clone())) })
+            let word = NonNull::new(page.as_ptr().wrapping_add(offset).cast()).ok_or(ControlError::NoMemory(4096))?;
+            // SAFETY: the offset is that of an aligned word inside the page, which the device writes atomically.
+            Ok::<_, Error>(unsafe { CounterWord::new(word, Arc::new(page.clone())) })
         };
+        // On cache lines of their own.
+        let (completions, errors) = (0, 64);
+        let id = self.call(|device| device.create_counter(place(completions), place(errors)))?;
         Ok(RawCounter { id, completions: word(completions)?, errors: word(errors)? })
     }
 
