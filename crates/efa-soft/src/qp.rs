@@ -34,7 +34,11 @@ impl QpState {
         use QpState::*;
         matches!(
             (self, to),
-            (Reset, Init) | (Init, Init | ReadyToReceive) | (ReadyToReceive, ReadyToSend) | (_, Error) | (_, Reset)
+            (Reset, Init)
+                | (Init, Init | ReadyToReceive)
+                | (ReadyToReceive | ReadyToSend, ReadyToSend)
+                | (_, Error)
+                | (_, Reset)
         )
     }
 

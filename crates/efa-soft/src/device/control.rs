@@ -223,7 +223,7 @@ impl Device {
         })
     }
 
-    /// Changes a queue pair's state. `qkey` is taken when it becomes `Init`.
+    /// Changes a queue pair's state, and its qkey on the way to `ReadyToSend` or there.
     ///
     /// Going to `Error` flushes: everything outstanding completes as [`Status::Flushed`].
     ///
@@ -236,7 +236,7 @@ impl Device {
                 return Err(ControlError::Transition { from: qp.state, to });
             }
             match to {
-                QpState::Init => qp.qkey = qkey.unwrap_or(qp.qkey),
+                QpState::Init | QpState::ReadyToReceive | QpState::ReadyToSend => qp.qkey = qkey.unwrap_or(qp.qkey),
                 QpState::Error => {
                     device.fail_qp(qpn);
                     return Ok(());
@@ -245,7 +245,6 @@ impl Device {
                     device.forget_messages(qpn);
                     device.objects.qp(qpn)?.reset();
                 }
-                QpState::ReadyToReceive | QpState::ReadyToSend => {}
             }
             device.objects.set_state(qpn, to);
             Ok(())

@@ -5,11 +5,13 @@
 
 mod events;
 mod local;
+mod spec;
 mod udp;
 mod worker;
 
 pub use events::{EventFd, Waker};
 pub use local::Local;
+pub use spec::SoftSpec;
 pub use udp::{Udp, UdpConfig};
 pub use worker::IdleMode;
 
