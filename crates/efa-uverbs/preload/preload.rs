@@ -41,6 +41,7 @@ const S_IFCHR: u32 = 0o020000;
 const EINTR: c_int = 4;
 const EIO: c_int = 5;
 const ENODEV: c_int = 19;
+const EMFILE: c_int = 24;
 const EPROTONOSUPPORT: c_int = 93;
 const MAP_FAILED: *mut c_void = -1isize as *mut c_void;
 const RTLD_NEXT: *mut c_void = -1isize as *mut c_void;
@@ -258,8 +259,9 @@ fn call(device: RawFd, kind: u64, value: u64) -> Result<(i64, u64, Option<OwnedF
         match kind {
             DONE => return Ok((a as i64, b, fd)),
             GIVE => {
-                let fd = std::os::fd::IntoRawFd::into_raw_fd(fd.ok_or(EIO)?);
-                // SAFETY: the node found the address in the command, as a place for a descriptor's number of this size.
+                // It does not come along where this process can have no more of them.
+                let fd = std::os::fd::IntoRawFd::into_raw_fd(fd.ok_or(EMFILE)?);
+                // SAFETY: the node found the address in the command, as a place for a number of this size, and has written there.
                 unsafe {
                     match b {
                         8 => (a as *mut i64).write_unaligned(fd.into()),
@@ -391,6 +393,9 @@ macro_rules! fstat {
 stat!(stat() stat64() __xstat(version: c_int) __xstat64(version: c_int));
 fstat!(fstat() fstat64() __fxstat(version: c_int) __fxstat64(version: c_int));
 
+/// An empty path means the descriptor itself.
+const AT_EMPTY_PATH: c_int = 0x1000;
+
 /// Describes a file, in the newer way.
 ///
 /// # Safety
@@ -398,7 +403,12 @@ fstat!(fstat() fstat64() __fxstat(version: c_int) __fxstat64(version: c_int));
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn statx(folder: c_int, path: *const c_char, flags: c_int, mask: c_uint, out: *mut u8) -> c_int {
     // SAFETY: the caller's promise.
-    if let Some(number) = unsafe { device_of_path(path) } {
+    let number = unsafe { device_of_path(path) }.or_else(|| {
+        // SAFETY: the caller's promise.
+        let is_empty = path.is_null() || unsafe { path.read() } == 0;
+        if flags & AT_EMPTY_PATH != 0 && is_empty { device_of_fd(folder) } else { None }
+    });
+    if let Some(number) = number {
         // SAFETY: the caller's promise; the offsets are those of `struct statx`.
         unsafe {
             out.write_bytes(0, 256);

@@ -101,8 +101,10 @@ impl Caller {
         self.ask(&[talk::ASK, number as u64, 0]).ok_or(Errno::BADF)
     }
 
-    /// The caller gets a descriptor, and finds its number at `addr`, in this many bytes.
+    /// The caller gets a descriptor, and finds its number at `addr`, in this many bytes: 4 or 8.
     pub(crate) fn give(&self, fd: BorrowedFd<'_>, addr: u64, bytes: u64) -> Result<(), Errno> {
+        // The number is stored by the caller itself, which should not fall over an address that is none.
+        self.write_bytes(addr, &[0xff; 8][..bytes as usize])?;
         send(&self.answer, &[talk::GIVE, addr, bytes], &[fd])
     }
 

@@ -240,3 +240,41 @@ fn count(counters: &mut [(Arc<SoftDevice>, CounterFiles)], stop: &AtomicBool) {
         std::thread::sleep(COUNTING);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_of_dead_nodes_are_removed_and_others_stay() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = |name: &str, lock: bool| {
+            let path = temporary.path().join(name);
+            fs::create_dir_all(path.join("sys")).unwrap();
+            (lock.then(|| File::create(path.join(LOCK)).unwrap()), path)
+        };
+        let (_, killed) = folder("efa-node-killed", true);
+        let (lock, alive) = folder("efa-node-alive", true);
+        rustix::fs::flock(lock.as_ref().unwrap(), FlockOperation::LockExclusive).unwrap();
+        let (_, starting) = folder("efa-node-starting", false);
+        let (_, other) = folder("other", true);
+        remove_dead(temporary.path());
+        assert_eq!([killed, alive, starting, other].map(|path| path.exists()), [false, true, true, true]);
+    }
+
+    #[test]
+    fn a_node_that_is_dropped_leaves_nothing() {
+        let node = Node::start(&[SoftSpec::default(), SoftSpec::default()]).unwrap();
+        let folder = node.folder.path().to_owned();
+        let counters = node.sysfs().join("class/infiniband/rdmap80s0/ports/1/hw_counters/tx_pkts");
+        let start = std::time::Instant::now();
+        while !counters.exists() {
+            assert!(start.elapsed() < Duration::from_secs(10));
+            std::thread::yield_now();
+        }
+        assert_eq!(node.devices().count(), 2);
+        drop(node);
+        assert!(!folder.exists());
+        assert!(matches!(Node::start(&[]), Err(Error::Devices(0))));
+    }
+}

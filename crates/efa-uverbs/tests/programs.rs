@@ -1,0 +1,311 @@
+//! Programs that talk to a node as to the kernel, with system calls of their own and nothing between: what is answered, and that no program
+//! leaves anything behind.
+//!
+//! Each test starts this executable once more, on a node; there it is the program.
+
+mod command;
+
+use command::{Command, Error, MR, PD, QP, errno};
+use efa_soft::driver::SoftSpec;
+use efa_uverbs::Node;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::process::{Child, Stdio};
+
+const DEVICE: &str = "/dev/infiniband/uverbs0";
+/// What a device has of protection domains.
+const MAX_PD: usize = 256;
+
+/// Set where this executable is a program on a node.
+const PROGRAM: &str = "EFA_TEST_PROGRAM";
+
+fn node(devices: usize) -> Node {
+    Node::start(&vec![SoftSpec::default(); devices]).unwrap()
+}
+
+/// Starts the test of this name as a program on `node`.
+fn start(node: &Node, test: &str) -> Child {
+    let mut command = node.command(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture", "--quiet"]).env(PROGRAM, test);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// The program ends well.
+fn passes(program: Child) {
+    let output = program.wait_with_output().unwrap();
+    let said = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}\n{}", said(&output.stdout), said(&output.stderr));
+}
+
+fn is_program() -> bool {
+    std::env::var_os(PROGRAM).is_some()
+}
+
+/// Runs `program` on a node with this many devices.
+fn on_a_node(devices: usize, test: &str, program: impl FnOnce()) {
+    if is_program() {
+        return program();
+    }
+    passes(start(&node(devices), test));
+}
+
+fn open() -> File {
+    File::options().read(true).write(true).open(DEVICE).unwrap()
+}
+
+/// An open device, set up.
+fn context() -> File {
+    let device = open();
+    Command::GET_CONTEXT.run(&device).unwrap();
+    device
+}
+
+fn alloc_pd(device: &File) -> Result<u32, Error> {
+    Command::older(3).input(&0u64.to_ne_bytes()).output(4).run(device)
+}
+
+#[test]
+fn a_device_is_a_character_device_and_what_does_not_exist_does_not() {
+    on_a_node(2, "a_device_is_a_character_device_and_what_does_not_exist_does_not", || {
+        let by_path = std::fs::metadata("/dev/infiniband/uverbs1").unwrap();
+        assert!(by_path.file_type().is_char_device());
+        assert_eq!((libc::major(by_path.rdev()), libc::minor(by_path.rdev())), (231, 193));
+        let opened = open().metadata().unwrap();
+        assert!(opened.file_type().is_char_device());
+        assert_eq!(libc::minor(opened.rdev()), 192);
+        for missing in ["/dev/infiniband/uverbs2", "/dev/infiniband/uverbs", "/dev/infiniband/uverbs0x"] {
+            assert_eq!(File::open(missing).unwrap_err().kind(), io::ErrorKind::NotFound, "{missing}");
+        }
+        let dev = std::env::var("SYSFS_PATH").unwrap() + "/class/infiniband_verbs/uverbs1/dev";
+        assert_eq!(std::fs::read_to_string(dev).unwrap(), "231:193\n");
+        // Other files, sockets and mappings are as ever.
+        let (mut a, mut b) = std::os::unix::net::UnixStream::pair().unwrap();
+        a.write_all(b"x").unwrap();
+        b.read_exact(&mut [0]).unwrap();
+        assert!(!std::fs::metadata("/dev/null").unwrap().file_type().is_file());
+        // SAFETY: a system call on numbers.
+        let socket = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW, 20) };
+        assert_eq!((socket, errno()), (-1, libc::EPROTONOSUPPORT), "real devices are hidden");
+    });
+}
+
+#[test]
+fn what_is_not_implemented_is_refused_as_the_kernel_does() {
+    on_a_node(1, "what_is_not_implemented_is_refused_as_the_kernel_does", || {
+        let device = open();
+        assert_eq!(Command::new(0, 2).number(0, 1).run(&device), Err(libc::EINVAL), "no context yet");
+        Command::GET_CONTEXT.run(&device).unwrap();
+        assert_eq!(Command::GET_CONTEXT.run(&device), Err(libc::EINVAL), "only once");
+        for (object, method) in [(5, 0), (9, 0), (20, 0), (0x1000, 0), (3, 9)] {
+            assert_eq!(Command::new(object, method).run(&device), Err(libc::EPROTONOSUPPORT), "{object} {method}");
+        }
+        for older in [19, 14, 32, 30, 0x8000_0000 | 50, 0x8000_0000 | 26, 99] {
+            assert_eq!(Command::older(older).run(&device), Err(libc::EOPNOTSUPP), "{older}");
+        }
+        assert_eq!(
+            Command::older(1).run(&device),
+            Err(libc::ENOSPC),
+            "how libibverbs asks whether there are older commands"
+        );
+        assert_eq!(Command::new(PD, 0).number(0, 7).run(&device), Err(libc::ENOENT));
+        assert_eq!(Command::new(PD, 0).run(&device), Err(libc::EINVAL), "which one?");
+        let pd = alloc_pd(&device).unwrap();
+        assert_eq!(Command::new(MR, 1).number(0, pd.into()).run(&device), Ok(0), "every handle is destroyed alike");
+        assert_eq!(Command::new(QP, 2).number(0, 0).number(9, 1).run(&device), Err(libc::EPROTONOSUPPORT));
+        assert_eq!(Command::new(0, 2).number(0, 2).output_at(1, 48).run(&device), Err(libc::EINVAL), "port 2");
+        assert_eq!(command::raw(&device, std::ptr::null_mut()), Err(libc::EFAULT));
+        let mut header = [0u16; 12];
+        assert_eq!(command::raw(&device, header.as_mut_ptr().cast()), Err(libc::EINVAL), "no length");
+        header[0] = 24;
+        header[4] = 1;
+        assert_eq!(command::raw(&device, header.as_mut_ptr().cast()), Err(libc::EPROTONOSUPPORT), "reserved");
+        // SAFETY: maps nothing that anyone has.
+        let map = unsafe { libc::mmap(std::ptr::null_mut(), 4096, 3, libc::MAP_SHARED, device.as_raw_fd(), 4096) };
+        assert_eq!((map, errno()), (libc::MAP_FAILED, libc::EINVAL));
+        // SAFETY: a system call on numbers.
+        let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TCGETS, 0) };
+        assert_eq!(result, -1, "it is no terminal");
+    });
+}
+
+#[test]
+fn memory_is_registered_if_it_is_there_and_allows_it() {
+    on_a_node(1, "memory_is_registered_if_it_is_there_and_allows_it", || {
+        let device = context();
+        let pd = alloc_pd(&device).unwrap();
+        let reg = |addr: usize, len: usize, access: u32| {
+            let words = [0, addr as u64, len as u64, addr as u64, u64::from(pd) | u64::from(access) << 32];
+            let bytes = words.map(u64::to_ne_bytes);
+            Command::older(9).input(bytes.as_flattened()).output(12).run(&device)
+        };
+        const LOCAL_WRITE: u32 = 1;
+        let mut bytes = vec![0u8; 1 << 20];
+        let at = bytes.as_mut_ptr() as usize;
+        assert!(reg(at, bytes.len(), 0).is_ok() && reg(at + 17, 1, 7).is_ok());
+        assert!(reg(at, 100, 7 | 1 << 20).is_ok(), "what is optional is ignored");
+        assert_eq!(reg(at, 0, 0), Err(libc::EINVAL));
+        assert_eq!(reg(at, 100, 2), Err(libc::EINVAL), "remote writes need local ones");
+        assert_eq!(reg(at, 100, 8 | LOCAL_WRITE), Err(libc::EOPNOTSUPP), "atomics");
+        assert_eq!(reg(8, 100, 0), Err(libc::EFAULT));
+        assert_eq!(reg(at, usize::MAX / 2, 0), Err(libc::EFAULT));
+        assert_eq!(reg(usize::MAX - 10, 100, 0), Err(libc::EINVAL));
+        let code = errno as *const () as usize;
+        assert!(reg(code, 100, 0).is_ok());
+        assert_eq!(reg(code, 100, LOCAL_WRITE), Err(libc::EFAULT), "it can only be read");
+        assert_eq!(Command::new(PD, 0).number(0, pd.into()).run(&device), Err(libc::EBUSY));
+    });
+}
+
+#[test]
+fn a_child_uses_what_it_inherited_with_memory_of_its_own() {
+    on_a_node(1, "a_child_uses_what_it_inherited_with_memory_of_its_own", || {
+        let device = context();
+        let first = alloc_pd(&device).unwrap();
+        // SAFETY: the child makes system calls and ends.
+        match unsafe { libc::fork() } {
+            0 => {
+                let second = alloc_pd(&device);
+                let other = open();
+                let fine = second.is_ok_and(|second| second != first) && Command::GET_CONTEXT.run(&other).is_ok();
+                // SAFETY: ends this process.
+                unsafe { libc::_exit(if fine { 0 } else { 1 }) }
+            }
+            child => {
+                let mut status = -1;
+                // SAFETY: `status` is valid for writes.
+                assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+                assert_eq!(status, 0);
+            }
+        }
+        // What the child created is the context's, and the context is still there.
+        assert_eq!(alloc_pd(&device), Ok(first + 2));
+        for pd in [first, first + 1, first + 2] {
+            assert_eq!(Command::new(PD, 0).number(0, pd.into()).run(&device), Ok(0));
+        }
+    });
+}
+
+#[test]
+fn a_device_can_be_open_several_times_and_each_has_its_own_objects() {
+    on_a_node(1, "a_device_can_be_open_several_times_and_each_has_its_own_objects", || {
+        let (a, b) = (context(), context());
+        let copy = a.try_clone().unwrap();
+        let pd = alloc_pd(&a).unwrap();
+        assert_eq!(Command::new(PD, 0).number(0, pd.into()).run(&b), Err(libc::ENOENT));
+        drop(a);
+        assert_eq!(
+            Command::new(PD, 0).number(0, pd.into()).run(&copy),
+            Ok(0),
+            "a copy of a descriptor is the same open device"
+        );
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                let device = copy.try_clone().unwrap();
+                std::thread::spawn(move || (0..50).map(|_| alloc_pd(&device).unwrap()).collect::<Vec<_>>())
+            })
+            .collect();
+        let mut all: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 200, "calls of several threads do not get each other's answers");
+    });
+}
+
+#[test]
+fn a_program_that_is_killed_leaves_nothing_behind() {
+    const NAME: &str = "a_program_that_is_killed_leaves_nothing_behind";
+    if is_program() {
+        let device = context();
+        let all = (0..MAX_PD).all(|_| alloc_pd(&device).is_ok());
+        assert!(all, "someone has left protection domains behind");
+        assert_eq!(alloc_pd(&device), Err(libc::ENOMEM));
+        println!("all mine");
+        let _ = io::stdin().read(&mut [0]);
+        return;
+    }
+    let node = node(1);
+    for _ in 0..3 {
+        let mut program = start(&node, NAME);
+        let lines = BufReader::new(program.stdout.take().unwrap()).lines();
+        let mut lines = lines.map_while(Result::ok);
+        assert!(lines.any(|line| line == "all mine"));
+        program.kill().unwrap();
+        program.wait().unwrap();
+        // The node hears of it by its socket.
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn no_command_brings_a_node_down() {
+    on_a_node(1, "no_command_brings_a_node_down", || {
+        let mut rng = fastrand::Rng::with_seed(1);
+        let mut memory = [0u8; 512];
+        let mut outcomes = std::collections::BTreeMap::<_, u32>::new();
+        for _ in 0..100 {
+            let device = context();
+            for _ in 0..150 {
+                let objects = [0, 1, 2, 3, 4, 6, 7, 16, 19];
+                let mut command = match rng.u8(..3) {
+                    0 => Command::older([1, 2, 3, 5, 9, 17, 25, 26, 0x8000_0001][rng.usize(..9)]),
+                    _ => Command::new(objects[rng.usize(..objects.len())], rng.u16(..9)),
+                };
+                rng.fill(&mut memory[..64]);
+                if rng.bool() {
+                    // Numbers as programs have them: small ones, and addresses.
+                    for byte in memory[..256].iter_mut().filter(|_| rng.u8(..8) != 0) {
+                        *byte = 0;
+                    }
+                }
+                for _ in 0..rng.usize(..14) {
+                    let id = if rng.u8(..6) == 0 { 0x1000 + rng.u16(..6) } else { rng.u16(..16) };
+                    command = match rng.u8(..4) {
+                        0 => command.number(id, rng.u64(..4)),
+                        1 => command.number(id, memory.as_ptr() as u64),
+                        2 => command.input_at(id, &memory[..rng.usize(..512)]),
+                        _ => command.output_at(id, rng.usize(..64)),
+                    };
+                }
+                let errno = command.run(&device).err().unwrap_or(0);
+                *outcomes.entry(errno).or_default() += 1;
+                assert_ne!(errno, libc::EIO, "the node has stopped answering");
+            }
+        }
+        // Not everything was refused at the door.
+        assert!(outcomes.get(&0).is_some_and(|&count| count > 20), "{outcomes:?}");
+        alloc_pd(&context()).unwrap();
+    });
+}
+
+#[test]
+fn a_dma_buf_is_memory_that_cannot_shrink() {
+    on_a_node(1, "a_dma_buf_is_memory_that_cannot_shrink", || {
+        let device = context();
+        let pd = alloc_pd(&device).unwrap();
+        let memory = |sealed: bool| {
+            // SAFETY: the name is a C string.
+            let fd = unsafe { libc::memfd_create(c"buffer".as_ptr(), libc::MFD_ALLOW_SEALING) };
+            // SAFETY: it was just made.
+            let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+            file.set_len(8192).unwrap();
+            if sealed {
+                // SAFETY: a system call on numbers.
+                assert_eq!(unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) }, 0);
+            }
+            file
+        };
+        let reg = |fd: i32, offset: u64, len: u64| {
+            let command = Command::new(MR, 4).handle(0).number(1, pd.into()).number(2, offset).number(3, len);
+            command.number(4, offset).number(5, fd as u64).number(6, 1).output_at(7, 4).output_at(8, 4).run(&device)
+        };
+        let sealed = memory(true);
+        assert!(reg(sealed.as_raw_fd(), 0, 8192).is_ok() && reg(sealed.as_raw_fd(), 4096, 100).is_ok());
+        assert_eq!(reg(sealed.as_raw_fd(), 4096, 4097), Err(libc::EINVAL), "past its end");
+        assert_eq!(reg(memory(false).as_raw_fd(), 0, 8192), Err(libc::EINVAL), "it could shrink");
+        assert_eq!(reg(device.as_raw_fd(), 0, 100), Err(libc::EINVAL));
+        assert_eq!(reg(-1, 0, 100), Err(libc::EBADF));
+        assert_eq!(reg(1000, 0, 100), Err(libc::EBADF));
+    });
+}
