@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 const WANTED: &[&str] =
     &["ibverbs-providers", "ibverbs-utils", "libibverbs-dev", "librdmacm1t64", "perftest", "libfabric-bin"];
 
-/// The oldest rdma-core that lets a program have its rings (`efadv_query_qp_wqs`) and say where a completion queue is.
-const OLDEST_RDMA_CORE: u32 = 60;
+/// The oldest rdma-core that has completion counters, which the tests' peer uses.
+const OLDEST_RDMA_CORE: u32 = 65;
 
 /// Brings the packages, unless they are there.
 pub(crate) fn bring() -> Result<()> {
