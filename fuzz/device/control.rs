@@ -16,6 +16,13 @@ thread_local! {
     static PAGE_OF_COUNTERS: Arc<SharedMemory> = SharedMemory::zeroed(PAGE).expect("a page");
 }
 
+/// A counter: its number, and where its completions and its errors are.
+struct Counter {
+    id: u32,
+    memory: Arc<SharedMemory>,
+    offsets: [usize; 2],
+}
+
 /// Objects of one kind: those that exist, as often as they were created, and all that ever did.
 struct Book<T> {
     live: Vec<T>,
@@ -61,7 +68,7 @@ struct Program {
     ahs: Book<u64>,
     counters: Book<u32>,
     /// Where each counter is.
-    infos: Vec<CounterInfo>,
+    infos: Vec<Counter>,
     page: Arc<SharedMemory>,
     kept: Vec<Transmit>,
 }
@@ -267,13 +274,16 @@ impl Program {
 
     fn create_counter(&mut self, script: &mut Script<'_>) {
         let choice = script.byte();
-        let memory = (choice & 1 == 0).then(|| {
+        let (memory, offsets) = if choice & 1 == 0 {
             let mut offset = || script.number(&[0, 8, 64, 4088, 4, 4096]) as usize;
-            (self.page.clone(), offset(), offset())
-        });
-        if let Ok(info) = self.world.device.create_counter(memory) {
-            self.counters.created(info.id);
-            self.infos.push(info);
+            (self.page.clone(), [offset(), offset()])
+        } else {
+            (SharedMemory::zeroed(PAGE).expect("a page"), [0, 64])
+        };
+        let [completions, errors] = offsets.map(|offset| CounterPlace::Shared(memory.clone(), offset));
+        if let Ok(id) = self.world.device.create_counter(completions, errors) {
+            self.counters.created(id);
+            self.infos.push(Counter { id, memory, offsets });
         }
     }
 
@@ -287,8 +297,7 @@ impl Program {
             let _ = device.add_to_counter(id, which, value);
         } else if device.set_counter(id, which, value).is_ok() {
             let info = self.infos.iter().find(|info| info.id == id).expect("it was created");
-            let offset = if choice & 1 == 0 { info.completions } else { info.errors };
-            assert_eq!(info.memory.load_word(offset), value & COUNTER_MAX);
+            assert_eq!(info.memory.load_word(info.offsets[usize::from(choice & 1)]), value & COUNTER_MAX);
         }
     }
 
@@ -329,14 +338,14 @@ impl Program {
     fn check_page(&self) {
         for info in self.infos.iter().filter(|info| !Arc::ptr_eq(&info.memory, &self.page)) {
             let words: Vec<_> = (0..PAGE).step_by(8).map(|at| info.memory.load_word(at)).collect();
-            let own = [info.completions / 8, info.errors / 8];
+            let own = info.offsets.map(|offset| offset / 8);
             let strays = words.iter().enumerate().filter(|(at, word)| !own.contains(at) && **word != 0).count();
             assert_eq!(strays, 0, "words beside a counter's own were written");
         }
         let mut bytes = [0; PAGE];
         assert!(self.page.read(0, &mut bytes));
         for info in self.infos.iter().filter(|info| Arc::ptr_eq(&info.memory, &self.page)) {
-            for offset in [info.completions, info.errors] {
+            for offset in info.offsets {
                 bytes[offset..offset + 8].copy_from_slice(&CANARY[..8]);
             }
         }

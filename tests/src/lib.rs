@@ -1,7 +1,7 @@
 //! What the tests across crates share: a network of software devices in simulated time, under the host API; and the vendor's programs.
 
 use efa_direct::Device;
-use efa_soft::driver::{EventFd, Port};
+use efa_soft::driver::{Port, Waker};
 use efa_soft::{AsyncEvent, DeviceConfig, DeviceEvent, Gid, LinkConfig, LinkCounters, Net, Time};
 use parking_lot::Mutex;
 use std::io;
@@ -87,11 +87,9 @@ impl Port for SimPort {
         self.net.lock().device(self.index).map(f).is_some()
     }
 
-    fn event_fd(&self, _: u32) -> io::Result<Arc<EventFd>> {
+    fn wake(&self, _: u32, _: Option<Waker>) -> io::Result<()> {
         Err(io::Error::new(io::ErrorKind::Unsupported, "simulated time cannot be slept through"))
     }
-
-    fn forget_events(&self, _: u32) {}
 
     fn next_event(&self) -> Option<AsyncEvent> {
         let mut next = None;

@@ -5,6 +5,7 @@
 //! | `efa devices` | lists devices |
 //! | `efa node` | one of two nodes that exchange an RDMA write; the other may be on another host |
 //! | `efa demo` | both nodes as processes on this machine, over a good network and a bad one |
+//! | `efa run` | a program on software devices, through the vendor's own libibverbs and libefa |
 //! | `efa soak` | the same two processes with all kinds of traffic, for a long time, while faults come and go |
 //! | `efa dissect` | lays a WQE, a receive descriptor or a completion entry out field by field |
 
@@ -13,6 +14,7 @@ mod dissect;
 mod node;
 mod process;
 mod report;
+mod run;
 mod soak;
 mod watch;
 
@@ -39,6 +41,8 @@ enum Command {
     Node(node::Options),
     /// Two processes, each with a software device, and RDMA writes between them; then again over a bad network.
     Demo(demo::Options),
+    /// Runs a program on software devices: it finds them through libibverbs and libefa, as it would find real ones.
+    Run(run::Options),
     /// Two processes that exchange everything there is for a given time, while faults come and go, and check all of it.
     Soak(soak::Options),
     /// One of the two.
@@ -53,22 +57,21 @@ fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::from_env("EFA_LOG"))
         .with_writer(std::io::stderr)
         .init();
+    let passed =
+        |outcome: Result<bool>| outcome.map(|passed| if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     let outcome = match Args::parse().command {
-        Command::Devices { json } => devices(json).map(|()| true),
-        Command::Node(options) => node::main(&options),
-        Command::Demo(options) => demo::main(&options),
-        Command::Soak(options) => soak::main(&options),
-        Command::SoakNode(options) => soak::node_main(&options).map(|()| true),
-        Command::Dissect(options) => dissect::main(&options).map(|()| true),
+        Command::Devices { json } => passed(devices(json).map(|()| true)),
+        Command::Node(options) => passed(node::main(&options)),
+        Command::Demo(options) => passed(demo::main(&options)),
+        Command::Run(options) => run::main(&options),
+        Command::Soak(options) => passed(soak::main(&options)),
+        Command::SoakNode(options) => passed(soak::node_main(&options).map(|()| true)),
+        Command::Dissect(options) => passed(dissect::main(&options).map(|()| true)),
     };
-    match outcome {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("efa: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    outcome.unwrap_or_else(|error| {
+        eprintln!("efa: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
 fn devices(json: bool) -> Result<()> {

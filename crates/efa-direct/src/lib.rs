@@ -81,10 +81,10 @@ pub use cq::{
 };
 pub use device::{Device, DeviceInfo, devices};
 pub use domain::{Endpoint, Peer, ProtectionDomain};
+pub use efa_soft::driver::SoftSpec;
 pub use error::{Error, PostError};
 pub use op::{RdmaRead, RdmaWrite, RdmaWriteInline, Request, Send, SendInline};
 pub use provider::DeviceAttributes;
-pub use provider::soft::SoftSpec;
 pub use qp::{ActiveQueuePair, QpConfig, QpControl, QueuePair};
 pub use recv::{CpuRecvQueue, GpuRecvQueue, RecvQueue};
 pub use region::{LocalSlice, Region, RemoteRegion, RemoteSlice};

@@ -2,10 +2,12 @@
 
 use crate::Gid;
 use crate::error::ControlError;
+use crate::memory::SharedMemory;
 use crate::wire::MIN_STRIDE;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// EC2 instance types whose devices a software device can resemble: [`DeviceConfig::of`] says in what.
@@ -109,6 +111,8 @@ pub struct DeviceConfig {
     pub req_id_64: bool,
     /// Packets to this device's own address are delivered. EFA does not deliver them.
     pub loopback: bool,
+    /// Rings and doorbells lie in memory that other processes can map ([`SharedMemory::file`]).
+    pub shareable_rings: bool,
 
     /// Paths that packets to a peer are spread over.
     pub paths: u8,
@@ -125,6 +129,12 @@ pub struct DeviceConfig {
 }
 
 impl DeviceConfig {
+    /// Memory for a ring or a doorbell.
+    pub(crate) fn ring_memory(&self, bytes: usize) -> Result<Arc<SharedMemory>, ControlError> {
+        let memory = if self.shareable_rings { SharedMemory::shareable(bytes) } else { SharedMemory::zeroed(bytes) };
+        memory.map_err(|_| ControlError::NoMemory(bytes))
+    }
+
     /// Whether a device can be like this.
     ///
     /// # Errors
@@ -208,6 +218,7 @@ impl DeviceConfig {
             unsolicited_write_recv: newer,
             req_id_64: false,
             loopback: false,
+            shareable_rings: false,
             paths: 4,
             initial_rto: Duration::from_millis(20),
             min_rto: Duration::from_millis(1),

@@ -4,7 +4,7 @@
 //! EFA counts work requests, not bytes (`efa_create_comp_cntr_impl` takes no other type).
 
 use crate::error::ControlError;
-use crate::memory::SharedMemory;
+use crate::memory::{Backing, SharedMemory};
 use std::ops::BitOr;
 use std::sync::Arc;
 
@@ -64,65 +64,84 @@ pub enum CounterValue {
     Errors,
 }
 
-/// Where a counter's numbers are: 64-bit words in shared memory, aligned.
+/// Where one of a counter's numbers is kept: a 64-bit word.
 #[derive(Clone)]
-pub struct CounterInfo {
-    /// Its number.
-    pub id: u32,
-    /// The memory.
-    pub memory: Arc<SharedMemory>,
-    /// Byte offset of the number of completions.
-    pub completions: usize,
-    /// Byte offset of the number of errors.
-    pub errors: usize,
+pub enum CounterPlace {
+    /// At this byte offset of shared memory, stored in one piece.
+    Shared(Arc<SharedMemory>, usize),
+    /// In eight bytes that the device can only copy to; whether a reader may see half a number is up to them.
+    Backing(Arc<dyn Backing>),
+}
+
+impl CounterPlace {
+    fn check(&self) -> Result<(), ControlError> {
+        let (offset, len) = match self {
+            Self::Shared(memory, offset) => (*offset, memory.len()),
+            Self::Backing(memory) => (0, memory.len()),
+        };
+        if offset.is_multiple_of(8) && offset.checked_add(8).is_some_and(|end| end <= len) {
+            return Ok(());
+        }
+        let expected = "that of an aligned 64-bit word inside the memory";
+        Err(ControlError::Invalid { what: "counter offset", value: offset as u64, expected })
+    }
+
+    fn store(&self, value: u64) {
+        match self {
+            Self::Shared(memory, offset) => memory.store_word(*offset, value),
+            // Where the program has taken its memory back, nobody reads the number either.
+            Self::Backing(memory) => _ = memory.write(0, &value.to_le_bytes()),
+        }
+    }
 }
 
 /// A completion counter, the device's side.
 pub(crate) struct CompletionCounter {
-    info: CounterInfo,
+    completions: (u64, CounterPlace),
+    errors: (u64, CounterPlace),
     /// Attachments.
     pub(crate) users: u32,
 }
 
 impl CompletionCounter {
-    /// A counter whose numbers are in `memory`, or in memory of its own.
-    pub(crate) fn new(
-        id: u32,
-        memory: Option<(Arc<SharedMemory>, usize, usize)>,
-    ) -> Result<(Self, CounterInfo), ControlError> {
-        let (memory, completions, errors) = match memory {
-            Some(given) => given,
-            None => (SharedMemory::zeroed(4096).map_err(|_| ControlError::NoMemory(4096))?, 0, 64),
-        };
-        for offset in [completions, errors] {
-            let fits = offset.is_multiple_of(8) && offset.checked_add(8).is_some_and(|end| end <= memory.len());
-            if !fits {
-                let expected = "that of an aligned 64-bit word inside the memory";
-                return Err(ControlError::Invalid { what: "counter offset", value: offset as u64, expected });
-            }
+    pub(crate) fn new(completions: CounterPlace, errors: CounterPlace) -> Result<Self, ControlError> {
+        for place in [&completions, &errors] {
+            place.check()?;
         }
-        let info = CounterInfo { id, memory, completions, errors };
-        Ok((Self { info: info.clone(), users: 0 }, info))
+        let mut counter = Self { completions: (0, completions), errors: (0, errors), users: 0 };
+        for which in [CounterValue::Completions, CounterValue::Errors] {
+            counter.set(which, 0);
+        }
+        Ok(counter)
     }
 
-    fn offset(&self, which: CounterValue) -> usize {
+    fn number(&mut self, which: CounterValue) -> &mut (u64, CounterPlace) {
         match which {
-            CounterValue::Completions => self.info.completions,
-            CounterValue::Errors => self.info.errors,
+            CounterValue::Completions => &mut self.completions,
+            CounterValue::Errors => &mut self.errors,
         }
     }
 
-    pub(crate) fn set(&self, which: CounterValue, value: u64) {
-        self.info.memory.store_word(self.offset(which), value & COUNTER_MAX);
+    /// One of the two numbers.
+    pub(crate) fn get(&self, which: CounterValue) -> u64 {
+        match which {
+            CounterValue::Completions => self.completions.0,
+            CounterValue::Errors => self.errors.0,
+        }
     }
 
-    pub(crate) fn add(&self, which: CounterValue, amount: u64) {
-        let offset = self.offset(which);
-        self.set(which, self.info.memory.load_word(offset).wrapping_add(amount));
+    pub(crate) fn set(&mut self, which: CounterValue, value: u64) {
+        let (number, place) = self.number(which);
+        *number = value & COUNTER_MAX;
+        place.store(*number);
+    }
+
+    pub(crate) fn add(&mut self, which: CounterValue, amount: u64) {
+        self.set(which, self.get(which).wrapping_add(amount));
     }
 
     /// Counts a completion.
-    pub(crate) fn count(&self, ok: bool) {
+    pub(crate) fn count(&mut self, ok: bool) {
         self.add(if ok { CounterValue::Completions } else { CounterValue::Errors }, 1);
     }
 }

@@ -1,10 +1,16 @@
 //! Completion queues, the device's side.
 
+use crate::Time;
+use crate::config::DeviceConfig;
 use crate::error::ControlError;
 use crate::memory::SharedMemory;
 use efa_io::ring::CqDoorbell;
 use efa_io::{Completion, RingSize};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a program may leave completions alone before it counts as one that waits for an event.
+const PATIENCE: Duration = Duration::from_micros(100);
 
 /// Bytes of a completion entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,8 +51,10 @@ pub(crate) enum Pushed {
 pub struct CqInfo {
     /// Its number.
     pub cqn: u32,
-    /// The ring, from byte 0 on.
+    /// The memory with the ring.
     pub ring: Arc<SharedMemory>,
+    /// Where in it the ring begins, in bytes.
+    pub offset: usize,
     /// Entries of each sub-queue.
     pub entries: u32,
     /// Sub-queues, one after the other in the ring, each with a counter and a phase of its own.
@@ -60,6 +68,7 @@ pub struct CqInfo {
 /// A completion queue.
 pub(crate) struct CompletionQueue {
     ring: Arc<SharedMemory>,
+    offset: usize,
     size: RingSize,
     entry_size: CqeSize,
     /// Entries written so far, by sub-queue.
@@ -69,7 +78,11 @@ pub(crate) struct CompletionQueue {
     overflown: bool,
     doorbell: Option<Arc<SharedMemory>>,
     last_doorbell: CqDoorbell,
+    /// When that value was seen first.
+    last_heard: Time,
     armed: bool,
+    /// Sequence number of the arming that the last event answered.
+    answered: Option<u32>,
     /// Queue pairs that report here.
     pub(crate) users: u32,
     /// An event of it waits to be fetched.
@@ -77,17 +90,35 @@ pub(crate) struct CompletionQueue {
 }
 
 impl CompletionQueue {
-    pub(crate) fn new(cqn: u32, config: CqConfig, max: u32, subs: u16) -> Result<(Self, CqInfo), ControlError> {
+    /// A queue whose ring is in `memory`, at this byte offset; or, without, in memory of its own.
+    pub(crate) fn new(
+        cqn: u32,
+        config: CqConfig,
+        memory: Option<(Arc<SharedMemory>, usize)>,
+        device: &DeviceConfig,
+    ) -> Result<(Self, CqInfo), ControlError> {
+        let max = device.max_cqe;
         let size = RingSize::at_least(config.entries.max(1)).ok().filter(|size| size.entries() <= max).ok_or(
             ControlError::Limit { what: "completion queue entries", asked: config.entries.into(), max: max.into() },
         )?;
+        let subs = device.sub_cqs;
         let bytes = size.entries() as usize * config.entry_size as usize * usize::from(subs);
-        let no_memory = |_| ControlError::NoMemory(bytes);
-        let ring = SharedMemory::zeroed(bytes).map_err(no_memory)?;
-        let doorbell = config.channel.then(|| SharedMemory::zeroed(4096)).transpose().map_err(no_memory)?;
+        let (ring, offset) = match memory {
+            None => (device.ring_memory(bytes)?, 0),
+            Some((memory, offset)) => {
+                let fits = offset.checked_add(bytes).is_some_and(|end| end <= memory.len());
+                if !(fits && offset.is_multiple_of(8)) {
+                    let expected = "a multiple of 8 that leaves room for the ring";
+                    return Err(ControlError::Invalid { what: "ring offset", value: offset as u64, expected });
+                }
+                (memory, offset)
+            }
+        };
+        let doorbell = config.channel.then(|| device.ring_memory(4096)).transpose()?;
         let info = CqInfo {
             cqn,
             ring: ring.clone(),
+            offset,
             entries: size.entries(),
             sub_queues: subs,
             entry_size: config.entry_size as u32,
@@ -95,6 +126,7 @@ impl CompletionQueue {
         };
         let queue = Self {
             ring,
+            offset,
             size,
             entry_size: config.entry_size,
             producers: vec![0; usize::from(subs)].into(),
@@ -102,7 +134,9 @@ impl CompletionQueue {
             overflown: false,
             doorbell,
             last_doorbell: CqDoorbell::default(),
+            last_heard: Time::ZERO,
             armed: false,
+            answered: None,
             users: 0,
             event_waits: false,
         };
@@ -145,13 +179,18 @@ impl CompletionQueue {
         let producer = self.producers[sub];
         let completion = Completion { phase: self.size.cq_phase(producer), ..completion };
         let place = sub * self.size.entries() as usize + self.size.slot(producer) as usize;
-        let offset = place * self.entry_size as usize;
+        let offset = self.offset + place * self.entry_size as usize;
         match self.entry_size {
             CqeSize::Large => self.publish::<4>(offset, completion),
             CqeSize::Small => self.publish::<2>(offset, cut_length(completion)),
         }
         self.producers[sub] = producer.wrapping_add(1);
-        if std::mem::take(&mut self.armed) { Pushed::WithEvent } else { Pushed::Quietly }
+        if self.armed {
+            self.answer();
+            Pushed::WithEvent
+        } else {
+            Pushed::Quietly
+        }
     }
 
     fn publish<const W: usize>(&self, offset: usize, completion: Completion) {
@@ -160,21 +199,34 @@ impl CompletionQueue {
         }
     }
 
+    /// An event answers the latest arming.
+    fn answer(&mut self) {
+        self.armed = false;
+        self.answered = Some(self.last_doorbell.sequence());
+    }
+
     /// Looks at the doorbell; whether an event is due because completions are there that the program had not seen.
     ///
-    /// Of two values stored between two looks only the later one counts. A program that asks for an event and then polls has to ask
-    /// again with what the poll stores, as `efa-direct` does; libefa does not.
-    pub(crate) fn poll_doorbell(&mut self) -> bool {
+    /// Hardware hears every value that is stored; a look finds only the last one. libefa asks for an event, polls, and says with the next
+    /// value how far it is (`efa_arm_cq`, `efa_poll_cq`), which may overwrite a request that nobody has seen. So a program that leaves
+    /// completions alone for a while gets an event without having asked visibly, but only one for each sequence number, and
+    /// that moves on when the program takes an event.
+    pub(crate) fn poll_doorbell(&mut self, now: Time) -> bool {
         let Some(doorbell) = &self.doorbell else { return false };
         let value = CqDoorbell::from_value(doorbell.load_doorbell(0));
-        if value == self.last_doorbell {
-            return false;
+        let unseen = value.consumer() != self.written() as u16;
+        let due = if value == self.last_doorbell {
+            let perhaps_asked = self.answered != Some(value.sequence());
+            unseen && perhaps_asked && now.since(self.last_heard) >= PATIENCE
+        } else {
+            (self.last_doorbell, self.last_heard) = (value, now);
+            self.armed |= value.is_armed();
+            unseen && value.is_armed()
+        };
+        if due {
+            self.answer();
         }
-        self.last_doorbell = value;
-        // A value that does not arm only says how far the program is.
-        let unseen = value.is_armed() && value.consumer() != self.written() as u16;
-        self.armed = !unseen && (self.armed || value.is_armed());
-        unseen
+        due
     }
 }
 

@@ -47,7 +47,7 @@ pub mod trace;
 pub mod wire;
 
 pub use config::{DeviceConfig, Profile};
-pub use counter::{COUNTER_MAX, CounterInfo, CounterOps, CounterValue};
+pub use counter::{COUNTER_MAX, CounterOps, CounterPlace, CounterValue};
 pub use counters::{CommandCounters, Counters};
 pub use cq::{CqConfig, CqInfo, CqeSize};
 pub use device::{AsyncEvent, Device, DeviceEvent};

@@ -6,8 +6,11 @@
 //! that races with the other side sees some mixture of old and new bytes, as with DMA.
 
 use memmap2::{MmapOptions, MmapRaw};
+use rustix::fs::{MemfdFlags, SealFlags};
 use std::any::Any;
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::*};
@@ -69,28 +72,61 @@ pub fn copy(src: &dyn Backing, from: usize, dst: &dyn Backing, to: usize, len: u
     true
 }
 
-/// A page-aligned, zeroed piece of memory that a device and a program share. It lives as long as anyone holds it.
+/// A piece of memory that a device and a program share. It lives as long as anyone holds it.
 pub struct SharedMemory {
     map: MmapRaw,
+    /// What other processes map, if they can.
+    file: Option<File>,
 }
 
 impl SharedMemory {
-    /// A new piece of at least `len` bytes, zeroed.
+    /// A new piece of at least `len` bytes, in whole pages, zeroed.
     ///
     /// # Errors
     /// The operating system has no memory.
     pub fn zeroed(len: usize) -> io::Result<Arc<Self>> {
-        let whole_pages = len.max(1).checked_next_multiple_of(4096).ok_or(io::ErrorKind::OutOfMemory)?;
-        let map = MmapOptions::new().len(whole_pages).map_anon()?;
-        Ok(Arc::new(Self { map: map.into() }))
+        let map = MmapOptions::new().len(whole_pages(len)?).map_anon()?;
+        Ok(Arc::new(Self { map: map.into(), file: None }))
     }
 
-    /// Bytes: whole pages.
+    /// The same, in a file without a name that other processes can map: [`file`](Self::file).
+    ///
+    /// # Errors
+    /// The operating system has no memory, or no more descriptors.
+    pub fn shareable(len: usize) -> io::Result<Arc<Self>> {
+        let len = whole_pages(len)?;
+        let file = File::from(rustix::fs::memfd_create(c"efa-ring", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+        file.set_len(len as u64)?;
+        // Whoever maps it can write, but not take it away from under the device.
+        rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        Self::of_file(file, 0, len)
+    }
+
+    /// `len` bytes of a file, from byte `offset` on. The file must keep that length: access beyond its end would end this process.
+    ///
+    /// # Errors
+    /// The file is shorter, or cannot be mapped for reading and writing.
+    pub fn of_file(file: File, offset: u64, len: usize) -> io::Result<Arc<Self>> {
+        let size = rustix::fs::fstat(&file)?.st_size as u64;
+        if offset.checked_add(len as u64).is_none_or(|end| end > size) {
+            let problem = format!("{len} bytes at {offset} pass the end of a file of {size} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+        }
+        let map = MmapOptions::new().offset(offset).len(len).map_raw(&file)?;
+        Ok(Arc::new(Self { map, file: Some(file) }))
+    }
+
+    /// The file it lies in, if another process can map it.
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Bytes.
     pub fn len(&self) -> usize {
         self.map.len()
     }
 
-    /// Never: a piece has at least a page.
+    /// Never: the operating system maps no empty piece.
     pub fn is_empty(&self) -> bool {
         false
     }
@@ -228,6 +264,10 @@ impl Backing for HostMemory {
     }
 }
 
+fn whole_pages(len: usize) -> io::Result<usize> {
+    len.max(1).checked_next_multiple_of(4096).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
 fn check(offset: usize, count: usize, len: usize) {
     assert!(offset.checked_add(count).is_some_and(|end| end <= len), "{count} bytes at {offset} pass the end at {len}");
 }
@@ -347,6 +387,24 @@ mod tests {
         let memory = memory();
         assert!(memory.write(0, &bytes));
         assert!(copy(&*memory, 0, &*memory, 1, 5_000), "an overlap is allowed");
+    }
+
+    #[test]
+    fn what_is_written_is_seen_through_the_file_that_cannot_shrink() {
+        use std::os::unix::fs::FileExt;
+        let memory = SharedMemory::shareable(5000).unwrap();
+        assert_eq!(memory.len(), 8192);
+        memory.store_doorbell(4096, 7);
+        let file = File::from(memory.file().unwrap().try_clone_to_owned().unwrap());
+        let mut bytes = [0; 4];
+        file.read_exact_at(&mut bytes, 4096).unwrap();
+        assert_eq!(bytes, [7, 0, 0, 0]);
+        assert!(file.set_len(4096).is_err());
+        let half = SharedMemory::of_file(file, 4096, 4096).unwrap();
+        assert_eq!(half.load_doorbell(0), 7);
+        let file = File::from(half.file().unwrap().try_clone_to_owned().unwrap());
+        assert!(SharedMemory::of_file(file, 8192, 1).is_err());
+        assert!(SharedMemory::zeroed(1).unwrap().file().is_none());
     }
 
     #[test]

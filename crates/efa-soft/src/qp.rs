@@ -34,7 +34,11 @@ impl QpState {
         use QpState::*;
         matches!(
             (self, to),
-            (Reset, Init) | (Init, Init | ReadyToReceive) | (ReadyToReceive, ReadyToSend) | (_, Error) | (_, Reset)
+            (Reset, Init)
+                | (Init, Init | ReadyToReceive)
+                | (ReadyToReceive | ReadyToSend, ReadyToSend)
+                | (_, Error)
+                | (_, Reset)
         )
     }
 
@@ -134,6 +138,7 @@ impl WorkQueue {
         entry_size: usize,
         doorbell: Arc<SharedMemory>,
         doorbell_offset: usize,
+        device: &DeviceConfig,
     ) -> Result<Self, ControlError> {
         let invalid = ControlError::Limit {
             what: "work queue entries",
@@ -144,8 +149,7 @@ impl WorkQueue {
             .ok()
             .filter(|size| size.entries() <= RingSize::MAX_WQ_ENTRIES)
             .ok_or(invalid)?;
-        let bytes = size.entries() as usize * entry_size;
-        let ring = SharedMemory::zeroed(bytes).map_err(|_| ControlError::NoMemory(bytes))?;
+        let ring = device.ring_memory(size.entries() as usize * entry_size)?;
         Ok(Self { ring, size, max_batch: size.entries(), consumer: 0, seen: 0, doorbell, doorbell_offset })
     }
 
@@ -243,12 +247,14 @@ impl QueuePair {
         let recv_sge = u32::from(config.recv_sge.max(1));
         limit("receives", config.recv_entries, device.max_rq_descs / recv_sge)?;
 
-        let no_memory = |_| ControlError::NoMemory(4096);
-        let doorbells = SharedMemory::zeroed(4096).map_err(no_memory)?;
-        let mut sq = WorkQueue::new(config.send_entries.max(1), wqe_size as usize, doorbells.clone(), SQ_DOORBELL)?;
+        let doorbells = device.ring_memory(4096)?;
+        let work_queue = |entries: u32, entry_size, doorbell| {
+            WorkQueue::new(entries.max(1), entry_size, doorbells.clone(), doorbell, device)
+        };
+        let mut sq = work_queue(config.send_entries, wqe_size as usize, SQ_DOORBELL)?;
         // As libefa computes it (`efa_sq_initialize`).
         sq.max_batch = u32::from(device.max_tx_batch) * 64 / wqe_size;
-        let rq = WorkQueue::new((config.recv_entries * recv_sge).max(1), RxDesc::SIZE, doorbells, RQ_DOORBELL)?;
+        let rq = work_queue(config.recv_entries * recv_sge, RxDesc::SIZE, RQ_DOORBELL)?;
         let info = QpInfo { qpn, sq: sq.info(wqe_size, device.req_id_64), rq: rq.info(RxDesc::SIZE as u32, false) };
         let qp = Self {
             qpn,

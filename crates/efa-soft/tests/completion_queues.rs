@@ -4,6 +4,7 @@ mod common;
 
 use common::world::*;
 use efa_io::*;
+use efa_soft::memory::SharedMemory;
 use efa_soft::*;
 use std::time::Duration;
 
@@ -77,6 +78,38 @@ fn an_armed_queue_tells_once_of_what_comes_and_at_once_of_what_was_missed() {
     assert_eq!(told(&mut world), []);
     write(&mut world, 1);
     assert_eq!(told(&mut world), [DeviceEvent::Completion(cqn)]);
+}
+
+#[test]
+fn an_arming_that_was_overwritten_before_the_device_looked_is_answered_all_the_same_but_once() {
+    let mut world = World::with(|setup| setup.cq.channel = true);
+    let cqn = world.hosts[A].cq.info.cqn;
+    let told = |world: &mut World| std::iter::from_fn(|| world.device(A).poll_event()).collect::<Vec<_>>();
+    let event = [DeviceEvent::Completion(cqn)];
+    for sequence in 0..6 {
+        // What libefa stores after a poll, over the request that came before it.
+        let value = ring::CqDoorbell::consumed(sequence, sequence).value();
+        world.hosts[A].cq.info.doorbell.as_ref().unwrap().store_doorbell(0, value);
+        world.run(Duration::from_micros(500));
+        assert_eq!(told(&mut world), [], "everything was seen");
+        write(&mut world, 1);
+        assert_eq!(told(&mut world), event, "round {sequence}");
+        world.run(Duration::from_millis(1));
+        assert_eq!(told(&mut world), [], "an event is not repeated");
+    }
+}
+
+#[test]
+fn a_ring_may_lie_in_memory_of_the_program() {
+    let mut device = Device::new(DeviceConfig { sub_cqs: 2, ..DeviceConfig::new(Gid::local(1)) });
+    let config = CqConfig { entries: 16, entry_size: CqeSize::Large, channel: false };
+    let memory = SharedMemory::zeroed(4096).unwrap();
+    for offset in [3080, 4, 4096, usize::MAX & !7] {
+        assert!(device.create_cq_in(config, Some((memory.clone(), offset))).is_err(), "{offset}");
+    }
+    let info = device.create_cq_in(config, Some((memory.clone(), 3072))).unwrap();
+    assert!(std::sync::Arc::ptr_eq(&info.ring, &memory));
+    assert_eq!(info.offset, 3072);
 }
 
 #[test]

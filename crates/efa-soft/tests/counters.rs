@@ -7,6 +7,7 @@ use common::world::*;
 use efa_io::*;
 use efa_soft::memory::SharedMemory;
 use efa_soft::*;
+use std::sync::Arc;
 
 const KINDS: [CounterOps; 6] = [
     CounterOps::SEND,
@@ -17,17 +18,32 @@ const KINDS: [CounterOps; 6] = [
     CounterOps::REMOTE_RDMA_WRITE,
 ];
 
-/// A counter's completions and errors.
-fn value(counter: &CounterInfo) -> (u64, u64) {
-    (counter.memory.load_word(counter.completions), counter.memory.load_word(counter.errors))
+struct Counter {
+    id: u32,
+    memory: Arc<SharedMemory>,
+    /// Where its completions and its errors are.
+    offsets: [usize; 2],
 }
 
-fn create(world: &mut World, host: usize) -> CounterInfo {
-    world.device(host).create_counter(None).unwrap()
+/// A counter's completions and errors.
+fn value(counter: &Counter) -> (u64, u64) {
+    let [completions, errors] = counter.offsets.map(|offset| counter.memory.load_word(offset));
+    (completions, errors)
+}
+
+fn try_create(world: &mut World, host: usize, offsets: [usize; 2]) -> Result<Counter, ControlError> {
+    let memory = SharedMemory::zeroed(4096).unwrap();
+    let [completions, errors] = offsets.map(|offset| CounterPlace::Shared(memory.clone(), offset));
+    let id = world.device(host).create_counter(completions, errors)?;
+    Ok(Counter { id, memory, offsets })
+}
+
+fn create(world: &mut World, host: usize) -> Counter {
+    try_create(world, host, [0, 64]).unwrap()
 }
 
 /// Gives a host another first queue pair, with a counter for each of these sets of kinds.
-fn attach<const N: usize>(world: &mut World, host: usize, ops: [CounterOps; N]) -> [CounterInfo; N] {
+fn attach<const N: usize>(world: &mut World, host: usize, ops: [CounterOps; N]) -> [Counter; N] {
     let qp = world.create_qp(host, |_| ());
     let counters = ops.map(|ops| {
         let counter = create(world, host);
@@ -43,7 +59,7 @@ fn attach<const N: usize>(world: &mut World, host: usize, ops: [CounterOps; N]) 
 fn each_kind_is_counted_for_itself_and_errors_apart() {
     let mut world = World::with(|setup| setup.rnr_retry = Some(0));
     let (a, b) = (attach(&mut world, A, KINDS), attach(&mut world, B, KINDS));
-    let values = |counters: &[CounterInfo; 6]| counters.each_ref().map(value);
+    let values = |counters: &[Counter; 6]| counters.each_ref().map(value);
     for _ in 0..3 {
         world.receive(B, 8);
     }
@@ -137,14 +153,14 @@ fn a_counter_is_attached_in_time_for_kinds_that_have_none() {
 }
 
 #[test]
-fn a_counter_may_be_kept_in_memory_of_the_program() {
+fn a_counter_is_kept_wherever_the_program_says() {
     let mut world = World::pair();
-    let memory = SharedMemory::zeroed(4096).unwrap();
-    let mut at = |completions, errors| world.device(A).create_counter(Some((memory.clone(), completions, errors)));
-    for offsets in [(4, 8), (0, 12), (4096, 0), (0, 4096), (usize::MAX - 7, 0)] {
-        assert!(matches!(at(offsets.0, offsets.1), Err(ControlError::Invalid { .. })), "{offsets:?}");
+    for offsets in [[4, 8], [0, 12], [4096, 0], [0, 4096], [usize::MAX - 7, 0]] {
+        let refused = try_create(&mut world, A, offsets).err();
+        assert!(matches!(refused, Some(ControlError::Invalid { .. })), "{offsets:?}");
     }
-    let counter = at(4088, 16).unwrap();
+    let counter = try_create(&mut world, A, [4088, 16]).unwrap();
+    let memory = counter.memory.clone();
     let qp = world.create_qp(A, |_| ());
     world.device(A).attach_counter(qp.qpn(), counter.id, CounterOps::RDMA_WRITE).unwrap();
     activate(world.device(A), qp.qpn());
@@ -167,7 +183,7 @@ fn a_device_has_so_many_counters_and_no_more() {
     let mut world = World::with(|setup| setup.device.max_counters = 2);
     let first = create(&mut world, A);
     create(&mut world, A);
-    assert!(matches!(world.device(A).create_counter(None), Err(ControlError::Limit { asked: 3, max: 2, .. })));
+    assert!(matches!(try_create(&mut world, A, [0, 64]), Err(ControlError::Limit { asked: 3, max: 2, .. })));
     world.device(A).destroy_counter(first.id).unwrap();
     assert_ne!(create(&mut world, A).id, first.id);
 }

@@ -2,6 +2,7 @@
 //! which takes longer than all else that it does if the kernel has to; and the address sanitizer sees where they end.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::fs::File;
 use std::io;
 
 const PAGE: usize = 4096;
@@ -20,6 +21,16 @@ impl MmapOptions {
     pub fn len(&mut self, len: usize) -> &mut Self {
         self.len = len;
         self
+    }
+
+    /// Of a file: has no effect, since files are not mapped here.
+    pub fn offset(&mut self, _offset: u64) -> &mut Self {
+        self
+    }
+
+    /// A file is refused.
+    pub fn map_raw(&self, _file: &File) -> io::Result<MmapRaw> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// Zeroed pages.

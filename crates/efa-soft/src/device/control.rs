@@ -3,7 +3,7 @@
 use super::Device;
 use super::objects::{AddressHandle, Objects};
 use crate::Gid;
-use crate::counter::{CompletionCounter, CounterInfo, CounterOps, CounterValue};
+use crate::counter::{CompletionCounter, CounterOps, CounterPlace, CounterValue};
 use crate::counters::CommandCounters;
 use crate::cq::{CompletionQueue, CqConfig, CqInfo};
 use crate::error::ControlError;
@@ -159,10 +159,22 @@ impl Device {
     /// # Errors
     /// More entries, or more queues, than the device has.
     pub fn create_cq(&mut self, config: CqConfig) -> Result<CqInfo, ControlError> {
+        self.create_cq_in(config, None)
+    }
+
+    /// Creates a completion queue whose ring is in `memory`, at this byte offset; or, without, in memory of its own.
+    ///
+    /// # Errors
+    /// As [`create_cq`](Self::create_cq); or the offset is not that of an aligned 64-bit word, or leaves no room for the ring.
+    pub fn create_cq_in(
+        &mut self,
+        config: CqConfig,
+        memory: Option<(Arc<SharedMemory>, usize)>,
+    ) -> Result<CqInfo, ControlError> {
         self.command(Some(|counters| &mut counters.create_cq_err), |device| {
             room("completion queues", device.objects.cqs.len(), device.config.max_cq)?;
             let cqn = device.next_cq;
-            let (queue, info) = CompletionQueue::new(cqn, config, device.config.max_cqe, device.config.sub_cqs)?;
+            let (queue, info) = CompletionQueue::new(cqn, config, memory, &device.config)?;
             device.next_cq += 1;
             device.objects.cqs.insert(cqn, queue);
             Ok(info)
@@ -211,7 +223,7 @@ impl Device {
         })
     }
 
-    /// Changes a queue pair's state. `qkey` is taken when it becomes `Init`.
+    /// Changes a queue pair's state, and its qkey on the way to `ReadyToSend` or there.
     ///
     /// Going to `Error` flushes: everything outstanding completes as [`Status::Flushed`].
     ///
@@ -224,7 +236,7 @@ impl Device {
                 return Err(ControlError::Transition { from: qp.state, to });
             }
             match to {
-                QpState::Init => qp.qkey = qkey.unwrap_or(qp.qkey),
+                QpState::Init | QpState::ReadyToReceive | QpState::ReadyToSend => qp.qkey = qkey.unwrap_or(qp.qkey),
                 QpState::Error => {
                     device.fail_qp(qpn);
                     return Ok(());
@@ -233,7 +245,6 @@ impl Device {
                     device.forget_messages(qpn);
                     device.objects.qp(qpn)?.reset();
                 }
-                QpState::ReadyToReceive | QpState::ReadyToSend => {}
             }
             device.objects.set_state(qpn, to);
             Ok(())
@@ -297,22 +308,18 @@ impl Device {
         })
     }
 
-    /// Creates a completion counter. Its numbers are in `memory`, at these byte offsets of the completions and the errors; or, without,
-    /// in memory of its own.
+    /// Creates a completion counter whose numbers are kept in these two places, where they begin at 0.
     ///
     /// # Errors
-    /// The device has no more of them, or the offsets are not those of aligned 64-bit words inside the memory.
-    pub fn create_counter(
-        &mut self,
-        memory: Option<(Arc<SharedMemory>, usize, usize)>,
-    ) -> Result<CounterInfo, ControlError> {
+    /// The device has no more of them, or a place is not eight bytes at an aligned offset.
+    pub fn create_counter(&mut self, completions: CounterPlace, errors: CounterPlace) -> Result<u32, ControlError> {
         self.command(None, |device| {
             room("completion counters", device.objects.counters.len(), device.config.max_counters)?;
             let id = device.next_counter;
-            let (counter, info) = CompletionCounter::new(id, memory)?;
+            let counter = CompletionCounter::new(completions, errors)?;
             device.next_counter += 1;
             device.objects.counters.insert(id, counter);
-            Ok(info)
+            Ok(id)
         })
     }
 
@@ -364,6 +371,14 @@ impl Device {
     /// It does not exist.
     pub fn add_to_counter(&mut self, id: u32, which: CounterValue, amount: u64) -> Result<(), ControlError> {
         self.command(None, |device| device.objects.counter(id).map(|counter| counter.add(which, amount)))
+    }
+
+    /// One of a counter's two numbers.
+    ///
+    /// # Errors
+    /// It does not exist.
+    pub fn read_counter(&mut self, id: u32, which: CounterValue) -> Result<u64, ControlError> {
+        self.command(None, |device| device.objects.counter(id).map(|counter| counter.get(which)))
     }
 
     /// Destroys a completion counter.

@@ -173,7 +173,7 @@ impl Objects {
     pub(super) fn count(&mut self, qpn: u16, kind: CounterOps, status: Status) {
         let kind = kind.bits().trailing_zeros() as usize;
         if let Ok(&mut QueuePair { counters, .. }) = self.qp(qpn)
-            && let Some(counter) = counters[kind].and_then(|id| self.counters.get(&id))
+            && let Some(counter) = counters[kind].and_then(|id| self.counters.get_mut(&id))
         {
             counter.count(status.is_ok());
         }

@@ -43,7 +43,7 @@ impl Device {
         if self.wqes_wait {
             self.objects.live.rotate_left(1); // on a slow device queue pairs take turns
         }
-        let due = self.objects.cqs.iter_mut().filter_map(|(&cqn, cq)| cq.poll_doorbell().then_some(cqn));
+        let due = self.objects.cqs.iter_mut().filter_map(|(&cqn, cq)| cq.poll_doorbell(now).then_some(cqn));
         for cqn in due.collect::<Vec<_>>() {
             self.objects.tell(DeviceEvent::Completion(cqn));
         }

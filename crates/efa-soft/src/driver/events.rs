@@ -14,11 +14,16 @@ use std::time::Duration;
 pub struct EventFd(OwnedFd);
 
 impl EventFd {
-    fn new() -> io::Result<Self> {
+    /// One that is not readable yet.
+    ///
+    /// # Errors
+    /// The operating system has no more descriptors.
+    pub fn new() -> io::Result<Self> {
         Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    fn signal(&self) {
+    /// Makes it readable.
+    pub fn signal(&self) {
         // Cannot fail in a way that matters: a full counter is readable already.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
@@ -49,26 +54,23 @@ impl AsFd for EventFd {
     }
 }
 
+/// Is called when an event of a completion queue is due. It must be quick, and must not call the device.
+pub type Waker = Arc<dyn Fn() + Send + Sync>;
+
 /// Who waits for which completion queue of a device, and what waits for the program.
 #[derive(Default)]
 pub(super) struct Waiters {
-    completions: Mutex<HashMap<u32, Arc<EventFd>>>,
+    completions: Mutex<HashMap<u32, Waker>>,
     events: Mutex<VecDeque<AsyncEvent>>,
 }
 
 impl Waiters {
-    pub(super) fn event_fd(&self, cqn: u32) -> io::Result<Arc<EventFd>> {
-        let mut waiters = self.completions.lock();
-        if let Some(fd) = waiters.get(&cqn) {
-            return Ok(fd.clone());
-        }
-        let fd = Arc::new(EventFd::new()?);
-        waiters.insert(cqn, fd.clone());
-        Ok(fd)
-    }
-
-    pub(super) fn forget(&self, cqn: u32) {
-        self.completions.lock().remove(&cqn);
+    pub(super) fn wake(&self, cqn: u32, waker: Option<Waker>) {
+        let mut completions = self.completions.lock();
+        match waker {
+            Some(waker) => completions.insert(cqn, waker),
+            None => completions.remove(&cqn),
+        };
     }
 
     /// The next asynchronous event.
@@ -81,8 +83,8 @@ impl Waiters {
         while let Some(event) = device.poll_event() {
             match event {
                 DeviceEvent::Completion(cqn) => {
-                    if let Some(fd) = self.completions.lock().get(&cqn) {
-                        fd.signal();
+                    if let Some(wake) = self.completions.lock().get(&cqn) {
+                        wake();
                     }
                 }
                 DeviceEvent::Async(event) => {

@@ -2,7 +2,7 @@
 
 use super::events::Waiters;
 use super::worker::{Failure, Idle, IdleMode, Worker, now};
-use super::{EventFd, Port};
+use super::{Port, Waker};
 use crate::{AsyncEvent, Device, DeviceConfig, LinkConfig, LinkCounters, Net};
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
@@ -92,12 +92,9 @@ impl Port for LocalPort {
         true
     }
 
-    fn event_fd(&self, cqn: u32) -> std::io::Result<Arc<EventFd>> {
-        self.waiters.event_fd(cqn)
-    }
-
-    fn forget_events(&self, cqn: u32) {
-        self.waiters.forget(cqn);
+    fn wake(&self, cqn: u32, waker: Option<Waker>) -> std::io::Result<()> {
+        self.waiters.wake(cqn, waker);
+        Ok(())
     }
 
     fn next_event(&self) -> Option<AsyncEvent> {

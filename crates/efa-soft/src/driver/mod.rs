@@ -5,27 +5,29 @@
 
 mod events;
 mod local;
+mod spec;
 mod udp;
 mod worker;
 
-pub use events::EventFd;
+pub use events::{EventFd, Waker};
 pub use local::Local;
+pub use spec::SoftSpec;
 pub use udp::{Udp, UdpConfig};
 pub use worker::IdleMode;
 
 use crate::{AsyncEvent, Counters, Device, LinkConfig, LinkCounters};
-use std::sync::Arc;
 
 /// A device that some driver runs, as control calls reach it.
 pub trait Port: Send + Sync {
     /// Calls `f` with the device, between two of the driver's steps; `false` if the device is gone.
     fn with(&self, f: &mut dyn FnMut(&mut Device)) -> bool;
 
-    /// What a program waits on for events of completion queue `cqn`.
-    fn event_fd(&self, cqn: u32) -> std::io::Result<Arc<EventFd>>;
-
-    /// No more events for this completion queue.
-    fn forget_events(&self, cqn: u32);
+    /// From here on calls `waker` with every event of completion queue `cqn`, or nobody. Once this returns, an earlier one is not called
+    /// any more.
+    ///
+    /// # Errors
+    /// This driver cannot wake anybody.
+    fn wake(&self, cqn: u32, waker: Option<Waker>) -> std::io::Result<()>;
 
     /// The next asynchronous event of the device that nobody has fetched.
     fn next_event(&self) -> Option<AsyncEvent>;

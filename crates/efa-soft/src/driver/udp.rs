@@ -2,7 +2,7 @@
 
 use super::events::Waiters;
 use super::worker::{Idle, IdleMode, Worker, now};
-use super::{EventFd, Port};
+use super::{Port, Waker};
 use crate::link::{Link, Parcel};
 use crate::{AsyncEvent, Device, DeviceConfig, Gid, LinkConfig, LinkCounters, Time};
 use parking_lot::{Mutex, MutexGuard};
@@ -190,12 +190,9 @@ impl Port for Udp {
         usable
     }
 
-    fn event_fd(&self, cqn: u32) -> io::Result<Arc<EventFd>> {
-        self.shared.waiters.event_fd(cqn)
-    }
-
-    fn forget_events(&self, cqn: u32) {
-        self.shared.waiters.forget(cqn);
+    fn wake(&self, cqn: u32, waker: Option<Waker>) -> std::io::Result<()> {
+        self.shared.waiters.wake(cqn, waker);
+        Ok(())
     }
 
     fn next_event(&self) -> Option<AsyncEvent> {

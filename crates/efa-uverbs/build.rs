@@ -1,0 +1,20 @@
+//! Compiles the preloaded library, which goes into the crate as bytes, so that whoever has the crate has everything.
+
+use std::env::var_os;
+use std::path::Path;
+use std::process::Command;
+
+fn main() {
+    println!("cargo::rerun-if-changed=preload");
+    let target = std::env::var("TARGET").expect("cargo says what it builds for");
+    let folder = var_os("OUT_DIR").expect("cargo says where to");
+    let status = Command::new(var_os("RUSTC").expect("cargo says which compiler"))
+        .args(["--edition", "2024", "--crate-type", "cdylib", "--crate-name", "efa_preload", "--target", &target])
+        .args(["-C", "opt-level=2", "-C", "panic=abort", "-C", "strip=symbols", "--deny", "warnings"])
+        .arg("-o")
+        .arg(Path::new(&folder).join("libefa_preload.so"))
+        .arg("preload/preload.rs")
+        .status()
+        .expect("starting rustc");
+    assert!(status.success(), "the preloaded library does not compile: {status}");
+}

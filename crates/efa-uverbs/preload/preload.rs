@@ -1,0 +1,526 @@
+//! The library that is preloaded into a program so that it finds a node's software devices at `/dev/infiniband`.
+//!
+//! It knows nothing of verbs. It answers `open` and `stat` of the device files, takes `ioctl` and `mmap` of what it opened to the node,
+//! which does what the kernel would, and hides the machine's real devices. Everything else goes on to the C library. It keeps no state:
+//! what an open device is says its descriptor, a socket connected to the node, so that `dup`, `fork` and `close` mean what they always
+//! mean.
+//!
+//! One file and its neighbour `talk.rs`, the standard library and nothing else: the build script of `efa-uverbs` compiles it with `rustc`
+//! alone and puts it into the crate as bytes.
+
+#![deny(unsafe_op_in_unsafe_fn)]
+#![allow(non_camel_case_types)]
+
+mod talk;
+
+use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
+use std::fs::File;
+use std::mem::{transmute, zeroed};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use talk::*;
+
+// ── the C library, as far as it is needed ──
+
+type mode_t = c_uint;
+type off_t = i64;
+
+const AF_UNIX: c_int = 1;
+const AF_NETLINK: c_int = 16;
+const NETLINK_RDMA: c_int = 20;
+const SOCK_SEQPACKET: c_int = 5;
+const SOCK_CLOEXEC: c_int = 0o2000000;
+const SOL_SOCKET: c_int = 1;
+const SCM_RIGHTS: c_int = 1;
+const MSG_NOSIGNAL: c_int = 0x4000;
+const MSG_CMSG_CLOEXEC: c_int = 0x4000_0000;
+const S_IFMT: u32 = 0o170000;
+const S_IFSOCK: u32 = 0o140000;
+const S_IFCHR: u32 = 0o020000;
+const EINTR: c_int = 4;
+const EIO: c_int = 5;
+const ENODEV: c_int = 19;
+const EPROTONOSUPPORT: c_int = 93;
+const MAP_FAILED: *mut c_void = -1isize as *mut c_void;
+const RTLD_NEXT: *mut c_void = -1isize as *mut c_void;
+
+#[repr(C)]
+struct sockaddr_un {
+    family: u16,
+    path: [u8; 108],
+}
+
+#[repr(C)]
+struct iovec {
+    base: *mut c_void,
+    len: usize,
+}
+
+#[repr(C)]
+struct msghdr {
+    name: *mut c_void,
+    name_len: u32,
+    iov: *mut iovec,
+    iov_len: usize,
+    control: *mut c_void,
+    control_len: usize,
+    flags: c_int,
+}
+
+/// A control message with descriptors; there are never more than two.
+#[repr(C)]
+struct Rights {
+    len: usize,
+    level: c_int,
+    kind: c_int,
+    fds: [c_int; 2],
+}
+
+const RIGHTS_HEADER: usize = 16;
+
+unsafe extern "C" {
+    fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
+    fn __errno_location() -> *mut c_int;
+    fn connect(fd: c_int, address: *const sockaddr_un, len: u32) -> c_int;
+    fn socketpair(domain: c_int, kind: c_int, protocol: c_int, fds: *mut c_int) -> c_int;
+    fn getpeername(fd: c_int, address: *mut sockaddr_un, len: *mut u32) -> c_int;
+    fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> isize;
+    fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> isize;
+}
+
+/// The C library's own function of a name, as this type.
+macro_rules! next {
+    ($name:expr, $type:ty) => {{
+        static FOUND: AtomicUsize = AtomicUsize::new(0);
+        let mut found = FOUND.load(Relaxed);
+        if found == 0 {
+            // SAFETY: the name is a C string.
+            found = unsafe { dlsym(RTLD_NEXT, concat!($name, "\0").as_ptr().cast()) } as usize;
+            FOUND.store(found, Relaxed);
+        }
+        if found == 0 {
+            None
+        } else {
+            // SAFETY: the C library declares the function with this type.
+            Some(unsafe { transmute::<usize, $type>(found) })
+        }
+    }};
+}
+
+fn errno() -> c_int {
+    // SAFETY: it is this thread's.
+    unsafe { *__errno_location() }
+}
+
+/// Fails as system calls do.
+fn fail<T: From<i8>>(error: c_int) -> T {
+    // SAFETY: it is this thread's.
+    unsafe { *__errno_location() = error };
+    T::from(-1)
+}
+
+/// A function that the C library lacks, which only one of another version can call.
+const MISSING: c_int = 38; // ENOSYS
+
+// ── which file is a device ──
+
+/// The number of the device file that a path names, if a node has it.
+///
+/// # Safety
+/// `path` must be null or a C string.
+unsafe fn device_of_path(path: *const c_char) -> Option<u32> {
+    if path.is_null() {
+        return None;
+    }
+    // SAFETY: the caller's promise.
+    let path = unsafe { CStr::from_ptr(path) }.to_bytes();
+    let name = path.strip_prefix(b"/dev/infiniband/")?.strip_prefix(DEVICE_PREFIX.as_bytes())?;
+    let number: u32 = std::str::from_utf8(name).ok()?.parse().ok()?;
+    let address = address_of(number)?;
+    let socket = CStr::from_bytes_until_nul(&address.path).ok()?;
+    // Not by `stat`, which is ours.
+    std::fs::symlink_metadata(std::ffi::OsStr::from_bytes(socket.to_bytes())).is_ok().then_some(number)
+}
+
+/// Where the node listens for programs that open this device.
+fn address_of(number: u32) -> Option<sockaddr_un> {
+    let node = std::env::var_os(NODE_VARIABLE)?;
+    let path = [node.as_bytes(), format!("/{DEVICE_PREFIX}{number}").as_bytes()].concat();
+    let mut address = sockaddr_un { family: AF_UNIX as u16, path: [0; 108] };
+    address.path.get_mut(..path.len())?.copy_from_slice(&path);
+    (path.len() < 108).then_some(address)
+}
+
+/// The number of the device that a descriptor has open.
+fn device_of_fd(fd: c_int) -> Option<u32> {
+    let node = std::env::var_os(NODE_VARIABLE)?;
+    let mut address = sockaddr_un { family: 0, path: [0; 108] };
+    let mut len = size_of::<sockaddr_un>() as u32;
+    let before = errno();
+    // SAFETY: both are valid for writes, and `len` is the first one's length.
+    let peer = unsafe { getpeername(fd, &mut address, &mut len) };
+    if peer != 0 || address.family != AF_UNIX as u16 {
+        fail::<i32>(before); // as it was
+        return None;
+    }
+    let path = CStr::from_bytes_until_nul(&address.path).ok()?.to_bytes();
+    let name = path.strip_prefix(node.as_bytes())?.strip_prefix(b"/")?.strip_prefix(DEVICE_PREFIX.as_bytes())?;
+    std::str::from_utf8(name).ok()?.parse().ok()
+}
+
+/// Opens a device: connects to its node.
+fn open_device(number: u32) -> c_int {
+    let Some(address) = address_of(number) else { return fail(ENODEV) };
+    let Some(socket) = next!("socket", unsafe extern "C" fn(c_int, c_int, c_int) -> c_int) else {
+        return fail(MISSING);
+    };
+    // SAFETY: a system call on numbers.
+    let fd = unsafe { socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return -1;
+    }
+    // SAFETY: it was just opened, and is nobody else's.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: the address is one, of this length.
+    if unsafe { connect(fd.as_raw_fd(), &address, size_of::<sockaddr_un>() as u32) } != 0 {
+        return fail(ENODEV); // the node is gone
+    }
+    std::os::fd::IntoRawFd::into_raw_fd(fd)
+}
+
+// ── the conversation ──
+
+fn send(over: RawFd, message: &Message, fds: &[RawFd]) -> Result<(), c_int> {
+    let mut rights = Rights { len: RIGHTS_HEADER + 4 * fds.len(), level: SOL_SOCKET, kind: SCM_RIGHTS, fds: [0; 2] };
+    rights.fds[..fds.len()].copy_from_slice(fds);
+    let mut iov = iovec { base: std::ptr::from_ref(message).cast_mut().cast(), len: MESSAGE_BYTES };
+    // SAFETY: zeros are an empty header.
+    let mut header: msghdr = unsafe { zeroed() };
+    (header.iov, header.iov_len) = (&mut iov, 1);
+    if !fds.is_empty() {
+        (header.control, header.control_len) = (std::ptr::from_mut(&mut rights).cast(), size_of::<Rights>());
+    }
+    loop {
+        // SAFETY: everything that the header points to lives until the call returns.
+        match unsafe { sendmsg(over, &header, MSG_NOSIGNAL) } {
+            n if n == MESSAGE_BYTES as isize => return Ok(()),
+            _ if errno() == EINTR => {}
+            _ => return Err(EIO), // the node is gone: what a disassociated device answers
+        }
+    }
+}
+
+fn receive(from: RawFd) -> Result<(Message, Option<OwnedFd>), c_int> {
+    let mut message = Message::default();
+    let mut rights = Rights { len: 0, level: 0, kind: 0, fds: [-1; 2] };
+    let mut iov = iovec { base: message.as_mut_ptr().cast(), len: MESSAGE_BYTES };
+    // SAFETY: zeros are an empty header.
+    let mut header: msghdr = unsafe { zeroed() };
+    (header.iov, header.iov_len) = (&mut iov, 1);
+    (header.control, header.control_len) = (std::ptr::from_mut(&mut rights).cast(), size_of::<Rights>());
+    loop {
+        // SAFETY: everything that the header points to lives until the call returns.
+        match unsafe { recvmsg(from, &mut header, MSG_CMSG_CLOEXEC) } {
+            n if n == MESSAGE_BYTES as isize => break,
+            -1 if errno() == EINTR => {}
+            _ => return Err(EIO),
+        }
+    }
+    let came = header.control_len >= RIGHTS_HEADER + 4 && rights.kind == SCM_RIGHTS && rights.level == SOL_SOCKET;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok((message, came.then(|| unsafe { OwnedFd::from_raw_fd(rights.fds[0]) })))
+}
+
+/// Has the node do something, and does for it what only this process can.
+fn call(device: RawFd, kind: u64, value: u64) -> Result<(i64, u64, Option<OwnedFd>), c_int> {
+    let mut ends = [-1; 2];
+    // SAFETY: room for two.
+    if unsafe { socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.as_mut_ptr()) } != 0 {
+        return Err(errno());
+    }
+    // SAFETY: they were just opened, and are nobody else's.
+    let [ours, theirs] = ends.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    let io = |error: std::io::Error| error.raw_os_error().unwrap_or(EIO);
+    if kind == IOCTL {
+        let memory = File::options().read(true).write(true).open("/proc/self/mem").map_err(io)?;
+        send(device, &[kind, value, 0], &[theirs.as_raw_fd(), memory.as_raw_fd()])?;
+    } else {
+        send(device, &[kind, value, 0], &[theirs.as_raw_fd()])?;
+    }
+    drop(theirs);
+    let answer = |there: Option<RawFd>| match there {
+        Some(fd) => send(ours.as_raw_fd(), &[HERE, 0, 0], &[fd]),
+        None => send(ours.as_raw_fd(), &[NOT_HERE, 0, 0], &[]),
+    };
+    loop {
+        let ([kind, a, b], fd) = receive(ours.as_raw_fd())?;
+        match kind {
+            DONE => return Ok((a as i64, b, fd)),
+            GIVE => {
+                let fd = std::os::fd::IntoRawFd::into_raw_fd(fd.ok_or(EIO)?);
+                // SAFETY: the node found the address in the command, as a place for a descriptor's number of this size.
+                unsafe {
+                    match b {
+                        8 => (a as *mut i64).write_unaligned(fd.into()),
+                        _ => (a as *mut i32).write_unaligned(fd),
+                    }
+                }
+            }
+            // A number that is no descriptor cannot be sent, and the node is told so.
+            ASK => answer(Some(a as RawFd)).or_else(|_| answer(None))?,
+            ASK_MAPS => answer(File::open("/proc/self/maps").ok().as_ref().map(AsRawFd::as_raw_fd))?,
+            _ => return Err(EIO),
+        }
+    }
+}
+
+// ── files ──
+
+macro_rules! open {
+    ($($name:ident)*) => { $(
+        /// Opens a file.
+        ///
+        /// # Safety
+        /// As the C library's.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name(path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
+            // SAFETY: the caller's promise.
+            if let Some(number) = unsafe { device_of_path(path) } {
+                return open_device(number);
+            }
+            match next!(stringify!($name), unsafe extern "C" fn(*const c_char, c_int, ...) -> c_int) {
+                // SAFETY: the caller's promise.
+                Some(open) => unsafe { open(path, flags, mode) },
+                None => fail(MISSING),
+            }
+        }
+    )* };
+}
+macro_rules! openat {
+    ($($name:ident)*) => { $(
+        /// Opens a file.
+        ///
+        /// # Safety
+        /// As the C library's.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name(folder: c_int, path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
+            // SAFETY: the caller's promise.
+            if let Some(number) = unsafe { device_of_path(path) } {
+                return open_device(number);
+            }
+            match next!(stringify!($name), unsafe extern "C" fn(c_int, *const c_char, c_int, ...) -> c_int) {
+                // SAFETY: the caller's promise.
+                Some(open) => unsafe { open(folder, path, flags, mode) },
+                None => fail(MISSING),
+            }
+        }
+    )* };
+}
+// Arguments that may be missing are in registers in either calling convention of Linux on 64 bits, so taking them always is fine.
+open!(open open64 __open_2 __open64_2);
+openat!(openat openat64 __openat_2 __openat64_2);
+
+/// A device file's `struct stat`.
+///
+/// # Safety
+/// `out` must be valid for writes of a `struct stat`.
+unsafe fn describe(number: u32, out: *mut u8) {
+    // Offsets of the fields, and the size.
+    #[cfg(target_arch = "x86_64")]
+    const STAT: [usize; 4] = [16, 24, 40, 144];
+    #[cfg(not(target_arch = "x86_64"))]
+    const STAT: [usize; 4] = [20, 16, 32, 128];
+    let [links, mode, device, bytes] = STAT;
+    // SAFETY: all of it is inside the structure.
+    unsafe {
+        out.write_bytes(0, bytes);
+        out.add(links).cast::<u32>().write(1);
+        out.add(mode).cast::<u32>().write(S_IFCHR | 0o666);
+        out.add(device).cast::<u64>().write(u64::from(MAJOR) << 8 | u64::from(BASE_MINOR + number));
+    }
+}
+
+macro_rules! stat {
+    ($($name:ident($($extra:ident: $type:ty)*))*) => { $(
+        /// Describes the file at a path.
+        ///
+        /// # Safety
+        /// As the C library's.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name($($extra: $type,)* path: *const c_char, out: *mut u8) -> c_int {
+            // SAFETY: the caller's promise.
+            if let Some(number) = unsafe { device_of_path(path) } {
+                // SAFETY: the caller's promise.
+                unsafe { describe(number, out) };
+                return 0;
+            }
+            match next!(stringify!($name), unsafe extern "C" fn($($type,)* *const c_char, *mut u8) -> c_int) {
+                // SAFETY: the caller's promise.
+                Some(stat) => unsafe { stat($($extra,)* path, out) },
+                None => fail(MISSING),
+            }
+        }
+    )* };
+}
+macro_rules! fstat {
+    ($($name:ident($($extra:ident: $type:ty)*))*) => { $(
+        /// Describes an open file.
+        ///
+        /// # Safety
+        /// As the C library's.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name($($extra: $type,)* fd: c_int, out: *mut u8) -> c_int {
+            let Some(stat) = next!(stringify!($name), unsafe extern "C" fn($($type,)* c_int, *mut u8) -> c_int) else {
+                return fail(MISSING);
+            };
+            // SAFETY: the caller's promise.
+            let result = unsafe { stat($($extra,)* fd, out) };
+            let mode = if cfg!(target_arch = "x86_64") { 24 } else { 16 };
+            // SAFETY: the C library has filled the structure in.
+            if result == 0 && unsafe { out.add(mode).cast::<u32>().read() } & S_IFMT == S_IFSOCK {
+                if let Some(number) = device_of_fd(fd) {
+                    // SAFETY: the caller's promise.
+                    unsafe { describe(number, out) };
+                }
+            }
+            result
+        }
+    )* };
+}
+stat!(stat() stat64() __xstat(version: c_int) __xstat64(version: c_int));
+fstat!(fstat() fstat64() __fxstat(version: c_int) __fxstat64(version: c_int));
+
+/// Describes a file, in the newer way.
+///
+/// # Safety
+/// As the C library's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn statx(folder: c_int, path: *const c_char, flags: c_int, mask: c_uint, out: *mut u8) -> c_int {
+    // SAFETY: the caller's promise.
+    if let Some(number) = unsafe { device_of_path(path) } {
+        // SAFETY: the caller's promise; the offsets are those of `struct statx`.
+        unsafe {
+            out.write_bytes(0, 256);
+            out.cast::<u32>().write(0x7); // type, mode, links
+            out.add(16).cast::<u32>().write(1);
+            out.add(28).cast::<u16>().write((S_IFCHR | 0o666) as u16);
+            out.add(128).cast::<[u32; 2]>().write([MAJOR, BASE_MINOR + number]);
+        }
+        return 0;
+    }
+    match next!("statx", unsafe extern "C" fn(c_int, *const c_char, c_int, c_uint, *mut u8) -> c_int) {
+        // SAFETY: the caller's promise.
+        Some(statx) => unsafe { statx(folder, path, flags, mask, out) },
+        None => fail(MISSING),
+    }
+}
+
+/// Whether a file may be accessed.
+///
+/// # Safety
+/// As the C library's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn access(path: *const c_char, mode: c_int) -> c_int {
+    // SAFETY: the caller's promise.
+    if unsafe { device_of_path(path) }.is_some() {
+        return 0;
+    }
+    match next!("access", unsafe extern "C" fn(*const c_char, c_int) -> c_int) {
+        // SAFETY: the caller's promise.
+        Some(access) => unsafe { access(path, mode) },
+        None => fail(MISSING),
+    }
+}
+
+/// Opens a socket. None to the kernel's RDMA subsystem: it would tell of the machine's real devices.
+#[unsafe(no_mangle)]
+pub extern "C" fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
+    if domain == AF_NETLINK && protocol == NETLINK_RDMA && std::env::var_os(NODE_VARIABLE).is_some() {
+        return fail(EPROTONOSUPPORT);
+    }
+    match next!("socket", unsafe extern "C" fn(c_int, c_int, c_int) -> c_int) {
+        // SAFETY: a system call on numbers.
+        Some(socket) => unsafe { socket(domain, kind, protocol) },
+        None => fail(MISSING),
+    }
+}
+
+// ── what is done to an open device ──
+
+/// Commands a device.
+///
+/// # Safety
+/// As the C library's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
+    if request == RDMA_VERBS_IOCTL as c_ulong && device_of_fd(fd).is_some() {
+        return match call(fd, IOCTL, argument as u64) {
+            Ok((result, ..)) if result >= 0 => result as c_int,
+            Ok((error, ..)) => fail(-error as c_int),
+            Err(error) => fail(error),
+        };
+    }
+    match next!("ioctl", unsafe extern "C" fn(c_int, c_ulong, ...) -> c_int) {
+        // SAFETY: the caller's promise.
+        Some(ioctl) => unsafe { ioctl(fd, request, argument) },
+        None => fail(MISSING),
+    }
+}
+
+type Mmap = unsafe extern "C" fn(*mut c_void, usize, c_int, c_int, c_int, off_t) -> *mut c_void;
+
+/// Maps a file; where that is a device, what the node has at this offset.
+///
+/// # Safety
+/// As the C library's.
+unsafe fn map(
+    mmap: Option<Mmap>,
+    at: *mut c_void,
+    len: usize,
+    protection: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: off_t,
+) -> *mut c_void {
+    let Some(mmap) = mmap else {
+        fail::<c_long>(MISSING);
+        return MAP_FAILED;
+    };
+    // SAFETY: the caller's promise.
+    let mapped = unsafe { mmap(at, len, protection, flags, fd, offset) };
+    // A socket cannot be mapped: only then can it be a device.
+    if mapped != MAP_FAILED || fd < 0 || errno() != ENODEV || device_of_fd(fd).is_none() {
+        return mapped;
+    }
+    let error = match call(fd, MAP, offset as u64) {
+        Ok((result, begin, Some(file))) if result >= 0 => {
+            // SAFETY: the caller's promise.
+            return unsafe { mmap(at, len, protection, flags, file.as_raw_fd(), begin as off_t) };
+        }
+        Ok((error, ..)) => -error as c_int,
+        Err(error) => error,
+    };
+    fail::<c_long>(error);
+    MAP_FAILED
+}
+
+macro_rules! mmap {
+    ($($name:ident)*) => { $(
+        /// Maps a file.
+        ///
+        /// # Safety
+        /// As the C library's.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name(
+            at: *mut c_void, len: usize, protection: c_int, flags: c_int, fd: c_int, offset: off_t,
+        ) -> *mut c_void {
+            let mmap = next!(stringify!($name), Mmap);
+            // SAFETY: the caller's promise.
+            unsafe { map(mmap, at, len, protection, flags, fd, offset) }
+        }
+    )* };
+}
+mmap!(mmap mmap64);
+
+const _: () = assert!(size_of::<Rights>() == RIGHTS_HEADER + 8);

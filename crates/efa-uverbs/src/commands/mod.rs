@@ -1,0 +1,150 @@
+//! What a program can command.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `device.rs` | the context, and queries of device and port |
+//! | `memory.rs` | protection domains and memory regions |
+//! | `cq.rs` | completion channels and completion queues |
+//! | `qp.rs` | queue pairs and their states |
+//! | `peers.rs` | address handles |
+//! | `counter.rs` | completion counters |
+//!
+//! Each does what the kernel's `ib_uverbs` and `efa` modules do together, and refuses what they refuse, with their errors.
+
+mod counter;
+mod cq;
+mod device;
+mod memory;
+mod peers;
+mod qp;
+
+use crate::abi::efa;
+use crate::abi::ioctl::{self, OBJECTS};
+use crate::abi::verbs::{EXTENDED, WRITE_COMMANDS, command};
+use crate::call::Call;
+use crate::context::Context;
+use crate::errno::{Errno, Outcome, refuse};
+
+/// Does what a command says.
+type Run = fn(&mut Context, &Call<'_>) -> Outcome<()>;
+
+/// A command that an EFA has.
+struct Command {
+    /// Object and method.
+    id: (u16, u16),
+    name: &'static str,
+    /// Attributes that it knows, and those that the driver adds.
+    attrs: [&'static [u16]; 2],
+    run: Run,
+}
+
+macro_rules! commands {
+    ($($module:ident => $run:expr;)*) => {
+        &[$(Command { id: ioctl::$module::ID, name: stringify!($module), attrs: [ioctl::$module::ATTRS, &[]], run: $run }),*]
+    };
+}
+
+const COMMANDS: &[Command] = commands! {
+    query_port => device::query_port_ex;
+    get_context => device::get_context;
+    query_context => device::query_context;
+    query_gid_table => device::query_gid_table;
+    query_gid_entry => device::query_gid_entry;
+    query_port_speed => device::query_port_speed;
+    query_comp_cntr_caps => counter::query_caps;
+    async_event_alloc => device::async_event_alloc;
+    pd_destroy => |context, call| destroy(context, call, ioctl::pd_destroy::HANDLE);
+    cq_create => cq::create;
+    cq_destroy => cq::destroy;
+    qp_create => qp::create;
+    qp_destroy => qp::destroy;
+    qp_attach_comp_cntr => counter::attach;
+    ah_destroy => |context, call| destroy(context, call, ioctl::ah_destroy::HANDLE);
+    mr_destroy => |context, call| destroy(context, call, ioctl::mr_destroy::HANDLE);
+    query_mr => memory::query_mr;
+    reg_dmabuf_mr => memory::reg_dmabuf_mr;
+    reg_mr => memory::reg_mr;
+    comp_cntr_destroy => |context, call| destroy(context, call, ioctl::comp_cntr_destroy::HANDLE);
+    comp_cntr_modify => counter::modify;
+    comp_cntr_read => counter::read;
+};
+
+/// Those with which the driver adds attributes, or is alone.
+const DRIVER_COMMANDS: &[Command] = &[
+    Command {
+        id: ioctl::comp_cntr_create::ID,
+        name: "comp_cntr_create",
+        attrs: [ioctl::comp_cntr_create::ATTRS, &efa::COMP_CNTR_BUFFERS],
+        run: counter::create,
+    },
+    Command { id: efa::MR_QUERY, name: "mr_query", attrs: [&[], &efa::MR_QUERY_ATTRS], run: memory::efa_query_mr },
+];
+
+fn find(call: &Call<'_>) -> Option<&'static Command> {
+    COMMANDS.iter().chain(DRIVER_COMMANDS).find(|command| command.id == (call.object, call.method))
+}
+
+/// Whether it is a command of the older interface; which.
+fn older(call: &Call<'_>) -> Option<u32> {
+    let is_older = (call.object, call.method) == ioctl::invoke_write::ID;
+    is_older.then(|| call.number_or(ioctl::invoke_write::WRITE_CMD, u64::MAX) as u32)
+}
+
+/// What people call a command.
+pub(crate) fn name(call: &Call<'_>) -> String {
+    if let Some(number) = older(call) {
+        let extended = if number & EXTENDED != 0 { "EX_" } else { "" };
+        return match WRITE_COMMANDS.get((number & !EXTENDED) as usize) {
+            Some(name) => format!("{extended}{name}"),
+            None => format!("{extended}command {}", number & !EXTENDED),
+        };
+    }
+    match (find(call), OBJECTS.get(usize::from(call.object))) {
+        (Some(command), _) => command.name.to_uppercase(),
+        (None, Some(object)) => format!("method {:#x} of {object}", call.method),
+        (None, None) => format!("method {:#x} of object {:#x}", call.method, call.object),
+    }
+}
+
+/// Whether a command was written to fail like this: libibverbs asks with an empty query whether the older commands can be had.
+pub(crate) fn is_probe(name: &str, errno: Errno) -> bool {
+    name == "QUERY_DEVICE" && errno == Errno::NOSPC
+}
+
+/// Does what a command says.
+pub(crate) fn run(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
+    if let Some(number) = older(call) {
+        return run_older(context, call, number);
+    }
+    let Some(command) = find(call) else {
+        return refuse(Errno::PROTONOSUPPORT, "not implemented");
+    };
+    if !context.is_set_up && command.id != ioctl::get_context::ID {
+        return refuse(Errno::INVAL, "the context is not set up yet (GET_CONTEXT)");
+    }
+    call.only(&command.attrs.concat())?;
+    (command.run)(context, call)
+}
+
+/// Does what a command of the older interface says.
+fn run_older(context: &mut Context, call: &Call<'_>, number: u32) -> Outcome<()> {
+    call.only(ioctl::invoke_write::ATTRS)?;
+    let run: Run = match number {
+        command::QUERY_DEVICE => device::query_device,
+        command::EX_QUERY_DEVICE => device::ex_query_device,
+        command::QUERY_PORT => device::query_port,
+        command::ALLOC_PD => memory::alloc_pd,
+        command::REG_MR => memory::reg_mr_older,
+        command::CREATE_AH => peers::create_ah,
+        command::CREATE_COMP_CHANNEL => cq::create_channel,
+        command::QUERY_QP => qp::query,
+        command::MODIFY_QP => qp::modify,
+        _ => return refuse(Errno::OPNOTSUPP, "not implemented"),
+    };
+    run(context, call)
+}
+
+/// Destroys the object whose handle is in this attribute.
+fn destroy(context: &mut Context, call: &Call<'_>, handle: u16) -> Outcome<()> {
+    context.destroy(call.number(handle)?).map(drop)
+}

@@ -1,0 +1,55 @@
+//! The kernel's verbs interface in user space.
+//!
+//! A [`Node`] has software devices of `efa-soft`, and a folder. A program that is started with it finds the devices where the kernel
+//! shows real ones, and the vendor's own libibverbs and libefa, unmodified, drive them:
+//!
+//! ```text
+//!   program                               node (this process)
+//!   ┌────────────────────────────┐        ┌─────────────────────────────┐
+//!   │ perftest, libfabric, …     │        │ Context: what ib_uverbs and │
+//!   │ libefa ─ libibverbs        │        │ efa do in the kernel        │
+//!   │   │        │ open, ioctl,  │ socket │             │               │
+//!   │   │        │ mmap          │◀──────▶│             ▼               │
+//!   │   │   preloaded library    │        │     efa_soft::Device ──▶ UDP│
+//!   │   ▼                        │  maps  │             ▲               │
+//!   │ rings, doorbells ◀─────────┼────────┼─────────────┘               │
+//!   │ registered memory ◀────────┼────────┼── /proc/PID/mem             │
+//!   └────────────────────────────┘        └─────────────────────────────┘
+//! ```
+//!
+//! Rings and doorbells are memory files that both map, so posting and polling take no system call, as on hardware. A program's registered
+//! memory is accessed from outside, so nothing of the device runs in the program: it may fork, be killed, or unmap what it has
+//! registered, and the device goes on. What a command answers, and with which error it fails, follows the kernel's sources; a
+//! command that fails is logged in one line.
+//!
+//! | file | what is in it |
+//! | --- | --- |
+//! | `node.rs` | devices, the folder, and threads that answer programs |
+//! | `sysfs.rs` | the tree of files where programs look for devices |
+//! | `preload/` | the library that takes a program's calls here |
+//! | `caller.rs`, `call.rs` | the program that calls, and what it says |
+//! | `context.rs` | an open device, and what was created through it |
+//! | `commands/` | what a program can command |
+//! | `channel.rs` | completion channels |
+//! | `abi/` | the kernel's structures and numbers |
+//!
+//! What is different from hardware: no asynchronous events (the driver reports none either), memory that is unmapped while it is
+//! registered fails instead of being kept, and `write` on the device (rdma-core before `ioctl`, 2018) is not answered.
+
+#![deny(missing_docs)]
+
+mod abi;
+mod call;
+mod caller;
+mod channel;
+mod commands;
+mod context;
+mod device;
+mod errno;
+mod node;
+mod sysfs;
+#[allow(dead_code, reason = "the other side uses the rest")]
+#[path = "../preload/talk.rs"]
+mod talk;
+
+pub use node::{Error, Node};

@@ -1,0 +1,242 @@
+//! A node: software devices, and the folder in which programs find them.
+
+use crate::caller::{Caller, receive};
+use crate::context::Context;
+use crate::device::SoftDevice;
+use crate::sysfs::{self, CounterFiles};
+use crate::talk::{self, DEVICE_PREFIX, NODE_VARIABLE};
+use efa_soft::Gid;
+use efa_soft::driver::SoftSpec;
+use rustix::fs::FlockOperation;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+use tempfile::TempDir;
+
+/// The library that programs are started with.
+const PRELOAD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libefa_preload.so"));
+/// First part of the name of a node's folder.
+const FOLDER: &str = "efa-node-";
+/// A node that lives holds a lock on this file in its folder.
+const LOCK: &str = "lock";
+/// How often counters are written to their files.
+const COUNTING: Duration = Duration::from_millis(100);
+/// A folder without a lock that is older than this is nobody's.
+const YOUNG: Duration = Duration::from_secs(60);
+
+/// Why a node could not be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// More devices than there are names for.
+    #[error("{0} devices asked for: a node has 1 to 32")]
+    Devices(usize),
+    /// The operating system refused.
+    #[error("{doing}: {source}")]
+    Io {
+        /// What was being done.
+        doing: String,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+fn io_error<E: Into<io::Error>>(doing: impl Into<String>) -> impl FnOnce(E) -> Error {
+    |source| Error::Io { doing: doing.into(), source: source.into() }
+}
+
+/// Software devices, and a folder that makes them the machine's devices for the programs that are [started](Self::command) with it.
+///
+/// Dropping it takes the folder away. A device that a program still has open goes on until the program closes it, or this process ends;
+/// after that the program gets `EIO`.
+pub struct Node {
+    folder: TempDir,
+    devices: Vec<Arc<SoftDevice>>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+    /// Held as long as the node lives.
+    _lock: File,
+}
+
+impl Node {
+    /// Starts a node with these devices.
+    ///
+    /// # Errors
+    /// No device, or more than 32; an address cannot be used; the folder for temporary files cannot be written.
+    pub fn start(devices: &[SoftSpec]) -> Result<Self, Error> {
+        if !(1..=32).contains(&devices.len()) {
+            return Err(Error::Devices(devices.len()));
+        }
+        let temporary = std::env::temp_dir();
+        remove_dead(&temporary);
+        let folder = tempfile::Builder::new().prefix(FOLDER).tempdir_in(&temporary);
+        let folder = folder.map_err(io_error(format!("making a folder in {}", temporary.display())))?;
+        let lock = File::create(folder.path().join(LOCK)).map_err(io_error("making a lock"))?;
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(io_error("taking the lock"))?;
+        fs::write(preload(folder.path()), PRELOAD).map_err(io_error("writing the preloaded library"))?;
+        let root = sysfs_root(folder.path());
+        sysfs::create(&root).map_err(io_error("making the sysfs tree"))?;
+
+        let mut node = Self { folder, devices: Vec::new(), stop: Arc::default(), threads: Vec::new(), _lock: lock };
+        let mut counters = Vec::new();
+        for (number, spec) in devices.iter().enumerate() {
+            let started = spec.start(true).and_then(|port| SoftDevice::new(number as u8, port));
+            let device = Arc::new(started.map_err(io_error(format!("starting device {number}")))?);
+            let files = sysfs::add(&root, number as u32, &device).map_err(io_error("making the sysfs tree"))?;
+            counters.push((device.clone(), files));
+            let socket = node.folder.path().join(format!("{DEVICE_PREFIX}{number}"));
+            let socket = listen(&socket).map_err(io_error("listening for programs"))?;
+            node.spawn("efa-node-listen", {
+                let device = device.clone();
+                move |stop| serve(&socket, &device, stop)
+            })?;
+            node.devices.push(device);
+        }
+        node.spawn("efa-node-count", move |stop| count(&mut counters, stop))?;
+        Ok(node)
+    }
+
+    fn spawn(&mut self, name: &str, run: impl FnOnce(&AtomicBool) + Send + 'static) -> Result<(), Error> {
+        let stop = self.stop.clone();
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || run(&stop));
+        self.threads.push(thread.map_err(io_error("starting a thread"))?);
+        Ok(())
+    }
+
+    /// Names and addresses of the devices.
+    pub fn devices(&self) -> impl Iterator<Item = (&str, Gid)> {
+        self.devices.iter().map(|device| (device.name.as_str(), device.config.gid))
+    }
+
+    /// The folder that stands for `/sys`, where counters can be read as well.
+    pub fn sysfs(&self) -> PathBuf {
+        sysfs_root(self.folder.path())
+    }
+
+    /// What a program needs in its environment to see this node's devices, and no others.
+    pub fn environment(&self) -> [(&'static str, OsString); 3] {
+        let mut libraries = preload(self.folder.path()).into_os_string();
+        if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
+            libraries.push(":");
+            libraries.push(others);
+        }
+        let folder = self.folder.path().as_os_str().to_owned();
+        [(NODE_VARIABLE, folder), ("SYSFS_PATH", self.sysfs().into_os_string()), ("LD_PRELOAD", libraries)]
+    }
+
+    /// A command that starts a program on this node.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.envs(self.environment());
+        command
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        for number in 0..self.devices.len() {
+            // Wakes the thread that listens there.
+            let path = self.folder.path().join(format!("{DEVICE_PREFIX}{number}"));
+            let address = SocketAddrUnix::new(path);
+            let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None);
+            let _ = address.and_then(|address| rustix::net::connect(socket?, &address));
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn preload(folder: &Path) -> PathBuf {
+    folder.join("libefa_preload.so")
+}
+
+fn sysfs_root(folder: &Path) -> PathBuf {
+    folder.join("sys")
+}
+
+/// Removes the folders of nodes that were killed.
+fn remove_dead(temporary: &Path) {
+    let folders = fs::read_dir(temporary).into_iter().flatten().flatten();
+    for folder in folders.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(FOLDER.as_bytes())) {
+        let is_dead = match File::open(folder.path().join(LOCK)) {
+            Ok(lock) => rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok(),
+            Err(_) => {
+                let modified = folder.metadata().and_then(|metadata| metadata.modified());
+                let age = modified.ok().and_then(|modified| SystemTime::now().duration_since(modified).ok());
+                age.is_some_and(|age| age > YOUNG)
+            }
+        };
+        if is_dead {
+            let _ = fs::remove_dir_all(folder.path());
+        }
+    }
+}
+
+fn listen(path: &Path) -> io::Result<OwnedFd> {
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, 128)?;
+    Ok(socket)
+}
+
+/// Takes in programs that open a device, until the node stops.
+fn serve(socket: &OwnedFd, device: &Arc<SoftDevice>, stop: &AtomicBool) {
+    loop {
+        let program = rustix::net::accept_with(socket, SocketFlags::CLOEXEC);
+        if stop.load(Relaxed) {
+            return;
+        }
+        let Ok(program) = program else {
+            // Too many descriptors, or the like: others may have been given back by and by.
+            std::thread::sleep(Duration::from_millis(10));
+            continue;
+        };
+        let device = device.clone();
+        let thread = std::thread::Builder::new().name("efa-node-context".into());
+        if let Err(error) = thread.spawn(move || answer(&program, device)) {
+            tracing::error!(%error, "a program could not be served");
+        }
+    }
+}
+
+/// Answers a program's calls until it has closed the device, or has ended.
+fn answer(program: &OwnedFd, device: Arc<SoftDevice>) {
+    let mut context = Context::new(device);
+    while let Some(([kind, value, _], fds)) = receive(program) {
+        let Some(caller) = Caller::new(fds) else { continue };
+        match kind {
+            talk::IOCTL => {
+                let result = context.ioctl(&caller, value);
+                caller.done(result);
+            }
+            talk::MAP => match context.map(value).map(|memory| memory.file()) {
+                Ok(Some(file)) => caller.done_with_file(file, 0),
+                Ok(None) => caller.done(Err(rustix::io::Errno::NODEV)),
+                Err(errno) => caller.done(Err(errno)),
+            },
+            _ => caller.done(Err(rustix::io::Errno::NOTTY)),
+        }
+    }
+}
+
+/// Keeps the files that count up to date, until the node stops.
+fn count(counters: &mut [(Arc<SoftDevice>, CounterFiles)], stop: &AtomicBool) {
+    while !stop.load(Relaxed) {
+        for (device, files) in &mut *counters {
+            if let Err(error) = files.update(device) {
+                tracing::debug!(%error, "writing counters");
+            }
+        }
+        std::thread::sleep(COUNTING);
+    }
+}
