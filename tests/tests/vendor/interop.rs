@@ -54,7 +54,7 @@ impl Pair {
 
     /// On one that loses a tenth of all packets in either direction, and has them overtake each other.
     fn bad(options: &str) -> Self {
-        let node = Node::new(&["--loss", "0.1", "--jitter", "500us", "--seed", "5"]);
+        let node = Node::new(&["--soft", "loss=0.1,jitter=500us,seed=5"]);
         Self::new(&node, "soft:udp=127.0.0.1:0,loss=0.1,jitter=500us,seed=6", options)
     }
 
@@ -370,6 +370,8 @@ fn failures_have_the_status_that_the_hardware_gives_them() {
     pair.peer.ask("recv id=2 at=0 len=4");
     let done = pair.post(|sq, peer, _| sq.post(peer, SendInline::new(b"five!"), 2));
     assert_eq!(done.status, Status::RemoteBadLength);
+    let wc = pair.peer.poll();
+    assert_eq!((wc.wr_id, wc.vendor_err), (2, 6), "bad length: {wc:?}");
     // A queue pair that is none.
     pair.peer.meet(&Endpoint { qpn: here.qpn ^ 0xff, ..here });
     pair.peer.ask("send id=3 at=0 len=8");

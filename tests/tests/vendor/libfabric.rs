@@ -57,7 +57,7 @@ fn pingpong_of_datagrams() {
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn pingpong_over_a_bad_network() {
-    let node = Node::new(&["--loss", "0.1", "--jitter", "1ms", "--seed", "4"]);
+    let node = Node::new(&["--soft", "loss=0.1,jitter=1ms,seed=4"]);
     let sizes = pingpong(&node, &["-f", "efa", "-e", "rdm"]);
     assert_eq!(sizes.last().map(String::as_str), Some("1m"));
 }

@@ -54,7 +54,7 @@ fn sends_of_all_sizes_up_to_the_mtu() {
         let rows = measure(&node, "ib_send_bw", &[mode, &["-n", "200"]].concat());
         assert!(rows.len() >= all.len(), "{rows:?}");
         // A message of the whole MTU, which is no power of two, may follow.
-        check_bw(&rows[..all.len()], &all, if mode.len() == 2 { 400 } else { 200 });
+        check_bw(&rows[..all.len()], &all, 200);
     }
 }
 
@@ -75,7 +75,7 @@ fn writes_and_reads_in_both_directions_at_once() {
     for program in ["ib_write_bw", "ib_read_bw"] {
         for (size, iterations) in [(2, 1000), (8192, 1000), (1 << 20, 50)] {
             let rows = measure(&node, program, &["-b", "-s", &size.to_string(), "-n", &iterations.to_string()]);
-            check_bw(&rows, &[size], 2 * iterations);
+            check_bw(&rows, &[size], iterations);
         }
     }
 }
@@ -88,10 +88,15 @@ fn latency_of_sends_writes_and_reads() {
         // Inline; one packet; and many, where there may be many.
         let large = if program == "ib_send_lat" { 8192 } else { 1 << 20 };
         for (size, iterations) in [(2, 200), (4096, 200), (large, 20)] {
-            let rows = measure(&node, program, &["-s", &size.to_string(), "-n", &iterations.to_string()]);
-            check_lat(&rows, size, iterations);
+            let args = ["-s", &size.to_string(), "-n", &iterations.to_string()];
+            check_lat(&measure(&node, program, &[&args[..], inline(program)].concat()), size, iterations);
         }
     }
+}
+
+/// This perftest has small writes go inline and does not ask for a queue pair that can, which libefa then refuses.
+fn inline(program: &str) -> &'static [&'static str] {
+    if program == "ib_write_lat" { &["-I", "0"] } else { &[] }
 }
 
 #[test]
@@ -101,15 +106,16 @@ fn several_queue_pairs_and_events_instead_of_polling() {
     for program in ["ib_send_bw", "ib_write_bw", "ib_read_bw"] {
         let rows = measure(&node, program, &["-q", "4", "-s", "4096", "-n", "200"]);
         check_bw(&rows, &[4096], 800);
-        let rows = measure(&node, program, &["-e", "-s", "4096", "-n", "200"]);
-        check_bw(&rows, &[4096], 200);
     }
+    // Sends alone can do that, says perftest.
+    let rows = measure(&node, "ib_send_bw", &["-e", "-s", "4096", "-n", "200"]);
+    check_bw(&rows, &[4096], 200);
 }
 
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn a_bad_network_changes_times_and_nothing_else() {
-    let node = Node::new(&["--loss", "0.1", "--jitter", "1ms", "--seed", "3"]);
+    let node = Node::new(&["--soft", "loss=0.1,jitter=1ms,seed=3"]);
     for (program, size, iterations) in
         [("ib_send_bw", 4096, 200), ("ib_write_bw", 65_536, 50), ("ib_read_bw", 65_536, 50)]
     {

@@ -11,7 +11,7 @@ use efa_tests::vendor::{Node, QueuePairInfo, pattern};
 /// A request as the peer is told of it, and its WQE as we build it, without request id and phase.
 type Case<const W: usize> = (String, Wqe<W>);
 
-/// What requests are made of: where they go, and 4 KiB on either side.
+/// What requests are made of: where they go, and memory on either side.
 struct Places {
     dest: Destination,
     local: LocalBuf,
@@ -56,7 +56,8 @@ impl Places {
             (format!("send at=0 len={full} inline plain imm=9"), inline(full, Some(9))),
             (format!("write at=16 len=4000 {to}"), write(self.at(16, 4000), None)),
             (format!("write at=0 len=1 {to} imm=0x80000001"), write(self.at(0, 1), Some(0x8000_0001))),
-            (format!("read at=0 len=4096 {to}"), read(self.at(0, 4096))),
+            // Not to where the other requests have their bytes from.
+            (format!("read at=8192 len=4096 {to}"), read(self.at(8192, 4096))),
         ])
     }
 
@@ -83,7 +84,7 @@ fn set_up(options: &str) -> (Pair, QueuePairInfo, Places) {
     let here = pair.side.endpoint;
     let places = Places {
         dest: Destination { ah: pair.ah, qpn: here.qpn, qkey: here.qkey },
-        local: LocalBuf { addr, lkey: Lkey::new(lkey).expect("keys have 24 bits"), length: 4096 },
+        local: LocalBuf { addr, lkey: Lkey::new(lkey).expect("keys have 24 bits"), length: 0 },
         remote: RemoteBuf { addr: remote.addr, rkey: remote.rkey },
     };
     let queue = pair.queue;
