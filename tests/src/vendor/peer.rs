@@ -8,12 +8,13 @@ use std::process::{Child, ChildStdin, Stdio};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The program, running; ended with this value.
 pub struct Peer {
     child: Child,
-    stdin: ChildStdin,
+    /// Until this is dropped; then the program ends.
+    stdin: Option<ChildStdin>,
     lines: Receiver<String>,
 }
 
@@ -63,7 +64,7 @@ impl Peer {
         let program = PROGRAM.get_or_init(|| Vendor::get().compile("peer.c"));
         let mut command = node.command(&Vendor::get().loaded(program));
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("efa run starts");
-        let (stdin, stdout) = (child.stdin.take().expect("it is piped"), child.stdout.take().expect("it is piped"));
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take().expect("it is piped"));
         let (sender, lines) = channel();
         thread::spawn(move || {
             BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
@@ -79,7 +80,8 @@ impl Peer {
     /// # Panics
     /// No answer came.
     pub fn try_ask(&mut self, line: &str) -> Result<String, String> {
-        writeln!(self.stdin, "{line}").expect("the peer runs");
+        let stdin = self.stdin.as_mut().expect("it is there as long as this");
+        writeln!(stdin, "{line}").expect("the peer runs");
         let answer = self.lines.recv_timeout(Duration::from_secs(60));
         let answer =
             answer.unwrap_or_else(|_| panic!("the peer said nothing to {line:?}: {:?}", self.child.try_wait()));
@@ -139,18 +141,23 @@ impl Peer {
         WorkCompletion::parse(&self.ask("poll ms=30000 plain"))
     }
 
-    /// An entry of the send ring, as it stands there.
-    pub fn wqe(&mut self, slot: u32) -> Vec<u8> {
+    /// An entry of the send ring in words, as it stands there.
+    pub fn wqe(&mut self, slot: u32) -> Vec<u64> {
         let answer = self.ask(&format!("wqes first={slot} count=1"));
-        let hex = word_after(&answer, "wqes").as_bytes();
-        let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-        hex.chunks(2).map(|pair| byte(pair).expect("two digits make a byte")).collect()
+        let hex = word_after(&answer, "wqes");
+        let word = |at: usize| u64::from_str_radix(&hex[at..at + 16], 16).expect("the peer says digits").swap_bytes();
+        (0..hex.len()).step_by(16).map(word).collect()
     }
 }
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // Nothing to kill where it has ended by itself.
+        // It ends by itself once nobody can tell it anything, and its node tidies up behind it.
+        self.stdin = None;
+        let start = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && start.elapsed() < Duration::from_secs(5) {
+            thread::sleep(Duration::from_millis(5));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

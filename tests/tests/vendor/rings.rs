@@ -75,9 +75,9 @@ impl Places {
     }
 }
 
-/// A peer on libefa whose requests come here, and what they are made of.
-fn set_up(options: &str) -> (Pair, QueuePairInfo, Places) {
-    let mut pair = Pair::new(&Node::new(&[]), "soft:udp=127.0.0.1:0", options);
+/// A peer on libefa and a device like this, whose requests come here, and what they are made of.
+fn set_up(device: &str, options: &str) -> (Pair, QueuePairInfo, Places) {
+    let mut pair = Pair::new(&Node::new(&["--soft", device]), "soft:udp=127.0.0.1:0", options);
     pair.peer.ask("fill at=0 len=4096 seed=1");
     let remote = pair.side.memory.remote();
     let (addr, lkey, _) = pair.memory;
@@ -91,47 +91,60 @@ fn set_up(options: &str) -> (Pair, QueuePairInfo, Places) {
     (pair, queue, places)
 }
 
-/// Has the peer post the cases again and again, for three laps and a bit, and compares what stands in its ring.
-fn compare<const W: usize>(mut pair: Pair, queue: QueuePairInfo, cases: &[Case<W>])
+/// Has the peer post the cases again and again, for three laps and a bit, with ids from `first_id` on, and compares what stands in its
+/// ring. Gives the request ids that the library chose; all else in a WQE is given.
+fn compare<const W: usize>(mut pair: Pair, queue: QueuePairInfo, cases: &[Case<W>], first_id: u64) -> Vec<u64>
 where
     Wqe<W>: SendWqe,
 {
     assert_eq!(queue.entry_size, Wqe::<W>::SIZE);
     let size = RingSize::new(queue.entries).expect("a ring has a power of two of entries");
-    for counter in 0..3 * queue.entries + cases.len() as u32 {
+    let post = |counter: u32| {
         let (line, built) = &cases[counter as usize % cases.len()];
         let consumes = line.starts_with("send") || line.contains("imm=");
         if consumes {
             pair.post_recv(counter.into());
         }
-        pair.peer.ask(&format!("{line} id={counter}"));
-        let bytes = pair.peer.wqe(size.slot(counter));
-        // The library chooses the request id; all else is given.
-        let words: &[u64] = bytemuck::cast_slice(&bytes);
+        let id = first_id + u64::from(counter);
+        pair.peer.ask(&format!("{line} id={id}"));
+        let words = pair.peer.wqe(size.slot(counter));
         let theirs = Wqe::<W>::from_words(words.try_into().expect("the entry has the size of a WQE"));
         let ours = built.with_req_id_64(theirs.req_id()).with_phase(size.wq_phase(counter));
         assert_eq!(theirs, ours, "{line}, posted as number {counter}");
         let wc = pair.peer.poll();
-        assert_eq!((wc.wr_id, wc.status), (counter.into(), 0), "{line}: {wc:?}");
+        assert_eq!((wc.wr_id, wc.status), (id, 0), "{line}: {wc:?}");
         if consumes {
             pair.received();
         }
-    }
+        theirs.req_id()
+    };
+    (0..3 * queue.entries + cases.len() as u32).map(post).collect()
 }
 
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn wqes_of_64_bytes_are_equal_on_every_lap() {
-    let (pair, queue, places) = set_up("sq=32 rq=32 hints");
+    let (pair, queue, places) = set_up("", "sq=32 rq=32 hints");
     let cases = places.cases::<8>().expect("two buffers are not too many");
-    compare(pair, queue, &cases);
+    compare(pair, queue, &cases, 0);
 }
 
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn wqes_of_128_bytes_are_equal_on_every_lap() {
-    let (pair, queue, places) = set_up("sq=32 rq=32 hints wide");
+    let (pair, queue, places) = set_up("", "sq=32 rq=32 hints wide");
     let mut cases = places.cases::<16>().expect("two buffers are not too many");
     cases.extend(places.wide_cases());
-    compare(pair, queue, &cases);
+    compare(pair, queue, &cases, 0);
+}
+
+#[test]
+#[ignore = "needs `cargo xtask vendor`"]
+fn wqes_with_64_bits_of_request_id_are_equal() {
+    let (pair, queue, places) = set_up("reqid64=on", "sq=32 rq=32 hints");
+    let cases = places.cases::<8>().expect("two buffers are not too many");
+    // Such an id is the program's own.
+    let first_id = 0xfedc_ba98_7654_3210;
+    let ids = compare(pair, queue, &cases, first_id);
+    assert!(ids.iter().zip(first_id..).all(|(id, expected)| *id == expected), "{ids:x?}");
 }
