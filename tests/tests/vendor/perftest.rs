@@ -28,7 +28,8 @@ fn check_bw(rows: &[Row], sizes: &[u64], iterations: u64) {
     assert_eq!(rows.iter().map(|row| row[0] as u64).collect::<Vec<_>>(), sizes, "{rows:?}");
     for row in rows {
         assert_eq!(row[1] as u64, iterations, "{row:?}");
-        assert!(row[3] > 0.0 && row[3] < 100_000.0, "an average that cannot be: {row:?}");
+        // Few small messages may come to 0.00 MB/s.
+        assert!(row[4] > 0.0 && row[3] < 100_000.0, "a rate that cannot be: {row:?}");
     }
 }
 
