@@ -1,4 +1,4 @@
-//! What the tests across crates share: a network of software devices in simulated time, under the host API.
+//! What the tests across crates share: a network of software devices in simulated time, under the host API; and the vendor's programs.
 
 use efa_direct::Device;
 use efa_soft::driver::{Port, Waker};
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 pub mod oracle;
 mod side;
+pub mod vendor;
 
 pub use side::Side;
 

@@ -50,6 +50,17 @@ const CHECKS: &[Check] = &[
         args: &["test", "--workspace", "--all-features", "--lib", "--bins", "--tests"],
         env: &[],
     },
+    Check {
+        name: "vendor programs",
+        needs: Some(Need {
+            probe: &["xtask", "vendor"],
+            what: "rdma-core, perftest and libfabric could not be brought",
+            remedy: "cargo xtask vendor",
+        }),
+        // One at a time: each keeps several processes busy, and takes times.
+        args: &["test", "--package", "efa-tests", "--test", "vendor", "--", "--ignored", "--test-threads", "1"],
+        env: &[],
+    },
     Check { name: "doc tests", needs: None, args: &["test", "--workspace", "--all-features", "--doc"], env: &[] },
     Check {
         name: "documentation",

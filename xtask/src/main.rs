@@ -1,6 +1,7 @@
 //! `cargo xtask`: the project's chores.
 
 mod checks;
+mod vendor;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -24,6 +25,8 @@ enum Chore {
     },
     /// Everything that proves the project on this machine. With CI=true, what cannot run is a failure.
     Test,
+    /// Brings the vendor's library and programs that use it into target/vendor, from Debian unstable; tests run them.
+    Vendor,
     /// What posting and polling cost, beside the floor.
     Bench {
         /// Options of the benchmark.
@@ -36,6 +39,7 @@ fn main() -> Result<()> {
     match Args::parse().chore {
         Chore::Demo { args } => run(cargo().args(["run", "--quiet", "--package", "efa-cli", "--", "demo"]).args(args)),
         Chore::Test => checks::run_all(),
+        Chore::Vendor => vendor::bring(),
         Chore::Bench { args } => {
             run(cargo().args(["bench", "--package", "efa-direct", "--bench", "post_poll", "--"]).args(args))
         }

@@ -1,0 +1,491 @@
+/*
+ * A peer on the vendor's library: a program on libibverbs and libefa that does what it is told, a line at a time, and answers each line
+ * with one. Tests drive it through its standard input and output.
+ *
+ *   open [NAME]                          device NAME gid GID mtu BYTES max_rdma BYTES inline BYTES caps BITS
+ *   cq entries=N [channel]               ok
+ *   counter                              ok         (queue pairs created later count all they do in it)
+ *   memory len=N                         memory ADDR LKEY RKEY
+ *   qp [ud] sq=N rq=N qkey=N [wide] [unsolicited] [hints]
+ *                                        qp QPN entry BYTES entries N batch N caps BITS
+ *   peer GID qpn=N qkey=N                ah N       (requests go there from here on)
+ *   fill at=N len=N seed=N               ok
+ *   check at=N len=N seed=N              match | differ INDEX
+ *   recv id=N at=N len=N [at2=N len2=N]  ok
+ *   send id=N at=N len=N [at2=N len2=N] [imm=N] [inline] [burst] [plain]
+ *   write id=N at=N len=N to=ADDR rkey=N [imm=N] [inline] [burst]
+ *   read id=N at=N len=N to=ADDR rkey=N [burst]
+ *   poll ms=N [plain]                    none | wc id=N status=N vendor=N opcode=N qpn=N ... (see say_wc)
+ *   arm                                  ok         (an event at the next completion)
+ *   event ms=N                           event | none
+ *   wqes first=N count=N                 wqes HEX   (entries of the send ring)
+ *   count                                count COMPLETIONS ERRORS
+ *   close                                ok         (everything destroyed, each without an error)
+ *
+ * `plain` takes the older calls (ibv_post_send, ibv_poll_cq) in place of the extended ones. Offsets are into the memory. A line that
+ * fails is answered with "error" and a reason.
+ */
+#include <arpa/inet.h>
+#include <endian.h>
+#include <errno.h>
+#include <infiniband/efadv.h>
+#include <infiniband/verbs.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+static struct ibv_context *device;
+static struct efadv_device_attr limits;
+static struct ibv_pd *pd;
+static struct ibv_comp_channel *channel;
+static struct ibv_cq_ex *cq;
+static struct ibv_comp_cntr *counter;
+static struct ibv_qp *qp;
+static struct efadv_wq_attr ring;
+static struct ibv_mr *mr;
+static uint8_t *memory;
+static struct ibv_ah *ah;
+static uint32_t peer_qpn, peer_qkey;
+
+/* What a line says: words, some of them KEY=NUMBER. */
+static char *words[16];
+static int word_count;
+
+static bool has(const char *word)
+{
+	for (int i = 1; i < word_count; i++)
+		if (!strcmp(words[i], word))
+			return true;
+	return false;
+}
+
+static const char *text_of(const char *key)
+{
+	size_t len = strlen(key);
+	for (int i = 1; i < word_count; i++)
+		if (!strncmp(words[i], key, len) && words[i][len] == '=')
+			return words[i] + len + 1;
+	return NULL;
+}
+
+static uint64_t number(const char *key)
+{
+	const char *text = text_of(key);
+	return text ? strtoull(text, NULL, 0) : 0;
+}
+
+/* The answer to a line that failed. */
+static void error(const char *what, int code)
+{
+	printf("error %s: %s\n", what, strerror(code));
+}
+
+/* The answer to a line about a call that gives an error number. */
+static void answer(const char *what, int code)
+{
+	if (code)
+		error(what, code);
+	else
+		puts("ok");
+}
+
+/* Byte number `index` of a pattern; the tests know it too. */
+static uint8_t pattern(uint64_t seed, uint64_t index)
+{
+	uint64_t mixed = (seed * 0x9e3779b97f4a7c15 + index) * 0xbf58476d1ce4e5b9;
+	return mixed >> 56;
+}
+
+static void open_device(void)
+{
+	struct ibv_device **list = ibv_get_device_list(NULL);
+	struct ibv_port_attr port;
+	union ibv_gid gid;
+	char text[INET6_ADDRSTRLEN];
+	int code = ENODEV;
+
+	for (int i = 0; list && list[i] && !device; i++)
+		if (word_count == 1 || !strcmp(words[1], ibv_get_device_name(list[i])))
+			device = ibv_open_device(list[i]);
+	if (list)
+		ibv_free_device_list(list);
+	if (!device)
+		return error("no such device", code);
+	if ((code = efadv_query_device(device, &limits, sizeof(limits))) || (code = ibv_query_port(device, 1, &port)) ||
+	    (code = ibv_query_gid(device, 1, 0, &gid)))
+		return error("asking the device", code);
+	pd = ibv_alloc_pd(device);
+	if (!pd)
+		return error("ibv_alloc_pd", errno);
+	inet_ntop(AF_INET6, gid.raw, text, sizeof(text));
+	printf("device %s gid %s mtu %u max_rdma %u inline %u caps %u\n", ibv_get_device_name(device->device), text, port.max_msg_sz,
+	       limits.max_rdma_size, limits.inline_buf_size_ex, limits.device_caps);
+}
+
+static void create_cq(void)
+{
+	struct ibv_cq_init_attr_ex attr = { .cqe = number("entries"), .wc_flags = IBV_WC_STANDARD_FLAGS };
+	struct efadv_cq_init_attr efa = { .wc_flags = EFADV_WC_EX_WITH_SGID | EFADV_WC_EX_WITH_IS_UNSOLICITED };
+
+	if (has("channel") && !(channel = ibv_create_comp_channel(device)))
+		return error("ibv_create_comp_channel", errno);
+	attr.channel = channel;
+	cq = efadv_create_cq(device, &attr, &efa, sizeof(efa));
+	answer("efadv_create_cq", cq ? 0 : errno);
+}
+
+static void create_counter(void)
+{
+	struct ibv_comp_cntr_init_attr attr = { .type = IBV_COMP_CNTR_TYPE_WRS };
+
+	counter = ibv_create_comp_cntr(device, &attr);
+	answer("ibv_create_comp_cntr", counter ? 0 : errno);
+}
+
+static void create_memory(void)
+{
+	size_t len = number("len");
+
+	memory = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (memory == MAP_FAILED)
+		return error("mmap", errno);
+	mr = ibv_reg_mr(pd, memory, len,
+			IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_RELAXED_ORDERING);
+	if (!mr)
+		return error("ibv_reg_mr", errno);
+	printf("memory %" PRIu64 " %u %u\n", (uint64_t)memory, mr->lkey, mr->rkey);
+}
+
+/* Everything a counter can count here, minus what the device has not. */
+static int attach_counter(void)
+{
+	struct ibv_comp_cntr_caps caps = {};
+	int code = ibv_query_comp_cntr_caps(device, &caps);
+	struct ibv_qp_attach_comp_cntr_attr attr = { .op_mask = caps.supported_qp_attach_ops };
+
+	return code ? code : ibv_qp_attach_comp_cntr(qp, counter, &attr);
+}
+
+static int activate(uint32_t qkey)
+{
+	struct ibv_qp_attr attr = { .qp_state = IBV_QPS_INIT, .qkey = qkey, .port_num = 1 };
+	int code = ibv_modify_qp(qp, &attr, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_QKEY);
+
+	attr.qp_state = IBV_QPS_RTR;
+	if (!code)
+		code = ibv_modify_qp(qp, &attr, IBV_QP_STATE);
+	attr.qp_state = IBV_QPS_RTS;
+	return code ? code : ibv_modify_qp(qp, &attr, IBV_QP_STATE | IBV_QP_SQ_PSN);
+}
+
+static void create_qp(void)
+{
+	bool ud = has("ud"), wide = has("wide");
+	struct ibv_qp_init_attr_ex attr = {
+		.send_cq = ibv_cq_ex_to_cq(cq), .recv_cq = ibv_cq_ex_to_cq(cq),
+		.cap = { .max_send_wr = number("sq"), .max_recv_wr = number("rq"), .max_send_sge = 2, .max_recv_sge = 2 },
+		.qp_type = ud ? IBV_QPT_UD : IBV_QPT_DRIVER, .sq_sig_all = 1, .pd = pd,
+		.comp_mask = IBV_QP_INIT_ATTR_PD | IBV_QP_INIT_ATTR_SEND_OPS_FLAGS,
+		.send_ops_flags = IBV_QP_EX_WITH_SEND | IBV_QP_EX_WITH_SEND_WITH_IMM,
+	};
+	struct efadv_qp_init_attr efa = { .driver_qp_type = EFADV_QP_DRIVER_TYPE_SRD };
+	struct efadv_wq_attr rq;
+	int code;
+
+	attr.cap.max_inline_data = wide ? limits.inline_buf_size_ex : limits.inline_buf_size;
+	if (!ud && limits.device_caps & EFADV_DEVICE_ATTR_CAPS_RDMA_READ)
+		attr.send_ops_flags |= IBV_QP_EX_WITH_RDMA_READ;
+	if (!ud && limits.device_caps & EFADV_DEVICE_ATTR_CAPS_RDMA_WRITE)
+		attr.send_ops_flags |= IBV_QP_EX_WITH_RDMA_WRITE | IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM;
+	if (wide && !ud)
+		efa.flags |= EFADV_QP_FLAGS_INLINE_WRITE;
+	if (has("unsolicited"))
+		efa.flags |= EFADV_QP_FLAGS_UNSOLICITED_WRITE_RECV;
+	if (has("hints"))
+		efa.wr_flags |= EFADV_WR_EX_WITH_PROCESSING_HINTS;
+	qp = ud ? ibv_create_qp_ex(device, &attr) : efadv_create_qp_ex(device, &attr, &efa, sizeof(efa));
+	if (!qp)
+		return error("creating a queue pair", errno);
+	if (counter && (code = attach_counter()))
+		return error("ibv_qp_attach_comp_cntr", code);
+	if ((code = activate(number("qkey"))))
+		return error("ibv_modify_qp", code);
+	if ((code = efadv_query_qp_wqs(qp, &ring, &rq, sizeof(ring))))
+		return error("efadv_query_qp_wqs", code);
+	printf("qp %u entry %u entries %u batch %u caps %u\n", qp->qp_num, ring.entry_size, ring.num_entries, ring.max_batch, ring.caps);
+}
+
+static void set_peer(void)
+{
+	struct ibv_ah_attr attr = { .is_global = 1, .port_num = 1 };
+	struct efadv_ah_attr efa;
+	int code;
+
+	inet_pton(AF_INET6, words[1], attr.grh.dgid.raw);
+	if (ah && (code = ibv_destroy_ah(ah)))
+		return error("ibv_destroy_ah", code);
+	ah = ibv_create_ah(pd, &attr);
+	if (!ah)
+		return error("ibv_create_ah", errno);
+	if ((code = efadv_query_ah(ah, &efa, sizeof(efa))))
+		return error("efadv_query_ah", code);
+	peer_qpn = number("qpn");
+	peer_qkey = number("qkey");
+	printf("ah %u\n", efa.ahn);
+}
+
+static void fill(void)
+{
+	uint8_t *at = memory + number("at");
+	uint64_t len = number("len"), seed = number("seed");
+
+	for (uint64_t i = 0; i < len; i++)
+		at[i] = pattern(seed, i);
+	puts("ok");
+}
+
+static void check(void)
+{
+	uint8_t *at = memory + number("at");
+	uint64_t len = number("len"), seed = number("seed");
+
+	for (uint64_t i = 0; i < len; i++)
+		if (at[i] != pattern(seed, i)) {
+			printf("differ %" PRIu64 "\n", i);
+			return;
+		}
+	puts("match");
+}
+
+/* The pieces of memory that a line names; how many. */
+static int pieces(struct ibv_sge sge[2])
+{
+	sge[0] = (struct ibv_sge){ (uint64_t)memory + number("at"), number("len"), mr->lkey };
+	sge[1] = (struct ibv_sge){ (uint64_t)memory + number("at2"), number("len2"), mr->lkey };
+	return text_of("at2") ? 2 : 1;
+}
+
+static void post_recv(void)
+{
+	struct ibv_sge sge[2];
+	struct ibv_recv_wr wr = { .wr_id = number("id"), .sg_list = sge, .num_sge = pieces(sge) }, *bad;
+
+	answer("ibv_post_recv", ibv_post_recv(qp, &wr, &bad));
+}
+
+static void post_plain(void)
+{
+	struct ibv_sge sge[2];
+	struct ibv_send_wr wr = { .wr_id = number("id"), .sg_list = sge, .num_sge = pieces(sge), .opcode = IBV_WR_SEND }, *bad;
+
+	wr.send_flags = IBV_SEND_SIGNALED | (has("inline") ? IBV_SEND_INLINE : 0);
+	wr.wr.ud.ah = ah;
+	wr.wr.ud.remote_qpn = peer_qpn;
+	wr.wr.ud.remote_qkey = peer_qkey;
+	if (text_of("imm")) {
+		wr.opcode = IBV_WR_SEND_WITH_IMM;
+		wr.imm_data = htobe32(number("imm"));
+	}
+	answer("ibv_post_send", ibv_post_send(qp, &wr, &bad));
+}
+
+static void post(void)
+{
+	struct ibv_qp_ex *qpx = ibv_qp_to_qp_ex(qp);
+	bool write = !strcmp(words[0], "write"), read = !strcmp(words[0], "read"), imm = text_of("imm");
+	uint32_t rkey = number("rkey"), data = htobe32(number("imm"));
+	uint64_t to = number("to");
+	struct ibv_sge sge[2];
+	int count = pieces(sge);
+
+	if (has("plain"))
+		return post_plain();
+	ibv_wr_start(qpx);
+	qpx->wr_id = number("id");
+	qpx->wr_flags = IBV_SEND_SIGNALED;
+	if (read)
+		ibv_wr_rdma_read(qpx, rkey, to);
+	else if (write && imm)
+		ibv_wr_rdma_write_imm(qpx, rkey, to, data);
+	else if (write)
+		ibv_wr_rdma_write(qpx, rkey, to);
+	else if (imm)
+		ibv_wr_send_imm(qpx, data);
+	else
+		ibv_wr_send(qpx);
+	if (has("inline"))
+		ibv_wr_set_inline_data(qpx, (void *)sge[0].addr, sge[0].length);
+	else
+		ibv_wr_set_sge_list(qpx, count, sge);
+	ibv_wr_set_ud_addr(qpx, ah, peer_qpn, peer_qkey);
+	if (has("burst"))
+		efadv_wr_set_processing_hints(efadv_qp_from_ibv_qp_ex(qpx), EFADV_WR_PROCESSING_HINT_BURST_PPS_SENSITIVE);
+	answer("ibv_wr_complete", ibv_wr_complete(qpx));
+}
+
+/* A completion; what only receives have is 0 in others. */
+static void say_wc(const struct ibv_wc *wc, bool unsolicited, const char *sgid)
+{
+	bool recv = wc->opcode & IBV_WC_RECV, imm = recv && wc->wc_flags & IBV_WC_WITH_IMM;
+
+	printf("wc id=%" PRIu64 " status=%d vendor=%u opcode=%d qpn=%u", wc->wr_id, wc->status, wc->vendor_err, wc->opcode, wc->qp_num);
+	printf(" bytes=%u source=%u ah=%u", recv ? wc->byte_len : 0, recv ? wc->src_qp : 0, recv ? wc->slid : 0);
+	if (imm)
+		printf(" imm=%u", be32toh(wc->imm_data));
+	if (unsolicited)
+		printf(" unsolicited");
+	if (sgid)
+		printf(" sgid=%s", sgid);
+	putchar('\n');
+}
+
+static bool poll_plain(void)
+{
+	struct ibv_wc wc;
+
+	if (ibv_poll_cq(ibv_cq_ex_to_cq(cq), 1, &wc) != 1)
+		return false;
+	say_wc(&wc, false, NULL);
+	return true;
+}
+
+static bool poll_extended(void)
+{
+	struct ibv_poll_cq_attr attr = {};
+	struct ibv_wc wc = {};
+	union ibv_gid gid;
+	char text[INET6_ADDRSTRLEN], *sgid = NULL;
+	bool unsolicited = false;
+
+	if (ibv_start_poll(cq, &attr))
+		return false;
+	wc.wr_id = cq->wr_id;
+	wc.status = cq->status;
+	wc.vendor_err = ibv_wc_read_vendor_err(cq);
+	wc.opcode = ibv_wc_read_opcode(cq);
+	wc.qp_num = ibv_wc_read_qp_num(cq);
+	if (wc.opcode & IBV_WC_RECV) {
+		wc.byte_len = ibv_wc_read_byte_len(cq);
+		wc.src_qp = ibv_wc_read_src_qp(cq);
+		wc.slid = ibv_wc_read_slid(cq);
+		wc.wc_flags = ibv_wc_read_wc_flags(cq);
+		if (wc.wc_flags & IBV_WC_WITH_IMM)
+			wc.imm_data = ibv_wc_read_imm_data(cq);
+		unsolicited = efadv_wc_is_unsolicited(efadv_cq_from_ibv_cq_ex(cq));
+		if (!efadv_wc_read_sgid(efadv_cq_from_ibv_cq_ex(cq), &gid))
+			sgid = (char *)inet_ntop(AF_INET6, gid.raw, text, sizeof(text));
+	}
+	ibv_end_poll(cq);
+	say_wc(&wc, unsolicited, sgid);
+	return true;
+}
+
+static uint64_t now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static void poll_cq(void)
+{
+	uint64_t end = now_ms() + number("ms");
+	bool plain = has("plain");
+
+	while (!(plain ? poll_plain() : poll_extended())) {
+		if (now_ms() >= end) {
+			puts("none");
+			return;
+		}
+		/* The processor is shared with the device and the other side. */
+		nanosleep(&(struct timespec){ .tv_nsec = 20000 }, NULL);
+	}
+}
+
+static void wait_event(void)
+{
+	struct pollfd fd = { .fd = channel->fd, .events = POLLIN };
+	struct ibv_cq *which;
+	void *context;
+
+	if (poll(&fd, 1, number("ms")) != 1) {
+		puts("none");
+		return;
+	}
+	if (ibv_get_cq_event(channel, &which, &context))
+		return error("ibv_get_cq_event", errno);
+	ibv_ack_cq_events(which, 1);
+	puts(which == ibv_cq_ex_to_cq(cq) ? "event" : "error event of another queue");
+}
+
+static void say_wqes(void)
+{
+	uint64_t first = number("first"), count = number("count");
+
+	printf("wqes ");
+	for (uint64_t i = 0; i < count * ring.entry_size; i++)
+		printf("%02x", ring.buffer[(first * ring.entry_size + i) % (ring.num_entries * ring.entry_size)]);
+	putchar('\n');
+}
+
+static void say_count(void)
+{
+	uint64_t completions, errors;
+	int code = ibv_read_comp_cntr(counter, &completions);
+
+	if (code || (code = ibv_read_err_comp_cntr(counter, &errors)))
+		return error("reading the counter", code);
+	printf("count %" PRIu64 " %" PRIu64 "\n", completions, errors);
+}
+
+static void close_all(void)
+{
+	int code = 0;
+
+	if ((ah && (code = ibv_destroy_ah(ah))) || (qp && (code = ibv_destroy_qp(qp))) ||
+	    (counter && (code = ibv_destroy_comp_cntr(counter))) || (cq && (code = ibv_destroy_cq(ibv_cq_ex_to_cq(cq)))) ||
+	    (channel && (code = ibv_destroy_comp_channel(channel))) || (mr && (code = ibv_dereg_mr(mr))) ||
+	    (pd && (code = ibv_dealloc_pd(pd))))
+		return error("destroying", code);
+	answer("ibv_close_device", device ? ibv_close_device(device) : 0);
+}
+
+static const struct {
+	const char *name;
+	void (*run)(void);
+} commands[] = {
+	{ "open", open_device }, { "cq", create_cq },   { "counter", create_counter }, { "memory", create_memory },
+	{ "qp", create_qp },     { "peer", set_peer },  { "fill", fill },	       { "check", check },
+	{ "recv", post_recv },   { "send", post },      { "write", post },	       { "read", post },
+	{ "poll", poll_cq },     { "event", wait_event }, { "wqes", say_wqes },	       { "count", say_count },
+	{ "close", close_all },
+};
+
+static void run_line(void)
+{
+	if (!strcmp(words[0], "arm"))
+		return answer("ibv_req_notify_cq", ibv_req_notify_cq(ibv_cq_ex_to_cq(cq), 0));
+	for (size_t i = 0; i < sizeof(commands) / sizeof(*commands); i++)
+		if (!strcmp(words[0], commands[i].name))
+			return commands[i].run();
+	printf("error no such command: %s\n", words[0]);
+}
+
+int main(void)
+{
+	char line[512];
+
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	while (fgets(line, sizeof(line), stdin)) {
+		word_count = 0;
+		for (char *word = strtok(line, " \n"); word && word_count < 16; word = strtok(NULL, " \n"))
+			words[word_count++] = word;
+		if (word_count)
+			run_line();
+	}
+}

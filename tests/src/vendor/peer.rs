@@ -1,0 +1,197 @@
+//! A peer on the vendor's library: `c/peer.c`, which does what lines tell it.
+
+use super::{Node, Vendor};
+use efa_direct::{Endpoint, Gid};
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The program, running; ended with this value.
+pub struct Peer {
+    child: Child,
+    /// Until this is dropped; then the program ends.
+    stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+}
+
+/// A peer's queue pair and the send ring that it got.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "each is what its name says")]
+pub struct QueuePairInfo {
+    pub qpn: u16,
+    pub entry_size: usize,
+    pub entries: u32,
+    pub max_batch: u32,
+}
+
+/// A completion as the vendor's library reports it (`ibv_wc`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the field of this name")]
+pub struct WorkCompletion {
+    pub wr_id: u64,
+    /// `enum ibv_wc_status`.
+    pub status: u32,
+    /// The status that the device gave.
+    pub vendor_err: u32,
+    /// `enum ibv_wc_opcode`.
+    pub opcode: u32,
+    pub qp_num: u16,
+    pub byte_len: u32,
+    pub src_qp: u16,
+    /// The source's address handle; 0xffff where there is none.
+    pub slid: u16,
+    pub imm: Option<u32>,
+    pub unsolicited: bool,
+    /// The source's address, where there is no address handle.
+    pub sgid: Option<Gid>,
+}
+
+/// Byte after byte of the pattern that the peer fills memory with and checks memory against.
+pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let base = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let byte = |index| (base.wrapping_add(index).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 56) as u8;
+    (0..len as u64).map(byte).collect()
+}
+
+impl Peer {
+    /// Starts one on this node and opens its device.
+    pub fn start(node: &Node) -> (Self, Gid) {
+        static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+        let program = PROGRAM.get_or_init(|| Vendor::get().compile("peer.c"));
+        let mut command = node.command(&Vendor::get().loaded(program));
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("efa run starts");
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take().expect("it is piped"));
+        let (sender, lines) = channel();
+        thread::spawn(move || {
+            BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        let mut peer = Self { child, stdin, lines };
+        let answer = peer.ask("open");
+        let gid = word_after(&answer, "gid").parse().expect("a GID is written like an IPv6 address");
+        (peer, gid)
+    }
+
+    /// Says a line and gives the answer, an error too.
+    ///
+    /// # Panics
+    /// No answer came.
+    pub fn try_ask(&mut self, line: &str) -> Result<String, String> {
+        let stdin = self.stdin.as_mut().expect("it is there as long as this");
+        writeln!(stdin, "{line}").expect("the peer runs");
+        let answer = self.lines.recv_timeout(Duration::from_secs(60));
+        let answer =
+            answer.unwrap_or_else(|_| panic!("the peer said nothing to {line:?}: {:?}", self.child.try_wait()));
+        match answer.strip_prefix("error ") {
+            Some(error) => Err(error.into()),
+            None => Ok(answer),
+        }
+    }
+
+    /// Says a line and gives the answer.
+    ///
+    /// # Panics
+    /// It is an error, or did not come.
+    pub fn ask(&mut self, line: &str) -> String {
+        self.try_ask(line).unwrap_or_else(|error| panic!("the peer, told {line:?}, says: {error}"))
+    }
+
+    /// Creates an active queue pair; the options are those of the peer's command `qp`.
+    pub fn create_qp(&mut self, options: &str) -> QueuePairInfo {
+        let answer = self.ask(&format!("qp {options}"));
+        let number = |word| word_after(&answer, word).parse::<u32>().expect("it is a number");
+        QueuePairInfo {
+            qpn: number("qp") as u16,
+            entry_size: number("entry") as usize,
+            entries: number("entries"),
+            max_batch: number("batch"),
+        }
+    }
+
+    /// Registers this much memory: where it is, its local key, its remote key.
+    pub fn create_memory(&mut self, len: usize) -> (u64, u32, u32) {
+        let answer = self.ask(&format!("memory len={len}"));
+        let numbers: Vec<u64> = answer.split(' ').skip(1).map(|word| word.parse().expect("it is a number")).collect();
+        (numbers[0], numbers[1] as u32, numbers[2] as u32)
+    }
+
+    /// Has requests go to this endpoint; gives the number of the address handle.
+    pub fn meet(&mut self, endpoint: &Endpoint) -> u16 {
+        let Endpoint { gid, qpn, qkey } = endpoint;
+        let answer = self.ask(&format!("peer {gid} qpn={qpn} qkey={qkey}"));
+        word_after(&answer, "ah").parse().expect("it is a number")
+    }
+
+    /// The next completion, through the extended calls.
+    ///
+    /// # Panics
+    /// None came within 30 seconds.
+    pub fn poll(&mut self) -> WorkCompletion {
+        WorkCompletion::parse(&self.ask("poll ms=30000"))
+    }
+
+    /// The next completion, through `ibv_poll_cq`.
+    ///
+    /// # Panics
+    /// None came within 30 seconds.
+    pub fn poll_plain(&mut self) -> WorkCompletion {
+        WorkCompletion::parse(&self.ask("poll ms=30000 plain"))
+    }
+
+    /// An entry of the send ring in words, as it stands there.
+    pub fn wqe(&mut self, slot: u32) -> Vec<u64> {
+        let answer = self.ask(&format!("wqes first={slot} count=1"));
+        let hex = word_after(&answer, "wqes");
+        let word = |at: usize| u64::from_str_radix(&hex[at..at + 16], 16).expect("the peer says digits").swap_bytes();
+        (0..hex.len()).step_by(16).map(word).collect()
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It ends by itself once nobody can tell it anything, and its node tidies up behind it.
+        self.stdin = None;
+        let start = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && start.elapsed() < Duration::from_secs(5) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl WorkCompletion {
+    fn parse(line: &str) -> Self {
+        let mut wc = Self::default();
+        let mut words = line.split(' ');
+        assert_eq!(words.next(), Some("wc"), "no completion came: {line}");
+        for word in words {
+            let (key, value) = word.split_once('=').unwrap_or((word, ""));
+            let number = || value.parse::<u64>().expect("it is a number");
+            match key {
+                "id" => wc.wr_id = number(),
+                "status" => wc.status = number() as u32,
+                "vendor" => wc.vendor_err = number() as u32,
+                "opcode" => wc.opcode = number() as u32,
+                "qpn" => wc.qp_num = number() as u16,
+                "bytes" => wc.byte_len = number() as u32,
+                "source" => wc.src_qp = number() as u16,
+                "ah" => wc.slid = number() as u16,
+                "imm" => wc.imm = Some(number() as u32),
+                "unsolicited" => wc.unsolicited = true,
+                "sgid" => wc.sgid = value.parse().ok(),
+                _ => panic!("{word:?} is no field of a completion"),
+            }
+        }
+        wc
+    }
+}
+
+/// In an answer made of names and values, the value of this name.
+fn word_after<'a>(answer: &'a str, name: &str) -> &'a str {
+    let mut words = answer.split(' ');
+    words.find(|word| *word == name).and(words.next()).unwrap_or_else(|| panic!("no {name} in {answer:?}"))
+}

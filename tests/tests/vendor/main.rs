@@ -1,0 +1,17 @@
+//! The vendor's library and its users, unmodified, on software devices; and our own API at the other end of the wire.
+//!
+//! They need what `cargo xtask vendor` brings, and are ignored unless asked for: `cargo xtask test` asks, once it has brought it.
+//!
+//! | module | who runs |
+//! | --- | --- |
+//! | `devices` | `ibv_devices`, `ibv_devinfo` |
+//! | `perftest` | perftest, all that it can do over SRD |
+//! | `libfabric` | `fi_info` and `fi_pingpong` on both of libfabric's EFA fabrics |
+//! | `interop` | a C program on libefa at one end, `efa_direct` at the other |
+//! | `rings` | libefa's WQEs beside ours, byte for byte |
+
+mod devices;
+mod interop;
+mod libfabric;
+mod perftest;
+mod rings;

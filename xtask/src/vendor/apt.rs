@@ -1,0 +1,254 @@
+//! A private apt: fetches packages as the system's apt would, and leaves the system alone.
+
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Signs Debian's archive, all suites of it.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// The Debian archive that a machine installs from.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Archive {
+    uri: String,
+    /// The machine's own suite.
+    pub(super) suite: String,
+    /// Keyring or key that signs it, if the machine names one.
+    signed_by: Option<String>,
+}
+
+/// A package that came.
+pub(super) struct Package {
+    pub(super) name: String,
+    pub(super) version: String,
+}
+
+/// An apt with a folder, a source and an idea of what is installed of its own.
+pub(super) struct Apt {
+    folder: PathBuf,
+}
+
+impl Archive {
+    /// As apt is configured here.
+    pub(super) fn of_this_machine() -> Result<Self> {
+        let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+        let field = |name: &str| {
+            release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(|it| it.trim_matches('"'))
+        };
+        if field("ID") != Some("debian") {
+            bail!("rdma-core's packages come from Debian's archive; this machine is not Debian");
+        }
+        let codename = field("VERSION_CODENAME").unwrap_or("unstable");
+        let sources = sources()?;
+        let archive = sources.iter().find_map(|text| Self::find(text, codename));
+        archive.with_context(|| format!("apt's sources here name no archive with the suite {codename}"))
+    }
+
+    /// The archive of the first source of packages in this suite, in a file of apt's sources of either format.
+    fn find(sources: &str, codename: &str) -> Option<Self> {
+        let suites = [codename, "stable", "testing", "unstable", "sid"];
+        let one_line = sources.lines().filter_map(Self::parse_line);
+        let stanzas = sources.split("\n\n").filter_map(Self::parse_stanza).flatten();
+        one_line.chain(stanzas).find(|archive| suites.contains(&archive.suite.as_str()))
+    }
+
+    /// `deb [signed-by=…] URI SUITE COMPONENT…`
+    fn parse_line(line: &str) -> Option<Self> {
+        let rest = line.trim().strip_prefix("deb")?.trim_start();
+        let (options, rest) = rest.strip_prefix('[').and_then(|rest| rest.split_once(']')).unwrap_or(("", rest));
+        let mut words = rest.split_whitespace();
+        let (uri, suite) = (words.next()?, words.next()?);
+        words.find(|component| *component == "main")?;
+        let signed_by = options.split_whitespace().find_map(|option| option.strip_prefix("signed-by="));
+        Some(Self { uri: uri.into(), suite: suite.into(), signed_by: signed_by.map(String::from) })
+    }
+
+    /// A stanza of fields (deb822), one archive for each of its suites.
+    fn parse_stanza(stanza: &str) -> Option<Vec<Self>> {
+        let lines = stanza.lines().filter(|line| !line.starts_with('#'));
+        let text = lines.collect::<Vec<_>>().join("\n").replace("\n ", " ");
+        let field = |name: &str| {
+            let mut fields = text.lines().filter_map(|line| line.split_once(':'));
+            fields.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+        };
+        let has = |name, word| field(name).is_some_and(|value| value.split_whitespace().any(|it| it == word));
+        if !has("Types", "deb") || !has("Components", "main") || field("Enabled") == Some("no") {
+            return None;
+        }
+        let uri = field("URIs")?.split_whitespace().next()?;
+        // A key may stand in the stanza itself, too; those who do that have Debian's keyring as well.
+        let signed_by = field("Signed-By").filter(|value| value.starts_with('/'));
+        let suites = field("Suites")?.split_whitespace();
+        let archive =
+            |suite: &str| Self { uri: uri.into(), suite: suite.into(), signed_by: signed_by.map(String::from) };
+        Some(suites.map(archive).collect())
+    }
+}
+
+/// The files of apt's sources.
+fn sources() -> Result<Vec<String>> {
+    let files =
+        run(Command::new("apt-config").args(["shell", "l", "Dir::Etc::sourcelist/f", "p", "Dir::Etc::sourceparts/d"]))?;
+    let mut texts = Vec::new();
+    // Lines such as `l='/etc/apt/sources.list'`.
+    for path in files.lines().filter_map(|line| Some(line.split_once('=')?.1.trim_matches('\''))) {
+        let parts = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+        let parts = parts.filter(|part| part.extension().is_some_and(|end| end == "list" || end == "sources"));
+        texts.extend(parts.chain([path.into()]).filter_map(|file| fs::read_to_string(file).ok()));
+    }
+    Ok(texts)
+}
+
+impl Apt {
+    /// One that knows this suite. `installed` is dpkg's list of what needs not come, if not everything must.
+    pub(super) fn new(folder: &Path, archive: &Archive, suite: &str, installed: Option<&Path>) -> Result<Self> {
+        for part in ["state/lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(folder.join(part)).with_context(|| format!("creating {}", folder.display()))?;
+        }
+        let folder = fs::canonicalize(folder)?;
+        let apt = Self { folder: folder.clone() };
+        let status = folder.join("state/status");
+        match installed {
+            Some(installed) => drop(fs::copy(installed, &status).context("copying dpkg's list of packages")?),
+            None => fs::write(&status, "")?,
+        }
+        let keyring = Path::new(KEYRING).exists().then(|| KEYRING.into());
+        let signed_by = archive.signed_by.clone().or(keyring).map(|key| format!("[signed-by={key}] "));
+        let source = format!("deb {}{} {suite} main\n", signed_by.unwrap_or_default(), archive.uri);
+        fs::write(folder.join("sources.list"), source)?;
+        // How to reach an archive is the machine's to say (proxies, timeouts), all else is said here.
+        let machine = run(Command::new("apt-config").arg("dump"))?;
+        let acquire = machine.lines().filter(|line| line.starts_with("Acquire")).collect::<Vec<_>>().join("\n");
+        let at = folder.display();
+        let config = format!(
+            r#"{acquire}
+Acquire::Languages "none";
+Acquire::Retries "3";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+APT::Install-Recommends "false";
+APT::Sandbox::User "root";
+APT::Update::Error-Mode "any";
+Debug::NoLocking "true";
+Dir::Cache "{at}/cache";
+Dir::Etc::Main "/dev/null";
+Dir::Etc::Parts "/dev/null";
+Dir::Etc::Preferences "/dev/null";
+Dir::Etc::PreferencesParts "/dev/null";
+Dir::Etc::SourceList "{at}/sources.list";
+Dir::Etc::SourceParts "/dev/null";
+Dir::Log "{at}/log";
+Dir::State "{at}/state";
+Dir::State::status "{at}/state/status";
+"#
+        );
+        fs::write(folder.join("apt.conf"), config)?;
+        run(apt.command("apt-get").arg("update")).context("is the Debian archive reachable?")?;
+        Ok(apt)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env("APT_CONFIG", self.folder.join("apt.conf"));
+        command
+    }
+
+    /// Of the packages with this prefix, the one with the highest number after it.
+    pub(super) fn newest(&self, prefix: &str) -> Result<String> {
+        let names = run(self.command("apt-cache").args(["pkgnames", prefix]))?;
+        let number = |name: &str| name.strip_prefix(prefix)?.trim_end_matches("t64").parse::<u32>().ok();
+        let newest = names.lines().filter(|name| number(name).is_some()).max_by_key(|name| number(name));
+        newest.map(String::from).with_context(|| format!("the archive has no package {prefix}N"))
+    }
+
+    /// Fetches these packages and all that they need; says which came.
+    pub(super) fn download(&self, packages: &[&str]) -> Result<Vec<Package>> {
+        let mut apt = self.command("apt-get");
+        run(apt.args(["install", "--download-only", "--yes", "--quiet"]).args(packages))?;
+        self.archives()?
+            .iter()
+            .map(|file| {
+                let mut show = Command::new("dpkg-deb");
+                let line = run(show.args(["--show", "--showformat", "${Package} ${Version}"]).arg(file))?;
+                Package::parse(&line).with_context(|| format!("{} has no name", file.display()))
+            })
+            .collect()
+    }
+
+    /// Unpacks what came.
+    pub(super) fn unpack(&self, into: &Path) -> Result<()> {
+        fs::create_dir_all(into)?;
+        for file in self.archives()? {
+            run(Command::new("dpkg-deb").arg("--extract").arg(file).arg(into))?;
+        }
+        Ok(())
+    }
+
+    fn archives(&self) -> Result<Vec<PathBuf>> {
+        let entries = fs::read_dir(self.folder.join("cache/archives"))?;
+        let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        files.retain(|file| file.extension().is_some_and(|end| end == "deb"));
+        files.sort();
+        Ok(files)
+    }
+}
+
+impl Package {
+    /// From a line that names it and its version.
+    pub(super) fn parse(line: &str) -> Option<Self> {
+        let (name, version) = line.split_once(' ')?;
+        Some(Self { name: name.into(), version: version.into() })
+    }
+}
+
+/// Runs a command and gives what it prints; what it says as it fails is part of the error.
+fn run(command: &mut Command) -> Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = match command.stdin(Stdio::null()).env("LC_ALL", "C").output() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            bail!("{program} is not there: bringing the vendor's packages takes Debian's apt and dpkg")
+        }
+        output => output.with_context(|| format!("starting {program}"))?,
+    };
+    if !output.status.success() {
+        bail!("{program}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn archive(uri: &str, suite: &str, signed_by: Option<&str>) -> Option<Archive> {
+        Some(Archive { uri: uri.into(), suite: suite.into(), signed_by: signed_by.map(String::from) })
+    }
+
+    #[test]
+    fn one_line_sources_are_understood() {
+        let text = "# deb http://no.example/debian bookworm main\n\
+                    deb-src http://source.example/debian bookworm main\n\
+                    deb http://other.example/apt tool main\n\
+                    deb http://a.example/security bookworm-security main\n\
+                    deb [arch=amd64 signed-by=/k.gpg] http://a.example/debian bookworm main contrib\n";
+        assert_eq!(Archive::find(text, "bookworm"), archive("http://a.example/debian", "bookworm", Some("/k.gpg")));
+        assert_eq!(Archive::find(text, "trixie"), None);
+        let bare = "deb mirror+file:/etc/mirrors stable main";
+        assert_eq!(Archive::find(bare, "trixie"), archive("mirror+file:/etc/mirrors", "stable", None));
+    }
+
+    #[test]
+    fn stanzas_are_understood() {
+        let text = "Types: deb\nURIs: http://a.example/security\nSuites: trixie-security\nComponents: main\n\n\
+                    Types: deb deb-src\n# a comment\nURIs: http://a.example/debian\nSuites: trixie trixie-updates\n\
+                    Components: main\nSigned-By: /usr/share/k.gpg\n";
+        let found = archive("http://a.example/debian", "trixie", Some("/usr/share/k.gpg"));
+        assert_eq!(Archive::find(text, "trixie"), found);
+        let inline = "Types: deb\nURIs: http://a.example/debian\nSuites: trixie\nComponents: main\nSigned-By:\n \
+                      -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n abc\n";
+        assert_eq!(Archive::find(inline, "trixie"), archive("http://a.example/debian", "trixie", None));
+        let disabled = text.replace("# a comment", "Enabled: no");
+        assert_eq!(Archive::find(&disabled, "trixie"), None);
+    }
+}

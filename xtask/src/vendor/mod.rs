@@ -1,0 +1,104 @@
+//! `cargo xtask vendor`: the vendor's library and programs that use it, for the tests that run them on software devices.
+//!
+//! rdma-core, perftest and libfabric come as packages from Debian unstable into `target/vendor`, without root and without touching the
+//! system: a private apt fetches them with all that they need, down to the C library, and they are unpacked, not installed. Their
+//! programs run through their own loader.
+//!
+//! | below `target/vendor` | what |
+//! | --- | --- |
+//! | `root` | rdma-core (with headers), perftest, libfabric and what they need |
+//! | `clang` | libclang of the machine's own suite, as far as the machine lacks it, for generating bindings |
+//! | `packages` | what was asked for, then what came, a package and its version on each line; written last |
+
+mod apt;
+
+use anyhow::{Context, Result, bail};
+use apt::{Apt, Archive, Package};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What the tests run or compile against; apt adds what these need.
+const WANTED: &[&str] =
+    &["ibverbs-providers", "ibverbs-utils", "libibverbs-dev", "librdmacm1t64", "perftest", "libfabric-bin"];
+
+/// The oldest rdma-core that has completion counters, which the tests' peer uses.
+const OLDEST_RDMA_CORE: u32 = 65;
+
+/// Brings the packages, unless they are there.
+pub(crate) fn bring() -> Result<()> {
+    let vendor = target().join("vendor");
+    if fs::read_to_string(vendor.join("packages")).is_ok_and(|list| list.lines().next() == Some(&wanted())) {
+        println!("{} (delete {} to have the newest)", versions(&vendor)?, vendor.display());
+        return Ok(());
+    }
+    // All of it in another place first: whoever interrupts this leaves nothing that looks complete.
+    let partial = target().join("vendor.partial");
+    remove(&partial)?;
+    fetch(&partial)?;
+    remove(&vendor)?;
+    fs::rename(&partial, &vendor).with_context(|| format!("renaming {} to vendor", partial.display()))?;
+    println!("{} in {}", versions(&vendor)?, vendor.display());
+    Ok(())
+}
+
+fn fetch(into: &Path) -> Result<()> {
+    let archive = Archive::of_this_machine()?;
+
+    println!("fetching rdma-core, perftest and libfabric from Debian unstable");
+    // A machine on which nothing is installed needs everything, the C library included.
+    let apt = Apt::new(&into.join("apt/unstable"), &archive, "unstable", None)?;
+    let packages = apt.download(WANTED)?;
+    let rdma_core = version(&packages, "libibverbs1")?;
+    let major = rdma_core.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
+    if major < OLDEST_RDMA_CORE {
+        bail!("the archive has rdma-core {rdma_core}; {OLDEST_RDMA_CORE} or newer is needed");
+    }
+    apt.unpack(&into.join("root"))?;
+
+    println!("fetching libclang from Debian {}", archive.suite);
+    // This machine's programs will load it, so what they have already must not come a second time.
+    let apt = Apt::new(&into.join("apt/own"), &archive, &archive.suite, Some(Path::new("/var/lib/dpkg/status")))?;
+    let newest = apt.newest("libclang1-")?;
+    let clang = apt.download(&[&newest])?;
+    apt.unpack(&into.join("clang"))?;
+
+    remove(&into.join("apt"))?;
+    let lines = packages.iter().chain(&clang).map(|package| format!("{} {}\n", package.name, package.version));
+    fs::write(into.join("packages"), wanted() + "\n" + &lines.collect::<String>())?;
+    Ok(())
+}
+
+/// What the first line of `packages` says where all that is wanted has come.
+fn wanted() -> String {
+    format!("wanted: {} and libclang1", WANTED.join(" "))
+}
+
+/// What came, in a line.
+fn versions(vendor: &Path) -> Result<String> {
+    let list = fs::read_to_string(vendor.join("packages"))?;
+    let packages: Vec<_> = list.lines().skip(1).filter_map(Package::parse).collect();
+    let names = [("rdma-core", "libibverbs1"), ("perftest", "perftest"), ("libfabric", "libfabric1")];
+    let versions: Result<Vec<_>> =
+        names.iter().map(|(name, package)| Ok(format!("{name} {}", version(&packages, package)?))).collect();
+    Ok(versions?.join(", "))
+}
+
+fn version<'a>(packages: &'a [Package], name: &str) -> Result<&'a str> {
+    let package = packages.iter().find(|package| package.name == name);
+    Ok(&package.with_context(|| format!("{name} is not among the packages that came"))?.version)
+}
+
+/// The workspace's target folder.
+fn target() -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+    workspace.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
