@@ -4,6 +4,7 @@ use crate::device::{Context, destroyed, size};
 use crate::error::Error;
 use crate::pd::{memory_at, thread_safe};
 use crate::sys::*;
+use std::any::Any;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -13,6 +14,8 @@ thread_safe!(CompCounter);
 pub struct CompCounter {
     counter: NonNull<ibv_comp_cntr>,
     context: Arc<Context>,
+    /// Keeps the memory that the device writes to, if it is not libefa's.
+    memory: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// Which of a counter's two numbers.
@@ -30,21 +33,21 @@ impl CompCounter {
     /// # Errors
     /// The device has none, or no more; or the library is older than rdma-core 65.
     pub fn create(context: &Arc<Context>) -> Result<Self, Error> {
-        Self::with(context, efadv_comp_cntr_init_attr::default())
+        Self::with(context, efadv_comp_cntr_init_attr::default(), None)
     }
 
-    /// Creates one whose numbers are at these addresses.
+    /// Creates one whose numbers are at these addresses, in memory that lives as long as `owner`.
     ///
     /// # Errors
     /// As for [`create`](Self::create).
     ///
     /// # Safety
-    /// As long as the counter exists, the device writes both words: they must stay allocated, aligned to 8 bytes, and be accessed only
-    /// atomically.
+    /// The device writes both words: as long as `owner` lives they must stay allocated, aligned to 8 bytes, and be accessed only atomically.
     pub unsafe fn create_at(
         context: &Arc<Context>,
         completions: NonNull<u64>,
         errors: NonNull<u64>,
+        owner: Arc<dyn Any + Send + Sync>,
     ) -> Result<Self, Error> {
         let attr = efadv_comp_cntr_init_attr {
             flags: EFADV_COMP_CNTR_INIT_WITH_COMP_EXTERNAL_MEM | EFADV_COMP_CNTR_INIT_WITH_ERR_EXTERNAL_MEM,
@@ -52,16 +55,20 @@ impl CompCounter {
             err_cntr_ext_mem: memory_at(errors.cast()),
             ..Default::default()
         };
-        Self::with(context, attr)
+        Self::with(context, attr, Some(owner))
     }
 
-    fn with(context: &Arc<Context>, mut efa: efadv_comp_cntr_init_attr) -> Result<Self, Error> {
+    fn with(
+        context: &Arc<Context>,
+        mut efa: efadv_comp_cntr_init_attr,
+        memory: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Result<Self, Error> {
         let mut attr = ibv_comp_cntr_init_attr { type_: IBV_COMP_CNTR_TYPE_WRS, ..Default::default() };
         let create = context.libraries().efa()?.efadv_create_comp_cntr()?;
         // SAFETY: the context is open, the attributes are valid for the call and as long as it is told.
         let counter = unsafe { create(context.as_ptr(), &mut attr, &mut efa, size(&efa)) };
         let counter = NonNull::new(counter).ok_or_else(|| Error::last("efadv_create_comp_cntr"))?;
-        Ok(Self { counter, context: context.clone() })
+        Ok(Self { counter, context: context.clone(), memory })
     }
 
     /// The counter, for functions of [`sys`](crate::sys). It lives as long as `self`.
@@ -123,7 +130,12 @@ impl Drop for CompCounter {
     fn drop(&mut self) {
         if let Ok(destroy) = self.context.verbs().ibv_destroy_comp_cntr() {
             // SAFETY: it lives, and no queue pair counts in it: that would keep it.
-            destroyed("ibv_destroy_comp_cntr", unsafe { destroy(self.as_ptr()) });
+            let answer = unsafe { destroy(self.as_ptr()) };
+            destroyed("ibv_destroy_comp_cntr", answer);
+            if answer != 0 {
+                // The device may go on writing there.
+                std::mem::forget(self.memory.take());
+            }
         }
     }
 }
