@@ -19,7 +19,7 @@ mod regenerate {
                              qp_data_in_order|comp_cntr_caps)|(get|ack)_async_event|(alloc|dealloc)_pd|(reg|dereg|reg_dmabuf)_mr|reg_mr_iova2|\
                              (create|destroy)_(comp_channel|cq|qp|ah)|get_cq_event|ack_cq_events|modify_qp|qp_to_qp_ex|qp_attach_comp_cntr|\
                              .*_comp_cntr|fork_init|.*_str)";
-    const TYPES: &str = "efadv_.*|verbs_context|ibv_(access_flags|wc|wc_flags|qp_attr_mask|qp_create_send_ops_flags|cq_init_attr_mask|\
+    const TYPES: &str = "efadv_.*|verbs_context|ibv_(access_flags|send_flags|wc|wc_flags|qp_attr_mask|qp_create_send_ops_flags|cq_init_attr_mask|\
                          qp_init_attr_mask|qp_attach_comp_cntr_op|comp_cntr_type|create_cq_wc_flags|port_cap_flags|device_cap_flags)";
     const CONSTANTS: &str = "EFADV_.*|IBV_(SYSFS_.*|LINK_LAYER_.*|WC_STANDARD_FLAGS)";
 

@@ -62,6 +62,16 @@ const CHECKS: &[Check] = &[
         args: &["test", "--package", "efa-tests", "--test", "vendor", "--", "--ignored", "--test-threads", "1"],
         env: &[],
     },
+    Check {
+        name: "bindings beside the vendor's headers",
+        needs: Some(Need {
+            probe: &["xtask", "vendor"],
+            what: "rdma-core's headers could not be brought",
+            remedy: "cargo xtask vendor",
+        }),
+        args: &["xtask", "bindings"],
+        env: &[],
+    },
     Check { name: "doc tests", needs: None, args: &["test", "--workspace", "--doc"], env: &[] },
     Check {
         name: "documentation",

@@ -1371,6 +1371,12 @@ pub const IBV_WR_DRIVER1: ibv_wr_opcode = 11;
 pub const IBV_WR_FLUSH: ibv_wr_opcode = 14;
 pub const IBV_WR_ATOMIC_WRITE: ibv_wr_opcode = 15;
 pub type ibv_wr_opcode = ::core::ffi::c_uint;
+pub const IBV_SEND_FENCE: ibv_send_flags = 1;
+pub const IBV_SEND_SIGNALED: ibv_send_flags = 2;
+pub const IBV_SEND_SOLICITED: ibv_send_flags = 4;
+pub const IBV_SEND_INLINE: ibv_send_flags = 8;
+pub const IBV_SEND_IP_CSUM: ibv_send_flags = 16;
+pub type ibv_send_flags = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Copy, Clone)]
 pub struct ibv_data_buf {
