@@ -6,7 +6,7 @@
 mod node;
 mod peer;
 
-pub use node::{Node, Process, free_port};
+pub use node::{Node, Process, efa, free_port, test_executable};
 pub use peer::{Peer, QueuePairInfo, WorkCompletion, pattern};
 
 use std::ffi::OsString;

@@ -8,10 +8,12 @@
 //! | `perftest` | perftest, all that it can do over SRD |
 //! | `libfabric` | `fi_info` and `fi_pingpong` on both of libfabric's EFA fabrics |
 //! | `interop` | a C program on libefa at one end, `efa_direct` at the other |
+//! | `provider` | our own tests and demo, with `efa_direct` on libefa |
 //! | `rings` | libefa's WQEs beside ours, byte for byte |
 
 mod devices;
 mod interop;
 mod libfabric;
 mod perftest;
+mod provider;
 mod rings;
