@@ -65,18 +65,25 @@ impl Vendor {
         ("RDMAV_DRIVERS", self.lib.join("libibverbs/libefa"))
     }
 
-    /// Compiles a C program of this package against the vendor's library.
+    /// What a shell script needs to start these programs: `loaded PROGRAM ARGUMENTS…` becomes one, `$BIN` is the packaged ones' folder, and
+    /// `$PEER` is [ours](Peer).
+    pub fn prelude(&self) -> String {
+        let [loader, lib, bin, peer] = [&self.loader, &self.lib, &self.bin, peer::program()].map(|path| path.display());
+        format!("loaded() {{ exec '{loader}' --library-path '{lib}' \"$@\"; }}\nBIN='{bin}' PEER='{peer}'\n")
+    }
+
+    /// Compiles a C program of this package, made of these sources, against the vendor's library.
     ///
     /// # Panics
     /// It does not compile.
-    pub fn compile(&self, source: &str) -> PathBuf {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("c").join(source);
-        let program = target().join("vendor").join(source.file_stem().expect("a source has a name"));
+    pub fn compile(&self, name: &str, sources: &[&str]) -> PathBuf {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("c");
+        let program = target().join("vendor").join(name);
         // Under a name of its own until it is complete: other tests may be about to start it.
         let partial = program.with_extension(std::process::id().to_string());
         let mut cc = Command::new("cc");
         cc.args(["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-I"]).arg(&self.include);
-        cc.arg(&source).arg("-o").arg(&partial).arg("-L").arg(&self.lib);
+        cc.args(sources.iter().map(|source| folder.join(source))).arg("-o").arg(&partial).arg("-L").arg(&self.lib);
         // The libraries need a newer C library than the one linked against here; the packaged loader has it.
         cc.args(["-libverbs", "-lefa", "-Wl,--allow-shlib-undefined"]);
         let output = cc.output().expect("the peer takes a C compiler named cc");

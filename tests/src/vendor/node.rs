@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Read;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -39,16 +39,15 @@ impl Node {
         command
     }
 
+    /// The command that runs a shell script on the node, with what [`Vendor::prelude`] defines.
+    pub fn script(&self, script: &str) -> Command {
+        self.command(&["sh".into(), "-c".into(), (Vendor::get().prelude() + script).into()])
+    }
+
     /// Starts one of the packaged programs.
     pub fn start(&self, program: &str, args: &[&str]) -> Process {
         let mut command = self.command(&Vendor::get().program(program));
-        command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("efa run starts");
-        let outputs = [
-            child.stdout.take().map(|out| thread::spawn(move || read(out))),
-            child.stderr.take().map(|out| thread::spawn(move || read(out))),
-        ];
-        Process { child, name: format!("{program} {}", args.join(" ")), outputs }
+        Process::start(command.args(args), format!("{program} {}", args.join(" ")))
     }
 
     /// Runs one of the packaged programs and gives what it prints.
@@ -68,6 +67,16 @@ fn read(mut out: impl Read) -> String {
 }
 
 impl Process {
+    /// Starts this command; `name` is for people.
+    pub fn start(command: &mut Command, name: impl Into<String>) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
+        let outputs = [
+            child.stdout.take().map(|out| thread::spawn(move || read(out))),
+            child.stderr.take().map(|out| thread::spawn(move || read(out))),
+        ];
+        Self { child, name: name.into(), outputs }
+    }
+
     /// Waits until it listens at this TCP port.
     ///
     /// # Panics
@@ -97,15 +106,38 @@ impl Process {
     /// # Panics
     /// It failed, or took longer than `most`.
     pub fn finish(mut self, most: Duration) -> String {
+        let status = self.wait(most);
+        match status.success() {
+            true => self.output(0),
+            false => self.fail(&format!("ended with {status}")),
+        }
+    }
+
+    /// Waits until it has failed; gives what it printed and what it complained of.
+    ///
+    /// # Panics
+    /// It ended well, or took longer than `most`.
+    pub fn finish_failing(mut self, most: Duration) -> String {
+        match self.wait(most).success() {
+            true => self.fail("did not fail"),
+            false => self.output(0) + &self.output(1),
+        }
+    }
+
+    fn wait(&mut self, most: Duration) -> ExitStatus {
         let start = Instant::now();
         loop {
             match self.child.try_wait().expect("the child is ours") {
-                Some(status) if status.success() => return self.output(0),
-                Some(status) => self.fail(&format!("ended with {status}")),
+                Some(status) => return status,
                 None if start.elapsed() > most => self.fail(&format!("did not end within {most:?}")),
                 None => thread::sleep(Duration::from_millis(5)),
             }
         }
+    }
+
+    /// Kills it at once, with no chance to tidy up.
+    pub fn kill(mut self) {
+        self.child.kill().expect("it has not ended");
     }
 
     fn output(&mut self, which: usize) -> String {
