@@ -11,6 +11,7 @@
 //! | `rings` | libefa's WQEs beside ours, byte for byte |
 
 mod devices;
+mod external;
 mod interop;
 mod libfabric;
 mod perftest;
