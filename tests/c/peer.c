@@ -29,8 +29,8 @@
  *   wqes first=N count=N                 wqes HEX   (entries of the send ring)
  *   count                                count COMPLETIONS ERRORS
  *   fork_init                            ok         (ibv_fork_init)
- *   fork                                 forked     (a child takes the lines over, until `exit`, which its parent answers)
- *   exit                                 exited STATUS
+ *   fork                                 forked     (a child takes the lines over, until `exit` or `die`, which its parent answers)
+ *   exit | die                           exited STATUS         (by itself, or by SIGKILL)
  *   system COMMAND                       exited STATUS
  *   room                                 room KIND N KIND N ...    (how many more of each kind the device has)
  *   close                                ok         (everything destroyed, each without an error)
@@ -464,7 +464,7 @@ static const struct {
 	{ "count", say_count },		{ "memory", create_memory }, { "dmabuf", register_dmabuf }, { "qp", create_qp },
 	{ "peer", set_peer },		{ "fill", fill },	     { "check", check },	  { "recv", post_recv },
 	{ "send", post },		{ "write", post },	     { "read", post },		  { "poll", poll_cq },
-	{ "event", wait_event },	{ "wqes", say_wqes },	     { "fork", fork_child },	  { "exit", exit_child },
+	{ "event", wait_event },	{ "wqes", say_wqes },	     { "fork", fork_child },	  { "exit", end_child },	  { "die", end_child },
 	{ "system", run_command },	{ "room", say_room },	     { "close", close_all },
 };
 

@@ -55,6 +55,6 @@ void say_count(void);
 
 /* processes.c */
 void fork_child(void);
-void exit_child(void);
+void end_child(void);
 void run_command(void);
 void say_room(void);

@@ -1,5 +1,6 @@
 /* Other processes, and what they leave of a device. */
 #include "peer.h"
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -8,7 +9,7 @@ static void say_end(int status)
 	printf("exited %d\n", status);
 }
 
-/* The child does what lines say until one says `exit`; meanwhile the parent waits. */
+/* The child does what lines say until one says `exit` or `die`; meanwhile the parent waits. */
 void fork_child(void)
 {
 	pid_t child = fork();
@@ -25,8 +26,10 @@ void fork_child(void)
 }
 
 /* The waiting parent answers. */
-void exit_child(void)
+void end_child(void)
 {
+	if (!strcmp(word(0), "die"))
+		kill(getpid(), SIGKILL);
 	exit(0);
 }
 

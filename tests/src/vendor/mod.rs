@@ -6,7 +6,7 @@
 mod node;
 mod peer;
 
-pub use node::{Node, Process, free_port};
+pub use node::{Node, Process, free_port, is_listening};
 pub use peer::{Peer, QueuePairInfo, WorkCompletion, pattern};
 
 use std::ffi::OsString;
@@ -66,10 +66,12 @@ impl Vendor {
     }
 
     /// What a shell script needs to start these programs: `loaded PROGRAM ARGUMENTS…` becomes one, `$BIN` is the packaged ones' folder, and
-    /// `$PEER` is [ours](Peer).
+    /// `$PEER` is [ours](Peer). None of them gets more than two minutes of a processor, if its test has lost sight of it.
     pub fn prelude(&self) -> String {
         let [loader, lib, bin, peer] = [&self.loader, &self.lib, &self.bin, peer::program()].map(|path| path.display());
-        format!("loaded() {{ exec '{loader}' --library-path '{lib}' \"$@\"; }}\nBIN='{bin}' PEER='{peer}'\n")
+        format!(
+            "ulimit -t 120\nloaded() {{ exec '{loader}' --library-path '{lib}' \"$@\"; }}\nBIN='{bin}' PEER='{peer}'\n"
+        )
     }
 
     /// Compiles a C program of this package, made of these sources, against the vendor's library.

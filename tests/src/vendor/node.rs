@@ -82,17 +82,8 @@ impl Process {
     /// # Panics
     /// It does not within ten seconds, or ends.
     pub fn wait_until_listening(&mut self, port: u16) {
-        // Asking the kernel, since a connection would be taken for the other side's.
-        let listening = |table| {
-            let table = fs::read_to_string(table).unwrap_or_default();
-            let address = format!(":{port:04X}");
-            table.lines().any(|line| {
-                let mut words = line.split_whitespace().skip(1);
-                words.next().is_some_and(|local| local.ends_with(&address)) && words.nth(1) == Some("0A")
-            })
-        };
         let start = Instant::now();
-        while !listening("/proc/net/tcp") && !listening("/proc/net/tcp6") {
+        while !is_listening(port) {
             let ended = self.child.try_wait().ok().flatten();
             if ended.is_some() || start.elapsed() > Duration::from_secs(10) {
                 self.fail(&format!("does not listen at port {port} ({ended:?})"));
@@ -165,6 +156,20 @@ impl Drop for Process {
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
     listener.local_addr().expect("a bound socket has an address").port()
+}
+
+/// Whether some process of this host listens at a TCP port.
+pub fn is_listening(port: u16) -> bool {
+    // Asking the kernel, since a connection would be taken for the other side's.
+    let listening = |table| {
+        let table = fs::read_to_string(table).unwrap_or_default();
+        let address = format!(":{port:04X}");
+        table.lines().any(|line| {
+            let mut words = line.split_whitespace().skip(1);
+            words.next().is_some_and(|local| local.ends_with(&address)) && words.nth(1) == Some("0A")
+        })
+    };
+    listening("/proc/net/tcp") || listening("/proc/net/tcp6")
 }
 
 /// The command `efa`, built once per process: cargo builds the programs of a package for that package's tests only.

@@ -10,9 +10,11 @@
 //! | `interop` | a C program on libefa at one end, `efa_direct` at the other |
 //! | `rings` | libefa's WQEs beside ours, byte for byte |
 
+mod counters;
 mod devices;
 mod external;
 mod interop;
 mod libfabric;
 mod perftest;
+mod processes;
 mod rings;
