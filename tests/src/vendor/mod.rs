@@ -6,10 +6,11 @@
 mod node;
 mod peer;
 
-pub use node::{Node, Process, free_port, is_listening};
+pub use node::{Node, Process, free_port, is_listening, words};
 pub use peer::{Peer, QueuePairInfo, WorkCompletion, pattern};
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -93,6 +94,13 @@ impl Vendor {
         fs::rename(&partial, &program).expect("renaming a file in its folder");
         program
     }
+}
+
+/// Says that this machine cannot do what a test needs, past the test harness, which would keep it to itself.
+pub fn skip(why: &str) {
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    // Where nobody can be told, nobody is there.
+    let _ = writeln!(std::io::stderr(), "{name} SKIPPED: {why}");
 }
 
 /// The workspace's target folder.

@@ -1,7 +1,7 @@
 //! Nodes: programs under `efa run`, each with software devices of its own.
 
 use super::Vendor;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::Read;
 use std::net::TcpListener;
@@ -115,6 +115,14 @@ impl Process {
         }
     }
 
+    /// Waits until it has ended; whether well.
+    ///
+    /// # Panics
+    /// It took longer than `most`.
+    pub fn has_worked(mut self, most: Duration) -> bool {
+        self.wait(most).success()
+    }
+
     fn wait(&mut self, most: Duration) -> ExitStatus {
         let start = Instant::now();
         loop {
@@ -150,6 +158,16 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A command as a shell script says it.
+pub fn words(command: &Command) -> String {
+    let quoted = |word: &OsStr| format!(" '{}'", word.display());
+    let set =
+        |(key, value): (&OsStr, Option<&OsStr>)| value.map(|value| format!(" {}='{}'", key.display(), value.display()));
+    let environment: String = command.get_envs().filter_map(set).collect();
+    let words = [command.get_program()].into_iter().chain(command.get_args());
+    format!("env{environment}{}", words.map(quoted).collect::<String>())
 }
 
 /// A TCP port of this host that was free a moment ago.

@@ -3,7 +3,7 @@
 use crate::interop::{MEMORY, Pair};
 use efa_direct::{Gid, RdmaWrite, RemoteRegion, Status};
 use efa_io::{Completion, Cqe32};
-use efa_tests::vendor::{Node, Peer};
+use efa_tests::vendor::{Node, Peer, skip};
 use std::time::{Duration, Instant};
 
 /// Bytes of a completion entry, and of pages.
@@ -64,7 +64,7 @@ fn a_completion_queue_in_a_dma_buf_is_polled_there() {
 fn has_udmabuf() -> bool {
     let is_there = std::fs::File::options().read(true).write(true).open("/dev/udmabuf").is_ok();
     if !is_there {
-        eprintln!("SKIPPED: /dev/udmabuf cannot be opened; `modprobe udmabuf`, and rights to it, enable this test");
+        skip("/dev/udmabuf cannot be opened; `modprobe udmabuf`, and rights to it, enable this test");
     }
     is_there
 }

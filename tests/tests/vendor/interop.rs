@@ -62,7 +62,7 @@ impl Pair {
     }
 
     /// This side, for a peer whose queue pair has these options.
-    fn side(device: &str, options: &str) -> Side {
+    pub(crate) fn side(device: &str, options: &str) -> Side {
         let config = QpConfig::new(64, 64);
         let config = if options.contains("ud ") { config.unreliable() } else { config };
         let config = if options.contains("unsolicited") { config.unsolicited_write_recv() } else { config };
