@@ -3,9 +3,17 @@
  * with one. Tests drive it through its standard input and output.
  *
  *   open [NAME]                          device NAME gid GID mtu BYTES max_rdma BYTES inline BYTES caps BITS
- *   cq entries=N [channel]               ok
- *   counter                              ok         (queue pairs created later count all they do in it)
+ *   use N                                ok         (lines are about the Nth open device from here on; at first about number 0)
+ *   buffer len=N [unsealed] [udmabuf]    ok         (a memory file, for what is external or DMA-BUF below, at offsets in it)
+ *   bytes at=N len=N                     bytes HEX  (of that)
+ *   cq entries=N [channel] [external at=N len=N [blind]]
+ *                                        ok
+ *   counter [external [dmabuf] at=N errors=N]
+ *                                        ok         (queue pairs created later count all they do in it)
+ *   set value=N [errors]                 ok         (the counter of completions, or of errors)
+ *   add value=N [errors]                 ok
  *   memory len=N                         memory ADDR LKEY RKEY
+ *   dmabuf at=N len=N iova=N             memory ADDR LKEY RKEY
  *   qp [ud] sq=N rq=N qkey=N [wide] [unsolicited] [hints]
  *                                        qp QPN entry BYTES entries N batch N caps BITS
  *   peer GID qpn=N qkey=N                ah N       (requests go there from here on)
@@ -20,42 +28,31 @@
  *   event ms=N                           event | none
  *   wqes first=N count=N                 wqes HEX   (entries of the send ring)
  *   count                                count COMPLETIONS ERRORS
+ *   fork_init                            ok         (ibv_fork_init)
+ *   fork                                 forked     (a child takes the lines over, until `exit` or `die`, which its parent answers)
+ *   exit | die                           exited STATUS         (by itself, or by SIGKILL)
+ *   system COMMAND                       exited STATUS
+ *   room                                 room KIND N KIND N ...    (how many more of each kind the device has)
  *   close                                ok         (everything destroyed, each without an error)
  *
  * `plain` takes the older calls (ibv_post_send, ibv_poll_cq) in place of the extended ones. Offsets are into the memory. A line that
  * fails is answered with "error" and a reason.
  */
+#include "peer.h"
 #include <arpa/inet.h>
 #include <endian.h>
-#include <errno.h>
-#include <infiniband/efadv.h>
-#include <infiniband/verbs.h>
-#include <inttypes.h>
 #include <poll.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 
-static struct ibv_context *device;
-static struct efadv_device_attr limits;
-static struct ibv_pd *pd;
-static struct ibv_comp_channel *channel;
-static struct ibv_cq_ex *cq;
-static struct ibv_comp_cntr *counter;
-static struct ibv_qp *qp;
-static struct efadv_wq_attr ring;
-static struct ibv_mr *mr;
-static uint8_t *memory;
-static struct ibv_ah *ah;
-static uint32_t peer_qpn, peer_qkey;
+static struct rail rails[8];
+struct rail *rail = rails;
 
 /* What a line says: words, some of them KEY=NUMBER. */
 static char *words[16];
 static int word_count;
 
-static bool has(const char *word)
+bool has(const char *word)
 {
 	for (int i = 1; i < word_count; i++)
 		if (!strcmp(words[i], word))
@@ -72,20 +69,23 @@ static const char *text_of(const char *key)
 	return NULL;
 }
 
-static uint64_t number(const char *key)
+uint64_t number(const char *key)
 {
 	const char *text = text_of(key);
 	return text ? strtoull(text, NULL, 0) : 0;
 }
 
-/* The answer to a line that failed. */
-static void error(const char *what, int code)
+const char *word(int index)
+{
+	return index < word_count ? words[index] : "";
+}
+
+void error(const char *what, int code)
 {
 	printf("error %s: %s\n", what, strerror(code));
 }
 
-/* The answer to a line about a call that gives an error number. */
-static void answer(const char *what, int code)
+void answer(const char *what, int code)
 {
 	if (code)
 		error(what, code);
@@ -108,22 +108,22 @@ static void open_device(void)
 	char text[INET6_ADDRSTRLEN];
 	int code = ENODEV;
 
-	for (int i = 0; list && list[i] && !device; i++)
+	for (int i = 0; list && list[i] && !rail->device; i++)
 		if (word_count == 1 || !strcmp(words[1], ibv_get_device_name(list[i])))
-			device = ibv_open_device(list[i]);
+			rail->device = ibv_open_device(list[i]);
 	if (list)
 		ibv_free_device_list(list);
-	if (!device)
+	if (!rail->device)
 		return error("no such device", code);
-	if ((code = efadv_query_device(device, &limits, sizeof(limits))) || (code = ibv_query_port(device, 1, &port)) ||
-	    (code = ibv_query_gid(device, 1, 0, &gid)))
+	if ((code = efadv_query_device(rail->device, &rail->limits, sizeof(rail->limits))) ||
+	    (code = ibv_query_port(rail->device, 1, &port)) || (code = ibv_query_gid(rail->device, 1, 0, &gid)))
 		return error("asking the device", code);
-	pd = ibv_alloc_pd(device);
-	if (!pd)
+	rail->pd = ibv_alloc_pd(rail->device);
+	if (!rail->pd)
 		return error("ibv_alloc_pd", errno);
 	inet_ntop(AF_INET6, gid.raw, text, sizeof(text));
-	printf("device %s gid %s mtu %u max_rdma %u inline %u caps %u\n", ibv_get_device_name(device->device), text, port.max_msg_sz,
-	       limits.max_rdma_size, limits.inline_buf_size_ex, limits.device_caps);
+	printf("device %s gid %s mtu %u max_rdma %u inline %u caps %u\n", ibv_get_device_name(rail->device->device), text, port.max_msg_sz,
+	       rail->limits.max_rdma_size, rail->limits.inline_buf_size_ex, rail->limits.device_caps);
 }
 
 static void create_cq(void)
@@ -131,64 +131,59 @@ static void create_cq(void)
 	struct ibv_cq_init_attr_ex attr = { .cqe = number("entries"), .wc_flags = IBV_WC_STANDARD_FLAGS };
 	struct efadv_cq_init_attr efa = { .wc_flags = EFADV_WC_EX_WITH_SGID | EFADV_WC_EX_WITH_IS_UNSOLICITED };
 
-	if (has("channel") && !(channel = ibv_create_comp_channel(device)))
+	if (has("channel") && !(rail->channel = ibv_create_comp_channel(rail->device)))
 		return error("ibv_create_comp_channel", errno);
-	attr.channel = channel;
-	cq = efadv_create_cq(device, &attr, &efa, sizeof(efa));
-	answer("efadv_create_cq", cq ? 0 : errno);
-}
-
-static void create_counter(void)
-{
-	struct ibv_comp_cntr_init_attr attr = { .type = IBV_COMP_CNTR_TYPE_WRS };
-
-	counter = ibv_create_comp_cntr(device, &attr);
-	answer("ibv_create_comp_cntr", counter ? 0 : errno);
+	attr.channel = rail->channel;
+	if (has("external"))
+		set_external_cq(&efa);
+	rail->cq = efadv_create_cq(rail->device, &attr, &efa, sizeof(efa));
+	answer("efadv_create_cq", rail->cq ? 0 : errno);
 }
 
 static void create_memory(void)
 {
 	size_t len = number("len");
 
-	memory = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (memory == MAP_FAILED)
+	rail->memory = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (rail->memory == MAP_FAILED)
 		return error("mmap", errno);
-	mr = ibv_reg_mr(pd, memory, len,
+	rail->mr = ibv_reg_mr(rail->pd, rail->memory, len,
 			IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_RELAXED_ORDERING);
-	if (!mr)
+	if (!rail->mr)
 		return error("ibv_reg_mr", errno);
-	printf("memory %" PRIu64 " %u %u\n", (uint64_t)memory, mr->lkey, mr->rkey);
+	rail->iova = (uint64_t)rail->memory;
+	printf("memory %" PRIu64 " %u %u\n", rail->iova, rail->mr->lkey, rail->mr->rkey);
 }
 
 /* Everything a counter can count here, minus what the device has not. */
 static int attach_counter(void)
 {
 	struct ibv_comp_cntr_caps caps = {};
-	int code = ibv_query_comp_cntr_caps(device, &caps);
+	int code = ibv_query_comp_cntr_caps(rail->device, &caps);
 	struct ibv_qp_attach_comp_cntr_attr attr = { .op_mask = caps.supported_qp_attach_ops };
 
-	return code ? code : ibv_qp_attach_comp_cntr(qp, counter, &attr);
+	return code ? code : ibv_qp_attach_comp_cntr(rail->qp, rail->counter, &attr);
 }
 
 static int activate(uint32_t qkey)
 {
 	struct ibv_qp_attr attr = { .qp_state = IBV_QPS_INIT, .qkey = qkey, .port_num = 1 };
-	int code = ibv_modify_qp(qp, &attr, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_QKEY);
+	int code = ibv_modify_qp(rail->qp, &attr, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_QKEY);
 
 	attr.qp_state = IBV_QPS_RTR;
 	if (!code)
-		code = ibv_modify_qp(qp, &attr, IBV_QP_STATE);
+		code = ibv_modify_qp(rail->qp, &attr, IBV_QP_STATE);
 	attr.qp_state = IBV_QPS_RTS;
-	return code ? code : ibv_modify_qp(qp, &attr, IBV_QP_STATE | IBV_QP_SQ_PSN);
+	return code ? code : ibv_modify_qp(rail->qp, &attr, IBV_QP_STATE | IBV_QP_SQ_PSN);
 }
 
 static void create_qp(void)
 {
 	bool ud = has("ud"), wide = has("wide");
 	struct ibv_qp_init_attr_ex attr = {
-		.send_cq = ibv_cq_ex_to_cq(cq), .recv_cq = ibv_cq_ex_to_cq(cq),
+		.send_cq = ibv_cq_ex_to_cq(rail->cq), .recv_cq = ibv_cq_ex_to_cq(rail->cq),
 		.cap = { .max_send_wr = number("sq"), .max_recv_wr = number("rq"), .max_send_sge = 2, .max_recv_sge = 2 },
-		.qp_type = ud ? IBV_QPT_UD : IBV_QPT_DRIVER, .sq_sig_all = 1, .pd = pd,
+		.qp_type = ud ? IBV_QPT_UD : IBV_QPT_DRIVER, .sq_sig_all = 1, .pd = rail->pd,
 		.comp_mask = IBV_QP_INIT_ATTR_PD | IBV_QP_INIT_ATTR_SEND_OPS_FLAGS,
 		.send_ops_flags = IBV_QP_EX_WITH_SEND | IBV_QP_EX_WITH_SEND_WITH_IMM,
 	};
@@ -196,10 +191,10 @@ static void create_qp(void)
 	struct efadv_wq_attr rq;
 	int code;
 
-	attr.cap.max_inline_data = wide ? limits.inline_buf_size_ex : limits.inline_buf_size;
-	if (!ud && limits.device_caps & EFADV_DEVICE_ATTR_CAPS_RDMA_READ)
+	attr.cap.max_inline_data = wide ? rail->limits.inline_buf_size_ex : rail->limits.inline_buf_size;
+	if (!ud && rail->limits.device_caps & EFADV_DEVICE_ATTR_CAPS_RDMA_READ)
 		attr.send_ops_flags |= IBV_QP_EX_WITH_RDMA_READ;
-	if (!ud && limits.device_caps & EFADV_DEVICE_ATTR_CAPS_RDMA_WRITE)
+	if (!ud && rail->limits.device_caps & EFADV_DEVICE_ATTR_CAPS_RDMA_WRITE)
 		attr.send_ops_flags |= IBV_QP_EX_WITH_RDMA_WRITE | IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM;
 	if (wide && !ud)
 		efa.flags |= EFADV_QP_FLAGS_INLINE_WRITE;
@@ -207,16 +202,17 @@ static void create_qp(void)
 		efa.flags |= EFADV_QP_FLAGS_UNSOLICITED_WRITE_RECV;
 	if (has("hints"))
 		efa.wr_flags |= EFADV_WR_EX_WITH_PROCESSING_HINTS;
-	qp = ud ? ibv_create_qp_ex(device, &attr) : efadv_create_qp_ex(device, &attr, &efa, sizeof(efa));
-	if (!qp)
+	rail->qp = ud ? ibv_create_qp_ex(rail->device, &attr) : efadv_create_qp_ex(rail->device, &attr, &efa, sizeof(efa));
+	if (!rail->qp)
 		return error("creating a queue pair", errno);
-	if (counter && (code = attach_counter()))
+	if (rail->counter && (code = attach_counter()))
 		return error("ibv_qp_attach_comp_cntr", code);
 	if ((code = activate(number("qkey"))))
 		return error("ibv_modify_qp", code);
-	if ((code = efadv_query_qp_wqs(qp, &ring, &rq, sizeof(ring))))
+	if ((code = efadv_query_qp_wqs(rail->qp, &rail->ring, &rq, sizeof(rail->ring))))
 		return error("efadv_query_qp_wqs", code);
-	printf("qp %u entry %u entries %u batch %u caps %u\n", qp->qp_num, ring.entry_size, ring.num_entries, ring.max_batch, ring.caps);
+	printf("qp %u entry %u entries %u batch %u caps %u\n", rail->qp->qp_num, rail->ring.entry_size, rail->ring.num_entries,
+	       rail->ring.max_batch, rail->ring.caps);
 }
 
 static void set_peer(void)
@@ -226,21 +222,21 @@ static void set_peer(void)
 	int code;
 
 	inet_pton(AF_INET6, words[1], attr.grh.dgid.raw);
-	if (ah && (code = ibv_destroy_ah(ah)))
+	if (rail->ah && (code = ibv_destroy_ah(rail->ah)))
 		return error("ibv_destroy_ah", code);
-	ah = ibv_create_ah(pd, &attr);
-	if (!ah)
+	rail->ah = ibv_create_ah(rail->pd, &attr);
+	if (!rail->ah)
 		return error("ibv_create_ah", errno);
-	if ((code = efadv_query_ah(ah, &efa, sizeof(efa))))
+	if ((code = efadv_query_ah(rail->ah, &efa, sizeof(efa))))
 		return error("efadv_query_ah", code);
-	peer_qpn = number("qpn");
-	peer_qkey = number("qkey");
+	rail->peer_qpn = number("qpn");
+	rail->peer_qkey = number("qkey");
 	printf("ah %u\n", efa.ahn);
 }
 
 static void fill(void)
 {
-	uint8_t *at = memory + number("at");
+	uint8_t *at = rail->memory + number("at");
 	uint64_t len = number("len"), seed = number("seed");
 
 	for (uint64_t i = 0; i < len; i++)
@@ -250,7 +246,7 @@ static void fill(void)
 
 static void check(void)
 {
-	uint8_t *at = memory + number("at");
+	uint8_t *at = rail->memory + number("at");
 	uint64_t len = number("len"), seed = number("seed");
 
 	for (uint64_t i = 0; i < len; i++)
@@ -264,8 +260,8 @@ static void check(void)
 /* The pieces of memory that a line names; how many. */
 static int pieces(struct ibv_sge sge[2])
 {
-	sge[0] = (struct ibv_sge){ (uint64_t)memory + number("at"), number("len"), mr->lkey };
-	sge[1] = (struct ibv_sge){ (uint64_t)memory + number("at2"), number("len2"), mr->lkey };
+	sge[0] = (struct ibv_sge){ rail->iova + number("at"), number("len"), rail->mr->lkey };
+	sge[1] = (struct ibv_sge){ rail->iova + number("at2"), number("len2"), rail->mr->lkey };
 	return text_of("at2") ? 2 : 1;
 }
 
@@ -274,7 +270,7 @@ static void post_recv(void)
 	struct ibv_sge sge[2];
 	struct ibv_recv_wr wr = { .wr_id = number("id"), .sg_list = sge, .num_sge = pieces(sge) }, *bad;
 
-	answer("ibv_post_recv", ibv_post_recv(qp, &wr, &bad));
+	answer("ibv_post_recv", ibv_post_recv(rail->qp, &wr, &bad));
 }
 
 static void post_plain(void)
@@ -283,19 +279,19 @@ static void post_plain(void)
 	struct ibv_send_wr wr = { .wr_id = number("id"), .sg_list = sge, .num_sge = pieces(sge), .opcode = IBV_WR_SEND }, *bad;
 
 	wr.send_flags = IBV_SEND_SIGNALED | (has("inline") ? IBV_SEND_INLINE : 0);
-	wr.wr.ud.ah = ah;
-	wr.wr.ud.remote_qpn = peer_qpn;
-	wr.wr.ud.remote_qkey = peer_qkey;
+	wr.wr.ud.ah = rail->ah;
+	wr.wr.ud.remote_qpn = rail->peer_qpn;
+	wr.wr.ud.remote_qkey = rail->peer_qkey;
 	if (text_of("imm")) {
 		wr.opcode = IBV_WR_SEND_WITH_IMM;
 		wr.imm_data = htobe32(number("imm"));
 	}
-	answer("ibv_post_send", ibv_post_send(qp, &wr, &bad));
+	answer("ibv_post_send", ibv_post_send(rail->qp, &wr, &bad));
 }
 
 static void post(void)
 {
-	struct ibv_qp_ex *qpx = ibv_qp_to_qp_ex(qp);
+	struct ibv_qp_ex *qpx = ibv_qp_to_qp_ex(rail->qp);
 	bool write = !strcmp(words[0], "write"), read = !strcmp(words[0], "read"), imm = text_of("imm");
 	uint32_t rkey = number("rkey"), data = htobe32(number("imm"));
 	uint64_t to = number("to");
@@ -318,10 +314,10 @@ static void post(void)
 	else
 		ibv_wr_send(qpx);
 	if (has("inline"))
-		ibv_wr_set_inline_data(qpx, (void *)sge[0].addr, sge[0].length);
+		ibv_wr_set_inline_data(qpx, rail->memory + number("at"), number("len"));
 	else
 		ibv_wr_set_sge_list(qpx, count, sge);
-	ibv_wr_set_ud_addr(qpx, ah, peer_qpn, peer_qkey);
+	ibv_wr_set_ud_addr(qpx, rail->ah, rail->peer_qpn, rail->peer_qkey);
 	if (has("burst"))
 		efadv_wr_set_processing_hints(efadv_qp_from_ibv_qp_ex(qpx), EFADV_WR_PROCESSING_HINT_BURST_PPS_SENSITIVE);
 	answer("ibv_wr_complete", ibv_wr_complete(qpx));
@@ -347,7 +343,7 @@ static bool poll_plain(void)
 {
 	struct ibv_wc wc;
 
-	if (ibv_poll_cq(ibv_cq_ex_to_cq(cq), 1, &wc) != 1)
+	if (ibv_poll_cq(ibv_cq_ex_to_cq(rail->cq), 1, &wc) != 1)
 		return false;
 	say_wc(&wc, false, NULL);
 	return true;
@@ -361,25 +357,25 @@ static bool poll_extended(void)
 	char text[INET6_ADDRSTRLEN], *sgid = NULL;
 	bool unsolicited = false;
 
-	if (ibv_start_poll(cq, &attr))
+	if (ibv_start_poll(rail->cq, &attr))
 		return false;
-	wc.wr_id = cq->wr_id;
-	wc.status = cq->status;
-	wc.vendor_err = ibv_wc_read_vendor_err(cq);
-	wc.opcode = ibv_wc_read_opcode(cq);
-	wc.qp_num = ibv_wc_read_qp_num(cq);
+	wc.wr_id = rail->cq->wr_id;
+	wc.status = rail->cq->status;
+	wc.vendor_err = ibv_wc_read_vendor_err(rail->cq);
+	wc.opcode = ibv_wc_read_opcode(rail->cq);
+	wc.qp_num = ibv_wc_read_qp_num(rail->cq);
 	if (wc.opcode & IBV_WC_RECV) {
-		wc.byte_len = ibv_wc_read_byte_len(cq);
-		wc.src_qp = ibv_wc_read_src_qp(cq);
-		wc.slid = ibv_wc_read_slid(cq);
-		wc.wc_flags = ibv_wc_read_wc_flags(cq);
+		wc.byte_len = ibv_wc_read_byte_len(rail->cq);
+		wc.src_qp = ibv_wc_read_src_qp(rail->cq);
+		wc.slid = ibv_wc_read_slid(rail->cq);
+		wc.wc_flags = ibv_wc_read_wc_flags(rail->cq);
 		if (wc.wc_flags & IBV_WC_WITH_IMM)
-			wc.imm_data = ibv_wc_read_imm_data(cq);
-		unsolicited = efadv_wc_is_unsolicited(efadv_cq_from_ibv_cq_ex(cq));
-		if (!efadv_wc_read_sgid(efadv_cq_from_ibv_cq_ex(cq), &gid))
+			wc.imm_data = ibv_wc_read_imm_data(rail->cq);
+		unsolicited = efadv_wc_is_unsolicited(efadv_cq_from_ibv_cq_ex(rail->cq));
+		if (!efadv_wc_read_sgid(efadv_cq_from_ibv_cq_ex(rail->cq), &gid))
 			sgid = (char *)inet_ntop(AF_INET6, gid.raw, text, sizeof(text));
 	}
-	ibv_end_poll(cq);
+	ibv_end_poll(rail->cq);
 	say_wc(&wc, unsolicited, sgid);
 	return true;
 }
@@ -409,7 +405,7 @@ static void poll_cq(void)
 
 static void wait_event(void)
 {
-	struct pollfd fd = { .fd = channel->fd, .events = POLLIN };
+	struct pollfd fd = { .fd = rail->channel->fd, .events = POLLIN };
 	struct ibv_cq *which;
 	void *context;
 
@@ -417,59 +413,67 @@ static void wait_event(void)
 		puts("none");
 		return;
 	}
-	if (ibv_get_cq_event(channel, &which, &context))
+	if (ibv_get_cq_event(rail->channel, &which, &context))
 		return error("ibv_get_cq_event", errno);
 	ibv_ack_cq_events(which, 1);
-	puts(which == ibv_cq_ex_to_cq(cq) ? "event" : "error event of another queue");
+	puts(which == ibv_cq_ex_to_cq(rail->cq) ? "event" : "error event of another queue");
 }
 
 static void say_wqes(void)
 {
+	const struct efadv_wq_attr *ring = &rail->ring;
 	uint64_t first = number("first"), count = number("count");
 
 	printf("wqes ");
-	for (uint64_t i = 0; i < count * ring.entry_size; i++)
-		printf("%02x", ring.buffer[(first * ring.entry_size + i) % (ring.num_entries * ring.entry_size)]);
+	for (uint64_t i = 0; i < count * ring->entry_size; i++)
+		printf("%02x", ring->buffer[(first * ring->entry_size + i) % (ring->num_entries * ring->entry_size)]);
 	putchar('\n');
 }
 
-static void say_count(void)
+static void use_rail(void)
 {
-	uint64_t completions, errors;
-	int code = ibv_read_comp_cntr(counter, &completions);
+	size_t index = strtoul(word(1), NULL, 0);
 
-	if (code || (code = ibv_read_err_comp_cntr(counter, &errors)))
-		return error("reading the counter", code);
-	printf("count %" PRIu64 " %" PRIu64 "\n", completions, errors);
+	if (index >= sizeof(rails) / sizeof(*rails))
+		return error("use", ERANGE);
+	rail = rails + index;
+	puts("ok");
 }
 
 static void close_all(void)
 {
 	int code = 0;
 
-	if ((ah && (code = ibv_destroy_ah(ah))) || (qp && (code = ibv_destroy_qp(qp))) ||
-	    (counter && (code = ibv_destroy_comp_cntr(counter))) || (cq && (code = ibv_destroy_cq(ibv_cq_ex_to_cq(cq)))) ||
-	    (channel && (code = ibv_destroy_comp_channel(channel))) || (mr && (code = ibv_dereg_mr(mr))) ||
-	    (pd && (code = ibv_dealloc_pd(pd))))
+	if ((rail->ah && (code = ibv_destroy_ah(rail->ah))) || (rail->qp && (code = ibv_destroy_qp(rail->qp))) ||
+	    (rail->counter && (code = ibv_destroy_comp_cntr(rail->counter))) ||
+	    (rail->cq && (code = ibv_destroy_cq(ibv_cq_ex_to_cq(rail->cq)))) ||
+	    (rail->channel && (code = ibv_destroy_comp_channel(rail->channel))) || (rail->mr && (code = ibv_dereg_mr(rail->mr))) ||
+	    (rail->pd && (code = ibv_dealloc_pd(rail->pd))))
 		return error("destroying", code);
-	answer("ibv_close_device", device ? ibv_close_device(device) : 0);
+	code = rail->device ? ibv_close_device(rail->device) : 0;
+	*rail = (struct rail){};
+	answer("ibv_close_device", code);
 }
 
 static const struct {
 	const char *name;
 	void (*run)(void);
 } commands[] = {
-	{ "open", open_device }, { "cq", create_cq },   { "counter", create_counter }, { "memory", create_memory },
-	{ "qp", create_qp },     { "peer", set_peer },  { "fill", fill },	       { "check", check },
-	{ "recv", post_recv },   { "send", post },      { "write", post },	       { "read", post },
-	{ "poll", poll_cq },     { "event", wait_event }, { "wqes", say_wqes },	       { "count", say_count },
-	{ "close", close_all },
+	{ "open", open_device },	{ "use", use_rail },	     { "buffer", create_buffer }, { "bytes", say_bytes },
+	{ "cq", create_cq },		{ "counter", create_counter }, { "set", change_counter },  { "add", change_counter },
+	{ "count", say_count },		{ "memory", create_memory }, { "dmabuf", register_dmabuf }, { "qp", create_qp },
+	{ "peer", set_peer },		{ "fill", fill },	     { "check", check },	  { "recv", post_recv },
+	{ "send", post },		{ "write", post },	     { "read", post },		  { "poll", poll_cq },
+	{ "event", wait_event },	{ "wqes", say_wqes },	     { "fork", fork_child },	  { "exit", end_child },	  { "die", end_child },
+	{ "system", run_command },	{ "room", say_room },	     { "close", close_all },
 };
 
 static void run_line(void)
 {
+	if (!strcmp(words[0], "fork_init"))
+		return answer("ibv_fork_init", ibv_fork_init());
 	if (!strcmp(words[0], "arm"))
-		return answer("ibv_req_notify_cq", ibv_req_notify_cq(ibv_cq_ex_to_cq(cq), 0));
+		return answer("ibv_req_notify_cq", ibv_req_notify_cq(ibv_cq_ex_to_cq(rail->cq), 0));
 	for (size_t i = 0; i < sizeof(commands) / sizeof(*commands); i++)
 		if (!strcmp(words[0], commands[i].name))
 			return commands[i].run();

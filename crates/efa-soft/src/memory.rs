@@ -138,12 +138,14 @@ impl SharedMemory {
 
     fn word<T>(&self, offset: usize) -> *mut T {
         let end = offset.checked_add(size_of::<T>());
+        let word = self.map.as_mut_ptr().wrapping_add(offset).cast::<T>();
+        // The address, since the mapping of a file may begin at any byte.
         assert!(
-            end.is_some_and(|end| end <= self.len()) && offset.is_multiple_of(align_of::<T>()),
+            end.is_some_and(|end| end <= self.len()) && word.is_aligned(),
             "offset {offset} is no aligned word inside {} bytes",
             self.len()
         );
-        self.map.as_mut_ptr().wrapping_add(offset).cast()
+        word
     }
 
     fn u64_at(&self, offset: usize) -> &AtomicU64 {
@@ -405,6 +407,14 @@ mod tests {
         let file = File::from(half.file().unwrap().try_clone_to_owned().unwrap());
         assert!(SharedMemory::of_file(file, 8192, 1).is_err());
         assert!(SharedMemory::zeroed(1).unwrap().file().is_none());
+    }
+
+    #[test]
+    #[should_panic(expected = "no aligned word")]
+    fn words_of_a_file_mapped_from_an_odd_byte_on_are_not_aligned() {
+        let memory = SharedMemory::shareable(4096).unwrap();
+        let file = File::from(memory.file().unwrap().try_clone_to_owned().unwrap());
+        SharedMemory::of_file(file, 20, 100).unwrap().load_word(0);
     }
 
     #[test]

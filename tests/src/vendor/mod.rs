@@ -6,10 +6,11 @@
 mod node;
 mod peer;
 
-pub use node::{Node, Process, efa, free_port, test_executable};
+pub use node::{Node, Process, efa, free_port, is_listening, test_executable, words};
 pub use peer::{Peer, QueuePairInfo, WorkCompletion, pattern};
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -65,18 +66,27 @@ impl Vendor {
         ("RDMAV_DRIVERS", self.lib.join("libibverbs/libefa"))
     }
 
-    /// Compiles a C program of this package against the vendor's library.
+    /// What a shell script needs to start these programs: `loaded PROGRAM ARGUMENTS…` becomes one, `$BIN` is the packaged ones' folder, and
+    /// `$PEER` is [ours](Peer). None of them gets more than two minutes of a processor, if its test has lost sight of it.
+    pub fn prelude(&self) -> String {
+        let [loader, lib, bin, peer] = [&self.loader, &self.lib, &self.bin, peer::program()].map(|path| path.display());
+        format!(
+            "ulimit -t 120\nloaded() {{ exec '{loader}' --library-path '{lib}' \"$@\"; }}\nBIN='{bin}' PEER='{peer}'\n"
+        )
+    }
+
+    /// Compiles a C program of this package, made of these sources, against the vendor's library.
     ///
     /// # Panics
     /// It does not compile.
-    pub fn compile(&self, source: &str) -> PathBuf {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("c").join(source);
-        let program = target().join("vendor").join(source.file_stem().expect("a source has a name"));
+    pub fn compile(&self, name: &str, sources: &[&str]) -> PathBuf {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("c");
+        let program = target().join("vendor").join(name);
         // Under a name of its own until it is complete: other tests may be about to start it.
         let partial = program.with_extension(std::process::id().to_string());
         let mut cc = Command::new("cc");
         cc.args(["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-I"]).arg(&self.include);
-        cc.arg(&source).arg("-o").arg(&partial).arg("-L").arg(&self.lib);
+        cc.args(sources.iter().map(|source| folder.join(source))).arg("-o").arg(&partial).arg("-L").arg(&self.lib);
         // The libraries need a newer C library than the one linked against here; the packaged loader has it.
         cc.args(["-libverbs", "-lefa", "-Wl,--allow-shlib-undefined"]);
         let output = cc.output().expect("the peer takes a C compiler named cc");
@@ -84,6 +94,13 @@ impl Vendor {
         fs::rename(&partial, &program).expect("renaming a file in its folder");
         program
     }
+}
+
+/// Says that this machine cannot do what a test needs, past the test harness, which would keep it to itself.
+pub fn skip(why: &str) {
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    // Where nobody can be told, nobody is there.
+    let _ = writeln!(std::io::stderr(), "{name} SKIPPED: {why}");
 }
 
 /// The workspace's target folder.

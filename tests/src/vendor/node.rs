@@ -1,12 +1,12 @@
 //! Nodes: programs under `efa run`, each with software devices of its own.
 
 use super::Vendor;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::Read;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -39,11 +39,15 @@ impl Node {
         command
     }
 
+    /// The command that runs a shell script on the node, with what [`Vendor::prelude`] defines.
+    pub fn script(&self, script: &str) -> Command {
+        self.command(&["sh".into(), "-c".into(), (Vendor::get().prelude() + script).into()])
+    }
+
     /// Starts one of the packaged programs.
     pub fn start(&self, program: &str, args: &[&str]) -> Process {
         let mut command = self.command(&Vendor::get().program(program));
-        command.args(args);
-        Process::start(command, format!("{program} {}", args.join(" ")))
+        Process::start(command.args(args), format!("{program} {}", args.join(" ")))
     }
 
     /// Runs one of the packaged programs and gives what it prints.
@@ -63,14 +67,14 @@ fn read(mut out: impl Read) -> String {
 }
 
 impl Process {
-    /// Starts a command, which messages call `name`.
-    pub fn start(mut command: Command, name: String) -> Self {
+    /// Starts this command; `name` is for people.
+    pub fn start(command: &mut Command, name: impl Into<String>) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
         let outputs = [
             child.stdout.take().map(|out| thread::spawn(move || read(out))),
             child.stderr.take().map(|out| thread::spawn(move || read(out))),
         ];
-        Self { child, name, outputs }
+        Self { child, name: name.into(), outputs }
     }
 
     /// Waits until it listens at this TCP port.
@@ -78,17 +82,8 @@ impl Process {
     /// # Panics
     /// It does not within ten seconds, or ends.
     pub fn wait_until_listening(&mut self, port: u16) {
-        // Asking the kernel, since a connection would be taken for the other side's.
-        let listening = |table| {
-            let table = fs::read_to_string(table).unwrap_or_default();
-            let address = format!(":{port:04X}");
-            table.lines().any(|line| {
-                let mut words = line.split_whitespace().skip(1);
-                words.next().is_some_and(|local| local.ends_with(&address)) && words.nth(1) == Some("0A")
-            })
-        };
         let start = Instant::now();
-        while !listening("/proc/net/tcp") && !listening("/proc/net/tcp6") {
+        while !is_listening(port) {
             let ended = self.child.try_wait().ok().flatten();
             if ended.is_some() || start.elapsed() > Duration::from_secs(10) {
                 self.fail(&format!("does not listen at port {port} ({ended:?})"));
@@ -102,15 +97,46 @@ impl Process {
     /// # Panics
     /// It failed, or took longer than `most`.
     pub fn finish(mut self, most: Duration) -> String {
+        let status = self.wait(most);
+        match status.success() {
+            true => self.output(0),
+            false => self.fail(&format!("ended with {status}")),
+        }
+    }
+
+    /// Waits until it has failed; gives what it printed and what it complained of.
+    ///
+    /// # Panics
+    /// It ended well, or took longer than `most`.
+    pub fn finish_failing(mut self, most: Duration) -> String {
+        match self.wait(most).success() {
+            true => self.fail("did not fail"),
+            false => self.output(0) + &self.output(1),
+        }
+    }
+
+    /// Waits until it has ended; whether well.
+    ///
+    /// # Panics
+    /// It took longer than `most`.
+    pub fn has_worked(mut self, most: Duration) -> bool {
+        self.wait(most).success()
+    }
+
+    fn wait(&mut self, most: Duration) -> ExitStatus {
         let start = Instant::now();
         loop {
             match self.child.try_wait().expect("the child is ours") {
-                Some(status) if status.success() => return self.output(0),
-                Some(status) => self.fail(&format!("ended with {status}")),
+                Some(status) => return status,
                 None if start.elapsed() > most => self.fail(&format!("did not end within {most:?}")),
                 None => thread::sleep(Duration::from_millis(5)),
             }
         }
+    }
+
+    /// Kills it at once, with no chance to tidy up.
+    pub fn kill(mut self) {
+        self.child.kill().expect("it has not ended");
     }
 
     fn output(&mut self, which: usize) -> String {
@@ -134,10 +160,34 @@ impl Drop for Process {
     }
 }
 
+/// A command as a shell script says it.
+pub fn words(command: &Command) -> String {
+    let quoted = |word: &OsStr| format!(" '{}'", word.display());
+    let set =
+        |(key, value): (&OsStr, Option<&OsStr>)| value.map(|value| format!(" {}='{}'", key.display(), value.display()));
+    let environment: String = command.get_envs().filter_map(set).collect();
+    let words = [command.get_program()].into_iter().chain(command.get_args());
+    format!("env{environment}{}", words.map(quoted).collect::<String>())
+}
+
 /// A TCP port of this host that was free a moment ago.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
     listener.local_addr().expect("a bound socket has an address").port()
+}
+
+/// Whether some process of this host listens at a TCP port.
+pub fn is_listening(port: u16) -> bool {
+    // Asking the kernel, since a connection would be taken for the other side's.
+    let listening = |table| {
+        let table = fs::read_to_string(table).unwrap_or_default();
+        let address = format!(":{port:04X}");
+        table.lines().any(|line| {
+            let mut words = line.split_whitespace().skip(1);
+            words.next().is_some_and(|local| local.ends_with(&address)) && words.nth(1) == Some("0A")
+        })
+    };
+    listening("/proc/net/tcp") || listening("/proc/net/tcp6")
 }
 
 /// The command `efa`.

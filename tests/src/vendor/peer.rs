@@ -1,10 +1,10 @@
-//! A peer on the vendor's library: `c/peer.c`, which does what lines tell it.
+//! A peer on the vendor's library: `c/peer.c` and what is beside it, which does what lines tell it.
 
 use super::{Node, Vendor};
 use efa_direct::{Endpoint, Gid};
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -16,6 +16,14 @@ pub struct Peer {
     /// Until this is dropped; then the program ends.
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
+    /// What its node says of a folder.
+    folder: Receiver<PathBuf>,
+}
+
+/// The program itself, compiled once per process.
+pub(super) fn program() -> &'static PathBuf {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| Vendor::get().compile("peer", &["peer.c", "external.c", "processes.c"]))
 }
 
 /// A peer's queue pair and the send ring that it got.
@@ -60,19 +68,65 @@ pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
 impl Peer {
     /// Starts one on this node and opens its device.
     pub fn start(node: &Node) -> (Self, Gid) {
-        static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-        let program = PROGRAM.get_or_init(|| Vendor::get().compile("peer.c"));
-        let mut command = node.command(&Vendor::get().loaded(program));
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("efa run starts");
-        let (stdin, stdout) = (child.stdin.take(), child.stdout.take().expect("it is piped"));
-        let (sender, lines) = channel();
-        thread::spawn(move || {
-            BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
-        });
-        let mut peer = Self { child, stdin, lines };
-        let answer = peer.ask("open");
-        let gid = word_after(&answer, "gid").parse().expect("a GID is written like an IPv6 address");
+        let mut peer = Self::spawn(&mut node.command(&Vendor::get().loaded(program())));
+        let gid = peer.open("");
         (peer, gid)
+    }
+
+    /// Starts one with this command.
+    pub fn spawn(command: &mut Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("efa run starts");
+        let out = child.stdout.take().expect("it is piped");
+        let errors = child.stderr.take().expect("it is piped");
+        let (sender, lines) = channel();
+        thread::spawn(move || BufReader::new(out).lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        let (sender, folder) = channel();
+        thread::spawn(move || {
+            for line in BufReader::new(errors).lines().map_while(Result::ok) {
+                match line.strip_prefix("efa: counters below ") {
+                    // Nobody may want to know.
+                    Some(folder) => _ = sender.send(folder.into()),
+                    None => eprintln!("{line}"),
+                }
+            }
+        });
+        let stdin = child.stdin.take();
+        Self { child, stdin, lines, folder }
+    }
+
+    /// Opens the device of this name, or the first one; gives its address.
+    pub fn open(&mut self, name: &str) -> Gid {
+        let answer = self.ask(&format!("open {name}"));
+        word_after(&answer, "gid").parse().expect("a GID is written like an IPv6 address")
+    }
+
+    /// The folder that stands for `/sys` on the node, which was started with `--verbose`.
+    ///
+    /// # Panics
+    /// The node does not say so.
+    pub fn sysfs(&self) -> PathBuf {
+        self.folder.recv_timeout(Duration::from_secs(10)).expect("efa run --verbose says where counters are")
+    }
+
+    /// Kills the node; its program gets SIGTERM.
+    pub fn kill_node(&mut self) {
+        self.child.kill().expect("it has not ended");
+    }
+
+    /// Says a line that has no answer.
+    pub fn tell(&mut self, line: &str) {
+        let stdin = self.stdin.as_mut().expect("it is there as long as this");
+        writeln!(stdin, "{line}").expect("the peer runs");
+    }
+
+    /// The next line that it says.
+    ///
+    /// # Panics
+    /// None came.
+    pub fn hear(&mut self) -> String {
+        let line = self.lines.recv_timeout(Duration::from_secs(60));
+        line.unwrap_or_else(|_| panic!("the peer says nothing: {:?}", self.child.try_wait()))
     }
 
     /// Says a line and gives the answer, an error too.
@@ -80,11 +134,8 @@ impl Peer {
     /// # Panics
     /// No answer came.
     pub fn try_ask(&mut self, line: &str) -> Result<String, String> {
-        let stdin = self.stdin.as_mut().expect("it is there as long as this");
-        writeln!(stdin, "{line}").expect("the peer runs");
-        let answer = self.lines.recv_timeout(Duration::from_secs(60));
-        let answer =
-            answer.unwrap_or_else(|_| panic!("the peer said nothing to {line:?}: {:?}", self.child.try_wait()));
+        self.tell(line);
+        let answer = self.hear();
         match answer.strip_prefix("error ") {
             Some(error) => Err(error.into()),
             None => Ok(answer),
@@ -113,9 +164,21 @@ impl Peer {
 
     /// Registers this much memory: where it is, its local key, its remote key.
     pub fn create_memory(&mut self, len: usize) -> (u64, u32, u32) {
-        let answer = self.ask(&format!("memory len={len}"));
+        self.register(&format!("memory len={len}"))
+    }
+
+    /// Registers memory as this line says: where it is for the device, its local key, its remote key.
+    pub fn register(&mut self, line: &str) -> (u64, u32, u32) {
+        let answer = self.ask(line);
         let numbers: Vec<u64> = answer.split(' ').skip(1).map(|word| word.parse().expect("it is a number")).collect();
         (numbers[0], numbers[1] as u32, numbers[2] as u32)
+    }
+
+    /// Bytes of the buffer that others can map.
+    pub fn bytes(&mut self, at: usize, len: usize) -> Vec<u8> {
+        let answer = self.ask(&format!("bytes at={at} len={len}"));
+        let hex = word_after(&answer, "bytes");
+        (0..len).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).expect("the peer says digits")).collect()
     }
 
     /// Has requests go to this endpoint; gives the number of the address handle.

@@ -9,10 +9,10 @@ use std::time::Duration;
 const RECV: u32 = 128;
 const RECV_RDMA_WITH_IMM: u32 = 129;
 
-const QKEY: u32 = 0x1234_5678;
-const PEER_QKEY: u32 = 0x7654_3210;
+pub(crate) const QKEY: u32 = 0x1234_5678;
+pub(crate) const PEER_QKEY: u32 = 0x7654_3210;
 /// Bytes of memory at the peer.
-const MEMORY: usize = 1 << 20;
+pub(crate) const MEMORY: usize = 1 << 20;
 /// Where `efa_direct`'s side puts what it receives; what it sends stands in front.
 const INBOX: u64 = 512 << 10;
 
@@ -31,24 +31,46 @@ impl Pair {
     /// A peer on this node and a device of this name. The options are those of the peer's queue pair, and `channel` for a completion
     /// channel or `counter` for a completion counter.
     pub(crate) fn new(node: &Node, device: &str, options: &str) -> Self {
-        let config = QpConfig::new(64, 64);
-        let config = if options.contains("ud ") { config.unreliable() } else { config };
-        let config = if options.contains("unsolicited") { config.unsolicited_write_recv() } else { config };
-        let mut side = Side::new(Device::open(device).unwrap(), QKEY, CqConfig::new(512), config, |_| ());
+        Self::prepared(node, device, options, |peer| {
+            peer.ask(if options.contains("channel") { "cq entries=256 channel" } else { "cq entries=256" });
+            if options.contains("counter") {
+                peer.ask("counter");
+            }
+            peer.create_memory(MEMORY)
+        })
+    }
+
+    /// The same where `prepare` gives the peer a completion queue and memory.
+    pub(crate) fn prepared(
+        node: &Node,
+        device: &str,
+        options: &str,
+        prepare: impl FnOnce(&mut Peer) -> (u64, u32, u32),
+    ) -> Self {
         let (mut peer, gid) = Peer::start(node);
-        peer.ask(if options.contains("channel") { "cq entries=256 channel" } else { "cq entries=256" });
-        if options.contains("counter") {
-            peer.ask("counter");
-        }
-        let memory = peer.create_memory(MEMORY);
+        let memory = prepare(&mut peer);
+        Self::of(peer, gid, memory, device, options)
+    }
+
+    /// With a peer that has opened a device of this address, and has all but a queue pair.
+    pub(crate) fn of(mut peer: Peer, gid: Gid, memory: (u64, u32, u32), device: &str, options: &str) -> Self {
+        let mut side = Self::side(device, options);
         let queue = peer.create_qp(&format!("{options} qkey={PEER_QKEY}"));
         let ah = peer.meet(&side.endpoint);
         side.meet(&Endpoint { gid, qpn: queue.qpn, qkey: PEER_QKEY });
         Self { peer, queue, memory, ah, side }
     }
 
+    /// This side, for a peer whose queue pair has these options.
+    pub(crate) fn side(device: &str, options: &str) -> Side {
+        let config = QpConfig::new(64, 64);
+        let config = if options.contains("ud ") { config.unreliable() } else { config };
+        let config = if options.contains("unsolicited") { config.unsolicited_write_recv() } else { config };
+        Side::new(Device::open(device).unwrap(), QKEY, CqConfig::new(512), config, |_| ())
+    }
+
     /// On a good network.
-    fn good(options: &str) -> Self {
+    pub(crate) fn good(options: &str) -> Self {
         Self::new(&Node::new(&[]), "soft:udp=127.0.0.1:0", options)
     }
 
@@ -59,7 +81,7 @@ impl Pair {
     }
 
     /// The peer's memory, as this side writes to it.
-    fn remote(&self) -> RemoteRegion {
+    pub(crate) fn remote(&self) -> RemoteRegion {
         RemoteRegion { addr: self.memory.0, rkey: self.memory.2, len: MEMORY as u64 }
     }
 
@@ -71,7 +93,7 @@ impl Pair {
     }
 
     /// Posts a request to the peer and waits until it has completed.
-    fn post(
+    pub(crate) fn post(
         &mut self,
         post: impl FnOnce(&mut CpuSendQueue<8>, &efa_direct::Peer, &Region<'_>) -> Result<(), PostError>,
     ) -> Completion {
@@ -92,26 +114,26 @@ impl Pair {
     }
 
     /// The peer's next completion, which is that of this request.
-    fn peer_done(&mut self, wr_id: u64) {
+    pub(crate) fn peer_done(&mut self, wr_id: u64) {
         let wc = self.peer.poll();
         assert_eq!((wc.wr_id, wc.status, wc.qp_num), (wr_id, 0, self.queue.qpn), "{wc:?}");
     }
 
     /// Fills this side's memory from `at` on.
-    fn fill(&self, at: u64, len: usize, seed: u64) {
+    pub(crate) fn fill(&self, at: u64, len: usize, seed: u64) {
         self.side.memory.write(at, &pattern(seed, len)).unwrap();
     }
 
-    fn assert_here(&self, at: u64, len: usize, seed: u64) {
+    pub(crate) fn assert_here(&self, at: u64, len: usize, seed: u64) {
         assert!(self.side.memory.read_vec(at..at + len as u64).unwrap() == pattern(seed, len), "{len} bytes of {seed}");
     }
 
-    fn assert_there(&mut self, at: u64, len: usize, seed: u64) {
+    pub(crate) fn assert_there(&mut self, at: u64, len: usize, seed: u64) {
         assert_eq!(self.peer.ask(&format!("check at={at} len={len} seed={seed}")), "match", "{len} bytes of {seed}");
     }
 
     /// One message from the peer: its length, and its immediate.
-    fn send_from_peer(&mut self, len: usize, imm: Option<u32>, how: &str, seed: u64) {
+    pub(crate) fn send_from_peer(&mut self, len: usize, imm: Option<u32>, how: &str, seed: u64) {
         self.post_recv(seed);
         self.peer.ask(&format!("fill at=100 len={len} seed={seed}"));
         let imm_word = imm.map(|imm| format!("imm={imm}")).unwrap_or_default();
@@ -129,7 +151,7 @@ impl Pair {
     }
 
     /// One message to the peer.
-    fn send_to_peer(&mut self, len: usize, imm: Option<u32>, inline: bool, seed: u64) {
+    pub(crate) fn send_to_peer(&mut self, len: usize, imm: Option<u32>, inline: bool, seed: u64) {
         let at = 256 << 10;
         self.peer.ask(&format!("recv id={seed} at={at} len=5 at2={} len2=9000", at + 5));
         self.fill(0, len, seed);
@@ -161,7 +183,7 @@ impl Pair {
     }
 
     /// A write of the peer into this side's memory.
-    fn write_from_peer(&mut self, len: usize, imm: Option<u32>, how: &str, seed: u64) {
+    pub(crate) fn write_from_peer(&mut self, len: usize, imm: Option<u32>, how: &str, seed: u64) {
         if imm.is_some() {
             self.post_recv(seed);
         }
@@ -179,7 +201,7 @@ impl Pair {
     }
 
     /// A write of this side into the peer's memory.
-    fn write_to_peer(&mut self, len: usize, imm: Option<u32>, seed: u64) {
+    pub(crate) fn write_to_peer(&mut self, len: usize, imm: Option<u32>, seed: u64) {
         if imm.is_some() {
             self.peer.ask(&format!("recv id={seed} at=0 len=0"));
         }
@@ -203,7 +225,7 @@ impl Pair {
     }
 
     /// Each side reads the other's memory.
-    fn read_both_ways(&mut self, len: usize, seed: u64) {
+    pub(crate) fn read_both_ways(&mut self, len: usize, seed: u64) {
         self.fill(0, len, seed);
         let remote = self.side.memory.remote();
         self.peer.ask(&format!("read id={seed} at=0 len={len} to={} rkey={}", remote.addr, remote.rkey));
@@ -221,7 +243,7 @@ impl Pair {
     }
 
     /// Everything once, in sizes around the packet's.
-    fn exchange_all(&mut self, seed: u64) {
+    pub(crate) fn exchange_all(&mut self, seed: u64) {
         for (i, len) in [0, 1, 33, 4096, 8192].into_iter().enumerate() {
             let seed = seed + 10 * i as u64;
             self.send_from_peer(len, None, "", seed);
@@ -241,7 +263,7 @@ impl Pair {
     }
 
     /// The peer takes everything down, each part without an error.
-    fn close(mut self) {
+    pub(crate) fn close(mut self) {
         assert_eq!(self.peer.ask("close"), "ok");
     }
 }

@@ -67,6 +67,10 @@ pub(super) fn create(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
             if len < bytes.next_multiple_of(4096) {
                 return refuse(Errno::INVAL, format!("{len} bytes of memory for a ring of {bytes}, in whole pages"));
             }
+            if !offset.is_multiple_of(entry_size as u64) {
+                let why = format!("offset {offset} in the memory, where entries have {} bytes", entry_size as u64);
+                return refuse(Errno::INVAL, why);
+            }
             Some((map_dmabuf(call.caller.fd(call.number(attr::BUFFER_FD)? as i32)?, offset, len)?, 0))
         }
         false => None,
