@@ -8,9 +8,15 @@ fn main() {
     println!("cargo::rerun-if-changed=preload");
     let target = std::env::var("TARGET").expect("cargo says what it builds for");
     let folder = var_os("OUT_DIR").expect("cargo says where to");
+    let linker = var_os("RUSTC_LINKER").map(|linker| {
+        let mut option = std::ffi::OsString::from("linker=");
+        option.push(linker);
+        [std::ffi::OsString::from("-C"), option]
+    });
     let status = Command::new(var_os("RUSTC").expect("cargo says which compiler"))
         .args(["--edition", "2024", "--crate-type", "cdylib", "--crate-name", "efa_preload", "--target", &target])
         .args(["-C", "opt-level=2", "-C", "panic=abort", "-C", "strip=symbols", "--deny", "warnings"])
+        .args(linker.into_iter().flatten())
         .arg("-o")
         .arg(Path::new(&folder).join("libefa_preload.so"))
         .arg("preload/preload.rs")

@@ -1,13 +1,19 @@
 //! `efa run`: a program on software devices, through the vendor's own libibverbs and libefa.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use efa_soft::driver::SoftSpec;
 use efa_uverbs::Node;
+use rustix::process::{Pid, Resource, Rlimit, Signal, getpid, getppid, getrlimit, kill_process, setrlimit};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::iterator::SignalsInfo;
+use signal_hook::iterator::exfiltrator::WithOrigin;
+use signal_hook::low_level::siginfo::Cause;
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, ExitCode};
+use std::process::{Child, Command, ExitCode};
 
 /// Options of `efa run`.
 #[derive(Args)]
@@ -15,16 +21,16 @@ pub(crate) struct Options {
     /// Number of devices: rails.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
     devices: u8,
-    /// This host's address, for nodes on other hosts.
-    #[arg(long, default_value_t = Ipv4Addr::LOCALHOST)]
-    address: Ipv4Addr,
+    /// This host's address, for nodes on other hosts; 127.0.0.1 if not given.
+    #[arg(long)]
+    address: Option<Ipv4Addr>,
     /// What the devices and their network are like, as after `soft:` in a device's name: loss=0.1,delay=50us,profile=p5,…
     #[arg(long, value_name = "KEY=VALUE,…", default_value = "")]
     soft: String,
     /// Shows the devices before the program starts.
     #[arg(long)]
     verbose: bool,
-    /// The program and its arguments.
+    /// The program and its arguments. The devices are there until it ends.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     program: Vec<OsString>,
 }
@@ -32,8 +38,9 @@ pub(crate) struct Options {
 /// Runs a program on a node; how it ended.
 pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     let spec: SoftSpec = options.soft.parse().map_err(anyhow::Error::msg).context("--soft")?;
-    let specs: Vec<_> = (0..options.devices).map(|number| device(&spec, options.address, number)).collect();
-    let node = Node::start(&specs).context("starting the devices")?;
+    let specs: Result<Vec<_>> = (0..options.devices).map(|number| device(&spec, options.address, number)).collect();
+    let files = raise_file_limit();
+    let node = Node::start(&specs?).context("starting the devices")?;
     if options.verbose {
         for (name, gid) in node.devices() {
             eprintln!("efa: {name}, GID {gid}");
@@ -43,48 +50,76 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     let [program, arguments @ ..] = &options.program[..] else { unreachable!("clap sees to it") };
     let mut command = node.command(program);
     command.args(arguments);
-    // SAFETY: between fork and exec there is one system call, and nothing else.
-    unsafe {
-        command.pre_exec(|| {
-            // Whoever kills this process means the program.
-            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
-            Ok(())
-        });
-    }
-    let mut child = command.spawn().with_context(|| format!("starting {}", program.display()))?;
+    bind_to_this_process(&mut command, files);
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            eprintln!("efa: starting {}: {error}", program.display());
+            // As shells say it.
+            return Ok(ExitCode::from(if error.kind() == ErrorKind::NotFound { 127 } else { 126 }));
+        }
+    };
     pass_signals_on(&child)?;
     let status = child.wait().context("waiting for the program")?;
     drop(node);
-    // As a shell says it.
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     Ok(ExitCode::from(code.unwrap_or(1) as u8))
 }
 
 /// One of a node's devices.
-fn device(spec: &SoftSpec, address: Ipv4Addr, number: u8) -> SoftSpec {
+fn device(spec: &SoftSpec, address: Option<Ipv4Addr>, number: u8) -> Result<SoftSpec> {
     let mut spec = spec.clone();
-    if spec.udp.bind.ip() == &Ipv4Addr::LOCALHOST {
-        spec.udp.bind = SocketAddrV4::new(address, spec.udp.bind.port());
-    }
-    if spec.udp.bind.port() != 0 {
-        spec.udp.bind.set_port(spec.udp.bind.port() + u16::from(number));
-    }
+    let udp = spec.udp.bind;
+    let ip = match address {
+        Some(address) if *udp.ip() != Ipv4Addr::LOCALHOST && *udp.ip() != address => {
+            bail!("--address {address} and udp={udp} name two addresses");
+        }
+        address => address.unwrap_or(*udp.ip()),
+    };
+    // Port 0 takes a free one.
+    let port = if udp.port() == 0 { Some(0) } else { udp.port().checked_add(number.into()) };
+    let Some(port) = port else { bail!("udp={udp}: {number} devices on, there is no such port") };
+    spec.udp.bind = SocketAddrV4::new(ip, port);
     spec.udp.link.seed = spec.udp.link.seed.wrapping_add(number.into());
-    spec
+    Ok(spec)
+}
+
+/// Lets this process, which keeps descriptors for the objects of all programs, have as many as it may; what it was before.
+fn raise_file_limit() -> Rlimit {
+    let before = getrlimit(Resource::Nofile);
+    // If not, it has to do with those it has.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: before.maximum, ..before });
+    before
+}
+
+/// Has the program end with this process, and have as many descriptors as this process was allowed.
+fn bind_to_this_process(command: &mut Command, files: Rlimit) {
+    let launcher = getpid();
+    // SAFETY: between fork and exec there are system calls, and nothing else.
+    unsafe {
+        command.pre_exec(move || {
+            // Whoever kills this process means the program.
+            rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+            if getppid() != Some(launcher) {
+                return Err(std::io::Error::from(ErrorKind::Interrupted)); // too late for that
+            }
+            setrlimit(Resource::Nofile, files)?;
+            Ok(())
+        });
+    }
 }
 
 /// The program gets the signals that this process gets, and what becomes of them is its affair.
 fn pass_signals_on(child: &Child) -> Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
-    let pid = rustix::process::Pid::from_child(child);
-    let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+    let pid = Pid::from_child(child);
+    let mut signals = SignalsInfo::<WithOrigin>::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])?;
     std::thread::spawn(move || {
-        for signal in signals.forever() {
-            // A terminal has sent those two to the program as well.
-            if let Some(signal) = rustix::process::Signal::from_named_raw(signal)
-                && !matches!(signal, rustix::process::Signal::INT | rustix::process::Signal::QUIT)
+        for origin in signals.forever() {
+            // What a terminal sends, it has sent to the program as well.
+            if origin.cause != Cause::Kernel
+                && let Some(signal) = Signal::from_named_raw(origin.signal)
             {
-                let _ = rustix::process::kill_process(pid, signal);
+                let _ = kill_process(pid, signal);
             }
         }
     });

@@ -75,11 +75,11 @@ pub enum CounterPlace {
 
 impl CounterPlace {
     fn check(&self) -> Result<(), ControlError> {
-        let (offset, len) = match self {
-            Self::Shared(memory, offset) => (*offset, memory.len()),
-            Self::Backing(memory) => (0, memory.len()),
+        let (offset, fits) = match self {
+            Self::Shared(memory, offset) => (*offset, memory.has_words(*offset, 8)),
+            Self::Backing(memory) => (0, memory.len() >= 8),
         };
-        if offset.is_multiple_of(8) && offset.checked_add(8).is_some_and(|end| end <= len) {
+        if fits {
             return Ok(());
         }
         let expected = "that of an aligned 64-bit word inside the memory";

@@ -106,9 +106,8 @@ impl CompletionQueue {
         let (ring, offset) = match memory {
             None => (device.ring_memory(bytes)?, 0),
             Some((memory, offset)) => {
-                let fits = offset.checked_add(bytes).is_some_and(|end| end <= memory.len());
-                if !(fits && offset.is_multiple_of(8)) {
-                    let expected = "a multiple of 8 that leaves room for the ring";
+                if !memory.has_words(offset, bytes) {
+                    let expected = "that of an aligned 64-bit word with room for the ring behind it";
                     return Err(ControlError::Invalid { what: "ring offset", value: offset as u64, expected });
                 }
                 (memory, offset)
@@ -209,20 +208,22 @@ impl CompletionQueue {
     ///
     /// Hardware hears every value that is stored; a look finds only the last one. libefa asks for an event, polls, and says with the next
     /// value how far it is (`efa_arm_cq`, `efa_poll_cq`), which may overwrite a request that nobody has seen. So a program that leaves
-    /// completions alone for a while gets an event without having asked visibly, but only one for each sequence number, and
-    /// that moves on when the program takes an event.
+    /// completions alone for a while gets an event without having asked visibly. Either way there is one event for each sequence
+    /// number, which moves on when the program takes an event (`efa_cq_event`).
     pub(crate) fn poll_doorbell(&mut self, now: Time) -> bool {
         let Some(doorbell) = &self.doorbell else { return false };
         let value = CqDoorbell::from_value(doorbell.load_doorbell(0));
         let unseen = value.consumer() != self.written() as u16;
-        let due = if value == self.last_doorbell {
-            let perhaps_asked = self.answered != Some(value.sequence());
-            unseen && perhaps_asked && now.since(self.last_heard) >= PATIENCE
-        } else {
+        let is_new = value != self.last_doorbell;
+        if is_new {
             (self.last_doorbell, self.last_heard) = (value, now);
-            self.armed |= value.is_armed();
-            unseen && value.is_armed()
-        };
+        }
+        if self.answered == Some(value.sequence()) {
+            return false;
+        }
+        self.armed |= value.is_armed();
+        let waits = value.is_armed() || now.since(self.last_heard) >= PATIENCE;
+        let due = unseen && waits;
         if due {
             self.answer();
         }

@@ -32,7 +32,7 @@ pub trait Backing: Send + Sync {
     #[must_use]
     fn read(&self, offset: usize, dst: &mut [u8]) -> bool;
 
-    /// Copies `src` in at `offset`. The caller has checked the bounds. `false`: the memory was taken back, and nothing was copied.
+    /// Copies `src` in at `offset`. The caller has checked the bounds. `false`: the memory was taken back, before or in the middle.
     #[must_use]
     fn write(&self, offset: usize, src: &[u8]) -> bool;
 
@@ -108,8 +108,8 @@ impl SharedMemory {
     /// The file is shorter, or cannot be mapped for reading and writing.
     pub fn of_file(file: File, offset: u64, len: usize) -> io::Result<Arc<Self>> {
         let size = rustix::fs::fstat(&file)?.st_size as u64;
-        if offset.checked_add(len as u64).is_none_or(|end| end > size) {
-            let problem = format!("{len} bytes at {offset} pass the end of a file of {size} bytes");
+        if len == 0 || offset.checked_add(len as u64).is_none_or(|end| end > size) {
+            let problem = format!("{len} bytes at {offset} of a file of {size} bytes");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
         let map = MmapOptions::new().offset(offset).len(len).map_raw(&file)?;
@@ -136,10 +136,16 @@ impl SharedMemory {
         self.map.as_mut_ptr()
     }
 
+    /// Whether `bytes` bytes at `offset` are inside, and begin at an aligned 64-bit word.
+    pub(crate) fn has_words(&self, offset: usize, bytes: usize) -> bool {
+        let end = offset.checked_add(bytes);
+        // The address, since the mapping of a file may begin at any byte.
+        end.is_some_and(|end| end <= self.len()) && self.as_ptr().wrapping_add(offset).cast::<u64>().is_aligned()
+    }
+
     fn word<T>(&self, offset: usize) -> *mut T {
         let end = offset.checked_add(size_of::<T>());
         let word = self.map.as_mut_ptr().wrapping_add(offset).cast::<T>();
-        // The address, since the mapping of a file may begin at any byte.
         assert!(
             end.is_some_and(|end| end <= self.len()) && word.is_aligned(),
             "offset {offset} is no aligned word inside {} bytes",

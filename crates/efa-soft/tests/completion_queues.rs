@@ -100,6 +100,27 @@ fn an_arming_that_was_overwritten_before_the_device_looked_is_answered_all_the_s
 }
 
 #[test]
+fn asking_again_before_an_event_is_taken_asks_for_no_other() {
+    let mut world = World::with(|setup| setup.cq.channel = true);
+    let cqn = world.hosts[A].cq.info.cqn;
+    let told = |world: &mut World| std::iter::from_fn(|| world.device(A).poll_event()).collect::<Vec<_>>();
+    let store = |world: &World, value: ring::CqDoorbell| {
+        world.hosts[A].cq.info.doorbell.as_ref().unwrap().store_doorbell(0, value.value());
+    };
+    for taken in 0..4 {
+        store(&world, ring::CqDoorbell::arm(taken, 0));
+        write(&mut world, 1);
+        assert_eq!(told(&mut world).len(), usize::from(taken == 0));
+    }
+    // It has taken the event, and its next request is overwritten before the device looks: four numbers on the counting starts again.
+    for sequence in 1..9 {
+        store(&world, ring::CqDoorbell::consumed(3 + sequence, sequence));
+        write(&mut world, 1);
+        assert_eq!(told(&mut world), [DeviceEvent::Completion(cqn)], "number {sequence}");
+    }
+}
+
+#[test]
 fn a_ring_may_lie_in_memory_of_the_program() {
     let mut device = Device::new(DeviceConfig { sub_cqs: 2, ..DeviceConfig::new(Gid::local(1)) });
     let config = CqConfig { entries: 16, entry_size: CqeSize::Large, channel: false };

@@ -13,11 +13,12 @@
 
 mod talk;
 
-use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
+use std::ffi::{CStr, OsStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use std::fs::File;
 use std::mem::{transmute, zeroed};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use talk::*;
 
@@ -40,6 +41,7 @@ const S_IFSOCK: u32 = 0o140000;
 const S_IFCHR: u32 = 0o020000;
 const EINTR: c_int = 4;
 const EIO: c_int = 5;
+const EAGAIN: c_int = 11;
 const ENODEV: c_int = 19;
 const EMFILE: c_int = 24;
 const EPROTONOSUPPORT: c_int = 93;
@@ -88,6 +90,7 @@ unsafe extern "C" {
     fn getpeername(fd: c_int, address: *mut sockaddr_un, len: *mut u32) -> c_int;
     fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> isize;
     fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> isize;
+    fn pthread_setcancelstate(state: c_int, before: *mut c_int) -> c_int;
 }
 
 /// The C library's own function of a name, as this type.
@@ -124,7 +127,48 @@ fn fail<T: From<i8>>(error: c_int) -> T {
 /// A function that the C library lacks, which only one of another version can call.
 const MISSING: c_int = 38; // ENOSYS
 
+/// As long as this lives, the thread is not cancelled: what is called here can be cancelled, what it stands for cannot.
+struct Uncancelled(c_int);
+
+impl Uncancelled {
+    fn now() -> Self {
+        let mut before = 0;
+        // SAFETY: `before` is valid for writes; 1 is PTHREAD_CANCEL_DISABLE.
+        unsafe { pthread_setcancelstate(1, &mut before) };
+        Self(before)
+    }
+}
+
+impl Drop for Uncancelled {
+    fn drop(&mut self) {
+        // SAFETY: it was the state before.
+        unsafe { pthread_setcancelstate(self.0, &mut 0) };
+    }
+}
+
 // ── which file is a device ──
+
+/// The node's folder, if this process is on one: what the environment said at its start, whatever the program has made of that since.
+fn node() -> Option<&'static [u8]> {
+    static NODE: OnceLock<Option<Vec<u8>>> = OnceLock::new();
+    NODE.get_or_init(|| std::env::var_os(NODE_VARIABLE).map(OsStringExt::into_vec)).as_deref()
+}
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static AT_START: extern "C" fn() = {
+    extern "C" fn look() {
+        node();
+    }
+    look
+};
+
+/// The number in a device's name.
+fn number_in(name: &[u8]) -> Option<u32> {
+    let digits = name.strip_prefix(DEVICE_PREFIX.as_bytes())?;
+    let is_number = !digits.is_empty() && digits.len() < 4 && digits.iter().all(u8::is_ascii_digit);
+    is_number.then(|| digits.iter().fold(0, |number, digit| number * 10 + u32::from(digit - b'0')))
+}
 
 /// The number of the device file that a path names, if a node has it.
 ///
@@ -136,26 +180,24 @@ unsafe fn device_of_path(path: *const c_char) -> Option<u32> {
     }
     // SAFETY: the caller's promise.
     let path = unsafe { CStr::from_ptr(path) }.to_bytes();
-    let name = path.strip_prefix(b"/dev/infiniband/")?.strip_prefix(DEVICE_PREFIX.as_bytes())?;
-    let number: u32 = std::str::from_utf8(name).ok()?.parse().ok()?;
+    let number = number_in(path.strip_prefix(b"/dev/infiniband/")?)?;
     let address = address_of(number)?;
     let socket = CStr::from_bytes_until_nul(&address.path).ok()?;
-    // Not by `stat`, which is ours.
-    std::fs::symlink_metadata(std::ffi::OsStr::from_bytes(socket.to_bytes())).is_ok().then_some(number)
+    std::fs::symlink_metadata(OsStr::from_bytes(socket.to_bytes())).is_ok().then_some(number)
 }
 
 /// Where the node listens for programs that open this device.
 fn address_of(number: u32) -> Option<sockaddr_un> {
-    let node = std::env::var_os(NODE_VARIABLE)?;
-    let path = [node.as_bytes(), format!("/{DEVICE_PREFIX}{number}").as_bytes()].concat();
+    let path = [node()?, format!("/{DEVICE_PREFIX}{number}").as_bytes()].concat();
     let mut address = sockaddr_un { family: AF_UNIX as u16, path: [0; 108] };
-    address.path.get_mut(..path.len())?.copy_from_slice(&path);
-    (path.len() < 108).then_some(address)
+    // With a zero behind it.
+    address.path[..107].get_mut(..path.len())?.copy_from_slice(&path);
+    Some(address)
 }
 
-/// The number of the device that a descriptor has open.
+/// The number of the device that a descriptor has open. Allocates nothing, so that it does no harm where `fstat` does none.
 fn device_of_fd(fd: c_int) -> Option<u32> {
-    let node = std::env::var_os(NODE_VARIABLE)?;
+    let node = node()?;
     let mut address = sockaddr_un { family: 0, path: [0; 108] };
     let mut len = size_of::<sockaddr_un>() as u32;
     let before = errno();
@@ -166,12 +208,12 @@ fn device_of_fd(fd: c_int) -> Option<u32> {
         return None;
     }
     let path = CStr::from_bytes_until_nul(&address.path).ok()?.to_bytes();
-    let name = path.strip_prefix(node.as_bytes())?.strip_prefix(b"/")?.strip_prefix(DEVICE_PREFIX.as_bytes())?;
-    std::str::from_utf8(name).ok()?.parse().ok()
+    number_in(path.strip_prefix(node)?.strip_prefix(b"/")?)
 }
 
 /// Opens a device: connects to its node.
 fn open_device(number: u32) -> c_int {
+    let _uncancelled = Uncancelled::now();
     let Some(address) = address_of(number) else { return fail(ENODEV) };
     let Some(socket) = next!("socket", unsafe extern "C" fn(c_int, c_int, c_int) -> c_int) else {
         return fail(MISSING);
@@ -184,8 +226,10 @@ fn open_device(number: u32) -> c_int {
     // SAFETY: it was just opened, and is nobody else's.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: the address is one, of this length.
-    if unsafe { connect(fd.as_raw_fd(), &address, size_of::<sockaddr_un>() as u32) } != 0 {
-        return fail(ENODEV); // the node is gone
+    while unsafe { connect(fd.as_raw_fd(), &address, size_of::<sockaddr_un>() as u32) } != 0 {
+        if errno() != EINTR {
+            return fail(ENODEV); // the node is gone
+        }
     }
     std::os::fd::IntoRawFd::into_raw_fd(fd)
 }
@@ -207,6 +251,8 @@ fn send(over: RawFd, message: &Message, fds: &[RawFd]) -> Result<(), c_int> {
         match unsafe { sendmsg(over, &header, MSG_NOSIGNAL) } {
             n if n == MESSAGE_BYTES as isize => return Ok(()),
             _ if errno() == EINTR => {}
+            // The program has made its descriptor one that does not wait.
+            _ if errno() == EAGAIN => std::thread::yield_now(),
             _ => return Err(EIO), // the node is gone: what a disassociated device answers
         }
     }
@@ -235,6 +281,7 @@ fn receive(from: RawFd) -> Result<(Message, Option<OwnedFd>), c_int> {
 
 /// Has the node do something, and does for it what only this process can.
 fn call(device: RawFd, kind: u64, value: u64) -> Result<(i64, u64, Option<OwnedFd>), c_int> {
+    let _uncancelled = Uncancelled::now();
     let mut ends = [-1; 2];
     // SAFETY: room for two.
     if unsafe { socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.as_mut_ptr()) } != 0 {
@@ -244,7 +291,7 @@ fn call(device: RawFd, kind: u64, value: u64) -> Result<(i64, u64, Option<OwnedF
     let [ours, theirs] = ends.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     let io = |error: std::io::Error| error.raw_os_error().unwrap_or(EIO);
     if kind == IOCTL {
-        let memory = File::options().read(true).write(true).open("/proc/self/mem").map_err(io)?;
+        let memory = File::options().read(true).write(true).open("/proc/thread-self/mem").map_err(io)?;
         send(device, &[kind, value, 0], &[theirs.as_raw_fd(), memory.as_raw_fd()])?;
     } else {
         send(device, &[kind, value, 0], &[theirs.as_raw_fd()])?;
@@ -271,7 +318,7 @@ fn call(device: RawFd, kind: u64, value: u64) -> Result<(i64, u64, Option<OwnedF
             }
             // A number that is no descriptor cannot be sent, and the node is told so.
             ASK => answer(Some(a as RawFd)).or_else(|_| answer(None))?,
-            ASK_MAPS => answer(File::open("/proc/self/maps").ok().as_ref().map(AsRawFd::as_raw_fd))?,
+            ASK_MAPS => answer(File::open("/proc/thread-self/maps").ok().as_ref().map(AsRawFd::as_raw_fd))?,
             _ => return Err(EIO),
         }
     }
@@ -390,8 +437,46 @@ macro_rules! fstat {
         }
     )* };
 }
-stat!(stat() stat64() __xstat(version: c_int) __xstat64(version: c_int));
+stat!(stat() stat64() lstat() lstat64() __xstat(version: c_int) __xstat64(version: c_int));
 fstat!(fstat() fstat64() __fxstat(version: c_int) __fxstat64(version: c_int));
+
+macro_rules! fstatat {
+    ($($name:ident)*) => { $(
+        /// Describes the file at a path below a folder, or an open file.
+        ///
+        /// # Safety
+        /// As the C library's.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name(folder: c_int, path: *const c_char, out: *mut u8, flags: c_int) -> c_int {
+            // SAFETY: the caller's promise.
+            if let Some(number) = unsafe { device_at(folder, path, flags) } {
+                // SAFETY: the caller's promise.
+                unsafe { describe(number, out) };
+                return 0;
+            }
+            match next!(stringify!($name), unsafe extern "C" fn(c_int, *const c_char, *mut u8, c_int) -> c_int) {
+                // SAFETY: the caller's promise.
+                Some(stat) => unsafe { stat(folder, path, out, flags) },
+                None => fail(MISSING),
+            }
+        }
+    )* };
+}
+fstatat!(fstatat fstatat64);
+
+/// The number of the device at a path, or behind a descriptor if the path is empty and that is allowed.
+///
+/// # Safety
+/// `path` must be null or a C string.
+unsafe fn device_at(folder: c_int, path: *const c_char, flags: c_int) -> Option<u32> {
+    // SAFETY: the caller's promise.
+    let is_empty = path.is_null() || unsafe { path.read() } == 0;
+    if is_empty && flags & AT_EMPTY_PATH != 0 {
+        return device_of_fd(folder);
+    }
+    // SAFETY: the caller's promise.
+    unsafe { device_of_path(path) }
+}
 
 /// An empty path means the descriptor itself.
 const AT_EMPTY_PATH: c_int = 0x1000;
@@ -403,12 +488,7 @@ const AT_EMPTY_PATH: c_int = 0x1000;
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn statx(folder: c_int, path: *const c_char, flags: c_int, mask: c_uint, out: *mut u8) -> c_int {
     // SAFETY: the caller's promise.
-    let number = unsafe { device_of_path(path) }.or_else(|| {
-        // SAFETY: the caller's promise.
-        let is_empty = path.is_null() || unsafe { path.read() } == 0;
-        if flags & AT_EMPTY_PATH != 0 && is_empty { device_of_fd(folder) } else { None }
-    });
-    if let Some(number) = number {
+    if let Some(number) = unsafe { device_at(folder, path, flags) } {
         // SAFETY: the caller's promise; the offsets are those of `struct statx`.
         unsafe {
             out.write_bytes(0, 256);
@@ -443,10 +523,27 @@ pub unsafe extern "C" fn access(path: *const c_char, mode: c_int) -> c_int {
     }
 }
 
+/// Whether a file below a folder may be accessed.
+///
+/// # Safety
+/// As the C library's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn faccessat(folder: c_int, path: *const c_char, mode: c_int, flags: c_int) -> c_int {
+    // SAFETY: the caller's promise.
+    if unsafe { device_of_path(path) }.is_some() {
+        return 0;
+    }
+    match next!("faccessat", unsafe extern "C" fn(c_int, *const c_char, c_int, c_int) -> c_int) {
+        // SAFETY: the caller's promise.
+        Some(access) => unsafe { access(folder, path, mode, flags) },
+        None => fail(MISSING),
+    }
+}
+
 /// Opens a socket. None to the kernel's RDMA subsystem: it would tell of the machine's real devices.
 #[unsafe(no_mangle)]
 pub extern "C" fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
-    if domain == AF_NETLINK && protocol == NETLINK_RDMA && std::env::var_os(NODE_VARIABLE).is_some() {
+    if domain == AF_NETLINK && protocol == NETLINK_RDMA && node().is_some() {
         return fail(EPROTONOSUPPORT);
     }
     match next!("socket", unsafe extern "C" fn(c_int, c_int, c_int) -> c_int) {
@@ -464,7 +561,8 @@ pub extern "C" fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
 /// As the C library's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
-    if request == RDMA_VERBS_IOCTL as c_ulong && device_of_fd(fd).is_some() {
+    // The kernel takes 32 bits of it.
+    if request as u32 == RDMA_VERBS_IOCTL && device_of_fd(fd).is_some() {
         return match call(fd, IOCTL, argument as u64) {
             Ok((result, ..)) if result >= 0 => result as c_int,
             Ok((error, ..)) => fail(-error as c_int),
@@ -508,6 +606,7 @@ unsafe fn map(
             // SAFETY: the caller's promise.
             return unsafe { mmap(at, len, protection, flags, file.as_raw_fd(), begin as off_t) };
         }
+        Ok((0, ..)) => EMFILE, // the file was not let in
         Ok((error, ..)) => -error as c_int,
         Err(error) => error,
     };

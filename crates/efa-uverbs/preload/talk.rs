@@ -12,7 +12,7 @@ pub(crate) type Message = [u64; 3];
 pub(crate) const MESSAGE_BYTES: usize = size_of::<Message>();
 
 /// Request: an `ioctl` on the device. Values: the argument's address. Descriptors: where the answer goes, the caller's memory
-/// (`/proc/self/mem`).
+/// (`/proc/thread-self/mem`).
 pub(crate) const IOCTL: u64 = 1;
 /// Request: a mapping of the device. Values: the offset. Descriptors: where the answer goes.
 pub(crate) const MAP: u64 = 2;
@@ -24,7 +24,7 @@ pub(crate) const DONE: u64 = 16;
 pub(crate) const GIVE: u64 = 17;
 /// Question: the caller's descriptor with this number, back as a message of kind [`HERE`], or [`NOT_HERE`].
 pub(crate) const ASK: u64 = 18;
-/// Question: the caller's `/proc/self/maps`, answered in the same way.
+/// Question: the caller's `/proc/thread-self/maps`, answered in the same way.
 pub(crate) const ASK_MAPS: u64 = 19;
 
 /// What was asked for comes along.
@@ -41,4 +41,4 @@ pub(crate) const MAJOR: u32 = 231;
 /// Minor number of the first (`IB_UVERBS_BASE_MINOR`).
 pub(crate) const BASE_MINOR: u32 = 192;
 /// The `ioctl` of the verbs interface: `_IOWR(0x1b, 1, struct ib_uverbs_ioctl_hdr)`.
-pub(crate) const RDMA_VERBS_IOCTL: u64 = 0xc018_1b01;
+pub(crate) const RDMA_VERBS_IOCTL: u32 = 0xc018_1b01;

@@ -106,6 +106,11 @@ impl<'a> Call<'a> {
         Ok(value)
     }
 
+    /// Bytes that there is room for where an attribute points to.
+    pub(crate) fn room(&self, id: u16) -> usize {
+        self.find(id).map_or(0, |(_, attr)| attr.len.into())
+    }
+
     /// Puts an answer where an attribute says: as much as there is room for, and zeros in what room is left.
     pub(crate) fn put_bytes(&self, id: u16, answer: &[u8]) -> Outcome<()> {
         let Some((at, attr)) = self.find(id) else { return Ok(()) };

@@ -47,6 +47,20 @@ pub(crate) fn receive(from: impl AsFd) -> Option<(Message, Vec<OwnedFd>)> {
     (received.bytes == MESSAGE_BYTES && !received.flags.contains(ReturnFlags::TRUNC)).then_some((message, fds))
 }
 
+/// What `/proc` says it is (`linux/magic.h`).
+const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0;
+
+/// Whether a file is one of the kernel's own about processes: any other may have no end, or may make the device wait.
+fn is_of_proc(fd: &OwnedFd) -> bool {
+    rustix::fs::fstatfs(fd).is_ok_and(|fs| fs.f_type == PROC_SUPER_MAGIC)
+}
+
+/// Whether two files are of the same thread. That one's number cannot have gone to another, while the first is open.
+fn is_same(a: &File, b: &OwnedFd) -> bool {
+    let id = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+    matches!((rustix::fs::fstat(a), rustix::fs::fstat(b)), (Ok(a), Ok(b)) if id(a) == id(b))
+}
+
 /// The process that makes a call, until it has its answer.
 pub(crate) struct Caller {
     answer: OwnedFd,
@@ -55,9 +69,16 @@ pub(crate) struct Caller {
 
 impl Caller {
     /// The caller that sent these descriptors: where the answer goes, and its memory if the call needs that.
-    pub(crate) fn new(fds: Vec<OwnedFd>) -> Option<Self> {
+    ///
+    /// A process's memory is kept open as long as regions of it are registered; where `last` is the same, that is used again.
+    pub(crate) fn new(fds: Vec<OwnedFd>, last: &mut Option<Arc<File>>) -> Option<Self> {
         let mut fds = fds.into_iter();
-        Some(Self { answer: fds.next()?, memory: fds.next().map(|fd| Arc::new(File::from(fd))) })
+        let answer = fds.next()?;
+        let memory = fds.next().filter(is_of_proc).map(|fd| match last {
+            Some(last) if is_same(last, &fd) => last.clone(),
+            _ => last.insert(Arc::new(File::from(fd))).clone(),
+        });
+        Some(Self { answer, memory })
     }
 
     /// Ends the call with this result; `negative`: an error.
@@ -103,7 +124,8 @@ impl Caller {
 
     /// The caller gets a descriptor, and finds its number at `addr`, in this many bytes: 4 or 8.
     pub(crate) fn give(&self, fd: BorrowedFd<'_>, addr: u64, bytes: u64) -> Result<(), Errno> {
-        // The number is stored by the caller itself, which should not fall over an address that is none.
+        // The number is stored by the caller itself, which should not fall over an address that is none. (Over one that cannot be written it
+        // does: this writes all the same.)
         self.write_bytes(addr, &[0xff; 8][..bytes as usize])?;
         send(&self.answer, &[talk::GIVE, addr, bytes], &[fd])
     }
@@ -126,7 +148,7 @@ impl Caller {
             return refuse(Errno::INVAL, format!("{len} bytes at {addr:#x} wrap"));
         };
         let mut maps = String::new();
-        let asked = self.ask(&[talk::ASK_MAPS, 0, 0]).ok_or(Errno::FAULT)?;
+        let asked = self.ask(&[talk::ASK_MAPS, 0, 0]).filter(is_of_proc).ok_or(Errno::FAULT)?;
         File::from(asked).read_to_string(&mut maps).map_err(|_| Errno::FAULT)?;
         match first_gap(&maps, addr..end, writable) {
             None => Ok(Region { memory, addr, len: bytes }),
@@ -138,7 +160,7 @@ impl Caller {
     }
 }
 
-/// The first address of a range that is not mapped so that it can be read (and written), by `/proc/self/maps`.
+/// The first address of a range that is not mapped so that it can be read (and written), by a process's `maps`.
 fn first_gap(maps: &str, range: Range<u64>, writable: bool) -> Option<u64> {
     let mut next = range.start;
     for line in maps.lines() {
@@ -158,7 +180,7 @@ fn first_gap(maps: &str, range: Range<u64>, writable: bool) -> Option<u64> {
     (next < range.end).then_some(next)
 }
 
-/// Memory of a process, as a device accesses it: by system calls on the process's `/proc/self/mem`.
+/// Memory of a process, as a device accesses it: by system calls on the process's `mem`.
 pub(crate) struct Region {
     memory: Arc<File>,
     addr: u64,

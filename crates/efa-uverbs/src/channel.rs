@@ -7,9 +7,12 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Bytes of an event: the `user_handle` that the program gave its completion queue (`struct ib_uverbs_comp_event_desc`).
 const EVENT: usize = 8;
+/// Events that a pipe has room for.
+const CAPACITY: usize = (64 << 10) / EVENT;
 
 /// A completion channel: a pipe of events.
 ///
@@ -19,8 +22,10 @@ pub(crate) struct Channel {
     pipe: OwnedFd,
     /// Identifies the pipe, whichever descriptor of it the program shows.
     inode: u64,
-    /// Events written for each queue, by its handle.
+    /// Events written for each queue, by the program's handle.
     written: Mutex<HashMap<u64, u32>>,
+    /// An event was lost, and the log says so.
+    has_overflown: AtomicBool,
 }
 
 impl Channel {
@@ -29,7 +34,8 @@ impl Channel {
         let (read, pipe) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         rustix::fs::fcntl_setfl(&pipe, OFlags::NONBLOCK)?;
         let inode = rustix::fs::fstat(&pipe)?.st_ino;
-        Ok((Self { pipe, inode, written: Mutex::default() }, read))
+        let channel = Self { pipe, inode, written: Mutex::default(), has_overflown: AtomicBool::new(false) };
+        Ok((channel, read))
     }
 
     /// Whether `fd` is its other end.
@@ -48,25 +54,33 @@ impl Channel {
         let mut written = self.written.lock();
         match rustix::io::write(&self.pipe, &handle.to_ne_bytes()) {
             Ok(_) => *written.entry(handle).or_default() += 1,
+            // A queue has at most one event that was not read, so only a program that writes here itself comes to this.
+            Err(Errno::AGAIN) if self.has_overflown.swap(true, Relaxed) => {}
             Err(Errno::AGAIN) => {
-                tracing::warn!("a completion channel is full of events that nobody reads: one is lost")
+                tracing::warn!("a completion channel is full of events that nobody reads: from now on they are lost");
             }
             Err(error) => tracing::debug!(%error, "a completion channel that nobody has any more"),
         }
     }
 
+    /// The reading end, without changing how the program's own descriptor waits.
+    pub(crate) fn reader(&self) -> Outcome<OwnedFd> {
+        let path = format!("/proc/self/fd/{}", self.pipe.as_raw_fd());
+        Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?)
+    }
+
     /// A completion queue is gone: takes back its events that were not read. How many were.
-    pub(crate) fn forget(&self, handle: u64) -> u32 {
+    pub(crate) fn forget(&self, handle: u64, reader: &OwnedFd) -> u32 {
         let mut written = self.written.lock();
         let mut count = written.remove(&handle).unwrap_or(0);
-        // The reading end, for a moment and without changing how the program's own descriptor waits.
-        let path = format!("/proc/self/fd/{}", self.pipe.as_raw_fd());
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let Ok(pipe) = rustix::fs::open(path, flags, Mode::empty()) else { return count };
         let (mut others, mut event) = (Vec::new(), [0; EVENT]);
-        while rustix::io::read(&pipe, &mut event).is_ok_and(|bytes| bytes == EVENT) {
+        // As often as there is room for events: a program that writes here as well must not keep this going.
+        for _ in 0..CAPACITY {
+            if rustix::io::read(reader, &mut event) != Ok(EVENT) {
+                break;
+            }
             if u64::from_ne_bytes(event) == handle {
-                count -= 1;
+                count = count.saturating_sub(1);
             } else {
                 others.extend(event);
             }
@@ -93,11 +107,13 @@ mod tests {
         };
         [1, 2, 1, 3, 1].iter().for_each(|&handle| channel.tell(handle));
         assert_eq!(read(), 1);
-        assert_eq!(channel.forget(1), 1, "one of three was read");
+        let reader = channel.reader().unwrap();
+        let forget = |handle| channel.forget(handle, &reader);
+        assert_eq!(forget(1), 1, "one of three was read");
         assert_eq!((read(), read()), (2, 3));
-        assert_eq!((channel.forget(2), channel.forget(3), channel.forget(4)), (1, 1, 0));
+        assert_eq!((forget(2), forget(3), forget(4)), (1, 1, 0));
         assert!(channel.is(&end) && channel.has_reader());
-        drop(end);
+        drop((end, reader));
         assert!(!channel.has_reader());
         channel.tell(5); // nobody is there
     }

@@ -22,8 +22,8 @@ pub(crate) struct Context {
     /// What can be mapped, by offset.
     maps: HashMap<u64, Arc<SharedMemory>>,
     next_key: u64,
-    /// Where asynchronous events would be written: the driver reports none.
-    pub(crate) async_events: Vec<OwnedFd>,
+    /// Where asynchronous events would be written, had the driver any to report.
+    pub(crate) async_events: Option<OwnedFd>,
     /// The program has said who it is.
     pub(crate) is_set_up: bool,
 }
@@ -38,12 +38,36 @@ pub(crate) enum Object {
     Counter { id: u32 },
 }
 
+/// What kind of object something is; those that use others come first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    QueuePair,
+    MemoryRegion,
+    AddressHandle,
+    CompletionCounter,
+    CompletionQueue,
+    ProtectionDomain,
+}
+
+impl Object {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Pd { .. } => Kind::ProtectionDomain,
+            Self::Mr { .. } => Kind::MemoryRegion,
+            Self::Cq(_) => Kind::CompletionQueue,
+            Self::Qp(_) => Kind::QueuePair,
+            Self::Ah { .. } => Kind::AddressHandle,
+            Self::Counter { .. } => Kind::CompletionCounter,
+        }
+    }
+}
+
 /// A completion queue.
 pub(crate) struct Cq {
     pub(crate) cqn: u32,
     /// What of it can be mapped.
     pub(crate) keys: Vec<u64>,
-    /// Where its events go, and what the program calls it there.
+    /// Where its events go, and what the program calls it there (`user_handle`).
     pub(crate) channel: Option<(Arc<Channel>, u64)>,
 }
 
@@ -59,16 +83,16 @@ pub(crate) struct Qp {
     pub(crate) rnr_retry: u8,
 }
 
-/// The fields of one kind of object.
-macro_rules! find {
-    ($context:expr, $handle:expr, $name:literal, $pattern:pat => $found:expr) => {
-        match $context.object($handle)? {
+/// The fields of an object, if it is of this kind.
+macro_rules! fields {
+    ($context:expr, $handle:expr, $kind:ident, $pattern:pat => $found:expr) => {
+        match $context.object($handle, $crate::context::Kind::$kind)? {
             $pattern => Ok($found),
-            _ => $crate::errno::refuse($crate::errno::Errno::INVAL, format!("handle {} is no {}", $handle, $name)),
+            _ => $crate::errno::refuse($crate::errno::Errno::INVAL, "it is of another kind"),
         }
     };
 }
-pub(crate) use find;
+pub(crate) use fields;
 
 impl Context {
     pub(crate) fn new(device: Arc<SoftDevice>) -> Self {
@@ -78,7 +102,7 @@ impl Context {
             channels: Vec::new(),
             maps: HashMap::new(),
             next_key: 0,
-            async_events: Vec::new(),
+            async_events: None,
             is_set_up: false,
         }
     }
@@ -116,53 +140,60 @@ impl Context {
         self.next_key
     }
 
-    /// The object with this handle.
-    pub(crate) fn object(&mut self, handle: u64) -> Outcome<&mut Object> {
+    /// The object with this handle, which must be of this kind.
+    pub(crate) fn object(&mut self, handle: u64, kind: Kind) -> Outcome<&mut Object> {
         match usize::try_from(handle).ok().and_then(|handle| self.objects.get_mut(handle)) {
-            Some(object) => Ok(object),
+            Some(object) if object.kind() == kind => Ok(object),
+            Some(object) => refuse(Errno::INVAL, format!("handle {handle} is a {:?}, not a {kind:?}", object.kind())),
             None => refuse(Errno::NOENT, format!("there is nothing with handle {handle}")),
         }
     }
 
     /// The number of a protection domain.
     pub(crate) fn pd(&mut self, handle: u64) -> Outcome<u32> {
-        find!(self, handle, "protection domain", Object::Pd { pd } => *pd)
+        fields!(self, handle, ProtectionDomain, Object::Pd { pd } => *pd)
     }
 
     /// The number of a completion queue.
     pub(crate) fn cq(&mut self, handle: u64) -> Outcome<u32> {
-        find!(self, handle, "completion queue", Object::Cq(cq) => cq.cqn)
+        fields!(self, handle, CompletionQueue, Object::Cq(cq) => cq.cqn)
     }
 
     /// A queue pair.
     pub(crate) fn qp(&mut self, handle: u64) -> Outcome<&mut Qp> {
-        find!(self, handle, "queue pair", Object::Qp(qp) => qp)
+        fields!(self, handle, QueuePair, Object::Qp(qp) => qp)
     }
 
     /// The number of a completion counter.
     pub(crate) fn counter(&mut self, handle: u64) -> Outcome<u32> {
-        find!(self, handle, "completion counter", Object::Counter { id } => *id)
+        fields!(self, handle, CompletionCounter, Object::Counter { id } => *id)
     }
 
     /// Keeps what the device has just created, and tells the program with `answer`. If that fails, the object goes again.
     pub(crate) fn keep(&mut self, object: Object, answer: impl FnOnce(u32) -> Outcome<()>) -> Outcome<()> {
+        let kind = object.kind();
         let handle = self.objects.insert(object);
         let told = answer(handle as u32);
         if told.is_err() {
-            self.destroy(handle as u64)?;
+            self.destroy(handle as u64, kind)?;
         }
         told
     }
 
-    /// Destroys an object, if nothing uses it. Events that its program has read, of a completion queue.
-    pub(crate) fn destroy(&mut self, handle: u64) -> Outcome<u32> {
-        self.object(handle)?;
+    /// Destroys an object of this kind, if nothing uses it. Events that its program has read, of a completion queue.
+    pub(crate) fn destroy(&mut self, handle: u64, kind: Kind) -> Outcome<u32> {
+        self.object(handle, kind)?;
         let index = handle as usize;
         let device = &self.device;
+        let mut reader = None;
         match &self.objects[index] {
             &Object::Pd { pd } => device.call(|device| device.dealloc_pd(pd))?,
             Object::Mr { keys, .. } => device.call(|device| device.deregister(keys.lkey))?,
-            Object::Cq(cq) => device.call(|device| device.destroy_cq(cq.cqn))?,
+            Object::Cq(cq) => {
+                // Before anything is gone: the number of events that were read has to be right.
+                reader = cq.channel.as_ref().map(|(channel, _)| channel.reader()).transpose()?;
+                device.call(|device| device.destroy_cq(cq.cqn))?;
+            }
             Object::Qp(qp) => device.call(|device| device.destroy_qp(qp.qpn))?,
             &Object::Ah { pd, number } => device.call(|device| device.destroy_ah(pd, number))?,
             &Object::Counter { id } => device.call(|device| device.destroy_counter(id))?,
@@ -171,9 +202,9 @@ impl Context {
         match self.objects.remove(index) {
             Object::Cq(Cq { cqn, keys, channel }) => {
                 self.withdraw(&keys);
-                if let Some((channel, name)) = channel {
+                if let Some(((channel, user_handle), reader)) = channel.zip(reader) {
                     self.device.wake(cqn, None)?;
-                    events = channel.forget(name);
+                    events = channel.forget(user_handle, &reader);
                 }
             }
             Object::Qp(Qp { keys, .. }) => self.withdraw(&keys),
@@ -200,16 +231,10 @@ impl Context {
 impl Drop for Context {
     /// What uses others goes first.
     fn drop(&mut self) {
-        let rank = |object: &Object| match object {
-            Object::Qp(_) => 0,
-            Object::Mr { .. } | Object::Ah { .. } | Object::Counter { .. } => 1,
-            Object::Cq(_) => 2,
-            Object::Pd { .. } => 3,
-        };
-        let mut order: Vec<_> = self.objects.iter().map(|(index, object)| (rank(object), index)).collect();
+        let mut order: Vec<_> = self.objects.iter().map(|(index, object)| (object.kind(), index)).collect();
         order.sort_unstable();
-        for (_, index) in order {
-            if let Err(refusal) = self.destroy(index as u64) {
+        for (kind, index) in order {
+            if let Err(refusal) = self.destroy(index as u64, kind) {
                 tracing::error!(device = self.device.name, "cleaning up after a program: {}", refusal.why);
             }
         }

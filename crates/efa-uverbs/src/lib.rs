@@ -26,15 +26,24 @@
 //! | --- | --- |
 //! | `node.rs` | devices, the folder, and threads that answer programs |
 //! | `sysfs.rs` | the tree of files where programs look for devices |
-//! | `preload/` | the library that takes a program's calls here |
+//! | `preload/` | the library that takes a program's calls here, and how the two talk |
 //! | `caller.rs`, `call.rs` | the program that calls, and what it says |
+//! | `device.rs` | a software device under the name that programs know |
 //! | `context.rs` | an open device, and what was created through it |
 //! | `commands/` | what a program can command |
 //! | `channel.rs` | completion channels |
+//! | `errno.rs` | why a command is refused |
 //! | `abi/` | the kernel's structures and numbers |
 //!
-//! What is different from hardware: no asynchronous events (the driver reports none either), memory that is unmapped while it is
-//! registered fails instead of being kept, and `write` on the device (rdma-core before `ioctl`, 2018) is not answered.
+//! What is different from hardware and its driver:
+//! - There are no asynchronous events; the driver reports none either.
+//! - Memory that is unmapped while it is registered fails, instead of being kept; memory whose pages take long to come (`userfaultfd`, network
+//!   file systems) makes the whole device wait; memory of GPUs, by address, cannot be reached.
+//! - Completion queues lie in memory of the node, or in a DMA-BUF, but not in a program's memory by address.
+//! - Programs are reached through the C library: those that are linked statically, or make system calls themselves, see no device. Programs with the
+//!   address sanitizer want `ASAN_OPTIONS=verify_asan_link_order=0`.
+//! - `write` on the device (rdma-core before `ioctl`, 2018) is not answered.
+//! - The node takes three descriptors for each queue pair and up to two for each completion queue: `ulimit -n` has to allow them.
 
 #![deny(missing_docs)]
 

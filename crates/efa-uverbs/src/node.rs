@@ -7,12 +7,14 @@ use crate::sysfs::{self, CounterFiles};
 use crate::talk::{self, DEVICE_PREFIX, NODE_VARIABLE};
 use efa_soft::Gid;
 use efa_soft::driver::SoftSpec;
-use rustix::fs::FlockOperation;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::fs::{FlockOperation, Mode, OFlags, StatVfsMountFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -39,8 +41,16 @@ pub enum Error {
     /// More devices than there are names for.
     #[error("{0} devices asked for: a node has 1 to 32")]
     Devices(usize),
+    /// The folder for temporary files cannot hold a library that programs are started with.
+    #[error("{} {problem}: set TMPDIR to another folder", folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// The operating system refused.
-    #[error("{doing}: {source}")]
+    #[error("{doing}")]
     Io {
         /// What was being done.
         doing: String,
@@ -60,6 +70,8 @@ fn io_error<E: Into<io::Error>>(doing: impl Into<String>) -> impl FnOnce(E) -> E
 pub struct Node {
     folder: TempDir,
     devices: Vec<Arc<SoftDevice>>,
+    /// Where programs come in.
+    sockets: Vec<Arc<OwnedFd>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     /// Held as long as the node lives.
@@ -76,16 +88,23 @@ impl Node {
             return Err(Error::Devices(devices.len()));
         }
         let temporary = std::env::temp_dir();
+        check_folder(&temporary)?;
         remove_dead(&temporary);
         let folder = tempfile::Builder::new().prefix(FOLDER).tempdir_in(&temporary);
         let folder = folder.map_err(io_error(format!("making a folder in {}", temporary.display())))?;
-        let lock = File::create(folder.path().join(LOCK)).map_err(io_error("making a lock"))?;
-        rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(io_error("taking the lock"))?;
+        let lock = lock(folder.path()).map_err(io_error("locking the folder"))?;
         fs::write(preload(folder.path()), PRELOAD).map_err(io_error("writing the preloaded library"))?;
         let root = sysfs_root(folder.path());
         sysfs::create(&root).map_err(io_error("making the sysfs tree"))?;
 
-        let mut node = Self { folder, devices: Vec::new(), stop: Arc::default(), threads: Vec::new(), _lock: lock };
+        let mut node = Self {
+            folder,
+            devices: Vec::new(),
+            sockets: Vec::new(),
+            stop: Arc::default(),
+            threads: Vec::new(),
+            _lock: lock,
+        };
         let mut counters = Vec::new();
         for (number, spec) in devices.iter().enumerate() {
             let started = spec.start(true).and_then(|port| SoftDevice::new(number as u8, port));
@@ -93,7 +112,8 @@ impl Node {
             let files = sysfs::add(&root, number as u32, &device).map_err(io_error("making the sysfs tree"))?;
             counters.push((device.clone(), files));
             let socket = node.folder.path().join(format!("{DEVICE_PREFIX}{number}"));
-            let socket = listen(&socket).map_err(io_error("listening for programs"))?;
+            let socket = Arc::new(listen(&socket).map_err(io_error("listening for programs"))?);
+            node.sockets.push(socket.clone());
             node.spawn("efa-node-listen", {
                 let device = device.clone();
                 move |stop| serve(&socket, &device, stop)
@@ -143,12 +163,9 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.stop.store(true, Relaxed);
-        for number in 0..self.devices.len() {
+        for socket in &self.sockets {
             // Wakes the thread that listens there.
-            let path = self.folder.path().join(format!("{DEVICE_PREFIX}{number}"));
-            let address = SocketAddrUnix::new(path);
-            let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None);
-            let _ = address.and_then(|address| rustix::net::connect(socket?, &address));
+            let _ = rustix::net::shutdown(socket, Shutdown::Both);
         }
         for thread in self.threads.drain(..) {
             let _ = thread.join();
@@ -164,17 +181,42 @@ fn sysfs_root(folder: &Path) -> PathBuf {
     folder.join("sys")
 }
 
-/// Removes the folders of nodes that were killed.
+/// Refuses a folder that the dynamic loader would not take a library from, which it says in passing and goes on without.
+fn check_folder(folder: &Path) -> Result<(), Error> {
+    let refuse = |problem| Err(Error::Folder { folder: folder.to_owned(), problem });
+    if folder.as_os_str().as_encoded_bytes().iter().any(|byte| matches!(byte, b' ' | b':')) {
+        return refuse("has a blank or a colon in its name");
+    }
+    let flags = rustix::fs::statvfs(folder).map_err(io_error(format!("looking at {}", folder.display())))?.f_flag;
+    if flags.contains(StatVfsMountFlags::NOEXEC) { refuse("is on a file system mounted noexec") } else { Ok(()) }
+}
+
+/// Makes a folder's lock, which is there only once it is held.
+fn lock(folder: &Path) -> io::Result<File> {
+    let new = folder.join("lock.new");
+    let lock = File::create(&new)?;
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
+    fs::rename(new, folder.join(LOCK))?;
+    Ok(lock)
+}
+
+/// Removes the folders of nodes of this user that were killed.
 fn remove_dead(temporary: &Path) {
-    let folders = fs::read_dir(temporary).into_iter().flatten().flatten();
-    for folder in folders.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(FOLDER.as_bytes())) {
-        let is_dead = match File::open(folder.path().join(LOCK)) {
+    let me = rustix::process::geteuid().as_raw();
+    for folder in fs::read_dir(temporary).into_iter().flatten().flatten() {
+        let is_nodes = folder.file_name().as_encoded_bytes().starts_with(FOLDER.as_bytes());
+        let Ok(metadata) = folder.metadata() else { continue };
+        if !is_nodes || !metadata.is_dir() || metadata.uid() != me {
+            continue;
+        }
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let is_dead = match rustix::fs::open(folder.path().join(LOCK), flags, Mode::empty()) {
             Ok(lock) => rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok(),
-            Err(_) => {
-                let modified = folder.metadata().and_then(|metadata| metadata.modified());
-                let age = modified.ok().and_then(|modified| SystemTime::now().duration_since(modified).ok());
+            Err(Errno::NOENT) => {
+                let age = metadata.modified().ok().and_then(|modified| SystemTime::now().duration_since(modified).ok());
                 age.is_some_and(|age| age > YOUNG)
             }
+            Err(_) => false,
         };
         if is_dead {
             let _ = fs::remove_dir_all(folder.path());
@@ -191,15 +233,22 @@ fn listen(path: &Path) -> io::Result<OwnedFd> {
 
 /// Takes in programs that open a device, until the node stops.
 fn serve(socket: &OwnedFd, device: &Arc<SoftDevice>, stop: &AtomicBool) {
+    let mut is_told = false;
     loop {
         let program = rustix::net::accept_with(socket, SocketFlags::CLOEXEC);
         if stop.load(Relaxed) {
             return;
         }
-        let Ok(program) = program else {
-            // Too many descriptors, or the like: others may have been given back by and by.
-            std::thread::sleep(Duration::from_millis(10));
-            continue;
+        let program = match program {
+            Ok(program) => program,
+            Err(error) => {
+                if !std::mem::replace(&mut is_told, true) {
+                    tracing::error!(%error, device = device.name, "a program that opens the device has to wait");
+                }
+                // Others may give descriptors back by and by.
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
         };
         let device = device.clone();
         let thread = std::thread::Builder::new().name("efa-node-context".into());
@@ -211,9 +260,13 @@ fn serve(socket: &OwnedFd, device: &Arc<SoftDevice>, stop: &AtomicBool) {
 
 /// Answers a program's calls until it has closed the device, or has ended.
 fn answer(program: &OwnedFd, device: Arc<SoftDevice>) {
-    let mut context = Context::new(device);
+    let (mut context, mut memory) = (Context::new(device), None);
     while let Some(([kind, value, _], fds)) = receive(program) {
-        let Some(caller) = Caller::new(fds) else { continue };
+        let Some(caller) = Caller::new(fds, &mut memory) else {
+            // The program is not kept waiting: what would have taken the answer there is closed.
+            tracing::error!("a call has no answer: this process can have no more descriptors (ulimit -n)");
+            continue;
+        };
         match kind {
             talk::IOCTL => {
                 let result = context.ioctl(&caller, value);
@@ -221,10 +274,10 @@ fn answer(program: &OwnedFd, device: Arc<SoftDevice>) {
             }
             talk::MAP => match context.map(value).map(|memory| memory.file()) {
                 Ok(Some(file)) => caller.done_with_file(file, 0),
-                Ok(None) => caller.done(Err(rustix::io::Errno::NODEV)),
+                Ok(None) => caller.done(Err(Errno::NODEV)),
                 Err(errno) => caller.done(Err(errno)),
             },
-            _ => caller.done(Err(rustix::io::Errno::NOTTY)),
+            _ => caller.done(Err(Errno::NOTTY)),
         }
     }
 }
@@ -276,5 +329,25 @@ mod tests {
         drop(node);
         assert!(!folder.exists());
         assert!(matches!(Node::start(&[]), Err(Error::Devices(0))));
+    }
+
+    #[test]
+    fn a_node_whose_folder_someone_has_removed_ends_all_the_same() {
+        let node = Node::start(&[SoftSpec::default()]).unwrap();
+        // Its counters are still being written there.
+        while fs::remove_dir_all(node.folder.path()).is_err() {}
+        drop(node);
+    }
+
+    #[test]
+    fn a_folder_that_the_loader_would_not_take_a_library_from_is_refused() {
+        let temporary = tempfile::tempdir().unwrap();
+        for (name, good) in [("fine", true), ("not fine", false), ("nor:this", false)] {
+            let folder = temporary.path().join(name);
+            fs::create_dir(&folder).unwrap();
+            assert_eq!(check_folder(&folder).is_ok(), good, "{name}");
+        }
+        let said = check_folder(&temporary.path().join("not fine")).unwrap_err().to_string();
+        assert!(said.contains("has a blank or a colon in its name: set TMPDIR"), "{said}");
     }
 }

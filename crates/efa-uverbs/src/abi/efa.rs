@@ -3,15 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 use static_assertions::const_assert_eq;
 
-/// `struct efa_ibv_alloc_ucontext_cmd`. What it says of the program's abilities are promises that every libefa since 2020 makes.
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-#[repr(C)]
-pub(crate) struct AllocUcontext {
-    pub(crate) supported_caps: u32,
-    pub(crate) reserved_20: [u8; 4],
-}
-
-/// Answer to [`AllocUcontext`].
+/// `struct efa_ibv_alloc_ucontext_resp`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct AllocUcontextResp {

@@ -6,7 +6,7 @@ use crate::abi::ioctl::{cq_create as attr, cq_destroy, invoke_write};
 use crate::abi::verbs::DestroyCqResp;
 use crate::call::Call;
 use crate::channel::Channel;
-use crate::context::{Context, Cq, Object};
+use crate::context::{Context, Cq, Kind, Object};
 use crate::errno::{Errno, Outcome, refuse};
 use bytemuck::Zeroable;
 use efa_soft::{CqConfig, CqeSize};
@@ -51,7 +51,7 @@ pub(super) fn create(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
         let asked = driver.num_sub_cqs;
         return refuse(Errno::INVAL, format!("{asked} sub-queues, the device has {}", config.sub_cqs));
     }
-    let name = call.number(attr::USER_HANDLE)?;
+    let user_handle = call.number(attr::USER_HANDLE)?;
     let channel = match call.has(attr::COMP_CHANNEL) {
         true => Some(context.channel(call.caller.fd(call.number(attr::COMP_CHANNEL)? as i32)?)?),
         false => None,
@@ -88,9 +88,9 @@ pub(super) fn create(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
         (answer.db_mmap_key, answer.comp_mask) = (context.offer(doorbell), efa::CQ_RESP_DB_OFF);
         keys.push(answer.db_mmap_key);
     }
-    let channel = channel.map(|channel| (channel, name));
-    if let Some((channel, name)) = channel.clone() {
-        context.device.wake(info.cqn, Some(Arc::new(move || channel.tell(name))))?;
+    let channel = channel.map(|channel| (channel, user_handle));
+    if let Some((channel, user_handle)) = channel.clone() {
+        context.device.wake(info.cqn, Some(Arc::new(move || channel.tell(user_handle))))?;
     }
     context.keep(Object::Cq(Cq { cqn: info.cqn, keys, channel }), |handle| {
         call.put(attr::RESP_CQE, &info.entries)?;
@@ -100,6 +100,6 @@ pub(super) fn create(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
 }
 
 pub(super) fn destroy(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
-    let comp_events_reported = context.destroy(call.number(cq_destroy::HANDLE)?)?;
+    let comp_events_reported = context.destroy(call.number(cq_destroy::HANDLE)?, Kind::CompletionQueue)?;
     call.put(cq_destroy::RESP, &DestroyCqResp { comp_events_reported, async_events_reported: 0 })
 }

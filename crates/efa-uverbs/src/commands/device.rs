@@ -24,7 +24,7 @@ pub(super) fn get_context(context: &mut Context, call: &Call<'_>) -> Outcome<()>
     if context.is_set_up {
         return refuse(Errno::INVAL, "the context is set up already");
     }
-    let _promises: efa::AllocUcontext = call.driver_input()?;
+    // What libefa promises here (`efa_ibv_alloc_ucontext_cmd`) every libefa since 2020 keeps, and newer ones may promise more.
     let config = &context.device.config;
     call.put(set_up::NUM_COMP_VECTORS, &COMP_VECTORS)?;
     call.put(set_up::CORE_SUPPORT, &CORE_SUPPORT_OPTIONAL_MR_ACCESS)?;
@@ -50,7 +50,7 @@ pub(super) fn async_event_alloc(context: &mut Context, call: &Call<'_>) -> Outco
     let place = call.place(async_event_alloc::FD_HANDLE)?;
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     call.caller.give(read.as_fd(), place, 8)?;
-    context.async_events.push(write);
+    context.async_events = Some(write);
     Ok(())
 }
 
@@ -116,7 +116,7 @@ pub(super) fn ex_query_device(context: &mut Context, call: &Call<'_>) -> Outcome
         invoke_write::CORE_OUT,
         &ExQueryDeviceResp {
             base: attributes(&context.device),
-            response_length: size_of::<ExQueryDeviceResp>() as u32,
+            response_length: call.room(invoke_write::CORE_OUT).min(size_of::<ExQueryDeviceResp>()) as u32,
             ..ExQueryDeviceResp::zeroed()
         },
     )?;

@@ -4,7 +4,7 @@ use crate::abi::efa::{AllocPdResp, MR_QUERY_ATTRS};
 use crate::abi::ioctl::{invoke_write, query_mr as query, reg_dmabuf_mr as dmabuf, reg_mr as reg};
 use crate::abi::verbs::{RegMr, RegMrResp, access};
 use crate::call::Call;
-use crate::context::{Context, Object, find};
+use crate::context::{Context, Object, fields};
 use crate::errno::{Errno, Outcome, refuse};
 use bytemuck::Zeroable;
 use efa_soft::memory::{Backing, SharedMemory};
@@ -116,11 +116,14 @@ impl Request {
     }
 }
 
+/// What the file system of DMA-BUFs says it is (`linux/magic.h`).
+const DMA_BUF_MAGIC: rustix::fs::FsWord = 0x444d_4142;
+
 /// Maps `len` bytes of a DMA-BUF from `offset` on: of a real one whose exporter lets a processor map it, or of a memory file that cannot
 /// shrink, which is what `/dev/udmabuf` makes DMA-BUFs of.
 pub(super) fn map_dmabuf(fd: OwnedFd, offset: u64, len: u64) -> Outcome<Arc<SharedMemory>> {
+    let is_dmabuf = rustix::fs::fstatfs(&fd).is_ok_and(|fs| fs.f_type == DMA_BUF_MAGIC);
     let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default();
-    let is_dmabuf = link.as_os_str().as_encoded_bytes().starts_with(b"/dmabuf:");
     let is_sealed = rustix::fs::fcntl_get_seals(&fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
     if !is_dmabuf && !is_sealed {
         let what = link.display();
@@ -182,7 +185,7 @@ pub(super) fn reg_dmabuf_mr(context: &mut Context, call: &Call<'_>) -> Outcome<(
 pub(super) fn query_mr(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
     let handle = call.number(query::HANDLE)?;
     let (keys, len, iova) =
-        find!(context, handle, "memory region", &mut Object::Mr { keys, len, iova } => (keys, len, iova))?;
+        fields!(context, handle, MemoryRegion, &mut Object::Mr { keys, len, iova } => (keys, len, iova))?;
     call.put(query::RESP_LKEY, &keys.lkey)?;
     call.put(query::RESP_RKEY, &keys.rkey)?;
     call.put(query::RESP_LENGTH, &len)?;
@@ -193,6 +196,6 @@ pub(super) fn query_mr(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
 pub(super) fn efa_query_mr(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
     let [handle, answers @ ..] = MR_QUERY_ATTRS;
     let handle = call.number(handle)?;
-    find!(context, handle, "memory region", Object::Mr { .. } => ())?;
+    fields!(context, handle, MemoryRegion, Object::Mr { .. } => ())?;
     answers.into_iter().try_for_each(|answer| call.put(answer, &0u16))
 }

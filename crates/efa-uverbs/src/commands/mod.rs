@@ -20,9 +20,9 @@ mod qp;
 
 use crate::abi::efa;
 use crate::abi::ioctl::{self, OBJECTS};
-use crate::abi::verbs::{EXTENDED, WRITE_COMMANDS, command};
+use crate::abi::verbs::{EXTENDED, QueryDeviceResp, QueryPortResp, QueryQpResp, RegMrResp, WRITE_COMMANDS, command};
 use crate::call::Call;
-use crate::context::Context;
+use crate::context::{Context, Kind};
 use crate::errno::{Errno, Outcome, refuse};
 
 /// Does what a command says.
@@ -53,18 +53,18 @@ const COMMANDS: &[Command] = commands! {
     query_port_speed => device::query_port_speed;
     query_comp_cntr_caps => counter::query_caps;
     async_event_alloc => device::async_event_alloc;
-    pd_destroy => |context, call| destroy(context, call, ioctl::pd_destroy::HANDLE);
+    pd_destroy => |context, call| destroy(context, call, Kind::ProtectionDomain);
     cq_create => cq::create;
     cq_destroy => cq::destroy;
     qp_create => qp::create;
     qp_destroy => qp::destroy;
     qp_attach_comp_cntr => counter::attach;
-    ah_destroy => |context, call| destroy(context, call, ioctl::ah_destroy::HANDLE);
-    mr_destroy => |context, call| destroy(context, call, ioctl::mr_destroy::HANDLE);
+    ah_destroy => |context, call| destroy(context, call, Kind::AddressHandle);
+    mr_destroy => |context, call| destroy(context, call, Kind::MemoryRegion);
     query_mr => memory::query_mr;
     reg_dmabuf_mr => memory::reg_dmabuf_mr;
     reg_mr => memory::reg_mr;
-    comp_cntr_destroy => |context, call| destroy(context, call, ioctl::comp_cntr_destroy::HANDLE);
+    comp_cntr_destroy => |context, call| destroy(context, call, Kind::CompletionCounter);
     comp_cntr_modify => counter::modify;
     comp_cntr_read => counter::read;
 };
@@ -129,22 +129,29 @@ pub(crate) fn run(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
 /// Does what a command of the older interface says.
 fn run_older(context: &mut Context, call: &Call<'_>, number: u32) -> Outcome<()> {
     call.only(ioctl::invoke_write::ATTRS)?;
-    let run: Run = match number {
-        command::QUERY_DEVICE => device::query_device,
-        command::EX_QUERY_DEVICE => device::ex_query_device,
-        command::QUERY_PORT => device::query_port,
-        command::ALLOC_PD => memory::alloc_pd,
-        command::REG_MR => memory::reg_mr_older,
-        command::CREATE_AH => peers::create_ah,
-        command::CREATE_COMP_CHANNEL => cq::create_channel,
-        command::QUERY_QP => qp::query,
-        command::MODIFY_QP => qp::modify,
+    let (run, answer): (Run, usize) = match number {
+        command::QUERY_DEVICE => (device::query_device, size_of::<QueryDeviceResp>()),
+        command::EX_QUERY_DEVICE => (device::ex_query_device, size_of::<QueryDeviceResp>()),
+        command::QUERY_PORT => (device::query_port, size_of::<QueryPortResp>()),
+        command::ALLOC_PD => (memory::alloc_pd, 4),
+        command::REG_MR => (memory::reg_mr_older, size_of::<RegMrResp>()),
+        command::CREATE_AH => (peers::create_ah, 4),
+        command::CREATE_COMP_CHANNEL => (cq::create_channel, 4),
+        command::QUERY_QP => (qp::query, size_of::<QueryQpResp>()),
+        command::MODIFY_QP => (qp::modify, 0),
         _ => return refuse(Errno::OPNOTSUPP, "not implemented"),
     };
+    let room = call.room(ioctl::invoke_write::CORE_OUT);
+    if room < answer {
+        return refuse(Errno::NOSPC, format!("room for {room} bytes of answer, which has {answer}"));
+    }
+    if !context.is_set_up {
+        return refuse(Errno::INVAL, "the context is not set up yet (GET_CONTEXT)");
+    }
     run(context, call)
 }
 
-/// Destroys the object whose handle is in this attribute.
-fn destroy(context: &mut Context, call: &Call<'_>, handle: u16) -> Outcome<()> {
-    context.destroy(call.number(handle)?).map(drop)
+/// Destroys an object of this kind, whose handle is the command's first attribute.
+fn destroy(context: &mut Context, call: &Call<'_>, kind: Kind) -> Outcome<()> {
+    context.destroy(call.number(0)?, kind).map(drop)
 }

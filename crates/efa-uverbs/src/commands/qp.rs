@@ -4,7 +4,7 @@ use crate::abi::efa;
 use crate::abi::ioctl::{invoke_write, qp_create as attr, qp_destroy};
 use crate::abi::verbs::{ModifyQp, QP_CREATE_SQ_SIG_ALL, QpCap, QueryQp, QueryQpResp, qp_attr, qp_type};
 use crate::call::Call;
-use crate::context::{Context, Object, Qp};
+use crate::context::{Context, Kind, Object, Qp};
 use crate::errno::{Errno, Outcome, refuse};
 use bytemuck::Zeroable;
 use efa_soft::{QpConfig, QpState, Transport};
@@ -124,7 +124,7 @@ pub(super) fn create(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
 }
 
 pub(super) fn destroy(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
-    context.destroy(call.number(qp_destroy::HANDLE)?)?;
+    context.destroy(call.number(qp_destroy::HANDLE)?, Kind::QueuePair)?;
     call.put(qp_destroy::RESP, &0u32) // events reported
 }
 
