@@ -6,7 +6,7 @@ use efa_soft::{AsyncEvent, DeviceConfig, DeviceEvent, Gid, LinkConfig, LinkCount
 use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub mod oracle;
 mod side;
@@ -14,10 +14,29 @@ pub mod vendor;
 
 pub use side::Side;
 
+/// Names of devices, with commas between: tests that can run on any device run on these, in their own time, instead of software devices.
+pub const DEVICES: &str = "EFA_TEST_DEVICES";
+
+/// The names in [`DEVICES`], if there are any.
+fn given() -> Option<Vec<String>> {
+    let names = std::env::var(DEVICES).ok()?;
+    Some(names.split(',').map(str::to_owned).collect())
+}
+
+/// Opens one of the devices that this process has: number `index` of those in [`DEVICES`], which start again behind the last one, or the
+/// software device of this number.
+pub fn open(index: usize) -> Device {
+    let name = given().map_or(format!("soft{index}"), |names| names[index % names.len()].clone());
+    Device::open(&name).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
 /// Devices on a simulated network. Nothing happens, and no time passes, except in [`step`](Self::step).
+///
+/// Where [`DEVICES`] names others, those, and a network that nothing can be done to.
 pub struct Sim {
     net: Arc<Mutex<Net>>,
     now: Time,
+    is_real: bool,
 }
 
 /// One device of a [`Sim`].
@@ -29,11 +48,14 @@ struct SimPort {
 impl Sim {
     /// A network without devices.
     pub fn new(link: LinkConfig) -> Self {
-        Self { net: Arc::new(Mutex::new(Net::new(link))), now: Time::ZERO }
+        Self { net: Arc::new(Mutex::new(Net::new(link))), now: Time::ZERO, is_real: given().is_some() }
     }
 
     /// Adds device number `index` and opens it.
     pub fn add(&self, index: u32, configure: impl FnOnce(&mut DeviceConfig)) -> Device {
+        if self.is_real {
+            return open(index as usize);
+        }
         let mut config = DeviceConfig { seed: index.into(), ..DeviceConfig::new(Gid::local(index)) };
         configure(&mut config);
         let index = self.net.lock().add(config);
@@ -48,6 +70,9 @@ impl Sim {
 
     /// Lets the network do what there is to do, and time pass to the next moment at which there is more, at most `most`.
     pub fn step(&mut self, most: Duration) {
+        if self.is_real {
+            return std::thread::sleep(most);
+        }
         let mut net = self.net.lock();
         net.step(self.now);
         let next = net.next_time().unwrap_or(self.now + most);
@@ -56,6 +81,9 @@ impl Sim {
 
     /// Steps until `done`, at most `most` of simulated time; whether it got there.
     pub fn run_until(&mut self, most: Duration, mut done: impl FnMut() -> bool) -> bool {
+        if self.is_real {
+            return wait_until(most, done);
+        }
         let end = self.now + most;
         while !done() {
             if self.now >= end {
@@ -80,6 +108,18 @@ impl Sim {
     pub fn link_counters(&self) -> LinkCounters {
         self.net.lock().link_counters()
     }
+}
+
+/// Waits in real time until `done`, at most `most`; whether it got there.
+fn wait_until(most: Duration, mut done: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    while !done() {
+        if start.elapsed() > most {
+            return false;
+        }
+        std::thread::yield_now();
+    }
+    true
 }
 
 impl Port for SimPort {

@@ -1,14 +1,14 @@
 //! Devices that run by the real clock: a thread in this process, and UDP on loopback.
 
 use efa_direct::*;
-use efa_tests::Side;
+use efa_tests::{Side, open};
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
 fn a_wait_ends_at_its_deadline_when_nothing_comes() {
-    let device = Device::open("soft20").unwrap();
+    let device = open(20);
     let mut cq = device.create_cq(CqConfig::new(16).events()).unwrap().into_cpu();
     let start = Instant::now();
     assert!(cq.wait(Duration::from_millis(20)).is_none());
@@ -21,7 +21,7 @@ fn a_wait_ends_at_its_deadline_when_nothing_comes() {
 
 #[test]
 fn a_sleeper_is_woken_by_every_completion() {
-    let (a, b) = (Device::open("soft21").unwrap(), Device::open("soft22").unwrap());
+    let (a, b) = (open(21), open(22));
     let (pd_a, pd_b) = (a.alloc_pd().unwrap(), b.alloc_pd().unwrap());
     let cq_a = a.create_cq(CqConfig::new(16)).unwrap();
     let cq_b = b.create_cq(CqConfig::new(16).events()).unwrap();
@@ -58,7 +58,7 @@ fn a_sleeper_is_woken_by_every_completion() {
 
 #[test]
 fn poster_and_poller_may_be_two_threads() {
-    let (a, b) = (Device::open("soft23").unwrap(), Device::open("soft24").unwrap());
+    let (a, b) = (open(23), open(24));
     let (pd_a, pd_b) = (a.alloc_pd().unwrap(), b.alloc_pd().unwrap());
     let (cq_a, cq_b) = (a.create_cq(CqConfig::new(64)).unwrap(), b.create_cq(CqConfig::new(64)).unwrap());
     let qp_a = pd_a.create_qp(&cq_a, &cq_a, QpConfig::new(32, 8)).unwrap().activate(1).unwrap();
@@ -192,9 +192,9 @@ fn devices_of_different_mtus_understand_each_other() {
 }
 
 /// Two sides, of which the first talks to the second.
-fn sides(devices: [&str; 2], cqs: [CqConfig; 2], config: QpConfig<8>) -> [Side; 2] {
-    let open = |i: usize| Side::new(Device::open(devices[i]).unwrap(), 1 + i as u32, cqs[i], config, |_| ());
-    let [mut a, b] = [open(0), open(1)];
+fn sides([a, b]: [Device; 2], cqs: [CqConfig; 2], config: QpConfig<8>) -> [Side; 2] {
+    let mut a = Side::new(a, 1, cqs[0], config, |_| ());
+    let b = Side::new(b, 2, cqs[1], config, |_| ());
     a.meet(&b.endpoint);
     [a, b]
 }
@@ -202,7 +202,11 @@ fn sides(devices: [&str; 2], cqs: [CqConfig; 2], config: QpConfig<8>) -> [Side; 
 #[test]
 fn what_goes_to_another_subnet_never_arrives_and_nobody_is_told() {
     let config = QpConfig::new(8, 8).unreliable();
-    let [mut a, b] = sides(["soft:subnet=1", "soft:subnet=2"], [CqConfig::new(64); 2], config);
+    let [mut a, b] = sides(
+        ["soft:subnet=1", "soft:subnet=2"].map(|name| Device::open(name).unwrap()),
+        [CqConfig::new(64); 2],
+        config,
+    );
     a.post(SendInline::new(b"hello?"), 1).unwrap();
     a.sq.ring();
     assert_eq!(a.cq.wait(PATIENCE).unwrap().status, Status::Ok, "a datagram completes once it has left");
@@ -212,7 +216,7 @@ fn what_goes_to_another_subnet_never_arrives_and_nobody_is_told() {
 #[test]
 fn an_event_that_was_asked_for_survives_polling() {
     let cqs = [CqConfig::new(16), CqConfig::new(16).events()];
-    let [mut a, mut b] = sides(["soft25", "soft26"], cqs, QpConfig::new(8, 8));
+    let [mut a, mut b] = sides([open(25), open(26)], cqs, QpConfig::new(8, 8));
     let mut send = |rq: &mut CpuRecvQueue| {
         rq.post(&[b.memory.slice(..64).unwrap()], 0).unwrap();
         rq.ring();
@@ -239,7 +243,7 @@ fn an_event_that_was_asked_for_survives_polling() {
 #[test]
 fn completions_of_a_queue_pair_that_is_gone_take_no_room_from_the_next() {
     let config = QpConfig::new(4, 1).unreliable();
-    let [a, _b] = sides(["soft27", "soft28"], [CqConfig::new(16).events(), CqConfig::new(16)], config);
+    let [a, _b] = sides([open(27), open(28)], [CqConfig::new(16).events(), CqConfig::new(16)], config);
     let Side { device, pd, mut cq, peer, sq, rq, control, .. } = a;
     let peer = peer.unwrap();
     drop((sq, rq, control));

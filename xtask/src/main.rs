@@ -4,7 +4,7 @@ mod checks;
 mod vendor;
 
 use anyhow::{Context, Result, bail};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use std::process::Command;
 
 #[derive(Parser)]
@@ -27,12 +27,32 @@ enum Chore {
     Test,
     /// Brings the vendor's library and programs that use it into target/vendor, from Debian unstable; tests run them.
     Vendor,
-    /// What posting and polling cost, beside the floor.
+    /// Compares the bindings of efa-sys with the headers of the rdma-core that `vendor` brought.
+    Bindings {
+        /// Writes them anew instead, as those of this release: 65.0.
+        #[arg(long, value_name = "RELEASE")]
+        bless: Option<String>,
+    },
+    /// What things cost, beside their floor.
     Bench {
+        /// Which benchmark.
+        #[arg(value_enum, default_value_t)]
+        which: Bench,
         /// Options of the benchmark.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Bench {
+    /// Posting and polling.
+    #[default]
+    Posts,
+    /// The same beside the vendor's libefa, on the same rings.
+    Libefa,
+    /// The software device.
+    Soft,
 }
 
 fn main() -> Result<()> {
@@ -40,10 +60,29 @@ fn main() -> Result<()> {
         Chore::Demo { args } => run(cargo().args(["run", "--quiet", "--package", "efa-cli", "--", "demo"]).args(args)),
         Chore::Test => checks::run_all(),
         Chore::Vendor => vendor::bring(),
-        Chore::Bench { args } => {
-            run(cargo().args(["bench", "--package", "efa-direct", "--bench", "post_poll", "--"]).args(args))
+        Chore::Bindings { bless } => bindings(bless),
+        Chore::Bench { which, args } => {
+            let (package, bench) = match which {
+                Bench::Posts => ("efa-direct", "post_poll"),
+                Bench::Libefa => ("efa-tests", "libefa"),
+                Bench::Soft => ("efa-tests", "soft"),
+            };
+            if matches!(which, Bench::Libefa) {
+                vendor::bring()?;
+            }
+            run(cargo().args(["bench", "--package", package, "--bench", bench, "--"]).args(args))
         }
     }
+}
+
+/// Has bindgen read the headers, with the libclang that came along or the machine's own, and the test compare or write.
+fn bindings(bless: Option<String>) -> Result<()> {
+    vendor::bring()?;
+    let mut test = cargo();
+    test.args(["test", "--quiet", "--package", "efa-sys", "--features", "bindgen", "--test", "bindings"]);
+    test.envs(vendor::bindgen_environment());
+    test.envs(bless.map(|release| ("EFA_SYS_BLESS", release)));
+    run(&mut test)
 }
 
 /// The cargo that runs this.

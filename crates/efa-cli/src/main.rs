@@ -82,16 +82,26 @@ fn main() -> ExitCode {
 fn devices(json: bool) -> Result<()> {
     let devices = efa_direct::devices();
     if json {
-        let rows: Vec<_> = devices
-            .iter()
-            .map(|device| serde_json::json!({ "name": device.name, "description": device.description }))
-            .collect();
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        let row = |device: &efa_direct::DeviceInfo| {
+            serde_json::json!({
+                "name": device.name, "description": device.description, "missing": device.missing, "usable": device.usable,
+            })
+        };
+        println!("{}", serde_json::to_string_pretty(&devices.iter().map(row).collect::<Vec<_>>())?);
         return Ok(());
     }
     let width = devices.iter().map(|device| device.name.len()).max().unwrap_or(0);
     for device in devices {
         println!("{:width$}  {}", device.name, device.description);
+        let word = if device.usable { "missing" } else { "cannot be opened" };
+        for missing in device.missing {
+            println!("{:width$}  {word}: {missing}", "");
+        }
+    }
+    match efa_direct::hardware_devices() {
+        Ok(found) if found.is_empty() => println!("\nThis machine has no EFA device."),
+        Ok(_) => {}
+        Err(reason) => println!("\nNo EFA devices: {reason}"),
     }
     Ok(())
 }

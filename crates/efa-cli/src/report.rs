@@ -106,23 +106,22 @@ pub(crate) struct Packets {
     pub(crate) received: u64,
     pub(crate) retransmitted: u64,
     pub(crate) duplicates_dropped: u64,
-    /// Of this node's packets, by the simulated network.
-    pub(crate) lost: u64,
-    pub(crate) doubled: u64,
-    pub(crate) overtaken: u64,
+    /// Of this node's packets, by the simulated network, if it is one.
+    pub(crate) lost: Option<u64>,
+    pub(crate) doubled: Option<u64>,
+    pub(crate) overtaken: Option<u64>,
 }
 
 impl Packets {
     pub(crate) fn of(device: &Counters, link: Option<LinkCounters>) -> Self {
-        let link = link.unwrap_or_default();
         Self {
             sent: device.tx_pkts,
             received: device.rx_pkts,
             retransmitted: device.retrans_pkts,
             duplicates_dropped: device.duplicate_pkts,
-            lost: link.lost,
-            doubled: link.duplicated,
-            overtaken: link.overtaken,
+            lost: link.map(|link| link.lost),
+            doubled: link.map(|link| link.duplicated),
+            overtaken: link.map(|link| link.overtaken),
         }
     }
 }
@@ -203,7 +202,9 @@ impl Display for NodeReport {
             "packets: {} sent (of these {} retransmitted), {} received ({} duplicates dropped)",
             p.sent, p.retransmitted, p.received, p.duplicates_dropped
         )?;
-        writeln!(text, "network: {} of them lost, {} doubled, {} overtaken", p.lost, p.doubled, p.overtaken)?;
+        if let (Some(lost), Some(doubled), Some(overtaken)) = (p.lost, p.doubled, p.overtaken) {
+            writeln!(text, "network: {lost} of them lost, {doubled} doubled, {overtaken} overtaken")?;
+        }
         if let Some(Words { matching, total }) = self.words {
             writeln!(text, "{matching}/{total} words match")?;
         }

@@ -12,11 +12,13 @@
 //!
 //! Timed loops assert that they do not allocate. No time is asserted: machines differ.
 
+#[allow(dead_code, reason = "another bench uses the rest")]
 mod plain;
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use plain::{LAP, REQUESTS, Rig};
+use efa_soft::memory::SharedMemory;
+use plain::{LAP, REQUESTS, Rig, Rings};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::RefCell;
 use std::process::Command;
@@ -60,6 +62,10 @@ const fn case(name: &'static str, req_id_64: bool, polls: bool, run: fn(&mut Rig
     Case { name, req_id_64, polls, run }
 }
 
+fn rings() -> Rings {
+    Rings::new(SharedMemory::zeroed, false)
+}
+
 fn post(rig: &mut Rig, count: usize, batch: usize) {
     rig.post(count, batch).expect("the ring was drained");
 }
@@ -97,7 +103,7 @@ impl Case {
     }
 
     fn bench(&self, bencher: Bencher<'_, '_>, batch: usize) {
-        let rig = RefCell::new(Rig::new(self.req_id_64));
+        let rig = RefCell::new(Rig::new(self.req_id_64, rings()));
         bencher
             .counter(ItemsCount::new(LAP))
             .with_inputs(|| self.prepare(&mut rig.borrow_mut()))
@@ -126,7 +132,7 @@ benches! {
 
 /// Measures cases in turn, so that whatever else the machine does meets them all; gives median and minimum of each in ns.
 fn measure(cases: &[&Case], batch: usize, samples: usize) -> Vec<[f64; 2]> {
-    let mut rigs = [false, true].map(Rig::new);
+    let mut rigs = [false, true].map(|req_id_64| Rig::new(req_id_64, rings()));
     let mut times = vec![Vec::with_capacity(samples); cases.len()];
     for _ in 0..samples {
         for (case, times) in cases.iter().zip(&mut times) {
@@ -193,7 +199,7 @@ fn instructions() -> Result<(), String> {
 /// Does one case so many times and nothing else, for [`count`].
 fn only(name: &str, times: usize) {
     for case in POSTS.iter().chain(POLLS).filter(|case| case.name == name) {
-        let mut rig = Rig::new(case.req_id_64);
+        let mut rig = Rig::new(case.req_id_64, rings());
         case.prepare(&mut rig);
         (case.run)(&mut rig, times, REQUESTS);
     }

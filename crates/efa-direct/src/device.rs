@@ -16,11 +16,35 @@ pub struct DeviceInfo {
     pub name: String,
     /// What it is.
     pub description: String,
+    /// What is missing here, and what to do about it.
+    pub missing: Vec<String>,
+    /// Whether it can be opened in spite of that.
+    pub usable: bool,
 }
 
-/// The devices that can be opened here.
+/// The devices here: EFA devices of this machine, also those that lack something, and software devices.
 pub fn devices() -> Vec<DeviceInfo> {
-    soft::list()
+    let mut devices = hardware_devices().unwrap_or_default();
+    devices.extend(soft::list());
+    devices
+}
+
+/// The EFA devices of this machine, or why there can be none: it has no libibverbs, or no RDMA at all.
+///
+/// # Errors
+/// The reason.
+pub fn hardware_devices() -> Result<Vec<DeviceInfo>, Error> {
+    #[cfg(feature = "verbs")]
+    return crate::provider::verbs::list();
+    #[cfg(not(feature = "verbs"))]
+    Err(no_verbs())
+}
+
+#[cfg(not(feature = "verbs"))]
+fn no_verbs() -> Error {
+    Error::Control(efa_soft::ControlError::Unsupported(
+        "EFA devices: this program was built without the feature `verbs`",
+    ))
 }
 
 /// An opened device. Clones are the same device; it closes when the last object made from it is gone.
@@ -30,7 +54,7 @@ pub struct Device {
 }
 
 impl Device {
-    /// Opens a device by name. [`devices`] lists names; `soft…` names are software devices:
+    /// Opens a device by name. [`devices`] lists names. Those of EFA devices are libibverbs' (`rdmap79s0`); `soft…` names are software devices:
     ///
     /// - `soft0`, `soft1`, …: devices on a network inside this process;
     /// - `soft:udp=127.0.0.1:0,loss=0.2,seed=7`: a device that talks UDP to other processes and hosts
@@ -39,11 +63,18 @@ impl Device {
     /// # Errors
     /// No such device, or it could not be started.
     pub fn open(name: &str) -> Result<Self, Error> {
-        match soft::open(name) {
-            Some(provider) => Ok(Self { provider: provider? }),
-            None => Err(Error::NoSuchDevice {
+        if let Some(provider) = soft::open(name) {
+            return Ok(Self { provider: provider? });
+        }
+        #[cfg(feature = "verbs")]
+        let found = crate::provider::verbs::open(name)?;
+        #[cfg(not(feature = "verbs"))]
+        let found: Result<Arc<dyn Provider>, String> = Err(no_verbs().to_string());
+        match found {
+            Ok(provider) => Ok(Self { provider }),
+            Err(reason) => Err(Error::NoSuchDevice {
                 name: name.into(),
-                hint: "software devices are named soft0, soft1, … and soft:KEY=VALUE,…".into(),
+                hint: format!("{reason}; software devices are named soft0, soft1, … and soft:KEY=VALUE,…"),
             }),
         }
     }

@@ -15,7 +15,7 @@ pub enum Error {
         /// What names there are.
         hint: String,
     },
-    /// A software device's name says something that it cannot.
+    /// A device's name says something that it cannot, or the device that it names cannot be had.
     #[error("device name {name:?}: {problem}")]
     BadDeviceName {
         /// The name.
@@ -26,6 +26,10 @@ pub enum Error {
     /// The device refused.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// libibverbs or libefa refused, or is missing.
+    #[cfg(feature = "verbs")]
+    #[error(transparent)]
+    Verbs(#[from] efa_sys::Error),
     /// The operating system refused.
     #[error("{what}: {source}")]
     Io {

@@ -7,7 +7,7 @@
 //! use efa_direct::{Access, CqConfig, Device, QpConfig, RdmaWrite};
 //! use std::time::Duration;
 //!
-//! // Two nodes. Software devices here; the code is the same for a real one.
+//! // Two nodes. Software devices here; the code is the same for a real one, `Device::open("rdmap79s0")`.
 //! let (a, b) = (Device::open("soft0")?, Device::open("soft1")?);
 //! let (pd_a, pd_b) = (a.alloc_pd()?, b.alloc_pd()?);
 //! let (cq_a, cq_b) = (a.create_cq(CqConfig::new(512))?, b.create_cq(CqConfig::new(512))?);
@@ -38,7 +38,7 @@
 //!
 //! | noun | type |
 //! | --- | --- |
-//! | device | [`Device`], [`devices`], [`DeviceAttributes`] |
+//! | device | [`Device`], [`devices`], [`hardware_devices`], [`DeviceAttributes`] |
 //! | protection domain, peers | [`ProtectionDomain`], [`Endpoint`], [`Peer`] |
 //! | memory | [`Region`], [`LocalSlice`], [`RemoteRegion`], [`RemoteSlice`] |
 //! | queue pair | [`QueuePair`], [`ActiveQueuePair`], [`QpConfig`], [`QpControl`] |
@@ -79,7 +79,7 @@ pub use cq::{
     Completion, CompletionKind, CompletionQueue, CompletionTarget, CpuCompletionQueue, CqConfig, GpuCompletionQueue,
     Received,
 };
-pub use device::{Device, DeviceInfo, devices};
+pub use device::{Device, DeviceInfo, devices, hardware_devices};
 pub use domain::{Endpoint, Peer, ProtectionDomain};
 pub use efa_soft::driver::SoftSpec;
 pub use error::{Error, PostError};

@@ -102,8 +102,9 @@ impl<const W: usize> QpConfig<W> {
 
 /// A queue pair that exists and cannot be posted to yet: [`activate`](Self::activate) it.
 pub struct QueuePair<const W: usize> {
-    inner: Arc<QpInner>,
+    /// First to go: with rings around, the provider's object would outlive [`QpInner`], and complete what nobody expects any more.
     raw: RawQp,
+    inner: Arc<QpInner>,
     recv_bufs: u16,
     send_credits: Credits,
     recv_credits: Credits,
@@ -235,7 +236,7 @@ where
             recv_cq.announce(&inner.ledgers);
         }
         let recv_bufs = config.recv_bufs.max(1);
-        Ok(Self { inner, raw, recv_bufs, send_credits, recv_credits, _wqe: PhantomData })
+        Ok(Self { raw, inner, recv_bufs, send_credits, recv_credits, _wqe: PhantomData })
     }
 
     /// Queue pair number.

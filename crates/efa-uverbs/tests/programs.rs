@@ -8,6 +8,7 @@ mod command;
 use command::{Command, Error, MR, PD, QP, errno};
 use efa_soft::driver::SoftSpec;
 use efa_uverbs::Node;
+use parking_lot::Mutex;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -41,6 +42,22 @@ fn passes(program: Child) {
 
 fn is_program() -> bool {
     std::env::var_os(PROGRAM).is_some()
+}
+
+/// What nodes have logged.
+static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+/// Writes to the log.
+struct Log;
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        LOG.lock().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Runs `program` on a node with this many devices.
@@ -128,6 +145,29 @@ fn what_is_not_implemented_is_refused_as_the_kernel_does() {
         let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TCGETS, 0) };
         assert_eq!(result, -1, "it is no terminal");
     });
+}
+
+#[test]
+fn a_command_that_is_not_implemented_is_named_in_one_line_of_the_log() {
+    const NAME: &str = "a_command_that_is_not_implemented_is_named_in_one_line_of_the_log";
+    if is_program() {
+        let device = context();
+        let _ = Command::older(19).run(&device);
+        let _ = Command::new(5, 1).run(&device);
+        let _ = Command::new(PD, 0).number(0, 4711).run(&device);
+        return;
+    }
+    let _ = tracing_subscriber::fmt().with_ansi(false).with_writer(|| Log).try_init();
+    passes(start(&node(1), NAME));
+    let log = String::from_utf8(LOG.lock().clone()).unwrap();
+    for (line, device) in [
+        ("RESIZE_CQ failed: not implemented", "rdmap79s0"),
+        ("method 0x1 of SRQ failed: not implemented", "rdmap79s0"),
+        ("PD_DESTROY failed: there is nothing with handle 4711", "rdmap79s0"),
+    ] {
+        let lines: Vec<_> = log.lines().filter(|logged| logged.contains(line)).collect();
+        assert!(matches!(lines[..], [line] if line.contains(device) && line.contains("errno")), "{line}:\n{log}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 mod node;
 mod peer;
 
-pub use node::{Node, Process, free_port, is_listening, words};
+pub use node::{Node, Process, efa, free_port, is_listening, test_executable, words};
 pub use peer::{Peer, QueuePairInfo, WorkCompletion, pattern};
 
 use std::ffi::OsString;

@@ -47,7 +47,8 @@ impl Node {
     /// Starts one of the packaged programs.
     pub fn start(&self, program: &str, args: &[&str]) -> Process {
         let mut command = self.command(&Vendor::get().program(program));
-        Process::start(command.args(args), format!("{program} {}", args.join(" ")))
+        command.args(args);
+        Process::start(command, format!("{program} {}", args.join(" ")))
     }
 
     /// Runs one of the packaged programs and gives what it prints.
@@ -67,14 +68,14 @@ fn read(mut out: impl Read) -> String {
 }
 
 impl Process {
-    /// Starts this command; `name` is for people.
-    pub fn start(command: &mut Command, name: impl Into<String>) -> Self {
+    /// Starts a command, which messages call `name`.
+    pub fn start(mut command: Command, name: String) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
         let outputs = [
             child.stdout.take().map(|out| thread::spawn(move || read(out))),
             child.stderr.take().map(|out| thread::spawn(move || read(out))),
         ];
-        Self { child, name: name.into(), outputs }
+        Self { child, name, outputs }
     }
 
     /// Waits until it listens at this TCP port.
@@ -190,20 +191,28 @@ pub fn is_listening(port: u16) -> bool {
     listening("/proc/net/tcp") || listening("/proc/net/tcp6")
 }
 
-/// The command `efa`, built once per process: cargo builds the programs of a package for that package's tests only.
-fn efa() -> &'static Path {
+/// The command `efa`.
+pub fn efa() -> &'static Path {
     static EFA: OnceLock<PathBuf> = OnceLock::new();
-    EFA.get_or_init(|| {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--package", "efa-cli", "--message-format", "json-render-diagnostics"]);
-        if !cfg!(debug_assertions) {
-            cargo.arg("--release");
-        }
-        let output = cargo.stderr(Stdio::inherit()).output().expect("cargo runs");
-        assert!(output.status.success(), "{cargo:?} failed");
-        let messages = String::from_utf8_lossy(&output.stdout).into_owned();
-        // One message says where the executable is; the others have null there.
-        let executable = messages.lines().find_map(|line| line.split_once(r#""executable":""#)?.1.split('"').next());
-        executable.expect("cargo says where efa is").into()
-    })
+    EFA.get_or_init(|| built(&["build", "--package", "efa-cli"]))
+}
+
+/// The test executable of this name of this package.
+pub fn test_executable(name: &str) -> PathBuf {
+    built(&["test", "--no-run", "--package", "efa-tests", "--test", name])
+}
+
+/// The executable that cargo builds with these arguments: by itself it builds the programs of a package for that package's tests only.
+fn built(args: &[&str]) -> PathBuf {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(args).args(["--quiet", "--message-format", "json-render-diagnostics"]);
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    let output = cargo.stderr(Stdio::inherit()).output().expect("cargo runs");
+    assert!(output.status.success(), "{cargo:?} failed");
+    let messages = String::from_utf8_lossy(&output.stdout).into_owned();
+    // One message says where the executable is; the others have null there.
+    let executable = messages.lines().find_map(|line| line.split_once(r#""executable":""#)?.1.split('"').next());
+    executable.expect("cargo says where the executable is").into()
 }

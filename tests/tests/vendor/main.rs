@@ -12,6 +12,7 @@
 //! | `counters` | the same, and a reader of `hw_counters` |
 //! | `processes` | programs that fork and programs that are killed, and their peers |
 //! | `hosts` | several processes, several devices, hosts with addresses of their own |
+//! | `provider` | our own tests and demo, with `efa_direct` on libefa |
 //! | `rings` | libefa's WQEs beside ours, byte for byte |
 
 mod counters;
@@ -22,4 +23,5 @@ mod interop;
 mod libfabric;
 mod perftest;
 mod processes;
+mod provider;
 mod rings;

@@ -41,6 +41,22 @@ pub(crate) fn bring() -> Result<()> {
     Ok(())
 }
 
+/// What bindgen needs in its environment: where the headers are, and libclang, if it came along.
+pub(crate) fn bindgen_environment() -> Vec<(&'static str, PathBuf)> {
+    let vendor = target().join("vendor");
+    let mut environment = vec![("EFA_SYS_INCLUDE", vendor.join("root/usr/include"))];
+    let folders = fs::read_dir(vendor.join("clang/usr/lib")).into_iter().flatten().flatten();
+    let has_libclang = |folder: &PathBuf| {
+        let mut files = fs::read_dir(folder).into_iter().flatten().flatten();
+        files.any(|file| file.file_name().as_encoded_bytes().starts_with(b"libclang-"))
+    };
+    if let Some(folder) = folders.map(|entry| entry.path()).find(has_libclang) {
+        // What libclang itself needs is beside it.
+        environment.extend([("LIBCLANG_PATH", folder.clone()), ("LD_LIBRARY_PATH", folder)]);
+    }
+    environment
+}
+
 fn fetch(into: &Path) -> Result<()> {
     let archive = Archive::of_this_machine()?;
 

@@ -9,6 +9,7 @@ use efa_direct::{
 use efa_io::{Cqe32, Event, Limits, RingSize, Wqe64};
 use efa_soft::memory::SharedMemory;
 use efa_soft::{ControlError, RegionKeys};
+use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
@@ -20,24 +21,42 @@ pub(crate) const REQUESTS: usize = 32;
 /// The queue pair's number.
 const QPN: u16 = 5;
 
+/// What the rings of a queue pair lie in.
+#[derive(Clone)]
+pub(crate) struct Rings {
+    pub(crate) send: Arc<SharedMemory>,
+    pub(crate) completions: Arc<SharedMemory>,
+    /// The page whose first word is the doorbell.
+    pub(crate) registers: Arc<SharedMemory>,
+    /// As if the send ring were device memory: stores are fenced before a doorbell.
+    pub(crate) write_combining: bool,
+}
+
+impl Rings {
+    /// Rings of [`LAP`] entries in memory made by `memory`.
+    pub(crate) fn new(memory: fn(usize) -> io::Result<Arc<SharedMemory>>, write_combining: bool) -> Self {
+        let memory = |len| memory(len).expect("memory");
+        let (send, completions) = (memory(LAP * 64), memory(LAP * Cqe32::SIZE));
+        Self { send, completions, registers: memory(4096), write_combining }
+    }
+}
+
 /// A provider without a device.
 struct Plain {
     attributes: DeviceAttributes,
     req_id_64: bool,
-    send: Arc<SharedMemory>,
-    completions: Arc<SharedMemory>,
-    registers: Arc<SharedMemory>,
+    rings: Rings,
 }
 
 /// A ring of [`LAP`] entries; its doorbell is the first word of `registers`.
-fn ring(memory: &Arc<SharedMemory>, registers: &Arc<SharedMemory>, entry_size: usize) -> RawRing {
+fn ring(memory: &Arc<SharedMemory>, rings: &Rings, entry_size: usize) -> RawRing {
     assert!(LAP * entry_size <= memory.len());
     let base = NonNull::new(memory.as_ptr()).expect("a mapping has an address");
-    let doorbell = NonNull::new(registers.as_ptr().cast());
-    let owner = Arc::new((memory.clone(), registers.clone()));
+    let doorbell = NonNull::new(rings.registers.as_ptr().cast());
+    let owner = Arc::new((memory.clone(), rings.registers.clone()));
     let size = RingSize::new(LAP as u32).expect("a power of two");
     // SAFETY: the memory is page-aligned, long enough, lives as long as `owner`, and one thread has it all.
-    unsafe { RawRing::new(base, doorbell, size, entry_size, false, owner) }
+    unsafe { RawRing::new(base, doorbell, size, entry_size, rings.write_combining, owner) }
 }
 
 // SAFETY: nobody ever accesses registered bytes.
@@ -59,7 +78,7 @@ unsafe impl Provider for Plain {
     fn deregister(&self, _: &Registration) {}
 
     fn create_cq(&self, _: CqRequest) -> Result<RawCq, Error> {
-        Ok(RawCq { cqn: 1, rings: vec![ring(&self.completions, &self.registers, Cqe32::SIZE)], events: None })
+        Ok(RawCq { cqn: 1, rings: vec![ring(&self.rings.completions, &self.rings, Cqe32::SIZE)], events: None })
     }
 
     fn destroy_cq(&self, _: u32) {}
@@ -69,10 +88,10 @@ unsafe impl Provider for Plain {
         Ok(RawQp {
             qpn: QPN,
             generation: 3,
-            send: ring(&self.send, &self.registers, 64),
+            send: ring(&self.rings.send, &self.rings, 64),
             send_max_batch: 64,
             req_id_64: self.req_id_64,
-            recv: ring(&unused, &self.registers, 16),
+            recv: ring(&unused, &self.rings, 16),
             recv_max_batch: 64,
             limits: Limits { max_inline_bytes: request.inline_bytes, ..Limits::of_queue(8192, 1 << 30) },
         })
@@ -99,6 +118,24 @@ unsafe impl Provider for Plain {
     }
 }
 
+/// Plays the device: completes the WQEs of a queue pair from `written` on up to `posted`, a little out of order, as SRD does.
+pub(crate) fn complete(rings: &Rings, written: &mut u32, posted: u32, qpn: u16) {
+    let size = RingSize::new(LAP as u32).expect("a power of two");
+    let first = *written;
+    for i in 0..posted.wrapping_sub(first) {
+        let counter = first.wrapping_add(i ^ 5);
+        let wqe = Wqe64::from_words(rings.send.load_entry(size.slot(counter) as usize * 64));
+        assert_eq!(wqe.phase(), size.wq_phase(counter), "a WQE of this lap");
+        assert_eq!(wqe.decode().map(|request| request.op.code()), Ok(OpCode::RdmaWrite));
+        let (status, event) = (Status::Ok, Event::Send { op: OpCode::RdmaWrite });
+        let phase = size.cq_phase(*written);
+        let entry = efa_io::Completion { req_id: wqe.req_id(), status, qpn, phase, event };
+        let entry: Cqe32 = entry.encode().expect("a send's completion fits");
+        rings.completions.publish_entry(size.slot(*written) as usize * Cqe32::SIZE, entry.words());
+        *written = written.wrapping_add(1);
+    }
+}
+
 /// Keeps what is posted from lying in steps of 64 bytes like the ring: loads and stores in step meet, or miss, the same address bits
 /// all the time, which is worth a fifth of the floor, by chance.
 struct Spaced<T>(T, #[expect(dead_code, reason = "only there to take space")] u64);
@@ -122,13 +159,11 @@ pub(crate) struct Rig {
 
 impl Rig {
     /// A queue pair with 16-bit or 64-bit request ids. Regions and peers are leaked: they have to outlive it.
-    pub(crate) fn new(req_id_64: bool) -> Self {
-        let memory = |len| SharedMemory::zeroed(len).expect("memory");
+    pub(crate) fn new(req_id_64: bool, rings: Rings) -> Self {
         let mut attributes = DeviceAttributes::default();
         attributes.inline_bytes = 32;
         attributes.max_qp = 512;
-        let (send, completions, registers) = (memory(LAP * 64), memory(LAP * Cqe32::SIZE), memory(4096));
-        let plain = Arc::new(Plain { attributes, req_id_64, send, completions, registers });
+        let plain = Arc::new(Plain { attributes, req_id_64, rings });
         let device = Device::from_provider(plain.clone());
         let pd = Arc::new(device.alloc_pd().expect("a domain"));
         let region = &*Box::leak(Box::new(pd.allocate_shared(1 << 20, Access::ALL).expect("a region")));
@@ -150,7 +185,8 @@ impl Rig {
         let (cq, wqes) = (cq.into_cpu(), Vec::new());
         let mut rig = Self { plain, sq, cq, requests, wqes, next: 0, written: 0, taken: 0, floor: 0 };
         rig.refill();
-        rig.wqes = (0..REQUESTS).map(|i| Spaced(Wqe64::from_words(rig.plain.send.load_entry(i * 64)), 0)).collect();
+        rig.wqes =
+            (0..REQUESTS).map(|i| Spaced(Wqe64::from_words(rig.plain.rings.send.load_entry(i * 64)), 0)).collect();
         rig
     }
 
@@ -174,7 +210,7 @@ impl Rig {
     /// The floor of [`post`](Self::post): ready-made WQEs stored by `store`, and the doorbell.
     #[inline(always)]
     fn floor(&mut self, count: usize, batch: usize, store: impl Fn(*mut u64, &[u64; 8])) {
-        let (ring, doorbell) = (self.plain.send.as_ptr(), self.plain.registers.as_ptr().cast());
+        let (ring, doorbell) = (self.plain.rings.send.as_ptr(), self.plain.rings.registers.as_ptr().cast());
         let (mask, mut producer) = (black_box(LAP as u32 - 1), self.floor);
         for _ in 0..count / REQUESTS {
             for batch in black_box(&self.wqes[..]).chunks(batch) {
@@ -216,22 +252,9 @@ impl Rig {
         });
     }
 
-    /// Plays the device: completes whatever was posted, a little out of order, as SRD does.
+    /// Plays the device: completes whatever was posted.
     pub(crate) fn complete(&mut self) {
-        let size = RingSize::new(LAP as u32).expect("a power of two");
-        let first = self.written;
-        for i in 0..(self.next as u32).wrapping_sub(first) {
-            let counter = first.wrapping_add(i ^ 5);
-            let wqe = Wqe64::from_words(self.plain.send.load_entry(size.slot(counter) as usize * 64));
-            assert_eq!(wqe.phase(), size.wq_phase(counter), "a WQE of this lap");
-            assert_eq!(wqe.decode().map(|request| request.op.code()), Ok(OpCode::RdmaWrite));
-            let (status, event) = (Status::Ok, Event::Send { op: OpCode::RdmaWrite });
-            let phase = size.cq_phase(self.written);
-            let entry = efa_io::Completion { req_id: wqe.req_id(), status, qpn: QPN, phase, event };
-            let entry: Cqe32 = entry.encode().expect("a send's completion fits");
-            self.plain.completions.publish_entry(size.slot(self.written) as usize * Cqe32::SIZE, entry.words());
-            self.written = self.written.wrapping_add(1);
-        }
+        complete(&self.plain.rings, &mut self.written, self.next as u32, QPN);
     }
 
     /// Leaves the rings empty: for [`post`](Self::post).
@@ -244,6 +267,12 @@ impl Rig {
         }
         assert_eq!((self.cq.poll_one(), self.cq.skipped(), self.sq.outstanding()), (None, 0, 0));
         self.taken = self.written;
+    }
+
+    /// Completes and takes what was posted, untimed and unchecked.
+    pub(crate) fn finish(&mut self) {
+        self.complete();
+        self.poll_32(self.written.wrapping_sub(self.taken) as usize);
     }
 
     /// Leaves [`LAP`] completions in the ring: for the polls.
@@ -284,7 +313,7 @@ impl Rig {
     /// The floor of the polls: the phase bit looked at, all words of the entry loaded.
     #[inline(never)]
     pub(crate) fn poll_floor(&mut self, count: usize) {
-        let ring = self.plain.completions.as_ptr().cast::<u64>();
+        let ring = self.plain.rings.completions.as_ptr().cast::<u64>();
         let mask = black_box(LAP as u32 - 1);
         let fresh = Cqe32::from_words([self.load(self.taken), 0, 0, 0]).phase();
         let mut ids = 0;
@@ -300,7 +329,7 @@ impl Rig {
     }
 
     fn load(&self, counter: u32) -> u64 {
-        let [word] = self.plain.completions.load_entry(counter as usize % LAP * Cqe32::SIZE);
+        let [word] = self.plain.rings.completions.load_entry(counter as usize % LAP * Cqe32::SIZE);
         word
     }
 }

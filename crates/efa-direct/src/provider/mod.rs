@@ -2,8 +2,12 @@
 //!
 //! Creating a queue pair happens once, posting happens millions of times a second. So a provider creates objects and hands back
 //! [`RawRing`]s; posting and polling over them is one piece of code for every provider and never comes back here.
+//!
+//! Two providers are part of this crate: `soft.rs` over `efa-soft`, and `verbs/` over `efa-sys`, that is libibverbs and libefa.
 
 pub(crate) mod soft;
+#[cfg(feature = "verbs")]
+pub(crate) mod verbs;
 
 use crate::error::Error;
 use crate::ring::RawRing;

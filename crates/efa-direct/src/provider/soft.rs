@@ -32,10 +32,14 @@ pub(crate) fn list() -> Vec<DeviceInfo> {
     let local = (0..LISTED).map(|i| DeviceInfo {
         name: format!("soft{i}"),
         description: "software device on the network inside this process (any number)".into(),
+        missing: Vec::new(),
+        usable: true,
     });
     let udp = DeviceInfo {
         name: "soft:udp=127.0.0.1:0".into(),
         description: "software device over UDP (and faults, limits and more: see `SoftSpec`)".into(),
+        missing: Vec::new(),
+        usable: true,
     };
     local.chain([udp]).collect()
 }

@@ -1,0 +1,64 @@
+//! What a device is and can do, as it says itself.
+
+use super::PORT;
+use crate::error::Error;
+use crate::provider::DeviceAttributes;
+use efa_soft::Gid;
+use efa_sys::Context;
+use efa_sys::sys::*;
+
+/// What a device answers when asked about itself.
+pub(super) struct Facts {
+    pub(super) device: ibv_device_attr,
+    pub(super) efa: efadv_device_attr,
+    pub(super) port: ibv_port_attr,
+    pub(super) gid: Gid,
+}
+
+impl Facts {
+    pub(super) fn of(context: &Context) -> Result<Self, Error> {
+        let efa = context.query_efa()?;
+        // Without these there are no rings.
+        let libefa = context.libraries().efa()?;
+        libefa.efadv_query_qp_wqs()?;
+        libefa.efadv_query_cq()?;
+        Ok(Self {
+            efa,
+            device: context.query_device()?.orig_attr,
+            port: context.query_port(PORT)?,
+            gid: Gid(context.query_gid(PORT, 0)?),
+        })
+    }
+
+    /// Whether the device has one of `EFADV_DEVICE_ATTR_CAPS_…`.
+    pub(super) fn can(&self, capability: u32) -> bool {
+        self.efa.device_caps & capability != 0
+    }
+
+    /// The same, as every provider tells it.
+    pub(super) fn attributes(&self, name: &str, context: &Context) -> DeviceAttributes {
+        let Self { device, efa, port, gid } = self;
+        let max_counters = if self.can(EFADV_DEVICE_ATTR_CAPS_COMP_CNTR) {
+            context.comp_cntr_caps().map_or(0, |caps| caps.max_counters)
+        } else {
+            0
+        };
+        DeviceAttributes {
+            name: name.into(),
+            gid: *gid,
+            mtu: port.max_msg_sz,
+            max_rdma_bytes: efa.max_rdma_size,
+            inline_bytes: efa.inline_buf_size,
+            // Zero in libraries that know of no others.
+            inline_bytes_ex: efa.inline_buf_size_ex.max(efa.inline_buf_size),
+            max_send_sge: efa.max_sq_sge,
+            max_recv_sge: efa.max_rq_sge,
+            max_qp: device.max_qp.try_into().unwrap_or(0),
+            max_cqe: device.max_cqe.try_into().unwrap_or(0),
+            rdma_read: self.can(EFADV_DEVICE_ATTR_CAPS_RDMA_READ),
+            rdma_write: self.can(EFADV_DEVICE_ATTR_CAPS_RDMA_WRITE),
+            max_counters,
+            unsolicited_write_recv: self.can(EFADV_DEVICE_ATTR_CAPS_UNSOLICITED_WRITE_RECV),
+        }
+    }
+}

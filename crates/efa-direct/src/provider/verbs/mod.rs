@@ -1,0 +1,459 @@
+//! EFA devices, by libibverbs and libefa.
+//!
+//! Objects are the libraries' own; their rings are where libefa says (`efadv_query_qp_wqs`, `efadv_query_cq`), and are posted to and polled by
+//! this crate alone: nothing here calls the vendor's `ibv_post_send` or `ibv_poll_cq`, which keep counters of their own.
+
+mod facts;
+mod hw_counters;
+mod list;
+mod memory;
+mod sub_queues;
+
+pub(crate) use list::list;
+
+use super::{
+    CounterWord, CqRequest, DeviceAttributes, EventSource, HostRange, Provider, QpRequest, RawCounter, RawCq, RawQp,
+    Registration, ring_size,
+};
+use crate::error::Error;
+use crate::ring::RawRing;
+use efa_io::Limits;
+use efa_soft::memory::SharedMemory;
+use efa_soft::{Access, AsyncEvent, ControlError, CounterOps, CounterValue, Counters, Gid, RegionKeys, Transport};
+use efa_sys::sys::*;
+use efa_sys::{
+    Ah, AsyncElement, CompChannel, CompCounter, Context, Cq, CqAttr, DeviceList, Mr, Pd, Qp, QpAttr, QpType,
+};
+use facts::Facts;
+use memory::{Registered, access_flags};
+use parking_lot::Mutex;
+use std::any::Any;
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::hash::Hash;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// The only port of an EFA device.
+const PORT: u8 = 1;
+
+/// Opens the EFA device with this name, if the machine has it; or says what devices it has.
+pub(crate) fn open(name: &str) -> Result<Result<Arc<dyn Provider>, String>, Error> {
+    let libraries = match Libraries::get() {
+        Ok(libraries) => libraries,
+        Err(error) => return Ok(Err(format!("EFA devices cannot be looked for: {error}"))),
+    };
+    let list = DeviceList::get(libraries)?;
+    if let Some(device) = list.iter().find(|device| device.name() == name) {
+        return Ok(Ok(Arc::new(Verbs::new(name, device.open()?)?)));
+    }
+    // With those that libibverbs leaves out, and why.
+    let devices = self::list()?;
+    let told = |name: &str| devices.iter().find(|device| device.name == name).map(|device| device.missing.join("; "));
+    Ok(Err(told(name).unwrap_or_else(|| {
+        let names: Vec<_> = devices.iter().map(|device| device.name.as_str()).collect();
+        if names.is_empty() {
+            "this machine has no EFA device".into()
+        } else {
+            format!("EFA devices here: {}", names.join(", "))
+        }
+    })))
+}
+
+/// An open device.
+pub(crate) struct Verbs {
+    facts: Facts,
+    attributes: DeviceAttributes,
+    /// Rings of a completion queue, once there was one.
+    sub_queues: OnceLock<u64>,
+    // Objects by their numbers. Dropping one destroys it, unless another still uses it.
+    pds: Mutex<HashMap<u32, Arc<Pd>>>,
+    cqs: Mutex<HashMap<u32, Arc<Cq>>>,
+    qps: Mutex<HashMap<u16, QueuePair>>,
+    /// How many queue pairs there have been in each place of the device's table.
+    generations: Mutex<HashMap<u32, u16>>,
+    /// Handles of one device have one number: one of them for each time that it was asked for.
+    ahs: Mutex<HashMap<(u32, u16), Vec<Ah>>>,
+    counters: Mutex<HashMap<u32, Arc<CompCounter>>>,
+    /// Last, so that it is closed last.
+    context: Arc<Context>,
+}
+
+#[derive(Clone)]
+struct QueuePair {
+    qp: Arc<Qp>,
+    rnr_retry: Option<u8>,
+}
+
+struct Events(Arc<CompChannel>);
+
+impl EventSource for Events {
+    fn wait(&self, timeout: Duration) -> io::Result<bool> {
+        self.0.wait(timeout)
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.fd()
+    }
+}
+
+fn no_such(kind: &'static str, id: impl Into<u32>) -> Error {
+    ControlError::NoSuch { kind, id: id.into() }.into()
+}
+
+/// An object in use, by its number.
+fn find<K: Copy + Eq + Hash + Into<u32>, T: Clone>(
+    objects: &Mutex<HashMap<K, T>>,
+    kind: &'static str,
+    id: K,
+) -> Result<T, Error> {
+    objects.lock().get(&id).cloned().ok_or_else(|| no_such(kind, id))
+}
+
+/// Destroys an object, unless another uses it.
+fn forget<K: Eq + Hash + Display, T>(objects: &Mutex<HashMap<K, T>>, kind: &'static str, id: K) {
+    // Destroyed behind the lock.
+    let object = objects.lock().remove(&id);
+    if object.is_none() {
+        tracing::error!(kind, %id, "an object is destroyed that does not exist");
+    }
+}
+
+/// Asking for more than there is, with the numbers that the vendor's `EINVAL` does not have.
+fn limit(what: &'static str, asked: u32, max: u32) -> Result<(), Error> {
+    if asked <= max { Ok(()) } else { Err(ControlError::Limit { what, asked: asked.into(), max: max.into() }.into()) }
+}
+
+impl Verbs {
+    fn new(name: &str, context: Context) -> Result<Self, Error> {
+        let facts = Facts::of(&context)?;
+        let attributes = facts.attributes(name, &context);
+        Ok(Self {
+            facts,
+            attributes,
+            sub_queues: OnceLock::new(),
+            pds: Mutex::default(),
+            cqs: Mutex::default(),
+            qps: Mutex::default(),
+            generations: Mutex::default(),
+            ahs: Mutex::default(),
+            counters: Mutex::default(),
+            context: Arc::new(context),
+        })
+    }
+
+    /// Whether the device has WQEs of 128 bytes.
+    fn has_wide(&self) -> bool {
+        self.attributes.inline_bytes_ex > 32
+    }
+
+    /// Refuses a queue pair over a limit, as far as the library can tell (rdma-core 63 and newer).
+    fn check_depths(&self, request: &QpRequest, attr: &QpAttr) -> Result<(), Error> {
+        let flags = if request.inline_write { EFADV_SQ_DEPTH_ATTR_INLINE_WRITE } else { 0 };
+        let (max_send_sge, max_inline_data) = (attr.send_sge, attr.inline_bytes);
+        let depth = efadv_sq_depth_attr { flags, max_send_sge, max_inline_data, ..Default::default() };
+        if let Ok(max) = self.context.max_sq_depth(depth) {
+            limit("sends", attr.send_wr, max)?;
+        }
+        limit("buffers of a receive", attr.recv_sge, self.attributes.max_recv_sge.into())?;
+        match self.context.max_rq_depth(attr.recv_sge) {
+            Ok(max) => limit("receives", attr.recv_wr, max),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// What libefa is asked for.
+    fn qp_attr(&self, request: &QpRequest) -> QpAttr {
+        let is_srd = request.transport == Transport::Srd;
+        let mut send_ops = IBV_QP_EX_WITH_SEND | IBV_QP_EX_WITH_SEND_WITH_IMM;
+        let mut flags = 0;
+        if is_srd && self.attributes.rdma_read {
+            send_ops |= IBV_QP_EX_WITH_RDMA_READ;
+        }
+        if is_srd && self.attributes.rdma_write {
+            send_ops |= IBV_QP_EX_WITH_RDMA_WRITE | IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM;
+        }
+        if request.inline_write && self.has_wide() {
+            flags |= EFADV_QP_FLAGS_INLINE_WRITE;
+        }
+        if request.unsolicited_write_recv {
+            flags |= EFADV_QP_FLAGS_UNSOLICITED_WRITE_RECV;
+        }
+        QpAttr {
+            qp_type: if is_srd { QpType::Srd } else { QpType::Ud },
+            send_wr: request.send_entries,
+            // libefa makes no ring for none.
+            recv_wr: request.recv_entries.max(1),
+            send_sge: self.attributes.max_send_sge.min(2).into(),
+            recv_sge: request.recv_sge.max(1).into(),
+            inline_bytes: request.inline_bytes.into(),
+            send_ops: send_ops.into(),
+            flags: flags as u16,
+            ..Default::default()
+        }
+    }
+}
+
+/// A ring of libefa's, which lives as long as `owner`.
+///
+/// # Safety
+/// Buffer and doorbell are those of `owner`, and none but the holder of the ring posts to it or reads it.
+unsafe fn raw_ring(
+    buffer: *mut u8,
+    doorbell: *mut u32,
+    entries: u32,
+    entry_size: u32,
+    write_combining: bool,
+    owner: Arc<dyn Any + Send + Sync>,
+) -> Result<RawRing, Error> {
+    let size = ring_size(entries)?;
+    let base = NonNull::new(buffer).ok_or(ControlError::NoMemory(entries as usize * entry_size as usize))?;
+    // SAFETY: libefa mapped a ring of this size and a doorbell behind it, aligned to pages or to entries; the caller vouches for the rest.
+    Ok(unsafe { RawRing::new(base, NonNull::new(doorbell), size, entry_size as usize, write_combining, owner) })
+}
+
+// SAFETY: a region is deregistered in `deregister`; if the kernel refuses, owned bytes are kept for good, and the process ends
+// rather than give borrowed ones back.
+unsafe impl Provider for Verbs {
+    fn attributes(&self) -> &DeviceAttributes {
+        &self.attributes
+    }
+
+    fn alloc_pd(&self) -> Result<u32, Error> {
+        let pd = Pd::alloc(&self.context)?;
+        let id = pd.handle();
+        self.pds.lock().insert(id, Arc::new(pd));
+        Ok(id)
+    }
+
+    fn dealloc_pd(&self, pd: u32) {
+        forget(&self.pds, "protection domain", pd);
+    }
+
+    fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<Registration, Error> {
+        for (right, can, what) in [
+            (Access::REMOTE_WRITE, self.attributes.rdma_write, "RDMA write: register without `Access::REMOTE_WRITE`"),
+            (Access::REMOTE_READ, self.attributes.rdma_read, "RDMA read: register without `Access::REMOTE_READ`"),
+        ] {
+            if access.allows(right) && !can {
+                return Err(ControlError::Unsupported(what).into());
+            }
+        }
+        let pd = find(&self.pds, "protection domain", pd)?;
+        // SAFETY: the bytes live as long as their owner, which the registration keeps; or if they are borrowed, until `deregister`.
+        // `region.rs` gives out no reference to them.
+        let mr = unsafe { Mr::register(&pd, range.as_ptr(), range.len(), access_flags(access)) }?;
+        let keys = RegionKeys { lkey: mr.lkey(), rkey: mr.rkey() };
+        Ok(Registration { keys, token: Some(Arc::new(Registered::new(mr, range.owner()))) })
+    }
+
+    fn deregister(&self, registration: &Registration) {
+        let registered = registration.token.as_ref().and_then(|token| token.downcast_ref::<Registered>());
+        if let Some(registered) = registered {
+            registered.release();
+        }
+    }
+
+    fn create_cq(&self, request: CqRequest) -> Result<RawCq, Error> {
+        limit("entries of a completion queue", request.entries, self.attributes.max_cqe)?;
+        let channel = if request.events { Some(Arc::new(CompChannel::create(&self.context)?)) } else { None };
+        // Whole pages, so that the mapping's length tells the number of sub-queues.
+        let entries = request.entries.max((sub_queues::page_bytes() / 32) as u32).min(self.attributes.max_cqe);
+        let with_sgid = self.facts.can(EFADV_DEVICE_ATTR_CAPS_CQ_WITH_SGID);
+        let attr = CqAttr {
+            entries,
+            channel: channel.as_ref(),
+            efa_wc_flags: if with_sgid { EFADV_WC_EX_WITH_SGID.into() } else { 0 },
+            ..CqAttr::default()
+        };
+        // Locked from here on: the first queue is looked at before there is another.
+        let mut cqs = self.cqs.lock();
+        let cq = Arc::new(Cq::create(&self.context, &attr)?);
+        let ring = cq.query()?;
+        let ring_bytes = u64::from(ring.num_entries) * u64::from(ring.entry_size);
+        let count = *self.sub_queues.get_or_init(|| sub_queues::count(ring.buffer as u64, ring_bytes));
+        let rings = (0..count).map(|sub| {
+            let buffer = ring.buffer.wrapping_add((sub * ring_bytes) as usize);
+            // SAFETY: the queue's own ring; libefa's polling is not used.
+            unsafe { raw_ring(buffer, ring.doorbell, ring.num_entries, ring.entry_size, false, cq.clone()) }
+        });
+        let rings = rings.collect::<Result<_, _>>()?;
+        let cqn = cq.handle();
+        cqs.insert(cqn, cq);
+        Ok(RawCq { cqn, rings, events: channel.map(|channel| Box::new(Events(channel)) as Box<dyn EventSource>) })
+    }
+
+    fn destroy_cq(&self, cqn: u32) {
+        forget(&self.cqs, "completion queue", cqn);
+    }
+
+    fn create_qp(&self, request: QpRequest) -> Result<RawQp, Error> {
+        let attr = self.qp_attr(&request);
+        self.check_depths(&request, &attr)?;
+        if request.rnr_retry.is_some() && !self.facts.can(EFADV_DEVICE_ATTR_CAPS_RNR_RETRY) {
+            return Err(ControlError::Unsupported("setting for retries to a receiver that is not ready").into());
+        }
+        let pd = find(&self.pds, "protection domain", request.pd)?;
+        let send_cq = find(&self.cqs, "completion queue", request.send_cq)?;
+        let recv_cq = find(&self.cqs, "completion queue", request.recv_cq)?;
+        let qp = Arc::new(Qp::create(&pd, &send_cq, &recv_cq, &attr)?);
+        let number = qp.number();
+        let qpn = u16::try_from(number).map_err(|_| ControlError::Invalid {
+            what: "queue pair number reported by the device",
+            value: number.into(),
+            expected: "16 bits",
+        })?;
+        let (sq, rq) = qp.query_wqs()?;
+        // SAFETY: the queue pair's own rings; libefa's posting is not used.
+        let (send, recv) = unsafe {
+            (
+                raw_ring(sq.buffer, sq.doorbell, sq.num_entries, sq.entry_size, true, qp.clone())?,
+                raw_ring(rq.buffer, rq.doorbell, rq.num_entries, rq.entry_size, false, qp.clone())?,
+            )
+        };
+        let generation = {
+            let mut generations = self.generations.lock();
+            let generation = generations.entry(number & (self.attributes.max_qp.next_power_of_two() - 1)).or_default();
+            *generation = generation.wrapping_add(1);
+            *generation
+        };
+        self.qps.lock().insert(qpn, QueuePair { qp, rnr_retry: request.rnr_retry });
+        let has = |operation: u32, bit| if attr.send_ops & u64::from(operation) != 0 { bit } else { 0 };
+        let inline_write = attr.flags & EFADV_QP_FLAGS_INLINE_WRITE as u16 != 0;
+        Ok(RawQp {
+            qpn,
+            generation,
+            send,
+            send_max_batch: sq.max_batch,
+            req_id_64: u32::from(sq.caps) & EFADV_WQ_CAPS_64_BIT_REQ_ID != 0,
+            recv,
+            recv_max_batch: rq.max_batch,
+            limits: Limits {
+                max_send_bytes: self.attributes.mtu,
+                max_rdma_bytes: self.attributes.max_rdma_bytes,
+                max_inline_bytes: request.inline_bytes,
+                max_send_bufs: attr.send_sge as u16,
+                operations: has(IBV_QP_EX_WITH_RDMA_READ, Limits::RDMA_READ)
+                    | has(IBV_QP_EX_WITH_RDMA_WRITE, Limits::RDMA_WRITE)
+                    | if inline_write { Limits::INLINE_WRITE } else { 0 },
+            },
+        })
+    }
+
+    fn activate_qp(&self, qpn: u16, qkey: u32) -> Result<(), Error> {
+        let QueuePair { qp, rnr_retry } = find(&self.qps, "queue pair", qpn)?;
+        qp.to_init(qkey)?;
+        qp.to_rtr()?;
+        Ok(qp.to_rts(rnr_retry)?)
+    }
+
+    fn fail_qp(&self, qpn: u16) -> Result<(), Error> {
+        Ok(find(&self.qps, "queue pair", qpn)?.qp.to_error()?)
+    }
+
+    fn destroy_qp(&self, qpn: u16) {
+        forget(&self.qps, "queue pair", qpn);
+    }
+
+    fn create_ah(&self, pd: u32, gid: Gid) -> Result<u16, Error> {
+        let ah = Ah::create(&find(&self.pds, "protection domain", pd)?, gid.0)?;
+        let number = ah.number();
+        self.ahs.lock().entry((pd, number)).or_default().push(ah);
+        Ok(number)
+    }
+
+    fn destroy_ah(&self, pd: u32, ah: u16) {
+        let mut ahs = self.ahs.lock();
+        let Some(handles) = ahs.get_mut(&(pd, ah)) else {
+            return tracing::error!(pd, ah, "an address handle is destroyed that does not exist");
+        };
+        let handle = handles.pop();
+        if handles.is_empty() {
+            ahs.remove(&(pd, ah));
+        }
+        drop(ahs);
+        drop(handle); // behind the lock
+    }
+
+    fn create_counter(&self) -> Result<RawCounter, Error> {
+        if !self.facts.can(EFADV_DEVICE_ATTR_CAPS_COMP_CNTR) {
+            return Err(ControlError::Unsupported("completion counters").into());
+        }
+        let page = SharedMemory::zeroed(4096).map_err(|_| ControlError::NoMemory(4096))?;
+        // On cache lines of their own.
+        let word = |offset: usize| {
+            let word = page.as_ptr().wrapping_add(offset).cast::<u64>();
+            NonNull::new(word).ok_or(ControlError::NoMemory(4096))
+        };
+        let (completions, errors) = (word(0)?, word(64)?);
+        // SAFETY: aligned words inside the page, which is the owner and is only accessed atomically.
+        unsafe {
+            let counter = CompCounter::create_at(&self.context, completions, errors, page.clone())?;
+            let id = counter.handle();
+            self.counters.lock().insert(id, Arc::new(counter));
+            Ok(RawCounter {
+                id,
+                completions: CounterWord::new(completions, page.clone()),
+                errors: CounterWord::new(errors, page),
+            })
+        }
+    }
+
+    fn attach_counter(&self, qpn: u16, id: u32, ops: CounterOps) -> Result<(), Error> {
+        let counter = find(&self.counters, "completion counter", id)?;
+        // The kinds are verbs' own bits.
+        Ok(find(&self.qps, "queue pair", qpn)?.qp.attach_counter(&counter, ops.bits())?)
+    }
+
+    fn set_counter(&self, id: u32, which: CounterValue, value: u64) -> Result<(), Error> {
+        let which = match which {
+            CounterValue::Completions => efa_sys::CounterValue::Completions,
+            CounterValue::Errors => efa_sys::CounterValue::Errors,
+        };
+        Ok(find(&self.counters, "completion counter", id)?.set(which, value)?)
+    }
+
+    fn destroy_counter(&self, id: u32) {
+        forget(&self.counters, "completion counter", id);
+    }
+
+    fn next_event(&self) -> Option<AsyncEvent> {
+        loop {
+            let event = self.context.next_async_event();
+            let event = event.inspect_err(|error| tracing::warn!(%error, "asynchronous events")).ok()??;
+            match (event.kind, event.element) {
+                (IBV_EVENT_CQ_ERR, AsyncElement::Cq(cqn)) => return Some(AsyncEvent::CqError(cqn)),
+                (IBV_EVENT_QP_FATAL, AsyncElement::Qp(qpn)) => return Some(AsyncEvent::QpFatal(qpn as u16)),
+                (IBV_EVENT_PORT_ACTIVE, _) => return Some(AsyncEvent::PortActive),
+                (IBV_EVENT_PORT_ERR, _) => return Some(AsyncEvent::PortError),
+                _ => tracing::warn!(?event, "an asynchronous event of no known kind"),
+            }
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        hw_counters::read(self.context.sysfs())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_of_completions_have_the_bits_that_verbs_give_them() {
+        for (ops, bits) in [
+            (CounterOps::SEND, IBV_QP_ATTACH_COMP_CNTR_OP_SEND),
+            (CounterOps::RECV, IBV_QP_ATTACH_COMP_CNTR_OP_RECV),
+            (CounterOps::RDMA_READ, IBV_QP_ATTACH_COMP_CNTR_OP_RDMA_READ),
+            (CounterOps::REMOTE_RDMA_READ, IBV_QP_ATTACH_COMP_CNTR_OP_REMOTE_RDMA_READ),
+            (CounterOps::RDMA_WRITE, IBV_QP_ATTACH_COMP_CNTR_OP_RDMA_WRITE),
+            (CounterOps::REMOTE_RDMA_WRITE, IBV_QP_ATTACH_COMP_CNTR_OP_REMOTE_RDMA_WRITE),
+        ] {
+            assert_eq!(ops.bits(), bits);
+        }
+    }
+}

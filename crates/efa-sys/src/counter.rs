@@ -1,0 +1,141 @@
+//! Completion counters: numbers that the device counts up in this process's memory.
+
+use crate::device::{Context, destroyed, size};
+use crate::error::Error;
+use crate::pd::{memory_at, thread_safe};
+use crate::sys::*;
+use std::any::Any;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+thread_safe!(CompCounter);
+
+/// A completion counter: two numbers, of completions that went well and of others.
+pub struct CompCounter {
+    counter: NonNull<ibv_comp_cntr>,
+    context: Arc<Context>,
+    /// Keeps the memory that the device writes to, if it is not libefa's.
+    memory: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+/// Which of a counter's two numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CounterValue {
+    /// Completions that went well.
+    Completions,
+    /// Completions with an error.
+    Errors,
+}
+
+impl CompCounter {
+    /// Creates one whose numbers are in memory of libefa: [`read`](Self::read) them.
+    ///
+    /// # Errors
+    /// The device has none, or no more; or the library is older than rdma-core 65.
+    pub fn create(context: &Arc<Context>) -> Result<Self, Error> {
+        Self::with(context, efadv_comp_cntr_init_attr::default(), None)
+    }
+
+    /// Creates one whose numbers are at these addresses, in memory that lives as long as `owner`.
+    ///
+    /// # Errors
+    /// As for [`create`](Self::create).
+    ///
+    /// # Safety
+    /// The device writes both words: as long as `owner` lives they must stay allocated, aligned to 8 bytes, and be accessed only atomically.
+    pub unsafe fn create_at(
+        context: &Arc<Context>,
+        completions: NonNull<u64>,
+        errors: NonNull<u64>,
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> Result<Self, Error> {
+        let attr = efadv_comp_cntr_init_attr {
+            flags: EFADV_COMP_CNTR_INIT_WITH_COMP_EXTERNAL_MEM | EFADV_COMP_CNTR_INIT_WITH_ERR_EXTERNAL_MEM,
+            comp_cntr_ext_mem: memory_at(completions.cast()),
+            err_cntr_ext_mem: memory_at(errors.cast()),
+            ..Default::default()
+        };
+        Self::with(context, attr, Some(owner))
+    }
+
+    fn with(
+        context: &Arc<Context>,
+        mut efa: efadv_comp_cntr_init_attr,
+        memory: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Result<Self, Error> {
+        let mut attr = ibv_comp_cntr_init_attr { type_: IBV_COMP_CNTR_TYPE_WRS, ..Default::default() };
+        let create = context.libraries().efa()?.efadv_create_comp_cntr()?;
+        // SAFETY: the context is open, the attributes are valid for the call and as long as it is told.
+        let counter = unsafe { create(context.as_ptr(), &mut attr, &mut efa, size(&efa)) };
+        let counter = NonNull::new(counter).ok_or_else(|| Error::last("efadv_create_comp_cntr"))?;
+        Ok(Self { counter, context: context.clone(), memory })
+    }
+
+    /// The counter, for functions of [`sys`](crate::sys). It lives as long as `self`.
+    pub fn as_ptr(&self) -> *mut ibv_comp_cntr {
+        self.counter.as_ptr()
+    }
+
+    /// The kernel's number of it.
+    pub fn handle(&self) -> u32 {
+        // SAFETY: it lives, and its number does not change.
+        unsafe { (*self.as_ptr()).handle }
+    }
+
+    /// One of its numbers.
+    ///
+    /// # Errors
+    /// The call failed.
+    pub fn read(&self, which: CounterValue) -> Result<u64, Error> {
+        let verbs = self.context.verbs();
+        let (call, read) = match which {
+            CounterValue::Completions => ("ibv_read_comp_cntr", verbs.ibv_read_comp_cntr()?),
+            CounterValue::Errors => ("ibv_read_err_comp_cntr", verbs.ibv_read_err_comp_cntr()?),
+        };
+        let mut value = 0;
+        // SAFETY: it lives, and the value is valid for the call.
+        Error::check(call, unsafe { read(self.as_ptr(), &mut value) }).map(|()| value)
+    }
+
+    /// Sets one of its numbers.
+    ///
+    /// # Errors
+    /// The call failed.
+    pub fn set(&self, which: CounterValue, value: u64) -> Result<(), Error> {
+        let verbs = self.context.verbs();
+        let (call, set) = match which {
+            CounterValue::Completions => ("ibv_set_comp_cntr", verbs.ibv_set_comp_cntr()?),
+            CounterValue::Errors => ("ibv_set_err_comp_cntr", verbs.ibv_set_err_comp_cntr()?),
+        };
+        // SAFETY: it lives.
+        Error::check(call, unsafe { set(self.as_ptr(), value) })
+    }
+
+    /// Adds to one of its numbers.
+    ///
+    /// # Errors
+    /// The call failed.
+    pub fn add(&self, which: CounterValue, amount: u64) -> Result<(), Error> {
+        let verbs = self.context.verbs();
+        let (call, add) = match which {
+            CounterValue::Completions => ("ibv_inc_comp_cntr", verbs.ibv_inc_comp_cntr()?),
+            CounterValue::Errors => ("ibv_inc_err_comp_cntr", verbs.ibv_inc_err_comp_cntr()?),
+        };
+        // SAFETY: it lives.
+        Error::check(call, unsafe { add(self.as_ptr(), amount) })
+    }
+}
+
+impl Drop for CompCounter {
+    fn drop(&mut self) {
+        if let Ok(destroy) = self.context.verbs().ibv_destroy_comp_cntr() {
+            // SAFETY: it lives, and no queue pair counts in it: that would keep it.
+            let answer = unsafe { destroy(self.as_ptr()) };
+            destroyed("ibv_destroy_comp_cntr", answer);
+            if answer != 0 {
+                // The device may go on writing there.
+                std::mem::forget(self.memory.take());
+            }
+        }
+    }
+}

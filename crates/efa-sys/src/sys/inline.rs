@@ -1,0 +1,248 @@
+//! What the headers define as static inline functions, and so no library exports.
+//!
+//! They call through tables of function pointers that libibverbs and its providers fill: of a context, of a queue pair, of a completion queue.
+//! The tables of a context grow downwards from release to release, with their size beside them, so that an old one is recognised.
+
+use super::*;
+use crate::error::Error;
+use std::ffi::{c_int, c_uint, c_void};
+use std::mem::offset_of;
+
+/// Marks a context that is part of a `verbs_context` (`__VERBS_ABI_IS_EXTENDED`).
+const ABI_IS_EXTENDED: usize = usize::MAX;
+
+/// The extended context around a context, or null.
+///
+/// # Safety
+/// `context` must be open.
+pub unsafe fn verbs_get_ctx(context: *mut ibv_context) -> *mut verbs_context {
+    // SAFETY: the context is open; and if it says so, it is the last field of a `verbs_context`.
+    unsafe {
+        if (*context).abi_compat as usize != ABI_IS_EXTENDED {
+            return std::ptr::null_mut();
+        }
+        context.byte_sub(offset_of!(verbs_context, context)).cast()
+    }
+}
+
+/// An operation of the extended context, if the library is new enough to have a place for it and the provider filled it.
+macro_rules! verbs_get_ctx_op {
+    ($context:expr, $op:ident) => {{
+        let extended = verbs_get_ctx($context);
+        // Only the last `sz` bytes of the structure exist.
+        if extended.is_null() || (*extended).sz < size_of::<verbs_context>() - offset_of!(verbs_context, $op) {
+            None
+        } else {
+            (*extended).$op
+        }
+    }};
+}
+
+fn set_errno(errno: c_int) {
+    // SAFETY: the location is this thread's own.
+    unsafe { *libc::__errno_location() = errno };
+}
+
+/// Defines functions that call through a pointer in their first argument.
+macro_rules! through {
+    ($($field:ident: fn $name:ident($object:ident: *mut $class:ty $(, $arg:ident: $type:ty)*) $(-> $ret:ty)?;)*) => {$(
+        #[doc = concat!("`", stringify!($name), "` of the headers.")]
+        ///
+        /// # Panics
+        /// The object was not created for this.
+        ///
+        /// # Safety
+        /// As for the C function: a live object, valid pointers, and calls in the order that its manual page prescribes.
+        #[inline]
+        pub unsafe fn $name($object: *mut $class $(, $arg: $type)*) $(-> $ret)? {
+            // SAFETY: the object is live, and its library filled the pointer for arguments like these.
+            unsafe { (*$object).$field.expect(concat!(stringify!($name), ": the object was not created for this"))($object $(, $arg)*) }
+        }
+    )*};
+}
+
+through! {
+    wr_rdma_read: fn ibv_wr_rdma_read(qp: *mut ibv_qp_ex, rkey: u32, remote_addr: u64);
+    wr_rdma_write: fn ibv_wr_rdma_write(qp: *mut ibv_qp_ex, rkey: u32, remote_addr: u64);
+    wr_rdma_write_imm: fn ibv_wr_rdma_write_imm(qp: *mut ibv_qp_ex, rkey: u32, remote_addr: u64, imm_data: __be32);
+    wr_send: fn ibv_wr_send(qp: *mut ibv_qp_ex);
+    wr_send_imm: fn ibv_wr_send_imm(qp: *mut ibv_qp_ex, imm_data: __be32);
+    wr_set_ud_addr: fn ibv_wr_set_ud_addr(qp: *mut ibv_qp_ex, ah: *mut ibv_ah, remote_qpn: u32, remote_qkey: u32);
+    wr_set_inline_data: fn ibv_wr_set_inline_data(qp: *mut ibv_qp_ex, addr: *mut c_void, length: usize);
+    wr_set_inline_data_list: fn ibv_wr_set_inline_data_list(qp: *mut ibv_qp_ex, count: usize, list: *const ibv_data_buf);
+    wr_set_sge: fn ibv_wr_set_sge(qp: *mut ibv_qp_ex, lkey: u32, addr: u64, length: u32);
+    wr_set_sge_list: fn ibv_wr_set_sge_list(qp: *mut ibv_qp_ex, count: usize, list: *const ibv_sge);
+    wr_start: fn ibv_wr_start(qp: *mut ibv_qp_ex);
+    wr_complete: fn ibv_wr_complete(qp: *mut ibv_qp_ex) -> c_int;
+    wr_abort: fn ibv_wr_abort(qp: *mut ibv_qp_ex);
+
+    start_poll: fn ibv_start_poll(cq: *mut ibv_cq_ex, attr: *mut ibv_poll_cq_attr) -> c_int;
+    next_poll: fn ibv_next_poll(cq: *mut ibv_cq_ex) -> c_int;
+    end_poll: fn ibv_end_poll(cq: *mut ibv_cq_ex);
+    read_opcode: fn ibv_wc_read_opcode(cq: *mut ibv_cq_ex) -> ibv_wc_opcode;
+    read_vendor_err: fn ibv_wc_read_vendor_err(cq: *mut ibv_cq_ex) -> u32;
+    read_byte_len: fn ibv_wc_read_byte_len(cq: *mut ibv_cq_ex) -> u32;
+    read_imm_data: fn ibv_wc_read_imm_data(cq: *mut ibv_cq_ex) -> __be32;
+    read_qp_num: fn ibv_wc_read_qp_num(cq: *mut ibv_cq_ex) -> u32;
+    read_src_qp: fn ibv_wc_read_src_qp(cq: *mut ibv_cq_ex) -> u32;
+    read_wc_flags: fn ibv_wc_read_wc_flags(cq: *mut ibv_cq_ex) -> c_uint;
+    read_slid: fn ibv_wc_read_slid(cq: *mut ibv_cq_ex) -> u32;
+    read_sl: fn ibv_wc_read_sl(cq: *mut ibv_cq_ex) -> u8;
+    read_dlid_path_bits: fn ibv_wc_read_dlid_path_bits(cq: *mut ibv_cq_ex) -> u8;
+
+    wr_set_processing_hints: fn efadv_wr_set_processing_hints(qp: *mut efadv_qp, hints: u32);
+    wc_read_sgid: fn efadv_wc_read_sgid(cq: *mut efadv_cq, sgid: *mut ibv_gid) -> c_int;
+    wc_is_unsolicited: fn efadv_wc_is_unsolicited(cq: *mut efadv_cq) -> bool;
+}
+
+/// The same for operations of the object's context.
+macro_rules! through_context {
+    ($($field:ident: fn $name:ident($object:ident: *mut $class:ty $(, $arg:ident: $type:ty)*) -> $ret:ty;)*) => {$(
+        #[doc = concat!("`", stringify!($name), "` of `verbs.h`.")]
+        ///
+        /// # Panics
+        /// The provider has no such operation. Every provider has.
+        ///
+        /// # Safety
+        /// As for the C function: a live object, valid pointers.
+        #[inline]
+        pub unsafe fn $name($object: *mut $class $(, $arg: $type)*) -> $ret {
+            // SAFETY: the object is live, and so is its context, whose table its provider filled.
+            unsafe { (*(*$object).context).ops.$field.expect(concat!(stringify!($name), ": the provider has none"))($object $(, $arg)*) }
+        }
+    )*};
+}
+
+through_context! {
+    poll_cq: fn ibv_poll_cq(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int;
+    req_notify_cq: fn ibv_req_notify_cq(cq: *mut ibv_cq, solicited_only: c_int) -> c_int;
+    post_send: fn ibv_post_send(qp: *mut ibv_qp, wr: *mut ibv_send_wr, bad_wr: *mut *mut ibv_send_wr) -> c_int;
+    post_recv: fn ibv_post_recv(qp: *mut ibv_qp, wr: *mut ibv_recv_wr, bad_wr: *mut *mut ibv_recv_wr) -> c_int;
+}
+
+/// The completion queue that an extended one is.
+pub fn ibv_cq_ex_to_cq(cq: *mut ibv_cq_ex) -> *mut ibv_cq {
+    cq.cast()
+}
+
+/// `ibv_create_cq_ex` of `verbs.h`: null, with `errno` set, if it fails.
+///
+/// # Safety
+/// As for the C function: an open context, valid attributes.
+pub unsafe fn ibv_create_cq_ex(context: *mut ibv_context, attr: *mut ibv_cq_init_attr_ex) -> *mut ibv_cq_ex {
+    // SAFETY: the context is open; the operation was filled by its provider.
+    unsafe {
+        let Some(create) = verbs_get_ctx_op!(context, create_cq_ex) else {
+            set_errno(libc::EOPNOTSUPP);
+            return std::ptr::null_mut();
+        };
+        create(context, attr)
+    }
+}
+
+/// `ibv_create_qp_ex` of `verbs.h`: null, with `errno` set, if it fails.
+///
+/// # Errors
+/// The library lacks `ibv_create_qp`, which stands in where only a protection domain is given.
+///
+/// # Safety
+/// As for the C function: an open context, valid attributes.
+pub unsafe fn ibv_create_qp_ex(
+    verbs: &Verbs,
+    context: *mut ibv_context,
+    attr: *mut ibv_qp_init_attr_ex,
+) -> Result<*mut ibv_qp, Error> {
+    // SAFETY: the attributes begin as those of `ibv_create_qp` do; the context is open, the operation was filled by its provider.
+    unsafe {
+        if (*attr).comp_mask == IBV_QP_INIT_ATTR_PD {
+            return Ok(verbs.ibv_create_qp()?((*attr).pd, attr.cast()));
+        }
+        let Some(create) = verbs_get_ctx_op!(context, create_qp_ex) else {
+            set_errno(libc::EOPNOTSUPP);
+            return Ok(std::ptr::null_mut());
+        };
+        Ok(create(context, attr))
+    }
+}
+
+/// `ibv_query_device_ex` of `verbs.h`, without input: 0 or an error number. Of an older library, or where the provider has no such
+/// operation, only the original attributes are filled.
+///
+/// # Errors
+/// The library lacks `ibv_query_device`.
+///
+/// # Safety
+/// As for the C function: an open context, attributes to write to.
+pub unsafe fn ibv_query_device_ex(
+    verbs: &Verbs,
+    context: *mut ibv_context,
+    attr: *mut ibv_device_attr_ex,
+) -> Result<c_int, Error> {
+    // SAFETY: the context is open, and the attributes are valid for writes.
+    unsafe {
+        if let Some(query) = verbs_get_ctx_op!(context, query_device_ex) {
+            let answer = query(context, std::ptr::null(), attr, size_of::<ibv_device_attr_ex>());
+            if ![libc::EOPNOTSUPP, libc::ENOSYS].contains(&answer) {
+                return Ok(answer);
+            }
+        }
+        attr.write_bytes(0, 1);
+        Ok(verbs.ibv_query_device()?(context, &raw mut (*attr).orig_attr))
+    }
+}
+
+/// `ibv_query_port` of `verbs.h` (`___ibv_query_port`): 0 or an error number. The exported function of that name is an older one that fills
+/// less, and stands in for an older library.
+///
+/// # Errors
+/// The library lacks the older one.
+///
+/// # Safety
+/// As for the C function: an open context, attributes to write to.
+pub unsafe fn ibv_query_port(
+    verbs: &Verbs,
+    context: *mut ibv_context,
+    port: u8,
+    attr: *mut ibv_port_attr,
+) -> Result<c_int, Error> {
+    // SAFETY: the context is open, and the attributes are valid for writes.
+    unsafe {
+        if let Some(query) = verbs_get_ctx_op!(context, query_port) {
+            return Ok(query(context, port, attr, size_of::<ibv_port_attr>()));
+        }
+        attr.write_bytes(0, 1);
+        Ok(verbs.ibv_query_port()?(context, port, attr.cast()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    unsafe extern "C" fn query(_: *mut ibv_context, port: u8, attr: *mut ibv_port_attr, len: usize) -> c_int {
+        assert_eq!(len, size_of::<ibv_port_attr>());
+        // SAFETY: the caller below lends it.
+        unsafe { (*attr).max_msg_sz = u32::from(port) };
+        0
+    }
+
+    #[test]
+    fn an_operation_is_found_only_in_a_context_that_has_a_place_for_it() {
+        let verbs = Verbs::open("libc.so.6").expect("libc stands in for libibverbs");
+        let mut extended = verbs_context { query_port: Some(query), ..Default::default() };
+        let call = |extended: &mut verbs_context| {
+            let mut attr = ibv_port_attr::default();
+            let context = (&raw mut *extended).wrapping_byte_add(offset_of!(verbs_context, context)).cast();
+            // SAFETY: both live; what is called looks at nothing else.
+            unsafe { ibv_query_port(&verbs, context, 3, &mut attr) }.map(|answer| (answer, attr.max_msg_sz))
+        };
+        // Not extended at all: the older function is looked for.
+        assert!(matches!(call(&mut extended), Err(Error::TooOld { symbol: "ibv_query_port", .. })));
+        extended.context.abi_compat = ABI_IS_EXTENDED as *mut c_void;
+        // Extended, by an older library.
+        extended.sz = size_of::<verbs_context>() - offset_of!(verbs_context, query_port) - 1;
+        assert!(call(&mut extended).is_err());
+        extended.sz += 1;
+        assert_eq!(call(&mut extended), Ok((0, 3)));
+    }
+}
