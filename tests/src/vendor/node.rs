@@ -47,8 +47,7 @@ impl Node {
     /// Starts one of the packaged programs.
     pub fn start(&self, program: &str, args: &[&str]) -> Process {
         let mut command = self.command(&Vendor::get().program(program));
-        command.args(args);
-        Process::start(command, format!("{program} {}", args.join(" ")))
+        Process::start(command.args(args), format!("{program} {}", args.join(" ")))
     }
 
     /// Runs one of the packaged programs and gives what it prints.
@@ -68,14 +67,14 @@ fn read(mut out: impl Read) -> String {
 }
 
 impl Process {
-    /// Starts a command, which messages call `name`.
-    pub fn start(mut command: Command, name: String) -> Self {
+    /// Starts this command; `name` is for people.
+    pub fn start(command: &mut Command, name: impl Into<String>) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
         let outputs = [
             child.stdout.take().map(|out| thread::spawn(move || read(out))),
             child.stderr.take().map(|out| thread::spawn(move || read(out))),
         ];
-        Self { child, name, outputs }
+        Self { child, name: name.into(), outputs }
     }
 
     /// Waits until it listens at this TCP port.

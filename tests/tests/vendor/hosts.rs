@@ -23,9 +23,9 @@ fn all_at_once(ports: &[u16], server: &str) -> String {
 fn processes_of_a_node_share_its_device_and_do_not_meet() {
     let ports: Vec<_> = (0..6).map(|_| free_port()).collect();
     let node = Node::new(&[]);
-    let mut servers = Process::start(node.script(&all_at_once(&ports, "")), "servers on one node".into());
+    let mut servers = Process::start(&mut node.script(&all_at_once(&ports, "")), "servers on one node");
     ports.iter().for_each(|&port| servers.wait_until_listening(port));
-    let clients = Process::start(node.script(&all_at_once(&ports, "127.0.0.1")), "clients on another".into());
+    let clients = Process::start(&mut node.script(&all_at_once(&ports, "127.0.0.1")), "clients on another");
     let report = clients.finish(SOON);
     servers.finish(SOON);
     let rows = report.lines().filter(|line| line.trim_start().starts_with("4096 ")).count();
@@ -143,8 +143,7 @@ far ip link set efa-far up
 fn in_namespaces(script: &str) -> Process {
     let mut unshare = Command::new("unshare");
     unshare.args(["--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"]);
-    unshare.arg(TWO_HOSTS.to_owned() + script);
-    Process::start(unshare, "two hosts".into())
+    Process::start(unshare.arg(TWO_HOSTS.to_owned() + script), "two hosts")
 }
 
 #[test]

@@ -8,11 +8,11 @@
 //! | `perftest` | perftest, all that it can do over SRD |
 //! | `libfabric` | `fi_info` and `fi_pingpong` on both of libfabric's EFA fabrics |
 //! | `interop` | a C program on libefa at one end, `efa_direct` at the other |
+//! | `provider` | our own tests and demo, with `efa_direct` on libefa |
 //! | `external` | the same with completion queues, counters and regions in memory that libefa is given |
 //! | `counters` | the same, and a reader of `hw_counters` |
 //! | `processes` | programs that fork and programs that are killed, and their peers |
 //! | `hosts` | several processes, several devices, hosts with addresses of their own |
-//! | `provider` | our own tests and demo, with `efa_direct` on libefa |
 //! | `rings` | libefa's WQEs beside ours, byte for byte |
 
 mod counters;

@@ -130,7 +130,7 @@ fn wait_until_listening(port: u16) {
 }
 
 fn survivor(writes: &str) -> Process {
-    Process::start(Node::new(&[]).script(writes), "the other side".into())
+    Process::start(&mut Node::new(&[]).script(writes), "the other side")
 }
 
 /// The next program on the node of one that was killed finds everything free, and talks.
@@ -211,7 +211,7 @@ fn the_folder_of_a_node_that_is_killed_goes_with_the_next_node() {
         command.env("TMPDIR", &temporary);
         command
     };
-    let start = |command: Command, name: &str| Process::start(command, name.into());
+    let start = |mut command: Command, name: &str| Process::start(&mut command, name);
     let killed = start(command(&["sleep", "100"]), "one that is killed");
     let living = start(command(&["sleep", "100"]), "one that lives");
     let began = Instant::now();

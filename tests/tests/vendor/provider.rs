@@ -31,7 +31,7 @@ fn ours(executable: &str, skipped: &[&str]) {
     let mut command = Node::new(&["--devices", "4"]).command(&Vendor::get().loaded(&test_executable(executable)));
     command.args(["--test-threads", "1"]).env(DEVICES, devices);
     command.args(skipped.iter().flat_map(|name| ["--skip", name]));
-    let said = Process::start(command, executable.into()).finish(Duration::from_secs(120));
+    let said = Process::start(&mut command, executable).finish(Duration::from_secs(120));
     println!("{said}");
 }
 
@@ -58,7 +58,7 @@ fn demo(devices: [&str; 2]) {
             false => Node::new(&[]).command(&Vendor::get().loaded(efa())),
         };
         command.args(["node", "--device", device, role, &there, "--count", "20"]);
-        Process::start(command, format!("efa node on {device}"))
+        Process::start(&mut command, format!("efa node on {device}"))
     };
     let mut written = start(devices[0], "--listen");
     written.wait_until_listening(port);
