@@ -55,30 +55,46 @@ fn is_of_proc(fd: &OwnedFd) -> bool {
     rustix::fs::fstatfs(fd).is_ok_and(|fs| fs.f_type == PROC_SUPER_MAGIC)
 }
 
-/// Whether two files are of the same thread. That one's number cannot have gone to another, while the first is open.
-fn is_same(a: &File, b: &OwnedFd) -> bool {
-    let id = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
-    matches!((rustix::fs::fstat(a), rustix::fs::fstat(b)), (Ok(a), Ok(b)) if id(a) == id(b))
-}
-
 /// The process that makes a call, until it has its answer.
 pub(crate) struct Caller {
     answer: OwnedFd,
     memory: Option<Arc<File>>,
 }
 
+/// The memory of the process that called last: regions of one process share its descriptor, since a device has more regions than a node
+/// has descriptors.
+#[derive(Default)]
+pub(crate) struct LastMemory {
+    inode: u64,
+    memory: Option<Arc<File>>,
+}
+
+impl LastMemory {
+    /// The same memory as `memory`'s, which has something at `addr`; as the last one if it is that.
+    fn same(&mut self, memory: File, addr: u64) -> Arc<File> {
+        let inode = rustix::fs::fstat(&memory).map_or(0, |stat| stat.st_ino);
+        // The inode says which process. One that has started another program since has other memory, and the old one is not there.
+        let is_there = |memory: &&Arc<File>| memory.read_exact_at(&mut [0], addr).is_ok();
+        if let Some(last) = self.memory.as_ref().filter(|_| inode == self.inode).filter(is_there) {
+            return last.clone();
+        }
+        self.inode = inode;
+        self.memory.insert(Arc::new(memory)).clone()
+    }
+}
+
 impl Caller {
-    /// The caller that sent these descriptors: where the answer goes, and its memory if the call needs that.
-    ///
-    /// A process's memory is kept open as long as regions of it are registered; where `last` is the same, that is used again.
-    pub(crate) fn new(fds: Vec<OwnedFd>, last: &mut Option<Arc<File>>) -> Option<Self> {
+    /// The caller that sent these descriptors: where the answer goes, and its memory if the call, which is about `value`, needs that.
+    pub(crate) fn new(fds: Vec<OwnedFd>, value: u64, last: &mut LastMemory) -> Option<Self> {
         let mut fds = fds.into_iter();
         let answer = fds.next()?;
-        let memory = fds.next().filter(is_of_proc).map(|fd| match last {
-            Some(last) if is_same(last, &fd) => last.clone(),
-            _ => last.insert(Arc::new(File::from(fd))).clone(),
-        });
+        let memory = fds.next().filter(is_of_proc).map(|fd| last.same(File::from(fd), value));
         Some(Self { answer, memory })
+    }
+
+    /// Its memory. It does not come along where the node has no descriptor left for it, and counts for nothing if it is something else.
+    fn memory(&self) -> Result<&Arc<File>, Errno> {
+        self.memory.as_ref().ok_or(Errno::NFILE)
     }
 
     /// Ends the call with this result; `negative`: an error.
@@ -100,8 +116,7 @@ impl Caller {
 
     /// Reads the caller's memory.
     pub(crate) fn read_bytes(&self, addr: u64, bytes: &mut [u8]) -> Result<(), Errno> {
-        let memory = self.memory.as_ref().ok_or(Errno::FAULT)?;
-        memory.read_exact_at(bytes, addr).map_err(|_| Errno::FAULT)
+        self.memory()?.read_exact_at(bytes, addr).map_err(|_| Errno::FAULT)
     }
 
     /// Reads a value in the caller's memory.
@@ -113,8 +128,7 @@ impl Caller {
 
     /// Writes the caller's memory.
     pub(crate) fn write_bytes(&self, addr: u64, bytes: &[u8]) -> Result<(), Errno> {
-        let memory = self.memory.as_ref().ok_or(Errno::FAULT)?;
-        memory.write_all_at(bytes, addr).map_err(|_| Errno::FAULT)
+        self.memory()?.write_all_at(bytes, addr).map_err(|_| Errno::FAULT)
     }
 
     /// The file behind a descriptor of the caller's.
@@ -143,7 +157,7 @@ impl Caller {
     /// # Errors
     /// `EFAULT` where some of it is not mapped, or not like that.
     pub(crate) fn region(&self, addr: u64, len: u64, writable: bool) -> Outcome<Region> {
-        let memory = self.memory.clone().ok_or(Errno::FAULT)?;
+        let memory = self.memory()?.clone();
         let (Some(end), Ok(bytes)) = (addr.checked_add(len), usize::try_from(len)) else {
             return refuse(Errno::INVAL, format!("{len} bytes at {addr:#x} wrap"));
         };
@@ -228,6 +242,16 @@ mod tests {
         ] {
             assert_eq!(first_gap(MAPS, range.clone(), writable), gap, "{range:x?}");
         }
+    }
+
+    #[test]
+    fn callers_of_one_process_share_a_descriptor_of_its_memory() {
+        let memory = || File::options().read(true).write(true).open("/proc/self/mem").unwrap();
+        let (mut last, byte) = (LastMemory::default(), 7u8);
+        let addr = std::ptr::from_ref(&byte) as u64;
+        let first = last.same(memory(), addr);
+        assert!(Arc::ptr_eq(&first, &last.same(memory(), addr)));
+        assert!(!Arc::ptr_eq(&first, &last.same(memory(), 8)), "nothing is there: it may be another program's");
     }
 
     #[test]

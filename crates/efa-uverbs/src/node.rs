@@ -1,6 +1,6 @@
 //! A node: software devices, and the folder in which programs find them.
 
-use crate::caller::{Caller, receive};
+use crate::caller::{Caller, LastMemory, receive};
 use crate::context::Context;
 use crate::device::SoftDevice;
 use crate::sysfs::{self, CounterFiles};
@@ -260,9 +260,9 @@ fn serve(socket: &OwnedFd, device: &Arc<SoftDevice>, stop: &AtomicBool) {
 
 /// Answers a program's calls until it has closed the device, or has ended.
 fn answer(program: &OwnedFd, device: Arc<SoftDevice>) {
-    let (mut context, mut memory) = (Context::new(device), None);
+    let (mut context, mut memory) = (Context::new(device), LastMemory::default());
     while let Some(([kind, value, _], fds)) = receive(program) {
-        let Some(caller) = Caller::new(fds, &mut memory) else {
+        let Some(caller) = Caller::new(fds, value, &mut memory) else {
             // The program is not kept waiting: what would have taken the answer there is closed.
             tracing::error!("a call has no answer: this process can have no more descriptors (ulimit -n)");
             continue;
