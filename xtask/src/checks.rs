@@ -72,6 +72,16 @@ const CHECKS: &[Check] = &[
         args: &["xtask", "bindings"],
         env: &[],
     },
+    Check {
+        name: "kernels",
+        needs: Some(Need {
+            probe: &["xtask", "toolchain"],
+            what: "no toolchain that compiles to PTX, or no ptxas, could be brought",
+            remedy: "cargo xtask toolchain",
+        }),
+        args: &["test", "--package", "efa-gpu-builder", "--tests", "--", "--ignored"],
+        env: &[],
+    },
     Check { name: "doc tests", needs: None, args: &["test", "--workspace", "--doc"], env: &[] },
     Check {
         name: "documentation",

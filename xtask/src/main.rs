@@ -1,10 +1,14 @@
 //! `cargo xtask`: the project's chores.
 
+mod apt;
 mod checks;
+mod toolchain;
 mod vendor;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 #[derive(Parser)]
@@ -27,6 +31,8 @@ enum Chore {
     Test,
     /// Brings the vendor's library and programs that use it into target/vendor, from Debian unstable; tests run them.
     Vendor,
+    /// Brings a Rust toolchain that compiles to PTX and NVIDIA's ptxas into target/toolchain, where the machine has none.
+    Toolchain,
     /// Compares the bindings of efa-sys with the headers of the rdma-core that `vendor` brought.
     Bindings {
         /// Writes them anew instead, as those of this release: 65.0.
@@ -60,6 +66,7 @@ fn main() -> Result<()> {
         Chore::Demo { args } => run(cargo().args(["run", "--quiet", "--package", "efa-cli", "--", "demo"]).args(args)),
         Chore::Test => checks::run_all(),
         Chore::Vendor => vendor::bring(),
+        Chore::Toolchain => toolchain::bring(),
         Chore::Bindings { bless } => bindings(bless),
         Chore::Bench { which, args } => {
             let (package, bench) = match which {
@@ -97,5 +104,21 @@ fn run(command: &mut Command) -> Result<()> {
         Some(0) => Ok(()),
         Some(code) => std::process::exit(code),
         None => bail!("{command:?} was killed: {status}"),
+    }
+}
+
+/// The workspace's target folder.
+pub(crate) fn target() -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+    workspace.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
+
+/// Removes a folder with all that is in it, if it is there.
+pub(crate) fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", folder.display()))
+        }
+        _ => Ok(()),
     }
 }

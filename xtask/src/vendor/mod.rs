@@ -10,10 +10,9 @@
 //! | `clang` | libclang of the machine's own suite, as far as the machine lacks it, for generating bindings |
 //! | `packages` | what was asked for, then what came, a package and its version on each line; written last |
 
-mod apt;
-
+use crate::apt::{Apt, Archive, INSTALLED, Package};
+use crate::{remove, target};
 use anyhow::{Context, Result, bail};
-use apt::{Apt, Archive, Package};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -58,11 +57,11 @@ pub(crate) fn bindgen_environment() -> Vec<(&'static str, PathBuf)> {
 }
 
 fn fetch(into: &Path) -> Result<()> {
-    let archive = Archive::of_this_machine()?;
+    let (archive, _) = Archive::of_this_machine()?;
 
     println!("fetching rdma-core, perftest and libfabric from Debian unstable");
     // A machine on which nothing is installed needs everything, the C library included.
-    let apt = Apt::new(&into.join("apt/unstable"), &archive, "unstable", None)?;
+    let apt = Apt::new(&into.join("apt/unstable"), &[archive.with_suite("unstable")], None)?;
     let packages = apt.download(WANTED)?;
     let rdma_core = version(&packages, "libibverbs1")?;
     let major = rdma_core.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
@@ -73,7 +72,7 @@ fn fetch(into: &Path) -> Result<()> {
 
     println!("fetching libclang from Debian {}", archive.suite);
     // This machine's programs will load it, so what they have already must not come a second time.
-    let apt = Apt::new(&into.join("apt/own"), &archive, &archive.suite, Some(Path::new("/var/lib/dpkg/status")))?;
+    let apt = Apt::new(&into.join("apt/own"), &[archive], Some(Path::new(INSTALLED)))?;
     let newest = apt.newest("libclang1-")?;
     let clang = apt.download(&[&newest])?;
     apt.unpack(&into.join("clang"))?;
@@ -102,19 +101,4 @@ fn versions(vendor: &Path) -> Result<String> {
 fn version<'a>(packages: &'a [Package], name: &str) -> Result<&'a str> {
     let package = packages.iter().find(|package| package.name == name);
     Ok(&package.with_context(|| format!("{name} is not among the packages that came"))?.version)
-}
-
-/// The workspace's target folder.
-fn target() -> PathBuf {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
-    workspace.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", folder.display()))
-        }
-        _ => Ok(()),
-    }
 }

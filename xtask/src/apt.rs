@@ -9,46 +9,58 @@ use std::process::{Command, Stdio};
 /// Signs Debian's archive, all suites of it.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// The Debian archive that a machine installs from.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Archive {
+/// What is installed on this machine.
+pub(crate) const INSTALLED: &str = "/var/lib/dpkg/status";
+
+/// A suite of a Debian archive that a machine installs from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Archive {
     uri: String,
-    /// The machine's own suite.
-    pub(super) suite: String,
+    /// The suite.
+    pub(crate) suite: String,
     /// Keyring or key that signs it, if the machine names one.
     signed_by: Option<String>,
 }
 
 /// A package that came.
-pub(super) struct Package {
-    pub(super) name: String,
-    pub(super) version: String,
+pub(crate) struct Package {
+    pub(crate) name: String,
+    pub(crate) version: String,
 }
 
 /// An apt with a folder, a source and an idea of what is installed of its own.
-pub(super) struct Apt {
+pub(crate) struct Apt {
     folder: PathBuf,
 }
 
 impl Archive {
-    /// As apt is configured here.
-    pub(super) fn of_this_machine() -> Result<Self> {
+    /// As apt is configured here: the machine's own suite, and that suite's security updates, if they come from an archive of their own.
+    pub(crate) fn of_this_machine() -> Result<(Self, Option<Self>)> {
         let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
         let field = |name: &str| {
             release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(|it| it.trim_matches('"'))
         };
         if field("ID") != Some("debian") {
-            bail!("rdma-core's packages come from Debian's archive; this machine is not Debian");
+            bail!("the packages come from Debian's archive; this machine is not Debian");
         }
         let codename = field("VERSION_CODENAME").unwrap_or("unstable");
         let sources = sources()?;
-        let archive = sources.iter().find_map(|text| Self::find(text, codename));
-        archive.with_context(|| format!("apt's sources here name no archive with the suite {codename}"))
+        let archive =
+            sources.iter().find_map(|text| Self::find(text, &[codename, "stable", "testing", "unstable", "sid"]));
+        let archive =
+            archive.with_context(|| format!("apt's sources here name no archive with the suite {codename}"))?;
+        let security = [codename, "stable", "testing"].map(|suite| format!("{suite}-security"));
+        let security = security.each_ref().map(String::as_str);
+        Ok((archive, sources.iter().find_map(|text| Self::find(text, &security))))
     }
 
-    /// The archive of the first source of packages in this suite, in a file of apt's sources of either format.
-    fn find(sources: &str, codename: &str) -> Option<Self> {
-        let suites = [codename, "stable", "testing", "unstable", "sid"];
+    /// Another suite of the same archive.
+    pub(crate) fn with_suite(&self, suite: &str) -> Self {
+        Self { suite: suite.into(), ..self.clone() }
+    }
+
+    /// The archive of the first source of packages in one of these suites, in a file of apt's sources of either format.
+    fn find(sources: &str, suites: &[&str]) -> Option<Self> {
         let one_line = sources.lines().filter_map(Self::parse_line);
         let stanzas = sources.split("\n\n").filter_map(Self::parse_stanza).flatten();
         one_line.chain(stanzas).find(|archive| suites.contains(&archive.suite.as_str()))
@@ -102,8 +114,8 @@ fn sources() -> Result<Vec<String>> {
 }
 
 impl Apt {
-    /// One that knows this suite. `installed` is dpkg's list of what needs not come, if not everything must.
-    pub(super) fn new(folder: &Path, archive: &Archive, suite: &str, installed: Option<&Path>) -> Result<Self> {
+    /// One that knows these suites. `installed` is dpkg's list of what needs not come, if not everything must.
+    pub(crate) fn new(folder: &Path, archives: &[Archive], installed: Option<&Path>) -> Result<Self> {
         for part in ["state/lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(part)).with_context(|| format!("creating {}", folder.display()))?;
         }
@@ -114,10 +126,12 @@ impl Apt {
             Some(installed) => drop(fs::copy(installed, &status).context("copying dpkg's list of packages")?),
             None => fs::write(&status, "")?,
         }
-        let keyring = Path::new(KEYRING).exists().then(|| KEYRING.into());
-        let signed_by = archive.signed_by.clone().or(keyring).map(|key| format!("[signed-by={key}] "));
-        let source = format!("deb {}{} {suite} main\n", signed_by.unwrap_or_default(), archive.uri);
-        fs::write(folder.join("sources.list"), source)?;
+        let keyring = Path::new(KEYRING).exists().then(|| KEYRING.to_string());
+        let source = |Archive { uri, suite, signed_by }: &Archive| {
+            let key = signed_by.clone().or_else(|| keyring.clone()).map(|key| format!("[signed-by={key}] "));
+            format!("deb {}{uri} {suite} main\n", key.unwrap_or_default())
+        };
+        fs::write(folder.join("sources.list"), archives.iter().map(source).collect::<String>())?;
         // How to reach an archive is the machine's to say (proxies, timeouts), all else is said here.
         let machine = run(Command::new("apt-config").arg("dump"))?;
         let acquire = machine.lines().filter(|line| line.starts_with("Acquire")).collect::<Vec<_>>().join("\n");
@@ -155,15 +169,22 @@ Dir::State::status "{at}/state/status";
     }
 
     /// Of the packages with this prefix, the one with the highest number after it.
-    pub(super) fn newest(&self, prefix: &str) -> Result<String> {
+    pub(crate) fn newest(&self, prefix: &str) -> Result<String> {
         let names = run(self.command("apt-cache").args(["pkgnames", prefix]))?;
         let number = |name: &str| name.strip_prefix(prefix)?.trim_end_matches("t64").parse::<u32>().ok();
         let newest = names.lines().filter(|name| number(name).is_some()).max_by_key(|name| number(name));
         newest.map(String::from).with_context(|| format!("the archive has no package {prefix}N"))
     }
 
+    /// The version of a package that would be installed, if there is one.
+    pub(crate) fn candidate(&self, package: &str) -> Result<Option<String>> {
+        let policy = run(self.command("apt-cache").args(["policy", package]))?;
+        let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
+        Ok(version.filter(|version| *version != "(none)").map(String::from))
+    }
+
     /// Fetches these packages and all that they need; says which came.
-    pub(super) fn download(&self, packages: &[&str]) -> Result<Vec<Package>> {
+    pub(crate) fn download(&self, packages: &[&str]) -> Result<Vec<Package>> {
         let mut apt = self.command("apt-get");
         run(apt.args(["install", "--download-only", "--yes", "--quiet"]).args(packages))?;
         self.archives()?
@@ -177,7 +198,7 @@ Dir::State::status "{at}/state/status";
     }
 
     /// Unpacks what came.
-    pub(super) fn unpack(&self, into: &Path) -> Result<()> {
+    pub(crate) fn unpack(&self, into: &Path) -> Result<()> {
         fs::create_dir_all(into)?;
         for file in self.archives()? {
             run(Command::new("dpkg-deb").arg("--extract").arg(file).arg(into))?;
@@ -196,18 +217,18 @@ Dir::State::status "{at}/state/status";
 
 impl Package {
     /// From a line that names it and its version.
-    pub(super) fn parse(line: &str) -> Option<Self> {
+    pub(crate) fn parse(line: &str) -> Option<Self> {
         let (name, version) = line.split_once(' ')?;
         Some(Self { name: name.into(), version: version.into() })
     }
 }
 
 /// Runs a command and gives what it prints; what it says as it fails is part of the error.
-fn run(command: &mut Command) -> Result<String> {
+pub(crate) fn run(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = match command.stdin(Stdio::null()).env("LC_ALL", "C").output() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            bail!("{program} is not there: bringing the vendor's packages takes Debian's apt and dpkg")
+            bail!("{program} is not there: bringing Debian's packages takes its apt and dpkg")
         }
         output => output.with_context(|| format!("starting {program}"))?,
     };
@@ -232,10 +253,12 @@ mod tests {
                     deb http://other.example/apt tool main\n\
                     deb http://a.example/security bookworm-security main\n\
                     deb [arch=amd64 signed-by=/k.gpg] http://a.example/debian bookworm main contrib\n";
-        assert_eq!(Archive::find(text, "bookworm"), archive("http://a.example/debian", "bookworm", Some("/k.gpg")));
-        assert_eq!(Archive::find(text, "trixie"), None);
+        assert_eq!(Archive::find(text, &["bookworm"]), archive("http://a.example/debian", "bookworm", Some("/k.gpg")));
+        let security = archive("http://a.example/security", "bookworm-security", None);
+        assert_eq!(Archive::find(text, &["bookworm-security"]), security);
+        assert_eq!(Archive::find(text, &["trixie"]), None);
         let bare = "deb mirror+file:/etc/mirrors stable main";
-        assert_eq!(Archive::find(bare, "trixie"), archive("mirror+file:/etc/mirrors", "stable", None));
+        assert_eq!(Archive::find(bare, &["trixie", "stable"]), archive("mirror+file:/etc/mirrors", "stable", None));
     }
 
     #[test]
@@ -244,11 +267,11 @@ mod tests {
                     Types: deb deb-src\n# a comment\nURIs: http://a.example/debian\nSuites: trixie trixie-updates\n\
                     Components: main\nSigned-By: /usr/share/k.gpg\n";
         let found = archive("http://a.example/debian", "trixie", Some("/usr/share/k.gpg"));
-        assert_eq!(Archive::find(text, "trixie"), found);
+        assert_eq!(Archive::find(text, &["trixie"]), found);
         let inline = "Types: deb\nURIs: http://a.example/debian\nSuites: trixie\nComponents: main\nSigned-By:\n \
                       -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n abc\n";
-        assert_eq!(Archive::find(inline, "trixie"), archive("http://a.example/debian", "trixie", None));
+        assert_eq!(Archive::find(inline, &["trixie"]), archive("http://a.example/debian", "trixie", None));
         let disabled = text.replace("# a comment", "Enabled: no");
-        assert_eq!(Archive::find(&disabled, "trixie"), None);
+        assert_eq!(Archive::find(&disabled, &["trixie"]), None);
     }
 }

@@ -1,0 +1,145 @@
+//! `cargo xtask toolchain`: what compiling kernels to PTX and assembling them takes, where the machine has it not.
+//!
+//! | below `target/toolchain` | what | from |
+//! | --- | --- | --- |
+//! | `root` | rustc and cargo, the sources of the standard library, what these need | the machine's own Debian, security updates included |
+//! | `bin/ptxas` | NVIDIA's assembler of PTX | PyPI, package `nvidia-cuda-nvcc`, through pip |
+//!
+//! Nothing is installed, and root is not needed: packages are unpacked. `efa-gpu-builder` looks here last.
+
+use crate::apt::{Apt, Archive, INSTALLED, run};
+use crate::{remove, target};
+use anyhow::{Context, Result, bail};
+use efa_gpu_builder::{Ptxas, Toolchain};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Packages of which the first serves that is new enough: Debian keeps an additional, newer Rust for its browsers.
+const FAMILIES: &[[&str; 3]] = &[["rustc", "cargo", "rust-src"], ["rustc-web", "cargo-web", "rust-web-src"]];
+
+/// The oldest minor version of Rust 1 that `efa-gpu-builder` takes.
+const OLDEST_RUST: u32 = 88;
+
+/// The oldest ptxas that knows all architectures of `efa_gpu_builder::Arch` is that of CUDA 12.8.
+const PTXAS: &str = "nvidia-cuda-nvcc>=13";
+
+/// Brings what is missing.
+pub(crate) fn bring() -> Result<()> {
+    let folder = target().join("toolchain");
+    let toolchain = match Toolchain::find() {
+        Ok(toolchain) => toolchain,
+        Err(efa_gpu_builder::Error::NoToolchain { .. }) => {
+            in_one_piece(&folder.join("root"), fetch_rust).context(
+                "no Rust toolchain that compiles to PTX could be brought; `rustup toolchain install nightly --component rust-src` brings one",
+            )?;
+            Toolchain::find()?
+        }
+        Err(error) => return Err(error.into()),
+    };
+    println!("{toolchain}");
+    let ptxas = match Ptxas::find() {
+        Ok(ptxas) => ptxas,
+        Err(_) => {
+            in_one_piece(&folder.join("bin"), fetch_ptxas)
+                .context("ptxas could not be brought; name one in PTXAS, or install a CUDA toolkit")?;
+            Ptxas::find()?
+        }
+    };
+    let version = run(Command::new(ptxas.path()).arg("--version"))?;
+    let release = version.lines().find_map(|line| line.split_once("release ")).map_or("of unknown release", |it| it.1);
+    println!("ptxas {release} in {}", ptxas.path().display());
+    Ok(())
+}
+
+/// Makes a folder by way of another: whoever interrupts this leaves nothing that looks complete.
+fn in_one_piece(folder: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let partial = folder.with_extension("partial");
+    remove(&partial)?;
+    fs::create_dir_all(&partial).with_context(|| format!("creating {}", partial.display()))?;
+    make(&partial)?;
+    remove(folder)?;
+    fs::rename(&partial, folder).with_context(|| format!("renaming {}", partial.display()))
+}
+
+fn fetch_rust(into: &Path) -> Result<()> {
+    let (archive, security) = Archive::of_this_machine()?;
+    let apt = into.join("apt");
+    let suites: Vec<_> = [archive].into_iter().chain(security).collect();
+    let names = suites.iter().map(|archive| archive.suite.as_str()).collect::<Vec<_>>().join(" and ");
+    println!("fetching a Rust toolchain from Debian {names}");
+    // This machine's own programs serve where they can: only what is missing comes.
+    let private = Apt::new(&apt, &suites, Some(Path::new(INSTALLED)))?;
+    let mut seen = Vec::new();
+    for family in FAMILIES {
+        let version = private.candidate(family[0])?;
+        if version.as_deref().and_then(minor).is_some_and(|minor| minor >= OLDEST_RUST) {
+            private.download(family)?;
+            private.unpack(into)?;
+            remove_what_only_rustc_is_made_of(into)?;
+            return remove(&apt);
+        }
+        seen.push(format!("{} {}", family[0], version.as_deref().unwrap_or("nowhere")));
+    }
+    bail!("Debian {names} has no Rust from 1.{OLDEST_RUST} on: {}", seen.join(", "))
+}
+
+/// 96 in `1.96.0+dfsg1-1~deb12u2`.
+fn minor(version: &str) -> Option<u32> {
+    version.strip_prefix("1.")?.split('.').next()?.parse().ok()
+}
+
+/// Of rustc's sources only the standard library is compiled; the rest is six times as large.
+fn remove_what_only_rustc_is_made_of(root: &Path) -> Result<()> {
+    for sources in entries(&root.join("usr/src")) {
+        entries(&sources)
+            .iter()
+            .filter(|part| part.is_dir() && !part.ends_with("library"))
+            .try_for_each(|part| remove(part))?;
+    }
+    Ok(())
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+fn fetch_ptxas(into: &Path) -> Result<()> {
+    println!("fetching ptxas from PyPI");
+    let (wheels, parts) = (into.join("wheels"), into.join("parts"));
+    let python = |arguments: &[&str]| {
+        let mut python = Command::new("python3");
+        python.args(arguments);
+        python
+    };
+    let pip = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", PTXAS, "--dest"];
+    run(python(&pip).arg(&wheels)).context("pip is needed: Debian's python3-pip, for one")?;
+    let wheel = entries(&wheels).pop().context("pip brought nothing")?;
+    // A wheel is a zip file.
+    run(python(&["-m", "zipfile", "--extract"]).arg(&wheel).arg(&parts))?;
+    let ptxas =
+        entries(&parts.join("nvidia")).into_iter().map(|cuda| cuda.join("bin/ptxas")).find(|file| file.is_file());
+    let ptxas = ptxas.with_context(|| format!("{} has no ptxas", wheel.display()))?;
+    make_executable(&ptxas)?;
+    fs::rename(ptxas, into.join("ptxas"))?;
+    remove(&wheels)?;
+    remove(&parts)
+}
+
+/// Zip files keep no permissions.
+fn make_executable(file: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(file, fs::Permissions::from_mode(0o755)).with_context(|| format!("{}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::minor;
+
+    #[test]
+    fn the_minor_version_of_a_package_is_understood() {
+        assert_eq!(minor("1.96.0+dfsg1-1~deb12u2"), Some(96));
+        assert_eq!(minor("1.85.0"), Some(85));
+        assert_eq!(minor("2:1"), None);
+    }
+}
