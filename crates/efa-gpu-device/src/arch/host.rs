@@ -79,3 +79,7 @@ pub(crate) fn shuffle(_mask: u32, value: u32, _from: u32) -> u32 {
 pub(crate) fn place() -> [u32; 4] {
     [0, 1, 0, 1]
 }
+
+/// Marks what happens seldom.
+#[inline(always)]
+pub(crate) fn rarely() {}

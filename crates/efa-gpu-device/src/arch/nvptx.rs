@@ -9,20 +9,29 @@ use core::arch::nvptx::{_block_dim_x, _block_idx_x, _grid_dim_x, _thread_idx_x};
 /// `to` is valid for writes of the entry, and aligned to 16 bytes.
 #[inline(always)]
 pub(crate) unsafe fn store_entry<const W: usize>(to: *mut u64, words: &[u64; W]) {
-    const { assert!(W % 2 == 0, "an entry is made of 16-byte halves") };
+    const { assert!(W % 8 == 0, "an entry is made of pieces of 64 bytes") };
     let mut i = 0;
     while i < W {
         // SAFETY: inside the entry. These are weak stores: a fence orders them before the doorbell.
         unsafe {
             asm!(
                 "st.v2.u64 [{to}], {{{a}, {b}}};",
+                "st.v2.u64 [{to}+16], {{{c}, {d}}};",
+                "st.v2.u64 [{to}+32], {{{e}, {f}}};",
+                "st.v2.u64 [{to}+48], {{{g}, {h}}};",
                 to = in(reg64) to.add(i),
                 a = in(reg64) words[i],
                 b = in(reg64) words[i + 1],
+                c = in(reg64) words[i + 2],
+                d = in(reg64) words[i + 3],
+                e = in(reg64) words[i + 4],
+                f = in(reg64) words[i + 5],
+                g = in(reg64) words[i + 6],
+                h = in(reg64) words[i + 7],
                 options(nostack, preserves_flags)
             );
         }
-        i += 2;
+        i += 8;
     }
 }
 
@@ -146,4 +155,11 @@ pub(crate) fn shuffle(mask: u32, value: u32, from: u32) -> u32 {
 pub(crate) fn place() -> [u32; 4] {
     // SAFETY: these read registers.
     unsafe { [_block_idx_x() as u32, _grid_dim_x() as u32, _thread_idx_x() as u32, _block_dim_x() as u32] }
+}
+
+/// Marks what happens seldom: the compiler makes a branch of it, instead of computing both and choosing.
+#[inline(always)]
+pub(crate) fn rarely() {
+    // SAFETY: no instruction at all.
+    unsafe { asm!("", options(nomem, nostack, preserves_flags)) };
 }

@@ -34,14 +34,18 @@ where
     /// No room, or a request that cannot be; nothing was written.
     #[inline(always)]
     pub fn post(&mut self, to: Destination, request: &impl Operation<W>, req_id: u64) -> Result<(), PostError> {
-        let wqe = request.encode(&self.ring.limits, to)?;
+        if let Err(error) = request.check(&self.ring.limits) {
+            arch::rarely();
+            return Err(PostError::Encode(error));
+        }
         if self.ring.room() == 0 {
+            arch::rarely();
             return Err(PostError::Full);
         }
         if self.ring.placed.wrapping_sub(self.ring.rung) == self.ring.max_batch {
             self.ring();
         }
-        self.ring.store(0, wqe, req_id);
+        self.ring.store(0, request.wqe(to), req_id);
         self.ring.placed = self.ring.placed.wrapping_add(1);
         Ok(())
     }

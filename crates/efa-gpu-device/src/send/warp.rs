@@ -36,27 +36,22 @@ where
     /// the others' are placed.
     #[inline(always)]
     pub fn post(&mut self, request: Option<(Destination, &impl Operation<W>)>, req_id: u64) -> Result<(), PostError> {
-        let wqe = request.map(|(to, request)| request.encode(&self.ring.limits, to));
-        let ready = matches!(wqe, Some(Ok(_)));
-        let lanes = warp::ballot(ALL, ready);
+        let checked = request.map_or(Ok(()), |(_, request)| request.check(&self.ring.limits));
+        let lanes = warp::ballot(ALL, request.is_some() && checked.is_ok());
         let count = lanes.count_ones();
         if count > self.ring.room() {
+            arch::rarely();
             return Err(PostError::Full);
         }
         if self.ring.placed.wrapping_sub(self.ring.rung) + count > self.ring.max_batch {
             self.ring();
         }
-        let outcome = match wqe {
-            Some(Ok(wqe)) => {
-                let before = lanes & ((1u32 << warp::lane_id()) - 1);
-                self.ring.store(before.count_ones(), wqe, req_id);
-                Ok(())
-            }
-            Some(Err(error)) => Err(PostError::Encode(error)),
-            None => Ok(()),
-        };
+        if let (Some((to, request)), Ok(())) = (request, checked) {
+            let before = lanes & ((1u32 << warp::lane_id()) - 1);
+            self.ring.store(before.count_ones(), request.wqe(to), req_id);
+        }
         self.ring.placed = self.ring.placed.wrapping_add(count);
-        outcome
+        checked.map_err(PostError::Encode)
     }
 
     /// Rings the doorbell for everything placed; does nothing if that is rung for.
