@@ -48,21 +48,22 @@ impl Work {
     }
 }
 
-/// One thread posts `count` writes, `batch` to a doorbell, with or without the fence that the NIC needs; nanoseconds to `elapsed`.
+/// Each thread posts `count` writes, `batch` to a doorbell, with or without the fence that the NIC needs; nanoseconds to `elapsed`, by thread.
 ///
 /// # Safety
-/// A single thread, with handles of queues that are its own, and valid pointers.
+/// Handles of queues that are each thread's own, by thread, and valid pointers.
 #[unsafe(no_mangle)]
 pub unsafe extern "ptx-kernel" fn post_thread(
-    handle: *const SendRingHandle,
+    handles: *const SendRingHandle,
     work: *const Work,
     count: u32,
     batch: u32,
     unfenced: u32,
     elapsed: *mut u64,
 ) {
+    let thread = thread::index_1d() as usize;
     // SAFETY: the caller's promise.
-    let (handle, work) = unsafe { (&*handle, *work) };
+    let (handle, work) = unsafe { (&*handles.add(thread), *work) };
     // SAFETY: the caller's promise.
     let Some(mut sq) = (unsafe { ThreadSendQueue::<8>::new(handle) }) else { return };
     let start = globaltimer();
@@ -70,7 +71,9 @@ pub unsafe extern "ptx-kernel" fn post_thread(
     while i < count {
         let end = i + batch;
         while i < end {
-            failed += u32::from(sq.post(work.to(), &work.request(i), u64::from(i)).is_err());
+            // Not the same for all threads, as far as the compiler knows: real requests are not.
+            let number = i + thread as u32;
+            failed += u32::from(sq.post(work.to(), &work.request(number), u64::from(number)).is_err());
             i += 1;
         }
         if unfenced != 0 {
@@ -83,7 +86,7 @@ pub unsafe extern "ptx-kernel" fn post_thread(
         unsafe { sq.forget(batch) };
     }
     // SAFETY: the caller's promise.
-    unsafe { *elapsed = if failed == 0 { globaltimer() - start } else { 0 } };
+    unsafe { *elapsed.add(thread) = if failed == 0 { globaltimer() - start } else { 0 } };
 }
 
 /// A warp posts `count` writes in each lane, `rounds` of them to a doorbell; nanoseconds to `elapsed`, by block.

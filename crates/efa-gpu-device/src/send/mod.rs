@@ -40,6 +40,8 @@ struct Ring<const W: usize> {
     placed: u32,
     rung: u32,
     settled: u32,
+    /// Requests that can be placed before anything else is to be looked at: room, and what a batch may hold.
+    left: u32,
     qpn: u32,
     req_id_64: bool,
     limits: Limits,
@@ -68,6 +70,7 @@ where
             placed: handle.producer,
             rung: handle.producer,
             settled: handle.producer,
+            left: 0,
             qpn: handle.qpn,
             req_id_64: handle.req_id_64 != 0,
             limits: handle.limits,
@@ -78,6 +81,20 @@ where
     #[inline(always)]
     fn room(&self) -> u32 {
         self.credits - self.placed.wrapping_sub(self.settled)
+    }
+
+    /// Requests placed and not rung for.
+    #[inline(always)]
+    fn unrung(&self) -> u32 {
+        self.placed.wrapping_sub(self.rung)
+    }
+
+    /// Works out how many requests are [`left`](Self::left), which are `count` at least; or there is no room for those.
+    #[inline(always)]
+    fn look_around(&mut self, count: u32) -> Result<(), PostError> {
+        let (room, batch) = (self.room(), self.max_batch - self.unrung());
+        self.left = if room < batch { room } else { batch };
+        if self.left >= count { Ok(()) } else { Err(PostError::Full) }
     }
 
     /// Places a WQE `ahead` slots from here.

@@ -38,15 +38,16 @@ where
             arch::rarely();
             return Err(PostError::Encode(error));
         }
-        if self.ring.room() == 0 {
+        if self.ring.left == 0 {
             arch::rarely();
-            return Err(PostError::Full);
-        }
-        if self.ring.placed.wrapping_sub(self.ring.rung) == self.ring.max_batch {
-            self.ring();
+            if self.ring.unrung() == self.ring.max_batch {
+                self.ring();
+            }
+            self.ring.look_around(1)?;
         }
         self.ring.store(0, request.wqe(to), req_id);
         self.ring.placed = self.ring.placed.wrapping_add(1);
+        self.ring.left -= 1;
         Ok(())
     }
 
@@ -55,7 +56,7 @@ where
     /// What this thread stored before, in whatever memory, the NIC sees before it acts.
     #[inline(always)]
     pub fn ring(&mut self) {
-        if self.ring.rung != self.ring.placed {
+        if self.ring.unrung() != 0 {
             arch::fence_system();
             self.ring.store_doorbell();
             self.ring.rung = self.ring.placed;

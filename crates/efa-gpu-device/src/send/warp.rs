@@ -39,18 +39,19 @@ where
         let checked = request.map_or(Ok(()), |(_, request)| request.check(&self.ring.limits));
         let lanes = warp::ballot(ALL, request.is_some() && checked.is_ok());
         let count = lanes.count_ones();
-        if count > self.ring.room() {
+        if count > self.ring.left {
             arch::rarely();
-            return Err(PostError::Full);
-        }
-        if self.ring.placed.wrapping_sub(self.ring.rung) + count > self.ring.max_batch {
-            self.ring();
+            if self.ring.unrung() + count > self.ring.max_batch {
+                self.ring();
+            }
+            self.ring.look_around(count)?;
         }
         if let (Some((to, request)), Ok(())) = (request, checked) {
             let before = lanes & ((1u32 << warp::lane_id()) - 1);
             self.ring.store(before.count_ones(), request.wqe(to), req_id);
         }
         self.ring.placed = self.ring.placed.wrapping_add(count);
+        self.ring.left -= count;
         checked.map_err(PostError::Encode)
     }
 
@@ -59,7 +60,7 @@ where
     /// What the lanes stored before, in whatever memory, the NIC sees before it acts.
     #[inline(always)]
     pub fn ring(&mut self) {
-        if self.ring.rung == self.ring.placed {
+        if self.ring.unrung() == 0 {
             return;
         }
         // Each lane's stores before the fence, each lane's fence before the doorbell.
