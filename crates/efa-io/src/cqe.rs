@@ -138,6 +138,12 @@ impl<const W: usize> Cqe<W> {
         field::QP_NUM.get(&self.0) as u16
     }
 
+    /// Whether it completes a work request of the send queue.
+    #[inline(always)]
+    pub const fn is_send(&self) -> bool {
+        field::Q_TYPE.get(&self.0) == SEND_QUEUE
+    }
+
     /// What the entry means.
     ///
     /// # Errors

@@ -229,7 +229,20 @@ where
     ///
     /// # Errors
     /// An [`EncodeError`] that says which limit was passed.
-    fn encode(&self, limits: &Limits, dest: Destination) -> Result<Wqe<W>, EncodeError>;
+    #[inline(always)]
+    fn encode(&self, limits: &Limits, dest: Destination) -> Result<Wqe<W>, EncodeError> {
+        self.check(limits)?;
+        Ok(self.wqe(dest))
+    }
+
+    /// Checks the request against `limits`.
+    ///
+    /// # Errors
+    /// An [`EncodeError`] that says which limit is passed.
+    fn check(&self, limits: &Limits) -> Result<(), EncodeError>;
+
+    /// Builds the WQE, request id and phase left zero, of a request that was [checked](Self::check). Of one that was not, some of it may be left out.
+    fn wqe(&self, dest: Destination) -> Wqe<W>;
 }
 
 mod sealed {
@@ -525,7 +538,19 @@ impl Send {
     where
         Wqe<W>: SendWqe,
     {
-        let Bufs { bufs, count } = self.bufs;
+        match self.check(limits) {
+            Ok(()) => Ok(self.wqe(dest)),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// See [`Operation::check`].
+    ///
+    /// # Errors
+    /// As for [`encode`](Self::encode).
+    #[inline(always)]
+    pub const fn check(&self, limits: &Limits) -> Result<(), EncodeError> {
+        let count = self.bufs.count;
         if count > limits.max_send_bufs as usize {
             return Err(EncodeError::TooManyBuffers { given: count, max: limits.max_send_bufs as usize });
         }
@@ -533,10 +558,20 @@ impl Send {
         if given > limits.max_send_bytes as u64 {
             return Err(EncodeError::MessageTooLong { op: OpCode::Send, given, max: limits.max_send_bytes });
         }
+        Ok(())
+    }
+
+    /// See [`Operation::wqe`].
+    #[inline(always)]
+    pub const fn wqe<const W: usize>(&self, dest: Destination) -> Wqe<W>
+    where
+        Wqe<W>: SendWqe,
+    {
+        let Bufs { bufs, count } = self.bufs;
         let mut words = meta::<W>(OpCode::Send, false, count, self.imm, self.hints, dest);
         [words[4], words[5]] = bufs[0].words();
         [words[6], words[7]] = bufs[1].words();
-        Ok(Wqe::from_words(words))
+        Wqe::from_words(words)
     }
 }
 
@@ -559,11 +594,32 @@ impl<'a> SendInline<'a> {
     where
         Wqe<W>: SendWqe,
     {
-        if let Err(e) = limits.check_inline(self.data.len(), <Wqe<W> as SendWqe>::MAX_INLINE_SEND) {
-            return Err(e);
+        match self.check::<W>(limits) {
+            Ok(()) => Ok(self.wqe(dest)),
+            Err(e) => Err(e),
         }
+    }
+
+    /// See [`Operation::check`].
+    ///
+    /// # Errors
+    /// As for [`encode`](Self::encode).
+    #[inline(always)]
+    pub const fn check<const W: usize>(&self, limits: &Limits) -> Result<(), EncodeError>
+    where
+        Wqe<W>: SendWqe,
+    {
+        limits.check_inline(self.data.len(), <Wqe<W> as SendWqe>::MAX_INLINE_SEND)
+    }
+
+    /// See [`Operation::wqe`].
+    #[inline(always)]
+    pub const fn wqe<const W: usize>(&self, dest: Destination) -> Wqe<W>
+    where
+        Wqe<W>: SendWqe,
+    {
         let words = meta::<W>(OpCode::Send, true, self.data.len(), self.imm, self.hints, dest);
-        Ok(Wqe::from_words(put_inline(words, 4, self.data)))
+        Wqe::from_words(put_inline(words, 4, self.data))
     }
 }
 
@@ -586,13 +642,31 @@ impl RdmaWrite {
     where
         Wqe<W>: SendWqe,
     {
-        if let Err(e) = limits.check_rdma(OpCode::RdmaWrite, Limits::RDMA_WRITE, self.local.length) {
-            return Err(e);
+        match self.check(limits) {
+            Ok(()) => Ok(self.wqe(dest)),
+            Err(e) => Err(e),
         }
+    }
+
+    /// See [`Operation::check`].
+    ///
+    /// # Errors
+    /// As for [`encode`](Self::encode).
+    #[inline(always)]
+    pub const fn check(&self, limits: &Limits) -> Result<(), EncodeError> {
+        limits.check_rdma(OpCode::RdmaWrite, Limits::RDMA_WRITE, self.local.length)
+    }
+
+    /// See [`Operation::wqe`].
+    #[inline(always)]
+    pub const fn wqe<const W: usize>(&self, dest: Destination) -> Wqe<W>
+    where
+        Wqe<W>: SendWqe,
+    {
         let mut words = meta::<W>(OpCode::RdmaWrite, false, 1, self.imm, self.hints, dest);
         [words[4], words[5]] = self.remote.words(self.local.length);
         [words[6], words[7]] = self.local.words();
-        Ok(Wqe::from_words(words))
+        Wqe::from_words(words)
     }
 }
 
@@ -612,17 +686,32 @@ impl<'a> RdmaWriteInline<'a> {
     /// A queue without inline RDMA write, or more bytes than fit.
     #[inline(always)]
     pub const fn encode(&self, limits: &Limits, dest: Destination) -> Result<Wqe<16>, EncodeError> {
+        match self.check(limits) {
+            Ok(()) => Ok(self.wqe(dest)),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// See [`Operation::check`].
+    ///
+    /// # Errors
+    /// As for [`encode`](Self::encode).
+    #[inline(always)]
+    pub const fn check(&self, limits: &Limits) -> Result<(), EncodeError> {
         let needs = Limits::RDMA_WRITE | Limits::INLINE_WRITE;
         if let Err(e) = limits.check_rdma(OpCode::RdmaWrite, needs, 0) {
             return Err(e);
         }
-        if let Err(e) = limits.check_inline(self.data.len(), <Wqe<16> as SendWqe>::MAX_INLINE_WRITE) {
-            return Err(e);
-        }
+        limits.check_inline(self.data.len(), <Wqe<16> as SendWqe>::MAX_INLINE_WRITE)
+    }
+
+    /// See [`Operation::wqe`].
+    #[inline(always)]
+    pub const fn wqe(&self, dest: Destination) -> Wqe<16> {
         let length = self.data.len();
         let mut words = meta::<16>(OpCode::RdmaWrite, true, length, self.imm, self.hints, dest);
         [words[4], words[5]] = self.remote.words(length as u32);
-        Ok(Wqe::from_words(put_inline(words, 6, self.data)))
+        Wqe::from_words(put_inline(words, 6, self.data))
     }
 }
 
@@ -644,37 +733,70 @@ impl RdmaRead {
     where
         Wqe<W>: SendWqe,
     {
-        if let Err(e) = limits.check_rdma(OpCode::RdmaRead, Limits::RDMA_READ, self.local.length) {
-            return Err(e);
+        match self.check(limits) {
+            Ok(()) => Ok(self.wqe(dest)),
+            Err(e) => Err(e),
         }
+    }
+
+    /// See [`Operation::check`].
+    ///
+    /// # Errors
+    /// As for [`encode`](Self::encode).
+    #[inline(always)]
+    pub const fn check(&self, limits: &Limits) -> Result<(), EncodeError> {
+        limits.check_rdma(OpCode::RdmaRead, Limits::RDMA_READ, self.local.length)
+    }
+
+    /// See [`Operation::wqe`].
+    #[inline(always)]
+    pub const fn wqe<const W: usize>(&self, dest: Destination) -> Wqe<W>
+    where
+        Wqe<W>: SendWqe,
+    {
         let mut words = meta::<W>(OpCode::RdmaRead, false, 1, None, self.hints, dest);
         [words[4], words[5]] = self.remote.words(self.local.length);
         [words[6], words[7]] = self.local.words();
-        Ok(Wqe::from_words(words))
+        Wqe::from_words(words)
     }
 }
 
 macro_rules! operation {
-    ($($op:ty),*) => {$(
+    ($($op:ty $(, $width:ident)?;)*) => {$(
         impl sealed::Sealed for $op {}
         impl<const W: usize> Operation<W> for $op
         where
             Wqe<W>: SendWqe,
         {
             #[inline(always)]
-            fn encode(&self, limits: &Limits, dest: Destination) -> Result<Wqe<W>, EncodeError> {
-                <$op>::encode(self, limits, dest)
+            fn check(&self, limits: &Limits) -> Result<(), EncodeError> {
+                <$op>::check$(::<$width>)?(self, limits)
+            }
+
+            #[inline(always)]
+            fn wqe(&self, dest: Destination) -> Wqe<W> {
+                <$op>::wqe(self, dest)
             }
         }
     )*};
 }
 
-operation!(Send, SendInline<'_>, RdmaWrite, RdmaRead);
+operation! {
+    Send;
+    SendInline<'_>, W;
+    RdmaWrite;
+    RdmaRead;
+}
 
 impl sealed::Sealed for RdmaWriteInline<'_> {}
 impl Operation<16> for RdmaWriteInline<'_> {
     #[inline(always)]
-    fn encode(&self, limits: &Limits, dest: Destination) -> Result<Wqe<16>, EncodeError> {
-        RdmaWriteInline::encode(self, limits, dest)
+    fn check(&self, limits: &Limits) -> Result<(), EncodeError> {
+        RdmaWriteInline::check(self, limits)
+    }
+
+    #[inline(always)]
+    fn wqe(&self, dest: Destination) -> Wqe<16> {
+        RdmaWriteInline::wqe(self, dest)
     }
 }

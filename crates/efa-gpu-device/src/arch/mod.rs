@@ -1,0 +1,11 @@
+//! What a GPU can do and a processor does otherwise.
+
+#[cfg(not(target_arch = "nvptx64"))]
+mod host;
+#[cfg(target_arch = "nvptx64")]
+mod nvptx;
+
+#[cfg(not(target_arch = "nvptx64"))]
+pub(crate) use host::*;
+#[cfg(target_arch = "nvptx64")]
+pub(crate) use nvptx::*;

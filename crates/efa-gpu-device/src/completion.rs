@@ -1,0 +1,113 @@
+//! Completion queues.
+
+use crate::arch;
+use crate::warp::{self, ALL};
+use efa_io::ring::CqDoorbell;
+use efa_io::{Completion, CompletionRingHandle, Cqe32, DecodeError, Status};
+
+/// A completion, taken from its queue: what it says, and, of a request, the right to post another. It can be settled once.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Entry(Cqe32);
+
+impl Entry {
+    /// How the request went.
+    #[inline(always)]
+    pub fn status(&self) -> Status {
+        self.0.status()
+    }
+
+    /// Everything that the entry says.
+    ///
+    /// # Errors
+    /// The entry makes no sense.
+    #[inline(always)]
+    pub fn completion(&self) -> Result<Completion, DecodeError> {
+        self.0.decode()
+    }
+
+    /// Whether it completes a request of this queue pair's send queue.
+    #[inline(always)]
+    pub(crate) fn is_send_of(&self, qpn: u32) -> bool {
+        self.0.is_send() && u32::from(self.0.qpn()) == qpn
+    }
+}
+
+/// A completion queue with entries of 32 bytes, polled by one thread, or by a warp whose lanes all have this value.
+pub struct CompletionQueue {
+    slots: *mut u64,
+    doorbell: *mut u32,
+    /// Entries minus one, and their logarithm.
+    mask: u32,
+    shift: u32,
+    /// Entries taken.
+    consumer: u32,
+}
+
+impl CompletionQueue {
+    /// The queue of `handle`; `None` if its entries have another size than 32 bytes.
+    ///
+    /// # Safety
+    /// The handle is of a completion queue that was handed over to this thread or warp, and to nobody else; its addresses are valid here for as long as
+    /// the queue is used.
+    #[inline(always)]
+    pub unsafe fn new(handle: &CompletionRingHandle) -> Option<Self> {
+        (handle.cqe_size as usize == Cqe32::SIZE).then_some(Self {
+            slots: handle.ring as *mut u64,
+            doorbell: handle.doorbell as *mut u32,
+            mask: handle.mask,
+            shift: handle.shift,
+            consumer: handle.consumer,
+        })
+    }
+
+    /// The entry `ahead` of the next one, if the device has written it.
+    #[inline(always)]
+    fn look(&self, ahead: u32) -> Option<Entry> {
+        let at = self.consumer.wrapping_add(ahead);
+        // Phase 1 on the first lap.
+        let fresh = at >> self.shift & 1 == 0;
+        // SAFETY: the entry is inside the ring.
+        unsafe {
+            let entry = self.slots.add((at & self.mask) as usize * 4);
+            let first = arch::load_acquire(entry);
+            if Cqe32::from_words([first, 0, 0, 0]).phase() != fresh {
+                return None;
+            }
+            let second = arch::load_pair(entry);
+            let [third, fourth] = arch::load_pair(entry.add(2));
+            Some(Entry(Cqe32::from_words([first, second[1], third, fourth])))
+        }
+    }
+
+    /// Takes the next completion, if there is one. For one thread.
+    #[inline(always)]
+    pub fn poll(&mut self) -> Option<Entry> {
+        let entry = self.look(0)?;
+        self.consumer = self.consumer.wrapping_add(1);
+        self.report();
+        Some(entry)
+    }
+
+    /// Takes as many completions as there are, one for each lane. For a warp: all lanes call it together.
+    #[inline(always)]
+    pub fn poll_warp(&mut self) -> Option<Entry> {
+        let entry = self.look(warp::lane_id());
+        let fresh = warp::ballot(ALL, entry.is_some());
+        // Those without a gap before them: the device writes them in order, but lanes look at different moments.
+        let count = fresh.trailing_ones();
+        self.consumer = self.consumer.wrapping_add(count);
+        if count != 0 && warp::lane_id() == 0 {
+            self.report();
+        }
+        entry.filter(|_| warp::lane_id() < count)
+    }
+
+    /// Says how far this is, where somebody wants to know.
+    #[inline(always)]
+    fn report(&self) {
+        if !self.doorbell.is_null() {
+            // SAFETY: it is the queue's doorbell.
+            unsafe { arch::store_doorbell(self.doorbell, CqDoorbell::consumed(self.consumer, 0).value()) };
+        }
+    }
+}

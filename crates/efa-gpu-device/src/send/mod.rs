@@ -1,0 +1,116 @@
+//! Send queues, by who posts to them.
+
+mod thread;
+mod warp;
+
+pub use thread::ThreadSendQueue;
+pub use warp::WarpSendQueue;
+
+use crate::arch;
+use efa_io::{EncodeError, Limits, SendRingHandle, SendWqe, Wqe};
+
+/// Why a request was not posted. Nothing was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PostError {
+    /// As many requests are outstanding as the ring, or its completion queue, holds: poll, and settle what comes.
+    Full,
+    /// The request cannot be.
+    Encode(EncodeError),
+}
+
+impl From<EncodeError> for PostError {
+    #[inline(always)]
+    fn from(error: EncodeError) -> Self {
+        Self::Encode(error)
+    }
+}
+
+/// A send ring and how far everyone is in it.
+struct Ring<const W: usize> {
+    /// Slot 0.
+    slots: *mut u64,
+    doorbell: *mut u32,
+    /// Entries minus one, and their logarithm.
+    mask: u32,
+    shift: u32,
+    max_batch: u32,
+    /// Most requests outstanding.
+    credits: u32,
+    /// Requests placed, rung for, and settled, since the hand-over's zero.
+    placed: u32,
+    rung: u32,
+    settled: u32,
+    /// Requests that can be placed before anything else is to be looked at: room, and what a batch may hold.
+    left: u32,
+    qpn: u32,
+    req_id_64: bool,
+    limits: Limits,
+}
+
+impl<const W: usize> Ring<W>
+where
+    Wqe<W>: SendWqe,
+{
+    /// The ring of `handle`; `None` if its entries have another size.
+    ///
+    /// # Safety
+    /// The addresses in `handle` are those of a ring and its doorbell, for whoever runs this, and stay so; nobody else posts there.
+    #[inline(always)]
+    unsafe fn new(handle: &SendRingHandle) -> Option<Self> {
+        if handle.wqe_size as usize != <Wqe<W> as SendWqe>::SIZE {
+            return None;
+        }
+        Some(Self {
+            slots: handle.ring as *mut u64,
+            doorbell: handle.doorbell as *mut u32,
+            mask: handle.mask,
+            shift: handle.shift,
+            max_batch: handle.max_batch,
+            credits: handle.credits,
+            placed: handle.producer,
+            rung: handle.producer,
+            settled: handle.producer,
+            left: 0,
+            qpn: handle.qpn,
+            req_id_64: handle.req_id_64 != 0,
+            limits: handle.limits,
+        })
+    }
+
+    /// Requests that may still be placed before others are settled.
+    #[inline(always)]
+    fn room(&self) -> u32 {
+        self.credits - self.placed.wrapping_sub(self.settled)
+    }
+
+    /// Requests placed and not rung for.
+    #[inline(always)]
+    fn unrung(&self) -> u32 {
+        self.placed.wrapping_sub(self.rung)
+    }
+
+    /// Works out how many requests are [`left`](Self::left), which are `count` at least; or there is no room for those.
+    #[inline(always)]
+    fn look_around(&mut self, count: u32) -> Result<(), PostError> {
+        let (room, batch) = (self.room(), self.max_batch - self.unrung());
+        self.left = if room < batch { room } else { batch };
+        if self.left >= count { Ok(()) } else { Err(PostError::Full) }
+    }
+
+    /// Places a WQE `ahead` slots from here.
+    #[inline(always)]
+    fn store(&self, ahead: u32, wqe: Wqe<W>, req_id: u64) {
+        let at = self.placed.wrapping_add(ahead);
+        let phase = Wqe::<W>::phase_bit(at >> self.shift & 1 != 0);
+        let wqe = if self.req_id_64 { wqe.stamp_64(req_id, phase) } else { wqe.stamp(req_id as u16, phase) };
+        // SAFETY: the slot is inside the ring, and free: `room` was asked.
+        unsafe { arch::store_entry(self.slots.add((at & self.mask) as usize * W), wqe.words()) };
+    }
+
+    /// Rings for everything placed. What was stored before has been ordered before this.
+    #[inline(always)]
+    fn store_doorbell(&self) {
+        // SAFETY: it is the ring's doorbell.
+        unsafe { arch::store_doorbell(self.doorbell, self.placed) };
+    }
+}

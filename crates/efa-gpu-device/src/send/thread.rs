@@ -1,0 +1,102 @@
+//! A send queue that one thread posts to.
+
+use super::{PostError, Ring};
+use crate::arch;
+use crate::completion::Entry;
+use efa_io::{Destination, Operation, SendRingHandle, SendWqe, Wqe};
+
+/// A send queue that one thread posts to: its counters are that thread's.
+///
+/// Nothing is sent before [`ring`](Self::ring), except that a full batch rings by itself. A doorbell costs a fence, about half a microsecond; so
+/// place several requests, do something else, then ring.
+pub struct ThreadSendQueue<const W: usize> {
+    ring: Ring<W>,
+}
+
+impl<const W: usize> ThreadSendQueue<W>
+where
+    Wqe<W>: SendWqe,
+{
+    /// The queue of `handle`; `None` if its WQEs have another size than `W` words.
+    ///
+    /// # Safety
+    /// The handle is of a queue that was handed over to this thread, and to nobody else; its addresses are valid here for as long as the queue
+    /// is used.
+    #[inline(always)]
+    pub unsafe fn new(handle: &SendRingHandle) -> Option<Self> {
+        // SAFETY: the caller's promise.
+        unsafe { Ring::new(handle) }.map(|ring| Self { ring })
+    }
+
+    /// Places a request in the ring. `req_id` comes back in its completion: 64 bits of it, or 16, as the queue has them.
+    ///
+    /// # Errors
+    /// No room, or a request that cannot be; nothing was written.
+    #[inline(always)]
+    pub fn post(&mut self, to: Destination, request: &impl Operation<W>, req_id: u64) -> Result<(), PostError> {
+        if let Err(error) = request.check(&self.ring.limits) {
+            arch::rarely();
+            return Err(PostError::Encode(error));
+        }
+        if self.ring.left == 0 {
+            arch::rarely();
+            if self.ring.unrung() == self.ring.max_batch {
+                self.ring();
+            }
+            self.ring.look_around(1)?;
+        }
+        self.ring.store(0, request.wqe(to), req_id);
+        self.ring.placed = self.ring.placed.wrapping_add(1);
+        self.ring.left -= 1;
+        Ok(())
+    }
+
+    /// Rings the doorbell for everything placed; does nothing if that is rung for.
+    ///
+    /// What this thread stored before, in whatever memory, the NIC sees before it acts.
+    #[inline(always)]
+    pub fn ring(&mut self) {
+        if self.ring.unrung() != 0 {
+            arch::fence_system();
+            self.ring.store_doorbell();
+            self.ring.rung = self.ring.placed;
+        }
+    }
+
+    /// Requests that can be posted before another completion is settled.
+    #[inline(always)]
+    pub fn room(&self) -> u32 {
+        self.ring.room()
+    }
+
+    /// Takes back the room of a request that is done. A completion of something else is given back.
+    #[inline(always)]
+    pub fn settle(&mut self, done: Entry) -> Option<Entry> {
+        if !done.is_send_of(self.ring.qpn) || self.ring.room() == self.ring.credits {
+            return Some(done);
+        }
+        self.ring.settled = self.ring.settled.wrapping_add(1);
+        None
+    }
+
+    /// Forgets `count` outstanding requests without their completions.
+    ///
+    /// # Safety
+    /// Nobody reads the ring: this is for measurements. A NIC's ring may overflow.
+    #[doc(hidden)]
+    #[inline(always)]
+    pub unsafe fn forget(&mut self, count: u32) {
+        self.ring.settled = self.ring.settled.wrapping_add(count);
+    }
+
+    /// Rings without ordering anything before it: the floor that measurements are compared with.
+    ///
+    /// # Safety
+    /// Nobody reads the ring. A NIC may find the doorbell's value before the WQEs.
+    #[doc(hidden)]
+    #[inline(always)]
+    pub unsafe fn ring_unfenced(&mut self) {
+        self.ring.store_doorbell();
+        self.ring.rung = self.ring.placed;
+    }
+}

@@ -1,0 +1,100 @@
+//! A send queue that a warp posts to.
+
+use super::{PostError, Ring};
+use crate::arch;
+use crate::warp::{self, ALL};
+use efa_io::{Destination, Operation, SendRingHandle, SendWqe, Wqe};
+
+/// A send queue that a whole warp posts to, each lane a request or none.
+///
+/// Every lane has this value, with the same counters in it: all lanes make the same calls, with their own requests. So there is one reservation, a fence
+/// that all lanes execute at once, and one doorbell.
+pub struct WarpSendQueue<const W: usize> {
+    ring: Ring<W>,
+}
+
+impl<const W: usize> WarpSendQueue<W>
+where
+    Wqe<W>: SendWqe,
+{
+    /// The queue of `handle`; `None` if its WQEs have another size than `W` words, or if a batch is less than a warp.
+    ///
+    /// # Safety
+    /// The handle is of a queue that was handed over to this warp, and to nobody else; its addresses are valid here for as long as the queue is
+    /// used. All lanes of the warp call this together, and every method after it, with the same handle.
+    #[inline(always)]
+    pub unsafe fn new(handle: &SendRingHandle) -> Option<Self> {
+        // SAFETY: the caller's promise.
+        let ring = unsafe { Ring::new(handle) }?;
+        (ring.max_batch >= ALL.count_ones()).then_some(Self { ring })
+    }
+
+    /// Places the requests of all lanes that have one. `req_id` comes back in a request's completion.
+    ///
+    /// # Errors
+    /// In every lane, if there is no room for all of them, and then none was written. A lane whose request cannot be gets that error alone;
+    /// the others' are placed.
+    #[inline(always)]
+    pub fn post(&mut self, request: Option<(Destination, &impl Operation<W>)>, req_id: u64) -> Result<(), PostError> {
+        let checked = request.map_or(Ok(()), |(_, request)| request.check(&self.ring.limits));
+        let lanes = warp::ballot(ALL, request.is_some() && checked.is_ok());
+        let count = lanes.count_ones();
+        if count > self.ring.left {
+            arch::rarely();
+            if self.ring.unrung() + count > self.ring.max_batch {
+                self.ring();
+            }
+            self.ring.look_around(count)?;
+        }
+        if let (Some((to, request)), Ok(())) = (request, checked) {
+            let before = lanes & ((1u32 << warp::lane_id()) - 1);
+            self.ring.store(before.count_ones(), request.wqe(to), req_id);
+        }
+        self.ring.placed = self.ring.placed.wrapping_add(count);
+        self.ring.left -= count;
+        checked.map_err(PostError::Encode)
+    }
+
+    /// Rings the doorbell for everything placed; does nothing if that is rung for.
+    ///
+    /// What the lanes stored before, in whatever memory, the NIC sees before it acts.
+    #[inline(always)]
+    pub fn ring(&mut self) {
+        if self.ring.unrung() == 0 {
+            return;
+        }
+        // Each lane's stores before the fence, each lane's fence before the doorbell.
+        arch::fence_system();
+        warp::sync(ALL);
+        if warp::lane_id() == 0 {
+            self.ring.store_doorbell();
+        }
+        self.ring.rung = self.ring.placed;
+    }
+
+    /// Requests that can be posted before other completions are settled.
+    #[inline(always)]
+    pub fn room(&self) -> u32 {
+        self.ring.room()
+    }
+
+    /// Takes back the room of the requests that are done: each lane's completion, or none. A lane whose completion is of something else gets it back.
+    #[inline(always)]
+    pub fn settle(&mut self, done: Option<crate::Entry>) -> Option<crate::Entry> {
+        let is_ours = done.as_ref().is_some_and(|done| done.is_send_of(self.ring.qpn));
+        let outstanding = self.ring.credits - self.ring.room();
+        let count = warp::ballot(ALL, is_ours).count_ones().min(outstanding);
+        self.ring.settled = self.ring.settled.wrapping_add(count);
+        if is_ours { None } else { done }
+    }
+
+    /// Forgets `count` outstanding requests without their completions.
+    ///
+    /// # Safety
+    /// Nobody reads the ring: this is for measurements. A NIC's ring may overflow.
+    #[doc(hidden)]
+    #[inline(always)]
+    pub unsafe fn forget(&mut self, count: u32) {
+        self.ring.settled = self.ring.settled.wrapping_add(count);
+    }
+}

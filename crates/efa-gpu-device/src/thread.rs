@@ -1,0 +1,34 @@
+//! Where this thread is, under the names that `cuda_std` has for it. Grids have one dimension here.
+
+use crate::arch;
+
+/// Number of this thread's block.
+#[inline(always)]
+pub fn block_idx_x() -> u32 {
+    arch::place()[0]
+}
+
+/// Blocks of the grid.
+#[inline(always)]
+pub fn grid_dim_x() -> u32 {
+    arch::place()[1]
+}
+
+/// Number of this thread in its block.
+#[inline(always)]
+pub fn thread_idx_x() -> u32 {
+    arch::place()[2]
+}
+
+/// Threads of a block.
+#[inline(always)]
+pub fn block_dim_x() -> u32 {
+    arch::place()[3]
+}
+
+/// Number of this thread in the grid.
+#[inline(always)]
+pub fn index_1d() -> u32 {
+    let [block, _, thread, threads] = arch::place();
+    block * threads + thread
+}
