@@ -79,7 +79,7 @@ const CHECKS: &[Check] = &[
             what: "no toolchain that compiles to PTX, or no ptxas, could be brought",
             remedy: "cargo xtask toolchain",
         }),
-        args: &["test", "--package", "efa-gpu-builder", "--tests", "--", "--ignored"],
+        args: &["test", "--package", "efa-gpu-builder", "--package", "efa-gpu-device", "--tests", "--", "--ignored"],
         env: &[],
     },
     Check { name: "doc tests", needs: None, args: &["test", "--workspace", "--doc"], env: &[] },

@@ -7,6 +7,7 @@ mod vendor;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
+use efa_gpu_builder::{Arch, PtxBuilder};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -59,6 +60,8 @@ enum Bench {
     Libefa,
     /// The software device.
     Soft,
+    /// Posting and polling by a GPU, which this takes.
+    Gpu,
 }
 
 fn main() -> Result<()> {
@@ -68,11 +71,12 @@ fn main() -> Result<()> {
         Chore::Vendor => vendor::bring(),
         Chore::Toolchain => toolchain::bring(),
         Chore::Bindings { bless } => bindings(bless),
+        Chore::Bench { which: Bench::Gpu, args } => bench_gpu(&args),
         Chore::Bench { which, args } => {
             let (package, bench) = match which {
                 Bench::Posts => ("efa-direct", "post_poll"),
                 Bench::Libefa => ("efa-tests", "libefa"),
-                Bench::Soft => ("efa-tests", "soft"),
+                Bench::Soft | Bench::Gpu => ("efa-tests", "soft"),
             };
             if matches!(which, Bench::Libefa) {
                 vendor::bring()?;
@@ -80,6 +84,22 @@ fn main() -> Result<()> {
             run(cargo().args(["bench", "--package", package, "--bench", bench, "--"]).args(args))
         }
     }
+}
+
+/// Compiles the kernels for the GPU that is here and has the benchmark run them.
+fn bench_gpu(args: &[String]) -> Result<()> {
+    toolchain::bring()?;
+    let query = Command::new("nvidia-smi").args(["--query-gpu=compute_cap", "--format=csv,noheader"]).output();
+    let answer = query.context("nvidia-smi, which tells what GPU there is, could not be started: is there one?")?;
+    let number: u32 = String::from_utf8_lossy(&answer.stdout).lines().next().unwrap_or("").replace('.', "").parse()?;
+    let arch = Arch::ALL.into_iter().rfind(|arch| arch.number() <= number);
+    let Some(arch) = arch else {
+        bail!("the GPU has compute capability {number}, {} or more is needed", Arch::ALL[0].number())
+    };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/efa-gpu-device/kernels");
+    let built = PtxBuilder::new(folder.display().to_string()).arch(arch).out_dir(target().join("kernels")).build()?;
+    let [kernels] = built.modules() else { bail!("one architecture gives one file") };
+    run(cargo().args(["bench", "--package", "efa-tests", "--bench", "gpu", "--"]).arg(&kernels.path).args(args))
 }
 
 /// Has bindgen read the headers, with the libclang that came along or the machine's own, and the test compare or write.

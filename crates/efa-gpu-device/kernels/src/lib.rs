@@ -21,13 +21,21 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Work {
+    /// Destination: address handle, queue pair, qkey.
     pub ah: u32,
+    /// See `ah`.
     pub qpn: u32,
+    /// See `ah`.
     pub qkey: u32,
+    /// Keys of the two regions.
     pub lkey: u32,
+    /// See `lkey`.
     pub rkey: u32,
+    /// Bytes of a write.
     pub length: u32,
+    /// Address of the first write's source; the next ones' are 64 bytes on each.
     pub local: u64,
+    /// Address of the first write's target, likewise.
     pub remote: u64,
 }
 
