@@ -91,6 +91,41 @@ fn a_thread_posts_over_many_laps_and_is_stopped_where_the_ring_is_full() {
 }
 
 #[test]
+fn many_requests_are_placed_together_or_none_of_them() {
+    writes_arrive(["soft74", "soft75"], |ring, cq, to, write| {
+        // SAFETY: as above.
+        let (mut sq, mut cq) =
+            unsafe { (ThreadSendQueue::<8>::new(&ring).unwrap(), CompletionQueue::new(&cq).unwrap()) };
+        let nothing = sq.post_many(ENTRIES + 1, |i| (to, write(i.into()), 0));
+        assert_eq!((nothing, sq.room()), (Err(PostError::Full), ENTRIES));
+        for first in (0..500).step_by(10) {
+            let request = |i: u32| (to, write(first + u64::from(i)), first + u64::from(i));
+            sq.post_many(10, request).unwrap();
+            assert_eq!(sq.post_many(10, request), Err(PostError::Full));
+            sq.ring();
+            for _ in 0..10 {
+                assert_eq!(sq.settle(wait(&mut cq)), None);
+            }
+        }
+        // One that cannot be ends it, and those before it are as good as posted.
+        let long = LocalBuf { length: u32::MAX, ..write(0).local };
+        let stopped =
+            sq.post_many(4, |i| (to, if i == 2 { RdmaWrite { local: long, ..write(0) } } else { write(i.into()) }, 0));
+        assert!(matches!(stopped, Err(PostError::Encode(_))));
+        assert_eq!(sq.room(), ENTRIES - 2);
+        sq.ring();
+        for _ in 0..2 {
+            assert_eq!(sq.settle(wait(&mut cq)), None);
+        }
+        assert_eq!(sq.post_many(ENTRIES, |i| (to, write(i.into()), 0)), Ok(()), "all of the ring is there");
+        sq.ring();
+        for _ in 0..ENTRIES {
+            assert_eq!(sq.settle(wait(&mut cq)), None);
+        }
+    });
+}
+
+#[test]
 fn a_warp_of_one_lane_posts_like_a_thread() {
     writes_arrive(["soft72", "soft73"], |ring, cq, to, write| {
         // SAFETY: as above.

@@ -75,15 +75,15 @@ pub unsafe extern "ptx-kernel" fn post_thread(
     // SAFETY: the caller's promise.
     let Some(mut sq) = (unsafe { ThreadSendQueue::<8>::new(handle) }) else { return };
     let start = globaltimer();
-    let (mut i, mut failed) = (0, 0);
-    while i < count {
-        let end = i + batch;
-        while i < end {
+    let (mut i, mut failed) = (0, false);
+    while i < count && !failed {
+        let posted = sq.post_many(batch, |ahead| {
             // Not the same for all threads, as far as the compiler knows: real requests are not.
-            let number = i + thread as u32;
-            failed += u32::from(sq.post(work.to(), &work.request(number), u64::from(number)).is_err());
-            i += 1;
-        }
+            let number = i + ahead + thread as u32;
+            (work.to(), work.request(number), u64::from(number))
+        });
+        failed = posted.is_err();
+        i += batch;
         if unfenced != 0 {
             // SAFETY: nobody reads the ring.
             unsafe { sq.ring_unfenced() };
@@ -94,7 +94,7 @@ pub unsafe extern "ptx-kernel" fn post_thread(
         unsafe { sq.forget(batch) };
     }
     // SAFETY: the caller's promise.
-    unsafe { *elapsed.add(thread) = if failed == 0 { globaltimer() - start } else { 0 } };
+    unsafe { *elapsed.add(thread) = if failed { 0 } else { globaltimer() - start } };
 }
 
 /// A warp posts `count` writes in each lane, `rounds` of them to a doorbell; nanoseconds to `elapsed`, by block.

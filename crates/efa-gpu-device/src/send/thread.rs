@@ -38,16 +38,51 @@ where
             arch::rarely();
             return Err(PostError::Encode(error));
         }
-        if self.ring.left == 0 {
-            arch::rarely();
-            if self.ring.unrung() == self.ring.max_batch {
-                self.ring();
-            }
-            self.ring.look_around(1)?;
-        }
+        self.make_room(1)?;
         self.ring.store(0, request.wqe(to), req_id);
         self.ring.placed = self.ring.placed.wrapping_add(1);
         self.ring.left -= 1;
+        Ok(())
+    }
+
+    /// Places `count` requests, which `request` gives by number, with their destinations and ids. Room is looked for once, so this takes fewer
+    /// instructions than [`post`](Self::post) as often.
+    ///
+    /// # Errors
+    /// No room for all of them, and then nothing was written; or a request that cannot be, and then those before it are placed.
+    #[inline(always)]
+    pub fn post_many<O: Operation<W>>(
+        &mut self,
+        count: u32,
+        mut request: impl FnMut(u32) -> (Destination, O, u64),
+    ) -> Result<(), PostError> {
+        self.make_room(count)?;
+        let mut i = 0;
+        while i < count {
+            let (to, request, req_id) = request(i);
+            if let Err(error) = request.check(&self.ring.limits) {
+                arch::rarely();
+                self.ring.left -= i;
+                return Err(PostError::Encode(error));
+            }
+            self.ring.store(0, request.wqe(to), req_id);
+            self.ring.placed = self.ring.placed.wrapping_add(1);
+            i += 1;
+        }
+        self.ring.left -= count;
+        Ok(())
+    }
+
+    /// Sees to it that `count` requests can be placed, in one batch.
+    #[inline(always)]
+    fn make_room(&mut self, count: u32) -> Result<(), PostError> {
+        if self.ring.left < count {
+            arch::rarely();
+            if self.ring.unrung() != 0 && self.ring.max_batch - self.ring.unrung() < count {
+                self.ring();
+            }
+            self.ring.look_around(count)?;
+        }
         Ok(())
     }
 
