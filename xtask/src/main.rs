@@ -96,7 +96,7 @@ fn bench_gpu(args: &[String]) -> Result<()> {
     let Some(arch) = arch else {
         bail!("the GPU has compute capability {number}, {} or more is needed", Arch::ALL[0].number())
     };
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/efa-gpu-device/kernels");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/efa-gpu-kernels");
     let built = PtxBuilder::new(folder.display().to_string()).arch(arch).out_dir(target().join("kernels")).build()?;
     let [kernels] = built.modules() else { bail!("one architecture gives one file") };
     run(cargo().args(["bench", "--package", "efa-tests", "--bench", "gpu", "--"]).arg(&kernels.path).args(args))

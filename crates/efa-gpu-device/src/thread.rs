@@ -32,3 +32,15 @@ pub fn index_1d() -> u32 {
     let [block, _, thread, threads] = arch::place();
     block * threads + thread
 }
+
+/// Waits for all threads of the block, and sees what they stored before. All of them have to come here, or none goes on.
+#[inline(always)]
+pub fn sync_threads() {
+    arch::sync_block();
+}
+
+/// Does nothing for about `ns` nanoseconds, a millisecond at most: between two looks at something that takes its time.
+#[inline(always)]
+pub fn nanosleep(ns: u32) {
+    arch::nanosleep(ns);
+}

@@ -12,7 +12,7 @@ const MOST: u32 = 56;
 #[ignore = "needs a PTX toolchain and ptxas: cargo xtask toolchain"]
 fn posting_and_polling_stay_in_registers_on_every_architecture() {
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
-    let built = PtxBuilder::new("kernels").out_dir(out).build().expect(NEEDS);
+    let built = PtxBuilder::new("../efa-gpu-kernels").out_dir(out).build().expect(NEEDS);
     let report = built.assemble().expect(NEEDS);
     println!("{report}");
     assert_eq!(built.warnings(), [""; 0]);

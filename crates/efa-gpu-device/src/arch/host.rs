@@ -46,6 +46,96 @@ pub(crate) unsafe fn load_pair(from: *mut u64) -> [u64; 2] {
     unsafe { [AtomicU64::from_ptr(from).load(Relaxed), AtomicU64::from_ptr(from.add(1)).load(Relaxed)] }
 }
 
+/// Stores two words, in no particular order.
+///
+/// # Safety
+/// `to` is valid for writes of two words of a ring, aligned to 16 bytes.
+#[inline(always)]
+pub(crate) unsafe fn store_pair(to: *mut u64, words: [u64; 2]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        AtomicU64::from_ptr(to).store(words[0], Relaxed);
+        AtomicU64::from_ptr(to.add(1)).store(words[1], Relaxed);
+    }
+}
+
+/// Stores a word behind everything stored before, as any observer in the system sees it.
+///
+/// # Safety
+/// `to` is a word of a ring.
+#[inline(always)]
+pub(crate) unsafe fn store_release(to: *mut u64, value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { AtomicU64::from_ptr(to) }.store(value, Release);
+}
+
+/// Loads a doorbell's value, and everything that was stored before it was.
+///
+/// # Safety
+/// `from` is valid for reads.
+#[inline(always)]
+pub(crate) unsafe fn load_doorbell(from: *const u32) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe { AtomicU32::from_ptr(from.cast_mut()) }.load(Acquire)
+}
+
+/// Loads a word that other threads of this GPU write.
+///
+/// # Safety
+/// `from` is valid for reads.
+#[inline(always)]
+pub(crate) unsafe fn load_relaxed_gpu(from: *const u32) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe { AtomicU32::from_ptr(from.cast_mut()) }.load(Relaxed)
+}
+
+/// Stores a word that other threads of this GPU read.
+///
+/// # Safety
+/// `to` is valid for writes, and only accessed atomically.
+#[inline(always)]
+pub(crate) unsafe fn store_relaxed_gpu(to: *mut u32, value: u32) {
+    // SAFETY: the caller's promise.
+    unsafe { AtomicU32::from_ptr(to) }.store(value, Relaxed);
+}
+
+/// Adds to a word that other threads of this GPU add to, and gives what it was; sees what they stored before they added, and is seen by them.
+///
+/// # Safety
+/// `to` is valid for reads and writes, and only accessed atomically.
+#[inline(always)]
+pub(crate) unsafe fn fetch_add_gpu(to: *mut u32, value: u32) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe { AtomicU32::from_ptr(to) }.fetch_add(value, AcqRel)
+}
+
+/// The same, without any order with other memory.
+///
+/// # Safety
+/// As [`fetch_add_gpu`].
+#[inline(always)]
+pub(crate) unsafe fn fetch_add_relaxed_gpu(to: *mut u32, value: u32) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe { AtomicU32::from_ptr(to) }.fetch_add(value, Relaxed)
+}
+
+/// Replaces a word if it is `current`, and gives what it was; ordered like [`fetch_add_gpu`].
+///
+/// # Safety
+/// As [`fetch_add_gpu`].
+#[inline(always)]
+pub(crate) unsafe fn compare_exchange_gpu(to: *mut u32, current: u32, new: u32) -> u32 {
+    // SAFETY: the caller's promise.
+    match unsafe { AtomicU32::from_ptr(to) }.compare_exchange(current, new, AcqRel, Acquire) {
+        Ok(was) | Err(was) => was,
+    }
+}
+
+#[inline(always)]
+pub(crate) fn fence_gpu() {
+    fence(SeqCst);
+}
+
 #[inline(always)]
 pub(crate) fn fence_system() {
     fence(SeqCst);
@@ -73,6 +163,13 @@ pub(crate) fn active_mask() -> u32 {
 
 pub(crate) fn shuffle(_mask: u32, value: u32, _from: u32) -> u32 {
     value
+}
+
+pub(crate) fn sync_block() {}
+
+/// Does nothing for about so long.
+pub(crate) fn nanosleep(_ns: u32) {
+    std::thread::yield_now();
 }
 
 /// Place in the grid: block, blocks, thread in the block, threads of a block.

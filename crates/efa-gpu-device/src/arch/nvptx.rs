@@ -81,6 +81,143 @@ pub(crate) unsafe fn load_pair(from: *mut u64) -> [u64; 2] {
     [a, b]
 }
 
+/// Stores two words, in no particular order.
+///
+/// # Safety
+/// `to` is valid for writes of two words of a ring, aligned to 16 bytes.
+#[inline(always)]
+pub(crate) unsafe fn store_pair(to: *mut u64, words: [u64; 2]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "st.v2.u64 [{to}], {{{a}, {b}}};",
+            to = in(reg64) to,
+            a = in(reg64) words[0],
+            b = in(reg64) words[1],
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// Stores a word behind everything stored before, as any observer in the system sees it.
+///
+/// # Safety
+/// `to` is a word of a ring.
+#[inline(always)]
+pub(crate) unsafe fn store_release(to: *mut u64, value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("st.release.sys.u64 [{to}], {value};", to = in(reg64) to, value = in(reg64) value, options(nostack, preserves_flags))
+    };
+}
+
+/// Loads a doorbell's value, and everything that was stored before it was.
+///
+/// # Safety
+/// `from` is valid for reads.
+#[inline(always)]
+pub(crate) unsafe fn load_doorbell(from: *const u32) -> u32 {
+    let value;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.acquire.sys.u32 {value}, [{from}];", value = out(reg32) value, from = in(reg64) from, options(nostack, preserves_flags));
+    }
+    value
+}
+
+/// Loads a word that other threads of this GPU write.
+///
+/// # Safety
+/// `from` is valid for reads.
+#[inline(always)]
+pub(crate) unsafe fn load_relaxed_gpu(from: *const u32) -> u32 {
+    let value;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.relaxed.gpu.u32 {value}, [{from}];", value = out(reg32) value, from = in(reg64) from, options(nostack, preserves_flags));
+    }
+    value
+}
+
+/// Stores a word that other threads of this GPU read.
+///
+/// # Safety
+/// `to` is valid for writes, and only accessed atomically.
+#[inline(always)]
+pub(crate) unsafe fn store_relaxed_gpu(to: *mut u32, value: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("st.relaxed.gpu.u32 [{to}], {value};", to = in(reg64) to, value = in(reg32) value, options(nostack, preserves_flags))
+    };
+}
+
+/// Adds to a word that other threads of this GPU add to, and gives what it was; sees what they stored before they added, and is seen by them.
+///
+/// # Safety
+/// `to` is valid for reads and writes, and only accessed atomically.
+#[inline(always)]
+pub(crate) unsafe fn fetch_add_gpu(to: *mut u32, value: u32) -> u32 {
+    let was;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "atom.add.acq_rel.gpu.u32 {was}, [{to}], {value};",
+            was = out(reg32) was,
+            to = in(reg64) to,
+            value = in(reg32) value,
+            options(nostack, preserves_flags)
+        );
+    }
+    was
+}
+
+/// The same, without any order with other memory.
+///
+/// # Safety
+/// As [`fetch_add_gpu`].
+#[inline(always)]
+pub(crate) unsafe fn fetch_add_relaxed_gpu(to: *mut u32, value: u32) -> u32 {
+    let was;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "atom.add.relaxed.gpu.u32 {was}, [{to}], {value};",
+            was = out(reg32) was,
+            to = in(reg64) to,
+            value = in(reg32) value,
+            options(nostack, preserves_flags)
+        );
+    }
+    was
+}
+
+/// Replaces a word if it is `current`, and gives what it was; ordered like [`fetch_add_gpu`].
+///
+/// # Safety
+/// As [`fetch_add_gpu`].
+#[inline(always)]
+pub(crate) unsafe fn compare_exchange_gpu(to: *mut u32, current: u32, new: u32) -> u32 {
+    let was;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "atom.cas.acq_rel.gpu.b32 {was}, [{to}], {current}, {new};",
+            was = out(reg32) was,
+            to = in(reg64) to,
+            current = in(reg32) current,
+            new = in(reg32) new,
+            options(nostack, preserves_flags)
+        );
+    }
+    was
+}
+
+#[inline(always)]
+pub(crate) fn fence_gpu() {
+    // SAFETY: a fence.
+    unsafe { asm!("fence.acq_rel.gpu;", options(nostack, preserves_flags)) };
+}
+
 #[inline(always)]
 pub(crate) fn fence_system() {
     // SAFETY: a fence.
@@ -148,6 +285,19 @@ pub(crate) fn shuffle(mask: u32, value: u32, from: u32) -> u32 {
         );
     }
     theirs
+}
+
+#[inline(always)]
+pub(crate) fn sync_block() {
+    // SAFETY: all threads of the block come here, which `thread::sync_threads` asks for.
+    unsafe { asm!("bar.sync 0;", options(nostack, preserves_flags)) };
+}
+
+/// Does nothing for about so long.
+#[inline(always)]
+pub(crate) fn nanosleep(ns: u32) {
+    // SAFETY: it only takes time.
+    unsafe { asm!("nanosleep.u32 {ns};", ns = in(reg32) ns, options(nomem, nostack, preserves_flags)) };
 }
 
 /// Place in the grid: block, blocks, thread in the block, threads of a block.
