@@ -150,7 +150,7 @@ impl GpuRecvQueue {
             credits: queue.credits.limit(),
             max_bufs: queue.max_bufs.into(),
             qpn: queue.qp.qpn.into(),
-            reserved: 0,
+            posted: queue.posted,
         }
     }
 

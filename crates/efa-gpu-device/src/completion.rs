@@ -1,7 +1,9 @@
 //! Completion queues.
 
 use crate::arch;
-use crate::warp::{self, ALL};
+use crate::time::{Deadline, TimedOut};
+use crate::warp::{ALL, Warp};
+use efa_io::handle::Waited;
 use efa_io::ring::CqDoorbell;
 use efa_io::{Completion, CompletionRingHandle, Cqe32, DecodeError, Status};
 
@@ -29,6 +31,12 @@ impl Entry {
     #[inline(always)]
     pub(crate) fn is_send_of(&self, qpn: u32) -> bool {
         self.0.is_send() && u32::from(self.0.qpn()) == qpn
+    }
+
+    /// Whether it completes a receive that was posted to this queue pair.
+    #[inline(always)]
+    pub(crate) fn is_receive_of(&self, qpn: u32) -> bool {
+        !self.0.is_send() && !self.0.is_unsolicited() && u32::from(self.0.qpn()) == qpn
     }
 }
 
@@ -88,18 +96,58 @@ impl CompletionQueue {
         Some(entry)
     }
 
-    /// Takes as many completions as there are, one for each lane. For a warp: all lanes call it together.
+    /// Takes as many completions as there are, `most` at most, and says once how far this is; gives their number. For one thread.
     #[inline(always)]
-    pub fn poll_warp(&mut self) -> Option<Entry> {
-        let entry = self.look(warp::lane_id());
-        let fresh = warp::ballot(ALL, entry.is_some());
+    pub fn poll_many(&mut self, most: u32, mut each: impl FnMut(Entry)) -> u32 {
+        let mut count = 0;
+        while count < most
+            && let Some(entry) = self.look(0)
+        {
+            self.consumer = self.consumer.wrapping_add(1);
+            count += 1;
+            each(entry);
+        }
+        if count != 0 {
+            self.report();
+        }
+        count
+    }
+
+    /// Polls until there is a completion. For one thread.
+    ///
+    /// # Errors
+    /// There was none before the deadline.
+    #[inline(always)]
+    pub fn wait(&mut self, deadline: Deadline) -> Result<Entry, TimedOut> {
+        loop {
+            if let Some(entry) = self.poll() {
+                return Ok(entry);
+            }
+            if deadline.passed() {
+                let (what, seen) = (Waited::COMPLETION, self.consumer);
+                return Err(TimedOut(Waited { what, number: 0, seen, wanted: seen.wrapping_add(1) }));
+            }
+        }
+    }
+
+    /// Entries taken since the queue's creation: what the host asks for when it takes the ring back.
+    #[inline(always)]
+    pub fn consumed(&self) -> u32 {
+        self.consumer
+    }
+
+    /// Takes as many completions as there are, one for each lane. All lanes have this value with the same counter in it, and call this together.
+    #[inline(always)]
+    pub fn poll_warp(&mut self, _: Warp) -> Option<Entry> {
+        let entry = self.look(arch::lane());
+        let fresh = arch::ballot(ALL, entry.is_some());
         // Those without a gap before them: the device writes them in order, but lanes look at different moments.
         let count = fresh.trailing_ones();
         self.consumer = self.consumer.wrapping_add(count);
-        if count != 0 && warp::lane_id() == 0 {
+        if count != 0 && arch::lane() == 0 {
             self.report();
         }
-        entry.filter(|_| warp::lane_id() < count)
+        entry.filter(|_| arch::lane() < count)
     }
 
     /// Says how far this is, where somebody wants to know.

@@ -51,23 +51,18 @@
 
 mod arch;
 mod completion;
+mod counter;
+pub mod mem;
+mod recv;
 mod send;
 pub mod thread;
+mod time;
 pub mod warp;
 
+pub use efa_gpu_macros::kernel;
+
 pub use completion::{CompletionQueue, Entry};
-pub use send::{PostError, ThreadSendQueue, WarpSendQueue};
-
-/// A clock of the whole GPU: nanoseconds since some moment (PTX `%globaltimer`). On many GPUs it moves in steps of 32 ns, or of a
-/// microsecond.
-#[inline(always)]
-pub fn globaltimer() -> u64 {
-    arch::globaltimer()
-}
-
-/// Orders everything that this thread has stored before everything that it stores after, as any observer in the system sees it: the NIC, the host,
-/// other GPUs (PTX `fence.acq_rel.sys`).
-#[inline(always)]
-pub fn fence_system() {
-    arch::fence_system();
-}
+pub use counter::{CompletionCounter, CounterError};
+pub use recv::RecvQueue;
+pub use send::{Placed, PostError, SharedSendQueue, ThreadSendQueue, WarpSendQueue, shared_state};
+pub use time::{Deadline, TimedOut, Watchdog, globaltimer};

@@ -1,4 +1,4 @@
-//! Where this thread is, under the names that `cuda_std` has for it. Grids have one dimension here.
+//! Where this thread is and in which order others see what it does, under the names that `cuda_std` has for it. Grids have one dimension here.
 
 use crate::arch;
 
@@ -33,10 +33,28 @@ pub fn index_1d() -> u32 {
     block * threads + thread
 }
 
+/// Whether this is the grid's first thread.
+#[inline(always)]
+pub fn first() -> bool {
+    index_1d() == 0
+}
+
 /// Waits for all threads of the block, and sees what they stored before. All of them have to come here, or none goes on.
 #[inline(always)]
 pub fn sync_threads() {
     arch::sync_block();
+}
+
+/// Orders what this thread has accessed before and what it accesses after, as all threads of this GPU see it (PTX `fence.acq_rel.gpu`).
+#[inline(always)]
+pub fn device_fence() {
+    arch::fence_gpu();
+}
+
+/// The same as any observer in the system sees it: the NIC, the host, other GPUs (PTX `fence.acq_rel.sys`).
+#[inline(always)]
+pub fn system_fence() {
+    arch::fence_system();
 }
 
 /// Does nothing for about `ns` nanoseconds, a millisecond at most: between two looks at something that takes its time.

@@ -3,7 +3,7 @@
 use efa_direct::{
     Access, ActiveQueuePair, CompletionQueue as HostCompletionQueue, CqConfig, Device, Peer, ProtectionDomain, QpConfig,
 };
-use efa_gpu_device::{CompletionQueue, Entry, PostError, ThreadSendQueue, WarpSendQueue};
+use efa_gpu_device::{CompletionQueue, Entry, PostError, ThreadSendQueue};
 use efa_io::{Destination, EncodeError, Event, Lkey, LocalBuf, OpCode, RdmaWrite, RemoteBuf};
 use std::time::{Duration, Instant};
 
@@ -122,23 +122,5 @@ fn many_requests_are_placed_together_or_none_of_them() {
         for _ in 0..ENTRIES {
             assert_eq!(sq.settle(wait(&mut cq)), None);
         }
-    });
-}
-
-#[test]
-fn a_warp_of_one_lane_posts_like_a_thread() {
-    writes_arrive(["soft72", "soft73"], |ring, cq, to, write| {
-        // SAFETY: as above.
-        let (mut sq, mut cq) = unsafe { (WarpSendQueue::<8>::new(&ring).unwrap(), CompletionQueue::new(&cq).unwrap()) };
-        assert_eq!(sq.post(None::<(Destination, &RdmaWrite)>, 0), Ok(()));
-        assert_eq!(sq.room(), ENTRIES, "a lane without a request takes no room");
-        for i in 0..500 {
-            sq.post(Some((to, &write(i))), i).unwrap();
-            sq.ring();
-            let done = wait(&mut cq);
-            assert!(done.status().is_ok());
-            assert_eq!(sq.settle(Some(done)), None);
-        }
-        assert_eq!(cq.poll_warp(), None);
     });
 }

@@ -3,14 +3,14 @@
 //! Nothing is behind the rings, so the kernels settle without a completion what they post: they count on the host for rings that may be
 //! overwritten.
 
-#![no_std]
-#![feature(abi_ptx, stdarch_nvptx)]
+#![cfg_attr(target_arch = "nvptx64", no_std)]
+#![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, stdarch_nvptx))]
 
-use efa_gpu_device::{CompletionQueue, ThreadSendQueue, WarpSendQueue, globaltimer, thread, warp};
-use efa_io::{
-    CompletionRingHandle, Destination, Hints, Lkey, LocalBuf, RdmaWrite, RemoteBuf, SendRingHandle,
-};
+use efa_gpu_device::warp::{self, Warp};
+use efa_gpu_device::{CompletionQueue, ThreadSendQueue, WarpSendQueue, globaltimer, kernel, thread};
+use efa_io::{CompletionRingHandle, Destination, Hints, Lkey, LocalBuf, RdmaWrite, RemoteBuf, SendRingHandle};
 
+#[cfg(target_arch = "nvptx64")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     // SAFETY: ends the kernel with an error.
@@ -60,8 +60,8 @@ impl Work {
 ///
 /// # Safety
 /// Handles of queues that are each thread's own, by thread, and valid pointers.
-#[unsafe(no_mangle)]
-pub unsafe extern "ptx-kernel" fn post_thread(
+#[kernel]
+pub unsafe fn post_thread(
     handles: *const SendRingHandle,
     work: *const Work,
     count: u32,
@@ -101,14 +101,8 @@ pub unsafe extern "ptx-kernel" fn post_thread(
 ///
 /// # Safety
 /// One warp in each block, with handles of queues that are its own, by block, and valid pointers.
-#[unsafe(no_mangle)]
-pub unsafe extern "ptx-kernel" fn post_warp(
-    handles: *const SendRingHandle,
-    work: *const Work,
-    count: u32,
-    rounds: u32,
-    elapsed: *mut u64,
-) {
+#[kernel]
+pub unsafe fn post_warp(handles: *const SendRingHandle, work: *const Work, count: u32, rounds: u32, elapsed: *mut u64) {
     let block = thread::block_idx_x() as usize;
     // SAFETY: the caller's promise.
     let (handle, work) = unsafe { (&*handles.add(block), *work) };
@@ -138,8 +132,8 @@ pub unsafe extern "ptx-kernel" fn post_warp(
 ///
 /// # Safety
 /// A single thread, with a handle of a queue that is its own, and valid pointers.
-#[unsafe(no_mangle)]
-pub unsafe extern "ptx-kernel" fn poll_thread(handle: *const CompletionRingHandle, count: u32, elapsed: *mut u64) {
+#[kernel]
+pub unsafe fn poll_thread(handle: *const CompletionRingHandle, count: u32, elapsed: *mut u64) {
     // SAFETY: the caller's promise.
     let Some(mut cq) = (unsafe { CompletionQueue::new(&*handle) }) else { return };
     let start = globaltimer();
@@ -157,16 +151,21 @@ pub unsafe extern "ptx-kernel" fn poll_thread(handle: *const CompletionRingHandl
 ///
 /// # Safety
 /// One warp, with a handle of a queue that is its own, and valid pointers.
-#[unsafe(no_mangle)]
-pub unsafe extern "ptx-kernel" fn poll_warp(handle: *const CompletionRingHandle, count: u32, elapsed: *mut u64) {
+#[kernel]
+pub unsafe fn poll_warp(handle: *const CompletionRingHandle, count: u32, elapsed: *mut u64) {
     // SAFETY: the caller's promise.
     let Some(mut cq) = (unsafe { CompletionQueue::new(&*handle) }) else { return };
     let start = globaltimer();
     let (mut taken, mut good) = (0, 0);
     while taken < count {
-        let entry = cq.poll_warp();
-        let fresh = warp::ballot(warp::ALL, entry.is_some()).count_ones();
-        good += warp::ballot(warp::ALL, entry.is_some_and(|entry| entry.status().is_ok())).count_ones();
+        // SAFETY: the caller's promise; the loop is the same for all lanes.
+        let [fresh, fine] = unsafe {
+            let entry = cq.poll_warp(Warp::whole());
+            let fresh = warp::warp_vote_ballot(warp::ALL, entry.is_some());
+            [fresh, warp::warp_vote_ballot(warp::ALL, entry.is_some_and(|entry| entry.status().is_ok()))]
+        }
+        .map(u32::count_ones);
+        good += fine;
         if fresh == 0 {
             break;
         }

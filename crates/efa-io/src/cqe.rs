@@ -144,6 +144,12 @@ impl<const W: usize> Cqe<W> {
         field::Q_TYPE.get(&self.0) == SEND_QUEUE
     }
 
+    /// Whether it is a receive that took no descriptor. Meaningless in a send's.
+    #[inline(always)]
+    pub const fn is_unsolicited(&self) -> bool {
+        field::UNSOLICITED.is_set(&self.0)
+    }
+
     /// What the entry means.
     ///
     /// # Errors

@@ -68,7 +68,7 @@ pub mod wqe;
 
 pub use cqe::{Completion, Cqe, Cqe16, Cqe32, Event};
 pub use error::{DecodeError, EncodeError};
-pub use handle::{CompletionRingHandle, RecvRingHandle, SendRingHandle};
+pub use handle::{CompletionRingHandle, CounterHandle, RecvRingHandle, SendRingHandle};
 pub use op::{
     Destination, Hints, Limits, Lkey, LocalBuf, Op, OpCode, Operation, RdmaRead, RdmaWrite, RdmaWriteInline, RemoteBuf,
     Send, SendInline,

@@ -1,10 +1,8 @@
 //! What a GPU can do and a processor does otherwise.
 
 #[cfg(not(target_arch = "nvptx64"))]
-#[allow(dead_code, reason = "shared queues and the NIC come next")]
 mod host;
 #[cfg(target_arch = "nvptx64")]
-#[allow(dead_code, reason = "shared queues and the NIC come next")]
 mod nvptx;
 
 #[cfg(not(target_arch = "nvptx64"))]

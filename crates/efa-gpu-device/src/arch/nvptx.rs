@@ -61,6 +61,20 @@ pub(crate) unsafe fn load_acquire(from: *mut u64) -> u64 {
     value
 }
 
+/// Loads a word.
+///
+/// # Safety
+/// `from` is valid for reads.
+#[inline(always)]
+pub(crate) unsafe fn load_relaxed(from: *const u64) -> u64 {
+    let value;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.relaxed.sys.u64 {value}, [{from}];", value = out(reg64) value, from = in(reg64) from, options(nostack, preserves_flags));
+    }
+    value
+}
+
 /// Loads two words, in no particular order.
 ///
 /// # Safety
@@ -107,8 +121,8 @@ pub(crate) unsafe fn store_pair(to: *mut u64, words: [u64; 2]) {
 pub(crate) unsafe fn store_release(to: *mut u64, value: u64) {
     // SAFETY: the caller's promise.
     unsafe {
-        asm!("st.release.sys.u64 [{to}], {value};", to = in(reg64) to, value = in(reg64) value, options(nostack, preserves_flags))
-    };
+        asm!("st.release.sys.u64 [{to}], {value};", to = in(reg64) to, value = in(reg64) value, options(nostack, preserves_flags));
+    }
 }
 
 /// Loads a doorbell's value, and everything that was stored before it was.
@@ -130,7 +144,7 @@ pub(crate) unsafe fn load_doorbell(from: *const u32) -> u32 {
 /// # Safety
 /// `from` is valid for reads.
 #[inline(always)]
-pub(crate) unsafe fn load_relaxed_gpu(from: *const u32) -> u32 {
+pub(crate) unsafe fn load_gpu(from: *const u32) -> u32 {
     let value;
     // SAFETY: the caller's promise.
     unsafe {
@@ -144,11 +158,43 @@ pub(crate) unsafe fn load_relaxed_gpu(from: *const u32) -> u32 {
 /// # Safety
 /// `to` is valid for writes, and only accessed atomically.
 #[inline(always)]
-pub(crate) unsafe fn store_relaxed_gpu(to: *mut u32, value: u32) {
+pub(crate) unsafe fn store_gpu(to: *mut u32, value: u32) {
     // SAFETY: the caller's promise.
     unsafe {
-        asm!("st.relaxed.gpu.u32 [{to}], {value};", to = in(reg64) to, value = in(reg32) value, options(nostack, preserves_flags))
-    };
+        asm!("st.relaxed.gpu.u32 [{to}], {value};", to = in(reg64) to, value = in(reg32) value, options(nostack, preserves_flags));
+    }
+}
+
+/// Loads 16 bytes that other threads of this GPU write, in no particular order.
+///
+/// # Safety
+/// `from` is valid for reads, and aligned to 16 bytes.
+#[inline(always)]
+pub(crate) unsafe fn load_bytes_gpu(from: *const u8) -> [u64; 2] {
+    let (a, b);
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "ld.relaxed.gpu.v2.u64 {{{a}, {b}}}, [{from}];",
+            a = out(reg64) a,
+            b = out(reg64) b,
+            from = in(reg64) from,
+            options(nostack, preserves_flags)
+        );
+    }
+    [a, b]
+}
+
+/// Stores a byte that other threads of this GPU read.
+///
+/// # Safety
+/// `to` is valid for writes, and only accessed atomically.
+#[inline(always)]
+pub(crate) unsafe fn store_byte_gpu(to: *mut u8, value: u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("st.relaxed.gpu.u8 [{to}], {value};", to = in(reg64) to, value = in(reg16) u16::from(value), options(nostack, preserves_flags));
+    }
 }
 
 /// Adds to a word that other threads of this GPU add to, and gives what it was; sees what they stored before they added, and is seen by them.
@@ -162,6 +208,26 @@ pub(crate) unsafe fn fetch_add_gpu(to: *mut u32, value: u32) -> u32 {
     unsafe {
         asm!(
             "atom.add.acq_rel.gpu.u32 {was}, [{to}], {value};",
+            was = out(reg32) was,
+            to = in(reg64) to,
+            value = in(reg32) value,
+            options(nostack, preserves_flags)
+        );
+    }
+    was
+}
+
+/// The same, and only sees.
+///
+/// # Safety
+/// As [`fetch_add_gpu`].
+#[inline(always)]
+pub(crate) unsafe fn fetch_add_acquire_gpu(to: *mut u32, value: u32) -> u32 {
+    let was;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "atom.add.acquire.gpu.u32 {was}, [{to}], {value};",
             was = out(reg32) was,
             to = in(reg64) to,
             value = in(reg32) value,
@@ -243,7 +309,7 @@ pub(crate) fn lane() -> u32 {
 #[inline(always)]
 pub(crate) fn ballot(mask: u32, predicate: bool) -> u32 {
     let votes;
-    // SAFETY: the lanes of `mask` come here together, which `warp::ballot` asks for.
+    // SAFETY: the lanes of `mask` come here together, which `warp_vote_ballot` asks for.
     unsafe {
         asm!(
             "{{ .reg .pred %vote; setp.ne.u32 %vote, {predicate}, 0; vote.sync.ballot.b32 {votes}, %vote, {mask}; }}",
@@ -258,7 +324,7 @@ pub(crate) fn ballot(mask: u32, predicate: bool) -> u32 {
 
 #[inline(always)]
 pub(crate) fn sync_warp(mask: u32) {
-    // SAFETY: the lanes of `mask` come here together, which `warp::sync` asks for.
+    // SAFETY: the lanes of `mask` come here together, which `sync_warp` asks for.
     unsafe { asm!("bar.warp.sync {mask};", mask = in(reg32) mask, options(nostack, preserves_flags)) };
 }
 
@@ -273,7 +339,7 @@ pub(crate) fn active_mask() -> u32 {
 #[inline(always)]
 pub(crate) fn shuffle(mask: u32, value: u32, from: u32) -> u32 {
     let theirs;
-    // SAFETY: the lanes of `mask` come here together, which `warp::shuffle` asks for.
+    // SAFETY: the lanes of `mask` come here together, which `warp_shuffle_idx` asks for.
     unsafe {
         asm!(
             "shfl.sync.idx.b32 {theirs}, {value}, {from}, 31, {mask};",

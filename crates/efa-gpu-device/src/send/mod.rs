@@ -1,12 +1,16 @@
 //! Send queues, by who posts to them.
 
+mod shared;
 mod thread;
 mod warp;
 
+pub use shared::{Placed, SharedSendQueue, shared_state};
 pub use thread::ThreadSendQueue;
 pub use warp::WarpSendQueue;
 
 use crate::arch;
+use crate::time::TimedOut;
+use efa_io::handle::Waited;
 use efa_io::{EncodeError, Limits, SendRingHandle, SendWqe, Wqe};
 
 /// Why a request was not posted. Nothing was written.
@@ -14,8 +18,22 @@ use efa_io::{EncodeError, Limits, SendRingHandle, SendWqe, Wqe};
 pub enum PostError {
     /// As many requests are outstanding as the ring, or its completion queue, holds: poll, and settle what comes.
     Full,
+    /// The same, and waiting for room did not help.
+    TimedOut(TimedOut),
     /// The request cannot be.
     Encode(EncodeError),
+    /// More buffers than a receive takes, or none.
+    ReceiveBuffers {
+        /// Buffers given.
+        given: u32,
+        /// Most that the queue pair was created for.
+        max: u32,
+    },
+    /// A receive buffer that its descriptor cannot describe: 65535 bytes at most.
+    ReceiveTooLong {
+        /// Bytes of the buffer.
+        given: u32,
+    },
 }
 
 impl From<EncodeError> for PostError {
@@ -30,9 +48,8 @@ struct Ring<const W: usize> {
     /// Slot 0.
     slots: *mut u64,
     doorbell: *mut u32,
-    /// Entries minus one, and their logarithm.
+    /// Entries minus one.
     mask: u32,
-    shift: u32,
     max_batch: u32,
     /// Most requests outstanding.
     credits: u32,
@@ -64,7 +81,6 @@ where
             slots: handle.ring as *mut u64,
             doorbell: handle.doorbell as *mut u32,
             mask: handle.mask,
-            shift: handle.shift,
             max_batch: handle.max_batch,
             credits: handle.credits,
             placed: handle.producer,
@@ -101,7 +117,7 @@ where
     #[inline(always)]
     fn store(&self, ahead: u32, wqe: Wqe<W>, req_id: u64) {
         let at = self.placed.wrapping_add(ahead);
-        let phase = Wqe::<W>::phase_bit(at >> self.shift & 1 != 0);
+        let phase = Wqe::<W>::phase_bit(at & (self.mask + 1) != 0);
         let wqe = if self.req_id_64 { wqe.stamp_64(req_id, phase) } else { wqe.stamp(req_id as u16, phase) };
         // SAFETY: the slot is inside the ring, and free: `room` was asked.
         unsafe { arch::store_entry(self.slots.add((at & self.mask) as usize * W), wqe.words()) };
@@ -113,4 +129,10 @@ where
         // SAFETY: it is the ring's doorbell.
         unsafe { arch::store_doorbell(self.doorbell, self.placed) };
     }
+}
+
+/// Waiting for room did not help.
+#[inline(always)]
+fn no_room(number: u32, seen: u32, wanted: u32) -> PostError {
+    PostError::TimedOut(TimedOut(Waited { what: Waited::SEND_ROOM, number, seen, wanted }))
 }

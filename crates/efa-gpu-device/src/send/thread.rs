@@ -1,8 +1,9 @@
 //! A send queue that one thread posts to.
 
-use super::{PostError, Ring};
+use super::{PostError, Ring, no_room};
 use crate::arch;
-use crate::completion::Entry;
+use crate::completion::{CompletionQueue, Entry};
+use crate::time::Deadline;
 use efa_io::{Destination, Operation, SendRingHandle, SendWqe, Wqe};
 
 /// A send queue that one thread posts to: its counters are that thread's.
@@ -102,6 +103,41 @@ where
     #[inline(always)]
     pub fn room(&self) -> u32 {
         self.ring.room()
+    }
+
+    /// Polls until `count` requests can be posted. `each` gets every completion on its way, and gives back what it wants to be settled: all those of
+    /// this queue, once it has looked at them.
+    ///
+    /// # Errors
+    /// [`PostError::TimedOut`]: there was still no room when the deadline passed. What came meanwhile is settled.
+    #[inline]
+    pub fn wait_for_room(
+        &mut self,
+        cq: &mut CompletionQueue,
+        count: u32,
+        deadline: Deadline,
+        mut each: impl FnMut(Entry) -> Option<Entry>,
+    ) -> Result<(), PostError> {
+        // What is not rung for never completes.
+        self.ring();
+        while self.room() < count {
+            match cq.poll() {
+                Some(entry) => {
+                    if let Some(done) = each(entry) {
+                        self.settle(done);
+                    }
+                }
+                None if deadline.passed() => return Err(no_room(self.ring.qpn, self.room(), count)),
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Requests rung for since the ring's creation: what the host asks for when it takes the ring back.
+    #[inline(always)]
+    pub fn posted(&self) -> u32 {
+        self.ring.rung
     }
 
     /// Takes back the room of a request that is done. A completion of something else is given back.

@@ -1,8 +1,10 @@
 //! A send queue that a warp posts to.
 
-use super::{PostError, Ring};
+use super::{PostError, Ring, no_room};
 use crate::arch;
-use crate::warp::{self, ALL};
+use crate::completion::{CompletionQueue, Entry};
+use crate::time::Deadline;
+use crate::warp::{ALL, Warp};
 use efa_io::{Destination, Operation, SendRingHandle, SendWqe, Wqe};
 
 /// A send queue that a whole warp posts to, each lane a request or none.
@@ -37,7 +39,7 @@ where
     #[inline(always)]
     pub fn post(&mut self, request: Option<(Destination, &impl Operation<W>)>, req_id: u64) -> Result<(), PostError> {
         let checked = request.map_or(Ok(()), |(_, request)| request.check(&self.ring.limits));
-        let lanes = warp::ballot(ALL, request.is_some() && checked.is_ok());
+        let lanes = arch::ballot(ALL, request.is_some() && checked.is_ok());
         let count = lanes.count_ones();
         if count > self.ring.left {
             arch::rarely();
@@ -47,7 +49,7 @@ where
             self.ring.look_around(count)?;
         }
         if let (Some((to, request)), Ok(())) = (request, checked) {
-            let before = lanes & ((1u32 << warp::lane_id()) - 1);
+            let before = lanes & ((1u32 << arch::lane()) - 1);
             self.ring.store(before.count_ones(), request.wqe(to), req_id);
         }
         self.ring.placed = self.ring.placed.wrapping_add(count);
@@ -65,8 +67,8 @@ where
         }
         // Each lane's stores before the fence, each lane's fence before the doorbell.
         arch::fence_system();
-        warp::sync(ALL);
-        if warp::lane_id() == 0 {
+        arch::sync_warp(ALL);
+        if arch::lane() == 0 {
             self.ring.store_doorbell();
         }
         self.ring.rung = self.ring.placed;
@@ -78,12 +80,47 @@ where
         self.ring.room()
     }
 
+    /// Polls until `count` requests can be posted, by all lanes together. `each` gets every lane's completion, or none, and gives back what it wants
+    /// to be settled: all those of this queue, once it has looked at them.
+    ///
+    /// # Errors
+    /// [`PostError::TimedOut`], in all lanes: there was still no room when the deadline of one of them passed. What came meanwhile is settled.
+    #[inline]
+    pub fn wait_for_room(
+        &mut self,
+        cq: &mut CompletionQueue,
+        count: u32,
+        deadline: Deadline,
+        mut each: impl FnMut(Option<Entry>) -> Option<Entry>,
+    ) -> Result<(), PostError> {
+        // What is not rung for never completes.
+        self.ring();
+        // SAFETY: `new`'s contract.
+        let warp = unsafe { Warp::whole() };
+        while self.room() < count {
+            let entry = cq.poll_warp(warp);
+            let anything = arch::ballot(ALL, entry.is_some()) != 0;
+            let done = each(entry);
+            self.settle(done);
+            if !anything && arch::ballot(ALL, deadline.passed()) != 0 {
+                return Err(no_room(self.ring.qpn, self.room(), count));
+            }
+        }
+        Ok(())
+    }
+
+    /// Requests rung for since the ring's creation: what the host asks for when it takes the ring back.
+    #[inline(always)]
+    pub fn posted(&self) -> u32 {
+        self.ring.rung
+    }
+
     /// Takes back the room of the requests that are done: each lane's completion, or none. A lane whose completion is of something else gets it back.
     #[inline(always)]
-    pub fn settle(&mut self, done: Option<crate::Entry>) -> Option<crate::Entry> {
+    pub fn settle(&mut self, done: Option<Entry>) -> Option<Entry> {
         let is_ours = done.as_ref().is_some_and(|done| done.is_send_of(self.ring.qpn));
         let outstanding = self.ring.credits - self.ring.room();
-        let count = warp::ballot(ALL, is_ours).count_ones().min(outstanding);
+        let count = arch::ballot(ALL, is_ours).count_ones().min(outstanding);
         self.ring.settled = self.ring.settled.wrapping_add(count);
         if is_ours { None } else { done }
     }

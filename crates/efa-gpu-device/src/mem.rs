@@ -1,0 +1,106 @@
+//! Memory that others see while a kernel runs: the host, a NIC, other GPUs, other threads.
+//!
+//! A plain load or store says nothing of when, and whether, somebody else sees it. These say it: `relaxed` ones are seen as they are, at some
+//! time; `acquire` and `release` order what is around them (PTX ISA, "Memory consistency model"). `system` is everyone, `device` the threads of this GPU.
+
+use crate::arch;
+
+/// Loads a word.
+///
+/// # Safety
+/// `from` is valid for reads, aligned to 8 bytes, and only accessed atomically.
+#[inline(always)]
+pub unsafe fn load_relaxed_system(from: *const u64) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { arch::load_relaxed(from) }
+}
+
+/// Loads a word, and sees everything that was stored before it was.
+///
+/// # Safety
+/// As [`load_relaxed_system`].
+#[inline(always)]
+pub unsafe fn load_acquire_system(from: *const u64) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { arch::load_acquire(from.cast_mut()) }
+}
+
+/// The same for 32 bits: a doorbell, as the device reads it.
+///
+/// # Safety
+/// `from` is valid for reads, aligned to 4 bytes, and only accessed atomically.
+#[inline(always)]
+pub unsafe fn load_acquire_system_u32(from: *const u32) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe { arch::load_doorbell(from) }
+}
+
+/// Loads two words, each whole, in no particular order.
+///
+/// # Safety
+/// `from` is valid for reads of two words, aligned to 16 bytes, and only accessed atomically.
+#[inline(always)]
+pub unsafe fn load_pair_system(from: *const u64) -> [u64; 2] {
+    // SAFETY: the caller's promise.
+    unsafe { arch::load_pair(from.cast_mut()) }
+}
+
+/// Stores two words, each whole, in no particular order. A [fence](crate::thread::system_fence) says when others see them.
+///
+/// # Safety
+/// `to` is valid for writes of two words, aligned to 16 bytes, and only accessed atomically.
+#[inline(always)]
+pub unsafe fn store_pair(to: *mut u64, words: [u64; 2]) {
+    // SAFETY: the caller's promise.
+    unsafe { arch::store_pair(to, words) }
+}
+
+/// Stores a word behind everything stored before.
+///
+/// # Safety
+/// `to` is valid for writes, aligned to 8 bytes, and only accessed atomically.
+#[inline(always)]
+pub unsafe fn store_release_system(to: *mut u64, value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { arch::store_release(to, value) }
+}
+
+/// Stores to a device's register: exactly one store of this size, that nothing merges or repeats. It orders nothing.
+///
+/// # Safety
+/// `to` is a register.
+#[inline(always)]
+pub unsafe fn store_mmio(to: *mut u32, value: u32) {
+    // SAFETY: the caller's promise.
+    unsafe { arch::store_doorbell(to, value) }
+}
+
+/// Loads a word that other threads of this GPU store.
+///
+/// # Safety
+/// `from` is valid for reads, aligned to 4 bytes, and only accessed atomically.
+#[inline(always)]
+pub unsafe fn load_relaxed_device(from: *const u32) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe { arch::load_gpu(from) }
+}
+
+/// Adds to a word of this GPU's threads and gives what it was; sees what others stored before they added, and is seen likewise.
+///
+/// # Safety
+/// `to` is valid for reads and writes, aligned to 4 bytes, and only accessed atomically.
+#[inline(always)]
+pub unsafe fn fetch_add_device(to: *mut u32, value: u32) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe { arch::fetch_add_gpu(to, value) }
+}
+
+/// Replaces such a word if it is `current`, and gives what it was; ordered like [`fetch_add_device`].
+///
+/// # Safety
+/// As [`fetch_add_device`].
+#[inline(always)]
+pub unsafe fn compare_exchange_device(to: *mut u32, current: u32, new: u32) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe { arch::compare_exchange_gpu(to, current, new) }
+}

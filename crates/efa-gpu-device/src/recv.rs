@@ -1,0 +1,121 @@
+//! Receive queues.
+
+use crate::arch;
+use crate::completion::Entry;
+use crate::send::PostError;
+use efa_io::rx::RxBuf;
+use efa_io::{LocalBuf, RecvRingHandle, RxDesc};
+
+/// A receive queue that one thread posts to.
+///
+/// Nothing is offered to the device before [`ring`](Self::ring), except that a full batch rings by itself.
+pub struct RecvQueue {
+    slots: *mut u64,
+    doorbell: *mut u32,
+    mask: u32,
+    max_batch: u32,
+    max_bufs: u32,
+    /// Most receives outstanding.
+    credits: u32,
+    /// Descriptors placed, and rung for.
+    placed: u32,
+    rung: u32,
+    /// Receives placed, and settled.
+    posted: u32,
+    settled: u32,
+    qpn: u32,
+}
+
+impl RecvQueue {
+    /// The queue of `handle`.
+    ///
+    /// # Safety
+    /// The handle is of a queue that was handed over to this thread, and to nobody else; its addresses are valid here for as long as the queue
+    /// is used.
+    #[inline(always)]
+    pub unsafe fn new(handle: &RecvRingHandle) -> Self {
+        Self {
+            slots: handle.ring as *mut u64,
+            doorbell: handle.doorbell as *mut u32,
+            mask: handle.mask,
+            max_batch: handle.max_batch,
+            max_bufs: handle.max_bufs,
+            credits: handle.credits,
+            placed: handle.producer,
+            rung: handle.producer,
+            posted: handle.posted,
+            settled: handle.posted,
+            qpn: handle.qpn,
+        }
+    }
+
+    /// Places a receive in the ring: a message fills `bufs` one after the other. `req_id` comes back in its completion.
+    ///
+    /// # Errors
+    /// No room, or buffers that cannot be; nothing was written.
+    #[inline(always)]
+    pub fn post(&mut self, bufs: &[LocalBuf], req_id: u16) -> Result<(), PostError> {
+        let count = bufs.len() as u32;
+        if count == 0 || count > self.max_bufs {
+            return Err(PostError::ReceiveBuffers { given: count, max: self.max_bufs });
+        }
+        for buf in bufs {
+            if buf.length > u32::from(u16::MAX) {
+                return Err(PostError::ReceiveTooLong { given: buf.length });
+            }
+        }
+        if self.room() == 0 {
+            return Err(PostError::Full);
+        }
+        // A batch never ends inside a receive.
+        if self.placed.wrapping_sub(self.rung) + count > self.max_batch {
+            self.ring();
+        }
+        for (i, buf) in bufs.iter().enumerate() {
+            let (first, last) = (i == 0, i as u32 + 1 == count);
+            let (addr, lkey, length) = (buf.addr, buf.lkey, buf.length as u16);
+            // Only the first descriptor carries the id.
+            let req_id = if first { req_id } else { 0 };
+            let desc = RxDesc::new(RxBuf { req_id, addr, lkey, length, first, last });
+            // SAFETY: the slot is inside the ring, and free: each receive's room is that of its most buffers.
+            unsafe { arch::store_pair(self.slots.add((self.placed & self.mask) as usize * 2), *desc.words()) };
+            self.placed = self.placed.wrapping_add(1);
+        }
+        self.posted = self.posted.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Rings the doorbell for everything placed; does nothing if that is rung for.
+    #[inline(always)]
+    pub fn ring(&mut self) {
+        if self.placed != self.rung {
+            arch::fence_system();
+            // SAFETY: it is the ring's doorbell.
+            unsafe { arch::store_doorbell(self.doorbell, self.placed) };
+            self.rung = self.placed;
+        }
+    }
+
+    /// Receives that can be posted before another completion is settled.
+    #[inline(always)]
+    pub fn room(&self) -> u32 {
+        self.credits - self.posted.wrapping_sub(self.settled)
+    }
+
+    /// Takes back the room of a receive that is done. A completion of something else is given back; so is that of an unsolicited receive, which
+    /// took none.
+    #[inline(always)]
+    pub fn settle(&mut self, done: Entry) -> Option<Entry> {
+        if !done.is_receive_of(self.qpn) || self.room() == self.credits {
+            return Some(done);
+        }
+        self.settled = self.settled.wrapping_add(1);
+        None
+    }
+
+    /// Descriptors rung for, receives posted and settled, all since the ring's creation: what the host asks for when it takes the ring back.
+    #[inline(always)]
+    pub fn counters(&self) -> [u32; 3] {
+        [self.rung, self.posted, self.settled]
+    }
+}
