@@ -1,7 +1,7 @@
 //! On a processor: a warp is one lane, and memory is accessed as atomic words.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::*, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*, fence};
 use std::time::Instant;
 
 /// Stores an entry.
@@ -34,6 +34,16 @@ pub(crate) unsafe fn store_doorbell(to: *mut u32, value: u32) {
 pub(crate) unsafe fn load_acquire(from: *mut u64) -> u64 {
     // SAFETY: the caller's promise.
     unsafe { AtomicU64::from_ptr(from) }.load(Acquire)
+}
+
+/// Loads two words, the first one first, and everything that was stored before it was.
+///
+/// # Safety
+/// `from` is valid for reads of two words of a ring, aligned to 16 bytes.
+#[inline(always)]
+pub(crate) unsafe fn load_acquire_pair(from: *mut u64) -> [u64; 2] {
+    // SAFETY: the caller's promise.
+    unsafe { [AtomicU64::from_ptr(from).load(Acquire), AtomicU64::from_ptr(from.add(1)).load(Relaxed)] }
 }
 
 /// Loads a word.
@@ -99,6 +109,16 @@ pub(crate) unsafe fn load_gpu(from: *const u32) -> u32 {
     unsafe { AtomicU32::from_ptr(from.cast_mut()) }.load(Relaxed)
 }
 
+/// Loads four words that other threads of this GPU write, each whole, in no particular order.
+///
+/// # Safety
+/// `from` is valid for reads, and aligned to 16 bytes.
+#[inline(always)]
+pub(crate) unsafe fn load_four_gpu(from: *const u32) -> [u32; 4] {
+    // SAFETY: the caller's promise.
+    std::array::from_fn(|i| unsafe { load_gpu(from.add(i)) })
+}
+
 /// Stores a word that other threads of this GPU read.
 ///
 /// # Safety
@@ -107,27 +127,6 @@ pub(crate) unsafe fn load_gpu(from: *const u32) -> u32 {
 pub(crate) unsafe fn store_gpu(to: *mut u32, value: u32) {
     // SAFETY: the caller's promise.
     unsafe { AtomicU32::from_ptr(to) }.store(value, Relaxed);
-}
-
-/// Loads 16 bytes that other threads of this GPU write, in no particular order.
-///
-/// # Safety
-/// `from` is valid for reads, and aligned to 16 bytes.
-#[inline(always)]
-pub(crate) unsafe fn load_bytes_gpu(from: *const u8) -> [u64; 2] {
-    let from = from.cast::<u64>().cast_mut();
-    // SAFETY: the caller's promise.
-    unsafe { [AtomicU64::from_ptr(from).load(Relaxed), AtomicU64::from_ptr(from.add(1)).load(Relaxed)] }
-}
-
-/// Stores a byte that other threads of this GPU read.
-///
-/// # Safety
-/// `to` is valid for writes, and only accessed atomically.
-#[inline(always)]
-pub(crate) unsafe fn store_byte_gpu(to: *mut u8, value: u8) {
-    // SAFETY: the caller's promise.
-    unsafe { AtomicU8::from_ptr(to) }.store(value, Relaxed);
 }
 
 /// Adds to a word that other threads of this GPU add to, and gives what it was; sees what they stored before they added, and is seen by them.
@@ -158,6 +157,16 @@ pub(crate) unsafe fn fetch_add_acquire_gpu(to: *mut u32, value: u32) -> u32 {
 pub(crate) unsafe fn fetch_add_relaxed_gpu(to: *mut u32, value: u32) -> u32 {
     // SAFETY: the caller's promise.
     unsafe { AtomicU32::from_ptr(to) }.fetch_add(value, Relaxed)
+}
+
+/// Replaces a word and gives what it was, without any order with other memory.
+///
+/// # Safety
+/// As [`fetch_add_gpu`].
+#[inline(always)]
+pub(crate) unsafe fn exchange_relaxed_gpu(to: *mut u32, new: u32) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe { AtomicU32::from_ptr(to) }.swap(new, Relaxed)
 }
 
 /// Replaces a word if it is `current`, and gives what it was; ordered like [`fetch_add_gpu`].
