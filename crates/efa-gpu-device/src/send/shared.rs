@@ -109,7 +109,7 @@ where
         request: Option<(Destination, &impl Operation<W>)>,
         req_id: u64,
     ) -> Result<(), PostError> {
-        self.place_group(ALL, request, req_id).1
+        self.post_group(ALL, request, req_id)
     }
 
     /// The same, but for the doorbell: that is rung for when the [`Placed`] is dropped, by all lanes together. What others post meanwhile waits
@@ -123,7 +123,8 @@ where
         request: Option<(Destination, &impl Operation<W>)>,
         req_id: u64,
     ) -> (Option<Placed<'_, W>>, Result<(), PostError>) {
-        self.place_group(ALL, request, req_id)
+        let (placed, result) = self.place_group(ALL, request, req_id);
+        (placed.map(|(at, has_one)| Placed { queue: self, group: ALL, at, has_one }), result)
     }
 
     /// Posts a request of this thread alone, whatever the other lanes of its warp do.
@@ -132,7 +133,7 @@ where
     /// No room, or a request that cannot be; nothing was written.
     #[inline(always)]
     pub fn post(&self, to: Destination, request: &impl Operation<W>, req_id: u64) -> Result<(), PostError> {
-        self.place_group(1 << arch::lane(), Some((to, request)), req_id).1
+        self.post_group(1 << arch::lane(), Some((to, request)), req_id)
     }
 
     /// The same, and tries again while there is no room: somebody polls completions and [settles](Self::settle) them.
@@ -156,14 +157,30 @@ where
         }
     }
 
-    /// Places the requests of the lanes of `group`, which come here together.
+    /// Posts the requests of the lanes of `group`, which come here together.
+    #[inline(always)]
+    fn post_group(
+        &self,
+        group: u32,
+        request: Option<(Destination, &impl Operation<W>)>,
+        req_id: u64,
+    ) -> Result<(), PostError> {
+        let (placed, result) = self.place_group(group, request, req_id);
+        if let Some((at, has_one)) = placed {
+            self.tell(group, at, has_one);
+        }
+        result
+    }
+
+    /// Places them; this lane's number, and whether it has a request that it is of. This is no [`Placed`], whose reference would keep the queue out of
+    /// registers.
     #[inline(always)]
     fn place_group(
         &self,
         group: u32,
         request: Option<(Destination, &impl Operation<W>)>,
         req_id: u64,
-    ) -> (Option<Placed<'_, W>>, Result<(), PostError>) {
+    ) -> (Option<(u32, bool)>, Result<(), PostError>) {
         let checked = request.map_or(Ok(()), |(_, request)| request.check(&self.limits)).map_err(PostError::Encode);
         let lanes = arch::ballot(group, request.is_some() && checked.is_ok());
         if lanes == 0 {
@@ -184,7 +201,7 @@ where
             // SAFETY: the slot is inside the ring, and reserved.
             unsafe { arch::store_entry(self.slots.add((at & self.mask) as usize * W), wqe.words()) };
         }
-        (Some(Placed { queue: self, group, at, has_one }), checked)
+        (Some((at, has_one)), checked)
     }
 
     /// The first of `count` slots, if there is room for all.
@@ -207,6 +224,18 @@ where
         }
         let granted = arch::ballot(group, granted) != 0;
         granted.then(|| arch::shuffle(group, first, leader))
+    }
+
+    /// Tags what this group has placed as ready, and has the doorbell rung.
+    #[inline(always)]
+    fn tell(&self, group: u32, at: u32, has_one: bool) {
+        // Whoever sees the tag sees the WQE and all that this lane stored before, and lets the device see it.
+        arch::fence_gpu();
+        if has_one {
+            // SAFETY: the tag of a slot.
+            unsafe { arch::store_byte_gpu(self.tags().add((at & self.mask) as usize), self.tag(at)) };
+        }
+        self.want_doorbell(group);
     }
 
     /// Has the doorbell rung for what this group has tagged, by itself or by who is at it.
@@ -375,14 +404,7 @@ where
 {
     #[inline(always)]
     fn drop(&mut self) {
-        let Self { queue, group, at, has_one } = *self;
-        // Whoever sees the tag sees the WQE and all that this lane stored before, and lets the device see it.
-        arch::fence_gpu();
-        if has_one {
-            // SAFETY: the tag of a slot.
-            unsafe { arch::store_byte_gpu(queue.tags().add((at & queue.mask) as usize), queue.tag(at)) };
-        }
-        queue.want_doorbell(group);
+        self.queue.tell(self.group, self.at, self.has_one);
     }
 }
 
