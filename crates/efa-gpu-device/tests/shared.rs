@@ -332,7 +332,7 @@ fn run(config: Config) {
 fn every_request_is_rung_for_and_completes_once_however_the_posters_interleave() {
     for seed in 0..60 {
         let shift = 4 + seed as u32 % 5;
-        let max_batch = [4, 16][seed as usize / 5 % 2];
+        let max_batch = [32, 40][seed as usize / 5 % 2];
         let producer = [0, 5, 3 << shift, 0u32.wrapping_sub(21)][seed as usize % 4];
         let (blocks, threads) = [(1, 32), (2, 64), (3, 32), (1, 96)][seed as usize / 2 % 4];
         run(Config { seed, shift, max_batch, credits: 1 << shift, producer, blocks, threads, rounds: 8 });
@@ -342,7 +342,7 @@ fn every_request_is_rung_for_and_completes_once_however_the_posters_interleave()
 #[test]
 fn credits_that_are_fewer_than_the_ring_has_slots_are_never_exceeded() {
     for seed in 100..120 {
-        run(Config { seed, shift: 5, max_batch: 4, credits: 11, producer: 30, blocks: 2, threads: 32, rounds: 8 });
+        run(Config { seed, shift: 5, max_batch: 32, credits: 11, producer: 30, blocks: 2, threads: 32, rounds: 8 });
     }
 }
 
@@ -351,6 +351,6 @@ fn posters_that_ring_for_each_other_tell_the_nic_of_nothing_that_is_not_there() 
     // Few lanes and many seeds: what happens between two accesses is rare.
     for seed in 200..1000 {
         let blocks = 3 + seed as u32 % 4;
-        run(Config { seed, shift: 6, max_batch: 4, credits: 64, producer: 0, blocks, threads: 3, rounds: 8 });
+        run(Config { seed, shift: 6, max_batch: 32, credits: 64, producer: 0, blocks, threads: 3, rounds: 8 });
     }
 }

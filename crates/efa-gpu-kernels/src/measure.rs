@@ -172,12 +172,17 @@ pub unsafe fn post_shared(
         }
         return;
     }
+    let deadline = efa_gpu_device::Deadline::after(PATIENCE);
     let start = globaltimer();
     let mut i = 0;
     while i < count {
         let request = (number * count + i) * warp::LANES + warp::lane_id();
         let write = work.request(request);
-        while sq.post_warp(whole, Some((work.to(), &write)), u64::from(request)).is_err() {}
+        while sq.post_warp(whole, Some((work.to(), &write)), u64::from(request)).is_err() {
+            if deadline.passed() {
+                return;
+            }
+        }
         i += 1;
     }
     if warp::lane_id() == 0 {
@@ -221,7 +226,7 @@ pub unsafe fn post_and_wait(
 }
 
 /// How long anything is waited for, in nanoseconds.
-const PATIENCE: u64 = 5_000_000_000;
+const PATIENCE: u64 = 1_000_000_000;
 
 /// A place of the queue between a kernel and a proxy: 64 bytes. The first word is the number of the request that it holds, plus 1.
 pub const FIFO_WORDS: usize = 8;

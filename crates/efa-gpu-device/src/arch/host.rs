@@ -135,16 +135,6 @@ pub(crate) unsafe fn fetch_add_gpu(to: *mut u32, value: u32) -> u32 {
     unsafe { simt::atomic(to, true, |word| word.fetch_add(value, AcqRel)) }
 }
 
-/// The same, and only sees.
-///
-/// # Safety
-/// As [`fetch_add_gpu`].
-#[inline(always)]
-pub(crate) unsafe fn fetch_add_acquire_gpu(to: *mut u32, value: u32) -> u32 {
-    // SAFETY: the caller's promise.
-    unsafe { simt::atomic(to, false, |word| word.fetch_add(value, Acquire)) }
-}
-
 /// The same, without any order with other memory.
 ///
 /// # Safety
@@ -153,6 +143,46 @@ pub(crate) unsafe fn fetch_add_acquire_gpu(to: *mut u32, value: u32) -> u32 {
 pub(crate) unsafe fn fetch_add_relaxed_gpu(to: *mut u32, value: u32) -> u32 {
     // SAFETY: the caller's promise.
     unsafe { simt::atomic(to, false, |word| word.fetch_add(value, Relaxed)) }
+}
+
+/// Adds to two numbers in one word, as [`fetch_add_gpu`] does to one.
+///
+/// # Safety
+/// As [`fetch_add_gpu`]; aligned to 8 bytes.
+#[inline(always)]
+pub(crate) unsafe fn fetch_add_gpu_u64(to: *mut u64, value: u64) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { simt::atomic_u64(to, true, |word| word.fetch_add(value, AcqRel)) }
+}
+
+/// The same, and only sees.
+///
+/// # Safety
+/// As [`fetch_add_gpu_u64`].
+#[inline(always)]
+pub(crate) unsafe fn fetch_add_acquire_gpu_u64(to: *mut u64, value: u64) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { simt::atomic_u64(to, false, |word| word.fetch_add(value, Acquire)) }
+}
+
+/// The same, without any order with other memory.
+///
+/// # Safety
+/// As [`fetch_add_gpu_u64`].
+#[inline(always)]
+pub(crate) unsafe fn fetch_add_relaxed_gpu_u64(to: *mut u64, value: u64) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { simt::atomic_u64(to, false, |word| word.fetch_add(value, Relaxed)) }
+}
+
+/// Loads a word that other threads of this GPU write.
+///
+/// # Safety
+/// `from` is valid for reads.
+#[inline(always)]
+pub(crate) unsafe fn load_gpu_u64(from: *const u64) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { simt::load(from as usize, 8) }
 }
 
 /// Replaces a word and gives what it was, without any order with other memory.

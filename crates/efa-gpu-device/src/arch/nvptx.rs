@@ -227,26 +227,6 @@ pub(crate) unsafe fn fetch_add_gpu(to: *mut u32, value: u32) -> u32 {
     was
 }
 
-/// The same, and only sees.
-///
-/// # Safety
-/// As [`fetch_add_gpu`].
-#[inline(always)]
-pub(crate) unsafe fn fetch_add_acquire_gpu(to: *mut u32, value: u32) -> u32 {
-    let was;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "atom.add.acquire.gpu.u32 {was}, [{to}], {value};",
-            was = out(reg32) was,
-            to = in(reg64) to,
-            value = in(reg32) value,
-            options(nostack, preserves_flags)
-        );
-    }
-    was
-}
-
 /// The same, without any order with other memory.
 ///
 /// # Safety
@@ -265,6 +245,80 @@ pub(crate) unsafe fn fetch_add_relaxed_gpu(to: *mut u32, value: u32) -> u32 {
         );
     }
     was
+}
+
+/// Adds to two numbers in one word, as [`fetch_add_gpu`] does to one.
+///
+/// # Safety
+/// As [`fetch_add_gpu`]; aligned to 8 bytes.
+#[inline(always)]
+pub(crate) unsafe fn fetch_add_gpu_u64(to: *mut u64, value: u64) -> u64 {
+    let was;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "atom.add.acq_rel.gpu.u64 {was}, [{to}], {value};",
+            was = out(reg64) was,
+            to = in(reg64) to,
+            value = in(reg64) value,
+            options(nostack, preserves_flags)
+        );
+    }
+    was
+}
+
+/// The same, and only sees.
+///
+/// # Safety
+/// As [`fetch_add_gpu`]; aligned to 8 bytes.
+#[inline(always)]
+pub(crate) unsafe fn fetch_add_acquire_gpu_u64(to: *mut u64, value: u64) -> u64 {
+    let was;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "atom.add.acquire.gpu.u64 {was}, [{to}], {value};",
+            was = out(reg64) was,
+            to = in(reg64) to,
+            value = in(reg64) value,
+            options(nostack, preserves_flags)
+        );
+    }
+    was
+}
+
+/// The same, without any order with other memory.
+///
+/// # Safety
+/// As [`fetch_add_gpu`]; aligned to 8 bytes.
+#[inline(always)]
+pub(crate) unsafe fn fetch_add_relaxed_gpu_u64(to: *mut u64, value: u64) -> u64 {
+    let was;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "atom.add.relaxed.gpu.u64 {was}, [{to}], {value};",
+            was = out(reg64) was,
+            to = in(reg64) to,
+            value = in(reg64) value,
+            options(nostack, preserves_flags)
+        );
+    }
+    was
+}
+
+/// Loads a word that other threads of this GPU write.
+///
+/// # Safety
+/// `from` is valid for reads.
+#[inline(always)]
+pub(crate) unsafe fn load_gpu_u64(from: *const u64) -> u64 {
+    let value;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.relaxed.gpu.u64 {value}, [{from}];", value = out(reg64) value, from = in(reg64) from, options(nostack, preserves_flags));
+    }
+    value
 }
 
 /// Replaces a word and gives what it was, without any order with other memory.

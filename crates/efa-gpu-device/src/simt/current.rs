@@ -6,7 +6,7 @@ use super::world::{State, World};
 use std::cell::Cell;
 use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering::*, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*, fence};
 use std::time::Instant;
 
 thread_local! {
@@ -125,16 +125,30 @@ pub(crate) unsafe fn store(addr: usize, size: usize, value: u64, release: bool) 
 /// # Safety
 /// The word is valid for reads and writes, aligned, and accessed atomically.
 pub(crate) unsafe fn atomic(to: *mut u32, release: bool, operation: impl FnOnce(&AtomicU32) -> u32) -> u32 {
+    before_atomic(to as usize, size_of::<u32>(), release);
+    // SAFETY: the caller's promise.
+    operation(unsafe { AtomicU32::from_ptr(to) })
+}
+
+/// The same for 64 bits.
+///
+/// # Safety
+/// As [`atomic`].
+pub(crate) unsafe fn atomic_u64(to: *mut u64, release: bool, operation: impl FnOnce(&AtomicU64) -> u64) -> u64 {
+    before_atomic(to as usize, size_of::<u64>(), release);
+    // SAFETY: the caller's promise.
+    operation(unsafe { AtomicU64::from_ptr(to) })
+}
+
+fn before_atomic(addr: usize, size: usize, release: bool) {
     if let Some((world, lane)) = running() {
         access(world, lane, Primitive::Atomic);
         let mut inner = world.inner.borrow_mut();
         if release {
             inner.bring_to_gpu(lane);
         }
-        inner.bring_these(lane, to as usize, 4);
+        inner.bring_these(lane, addr, size);
     }
-    // SAFETY: the caller's promise.
-    operation(unsafe { AtomicU32::from_ptr(to) })
 }
 
 /// Brings this lane's stores before its GPU, or the `system`.

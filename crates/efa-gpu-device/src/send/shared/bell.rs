@@ -15,7 +15,7 @@
 //! fence and the doorbell. The first fence reaches as far as the ringer, the second as far as the device, and causality order is transitive (PTX
 //! ISA, "Memory consistency model", "Causality order"). In the same way one ringer's doorbell comes before the next one's.
 
-use super::{MARKS, RELIEF};
+use super::{MARKS, RELIEF, ROOM, room};
 use crate::arch;
 use efa_io::SendRingHandle;
 
@@ -48,7 +48,6 @@ pub(super) struct Bell {
     /// Entries minus one, and their logarithm.
     pub(super) mask: u32,
     pub(super) shift: u32,
-    pub(super) max_batch: u32,
 }
 
 /// The marks of a ring at the hand-over, by slot.
@@ -128,14 +127,19 @@ impl Bell {
                 // What the marks told of, before the doorbell.
                 arch::fence_system();
                 arch::sync_warp(group);
-                while at != end {
-                    let rest = end.wrapping_sub(at);
-                    at = if rest < self.max_batch { end } else { at.wrapping_add(self.max_batch) };
-                    if arch::lane() == leader {
-                        // SAFETY: the ring's doorbell.
-                        unsafe { arch::store_doorbell(self.doorbell, at) };
+                if arch::lane() == leader {
+                    // SAFETY: the ring's doorbell, and a word of the state.
+                    unsafe {
+                        arch::store_doorbell(self.doorbell, end);
+                        // The doorbell before what is stored for the next batch, which has begun, and before whoever rings next.
+                        arch::fence_gpu();
+                        arch::fetch_add_relaxed_gpu_u64(
+                            self.state.add(ROOM).cast(),
+                            room::in_batch(end.wrapping_sub(at)),
+                        );
                     }
                 }
+                at = end;
                 doorbells += 1;
                 if doorbells < PATIENCE {
                     continue;
@@ -159,8 +163,6 @@ impl Bell {
                 unsafe {
                     claimed = doorbells >= PATIENCE && arch::exchange_relaxed_gpu(self.relief(), NOBODY) == CLAIMED;
                     if !claimed {
-                        // The doorbell before whoever rings next.
-                        arch::fence_gpu();
                         left = arch::exchange_relaxed_gpu(self.mark(at), lap | BATON) != lap | READY;
                     }
                 }

@@ -6,6 +6,9 @@
 //! state   room │ reserved │ relief │ a mark for each slot
 //!          └──── each on a line of its own, 128 bytes
 //! ```
+//!
+//! Room is two numbers in one word, so that one addition asks for both: requests that the ring, and its completion queue, still take; and requests that may
+//! be stored before the next doorbell, so that never more than a batch is.
 
 mod bell;
 
@@ -13,34 +16,56 @@ use super::PostError;
 use crate::arch;
 use crate::completion::Entry;
 use crate::time::Deadline;
-use crate::warp::{ALL, Warp};
+use crate::warp::{ALL, LANES, Warp};
 use bell::{Bell, TOGETHER, before, first_marks};
-use core::cell::Cell;
 use core::marker::PhantomData;
 use efa_io::{Destination, Limits, Operation, SendRingHandle, SendWqe, Wqe};
 
 /// Words from one of the state's counters to the next: a line of 128 bytes.
 const LINE: usize = 32;
-/// Posts as large as this one that room is taken for, besides.
-const AHEAD: u32 = 3;
 const ROOM: usize = 0;
 const RESERVED: usize = LINE;
 const RELIEF: usize = 2 * LINE;
 const MARKS: usize = 3 * LINE;
 
+/// The word that says how much room there is: in the ring in its high half, in the batch in its low one. Both may be below zero for a while.
+mod room {
+    /// So many requests in both.
+    #[inline(always)]
+    pub(super) const fn both(count: u32) -> u64 {
+        in_ring(count).wrapping_add(in_batch(count))
+    }
+
+    #[inline(always)]
+    pub(super) const fn in_ring(count: u32) -> u64 {
+        (count as u64) << 32
+    }
+
+    #[inline(always)]
+    pub(super) const fn in_batch(count: u32) -> u64 {
+        count as u64
+    }
+
+    /// Room in the ring, and in the batch.
+    #[inline(always)]
+    pub(super) const fn split(word: u64) -> [i32; 2] {
+        let batch = word as i32;
+        [(word.wrapping_sub(batch as i64 as u64) >> 32) as i32, batch]
+    }
+}
+
 /// The words that [`SharedSendQueue`]s of this ring have in common, as they are in the beginning. They go to memory of the GPU, or that a GPU
 /// reaches, aligned to 128 bytes.
 pub fn shared_state(handle: &SendRingHandle) -> impl Iterator<Item = u32> + use<> {
-    let counters = [(ROOM, handle.credits), (RESERVED, handle.producer)];
+    let counters = [(ROOM, handle.max_batch), (ROOM + 1, handle.credits), (RESERVED, handle.producer)];
     let counter = move |word| counters.iter().find(|counter| counter.0 == word).map_or(0, |counter| counter.1);
     (0..MARKS).map(counter).chain(first_marks(handle))
 }
 
 /// A send queue that any number of threads, warps and blocks post to, each through a value of its own, all made of the same handle and state.
 ///
-/// A post is rung for without further ado, and what it says of room is what it found: [`PostError::Full`] may be due to another poster that asked
-/// for more than there was and gave it back. As long as there is plenty of room, at least half of it, a value keeps some to itself, so that not every
-/// post needs to ask; dropped, it gives that back.
+/// A post is rung for without further ado, and what it says of room is what it found: [`PostError::Full`] may be due to others whose requests are
+/// on their way into the ring, or who asked for more than there was and gave it back. So try again.
 ///
 /// A lone poster is better served by [`WarpSendQueue`](crate::WarpSendQueue), which has its counters in registers.
 pub struct SharedSendQueue<const W: usize>
@@ -49,9 +74,6 @@ where
 {
     slots: *mut u64,
     bell: Bell,
-    /// Room that is this value's own, and how much must be left to others for it to keep any.
-    spare: Cell<u32>,
-    plenty: u32,
     qpn: u32,
     req_id_64: bool,
     limits: Limits,
@@ -61,27 +83,23 @@ impl<const W: usize> SharedSendQueue<W>
 where
     Wqe<W>: SendWqe,
 {
-    /// The queue of `handle`; `None` if its WQEs have another size than `W` words, or if it has fewer than 4 of them.
+    /// The queue of `handle`; `None` if its WQEs have another size than `W` words, if it has fewer than 4 of them, or if a
+    /// batch is less than a warp.
     ///
     /// # Safety
     /// The handle is of a queue that was handed over to this GPU, and `state` are the words that [`shared_state`] gave for it, which nobody has changed
     /// but values of this type; both addresses are valid here for as long as the queue is used. Nobody else posts there.
     #[inline(always)]
     pub unsafe fn new(handle: &SendRingHandle, state: *mut u32) -> Option<Self> {
-        if handle.wqe_size as usize != <Wqe<W> as SendWqe>::SIZE || handle.mask < TOGETHER - 1 {
+        if handle.wqe_size as usize != <Wqe<W> as SendWqe>::SIZE
+            || handle.mask < TOGETHER - 1
+            || handle.max_batch < LANES
+        {
             return None;
         }
         Some(Self {
             slots: handle.ring as *mut u64,
-            bell: Bell {
-                doorbell: handle.doorbell as *mut u32,
-                state,
-                mask: handle.mask,
-                shift: handle.shift,
-                max_batch: handle.max_batch,
-            },
-            spare: Cell::new(0),
-            plenty: handle.credits / 2,
+            bell: Bell { doorbell: handle.doorbell as *mut u32, state, mask: handle.mask, shift: handle.shift },
             qpn: handle.qpn,
             req_id_64: handle.req_id_64 != 0,
             limits: handle.limits,
@@ -194,32 +212,26 @@ where
         granted.then(|| arch::shuffle(group, first, leader))
     }
 
-    /// Takes room for `count` requests, of what is this value's own or of everyone's.
+    /// Takes room for `count` requests, in the ring and in the batch.
     #[inline(always)]
     fn take_room(&self, count: u32) -> bool {
-        let spare = self.spare.get();
-        if spare >= count {
-            self.spare.set(spare - count);
-            return true;
-        }
-        arch::rarely();
-        let (needed, more) = (count - spare, count * AHEAD);
-        // SAFETY: words of the state. Who takes room sees what was done by those who gave it back.
+        // SAFETY: a word of the state. Who takes room sees what was done by those who gave it back.
         unsafe {
-            let state = self.bell.state.add(ROOM);
+            let [ring, batch] =
+                room::split(arch::fetch_add_acquire_gpu_u64(self.room_word(), room::both(count).wrapping_neg()));
             // Below zero while others ask for more than there is.
-            let room = arch::fetch_add_acquire_gpu(state, (needed + more).wrapping_neg()) as i32;
-            if room - (needed + more) as i32 >= self.plenty as i32 {
-                self.spare.set(more);
-                return true;
-            }
-            let granted = room >= needed as i32;
-            arch::fetch_add_relaxed_gpu(state, if granted { more } else { needed + more });
-            if granted {
-                self.spare.set(0);
+            let granted = ring >= count as i32 && batch >= count as i32;
+            if !granted {
+                arch::rarely();
+                arch::fetch_add_relaxed_gpu_u64(self.room_word(), room::both(count));
             }
             granted
         }
+    }
+
+    #[inline(always)]
+    fn room_word(&self) -> *mut u64 {
+        self.bell.state.wrapping_add(ROOM).cast()
     }
 
     /// Takes back the room of a request that is done. A completion of something else is given back.
@@ -229,7 +241,7 @@ where
             return Some(done);
         }
         // SAFETY: a word of the state.
-        unsafe { arch::fetch_add_gpu(self.bell.state.add(ROOM), 1) };
+        unsafe { arch::fetch_add_gpu_u64(self.room_word(), room::in_ring(1)) };
         None
     }
 
@@ -240,7 +252,7 @@ where
         let count = arch::ballot(ALL, is_ours).count_ones();
         if count != 0 && arch::lane() == 0 {
             // SAFETY: a word of the state.
-            unsafe { arch::fetch_add_gpu(self.bell.state.add(ROOM), count) };
+            unsafe { arch::fetch_add_gpu_u64(self.room_word(), room::in_ring(count)) };
         }
         if is_ours { None } else { done }
     }
@@ -249,7 +261,8 @@ where
     #[inline(always)]
     pub fn room(&self) -> u32 {
         // SAFETY: a word of the state.
-        unsafe { arch::load_gpu(self.bell.state.add(ROOM)) as i32 }.max(0) as u32
+        let [ring, _] = room::split(unsafe { arch::load_gpu_u64(self.room_word()) });
+        ring.max(0) as u32
     }
 
     /// Requests posted since the ring's creation. Final only when nobody posts any more.
@@ -270,23 +283,9 @@ where
         unsafe {
             let now = arch::load_doorbell(self.bell.doorbell);
             if now != *rung {
-                arch::fetch_add_relaxed_gpu(self.bell.state.add(ROOM), now.wrapping_sub(*rung));
+                arch::fetch_add_relaxed_gpu_u64(self.room_word(), room::in_ring(now.wrapping_sub(*rung)));
                 *rung = now;
             }
-        }
-    }
-}
-
-impl<const W: usize> Drop for SharedSendQueue<W>
-where
-    Wqe<W>: SendWqe,
-{
-    #[inline(always)]
-    fn drop(&mut self) {
-        let spare = self.spare.get();
-        if spare != 0 {
-            // SAFETY: a word of the state.
-            unsafe { arch::fetch_add_relaxed_gpu(self.bell.state.add(ROOM), spare) };
         }
     }
 }
