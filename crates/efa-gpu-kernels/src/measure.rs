@@ -182,6 +182,7 @@ pub unsafe fn post_shared(
             if deadline.passed() {
                 return;
             }
+            thread::nanosleep(50);
         }
         i += 1;
     }
