@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::provider::{Provider, RawCounter};
+use efa_io::handle::CounterHandle;
 use efa_soft::{COUNTER_MAX, CounterValue};
 use std::sync::Arc;
 
@@ -45,6 +46,12 @@ impl CompletionCounter {
     /// How many completions went well since [`completions`](Self::completions) was `earlier`, if fewer than 2^31.
     pub fn completions_since(&self, earlier: u64) -> u64 {
         self.completions().wrapping_sub(earlier) & COUNTER_MAX
+    }
+
+    /// What whoever else reads it needs to know. Addresses are those of this process.
+    pub fn handle(&self) -> CounterHandle {
+        let raw = &self.inner.raw;
+        CounterHandle { completions: raw.completions.addr(), errors: raw.errors.addr() }
     }
 
     /// Sets one of the two numbers. The device must not be counting meanwhile, or some of what it counts is lost.

@@ -157,6 +157,11 @@ impl CounterWord {
         Self { word, _owner: owner }
     }
 
+    /// Where the number is.
+    pub fn addr(&self) -> u64 {
+        self.word.as_ptr() as u64
+    }
+
     /// The number, and all that the device wrote before it.
     pub(crate) fn load(&self) -> u64 {
         // SAFETY: `new`'s contract.

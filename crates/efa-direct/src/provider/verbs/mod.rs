@@ -212,7 +212,8 @@ unsafe fn raw_ring(
     let size = ring_size(entries)?;
     let base = NonNull::new(buffer).ok_or(ControlError::NoMemory(entries as usize * entry_size as usize))?;
     // SAFETY: libefa mapped a ring of this size and a doorbell behind it, aligned to pages or to entries; the caller vouches for the rest.
-    Ok(unsafe { RawRing::new(base, NonNull::new(doorbell), size, entry_size as usize, write_combining, owner) })
+    let ring = unsafe { RawRing::new(base, NonNull::new(doorbell), size, entry_size as usize, write_combining, owner) };
+    Ok(ring.with_io_doorbell())
 }
 
 // SAFETY: a region is deregistered in `deregister`; if the kernel refuses, owned bytes are kept for good, and the process ends
