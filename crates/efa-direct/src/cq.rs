@@ -512,6 +512,11 @@ impl CpuCompletionQueue {
 }
 
 impl GpuCompletionQueue {
+    #[cfg(feature = "cuda")]
+    pub(crate) fn raw_ring(&self) -> &RawRing {
+        &self.queue.shared.rings[0]
+    }
+
     /// What whoever reads the ring needs to know. Addresses are those of this process.
     pub fn handle(&self) -> CompletionRingHandle {
         let ring = &self.queue.shared.rings[0];

@@ -62,6 +62,8 @@
 
 mod counter;
 mod cq;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod device;
 mod domain;
 mod error;
