@@ -4,9 +4,11 @@ use crate::counter::CompletionCounter;
 use crate::cq::{CompletionQueue, CqConfig};
 use crate::domain::ProtectionDomain;
 use crate::error::Error;
+use crate::external::{DmabufRange, ExternalCompletionQueue};
 use crate::provider::{DeviceAttributes, Provider, soft};
 use efa_soft::driver::Port;
 use efa_soft::{AsyncEvent, Counters, LinkCounters};
+use std::any::Any;
 use std::sync::Arc;
 
 /// A device that can be opened.
@@ -141,6 +143,20 @@ impl Device {
     /// The device refused, for example a length over `max_cqe`.
     pub fn create_cq(&self, config: CqConfig) -> Result<CompletionQueue, Error> {
         CompletionQueue::new(self.provider.clone(), config)
+    }
+
+    /// Creates a completion queue in memory that this process cannot touch, which is zeroed, and has room for its entries of 32 bytes. `owner` lives as
+    /// long as the device writes there.
+    ///
+    /// # Errors
+    /// The device refused: it cannot, or the memory is too short, or [`CqConfig::events`] was asked for, which there are none of.
+    pub fn create_cq_in(
+        &self,
+        config: CqConfig,
+        memory: DmabufRange<'_>,
+        owner: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Result<ExternalCompletionQueue, Error> {
+        crate::cq::create_external(self.provider.clone(), config, memory, owner)
     }
 }
 

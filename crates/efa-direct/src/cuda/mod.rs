@@ -28,13 +28,14 @@
 //! | noun | type |
 //! | --- | --- |
 //! | GPU | [`Gpu`], [`GpuInfo`] |
-//! | queue on a GPU | [`Mapped`] |
-//! | memory | [`GpuMemory`], [`PinnedMemory`], [`PinnedWords`] |
+//! | queue on a GPU | [`Mapped`], [`PlacedCompletionQueue`] |
+//! | memory | [`GpuMemory`], [`GpuRegion`], [`PinnedMemory`], [`PinnedWords`] |
 //! | kernel | [`Module`], [`Kernel`], [`Shape`], [`Stream`], [`Running`], [`Watchdog`] |
 //! | what goes wrong | [`GpuError`], [`CudaError`] |
 //!
 //! What a kernel does nobody can check, so launching one is `unsafe`; its documentation says what the caller vouches for. Everything else is safe.
 
+mod cq;
 mod driver;
 mod error;
 mod gpu;
@@ -44,9 +45,11 @@ mod memory;
 mod module;
 mod pages;
 mod pinned;
+mod region;
 mod stream;
 mod watchdog;
 
+pub use cq::{CqPlace, PlacedCompletionQueue};
 pub use error::{CudaError, GpuError};
 pub use gpu::{Gpu, GpuInfo};
 pub use launch::{KernelArgs, Running, Shape};
@@ -54,5 +57,6 @@ pub use mapped::{MapRefused, Mappable, Mapped};
 pub use memory::GpuMemory;
 pub use module::{Kernel, Module};
 pub use pinned::{PinnedMemory, PinnedWords};
+pub use region::GpuRegion;
 pub use stream::Stream;
 pub use watchdog::Watchdog;

@@ -10,6 +10,7 @@ pub(crate) mod soft;
 pub(crate) mod verbs;
 
 use crate::error::Error;
+use crate::external::{DmabufRange, ExternalMemory};
 use crate::ring::RawRing;
 use efa_io::{Limits, RingSize};
 use efa_soft::driver::Port;
@@ -112,6 +113,17 @@ pub struct RawCq {
     pub rings: Vec<RawRing>,
     /// Where events arrive, if they were asked for.
     pub events: Option<Box<dyn EventSource>>,
+}
+
+/// A completion queue in memory that its provider cannot touch.
+#[derive(Clone, Copy, Debug)]
+pub struct RawExternalCq {
+    /// Its number at the provider.
+    pub cqn: u32,
+    /// Its entries, from the first byte of the memory on.
+    pub size: RingSize,
+    /// Bytes of an entry.
+    pub entry_size: usize,
 }
 
 /// Where a completion queue's events arrive.
@@ -243,6 +255,15 @@ pub unsafe trait Provider: Send + Sync + 'static {
     /// The device refused.
     fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<Registration, Error>;
 
+    /// Registers memory that this process cannot touch, in one of the ways that it comes with. The registration keeps its owner.
+    ///
+    /// # Errors
+    /// The device refused, or cannot, which is what this provided method says.
+    fn register_external(&self, pd: u32, memory: ExternalMemory<'_>, access: Access) -> Result<Registration, Error> {
+        let _ = (pd, memory, access);
+        Err(Error::Control(ControlError::Unsupported("way to memory of others")))
+    }
+
     /// Deregisters memory. Once this returns nobody touches it.
     fn deregister(&self, registration: &Registration);
 
@@ -251,6 +272,15 @@ pub unsafe trait Provider: Send + Sync + 'static {
     /// # Errors
     /// The device refused.
     fn create_cq(&self, request: CqRequest) -> Result<RawCq, Error>;
+
+    /// Creates a completion queue in memory that this process cannot touch: one ring, without doorbell.
+    ///
+    /// # Errors
+    /// The device refused, or cannot, which is what this provided method says.
+    fn create_cq_in(&self, request: CqRequest, memory: DmabufRange<'_>) -> Result<RawExternalCq, Error> {
+        let _ = (request, memory);
+        Err(Error::Control(ControlError::Unsupported("completion queues in memory of others")))
+    }
 
     /// Destroys a completion queue.
     fn destroy_cq(&self, cqn: u32);
