@@ -6,6 +6,7 @@ use efa_direct::*;
 use efa_io::{Cqe32, Event};
 use efa_soft::memory::{Backing, SharedMemory};
 use efa_tests::Side;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -125,6 +126,31 @@ fn exchange(a: &mut Side, b: &mut Side, region: &ExternalRegion, memory: &dyn Ba
     assert!(memory.read(at + 3999, &mut back));
     assert_eq!((back[0], &back[1..1001], back[1001]), (0, &bytes[..], 0));
     assert!(region.slice(4000..5001).is_err());
+}
+
+#[test]
+fn memory_whose_dma_buf_is_refused_is_registered_by_address_or_told_with_both_answers() {
+    let (device, is_able) = device(0);
+    if !is_able {
+        return;
+    }
+    let pd = device.alloc_pd().unwrap();
+    let (null, memory) = (std::fs::File::open("/dev/null").unwrap(), SharedMemory::zeroed(PAGE as usize).unwrap());
+    let at = |addr| {
+        let range = DmabufRange { fd: null.as_fd(), offset: 0, len: 100 };
+        ExternalMemory::dmabuf(range, addr).owned_by(memory.clone())
+    };
+    let addr = memory.as_ptr() as u64;
+    let error = pd.register_external(at(addr), Access::ALL).unwrap_err().to_string();
+    assert!(error.starts_with("ibv_reg_dmabuf_mr: "), "{error}");
+    // SAFETY: the memory is its owner, and is only accessed atomically.
+    let region = pd.register_external(unsafe { at(addr).by_address() }, Access::ALL).unwrap();
+    assert_eq!((region.addr(), region.len()), (addr, 100));
+    // SAFETY: nobody has access to a region that cannot be: no memory is there.
+    let nowhere = unsafe { at(PAGE).by_address() };
+    let error = pd.register_external(nowhere, Access::ALL).unwrap_err().to_string();
+    assert!(error.contains("as a DMA-BUF (ibv_reg_dmabuf_mr: "), "{error}");
+    assert!(error.contains("nor by address (ibv_reg_mr: ") && error.contains("peer-memory module"), "{error}");
 }
 
 /// Memory that a software device reaches by calls alone.
