@@ -2,10 +2,9 @@
 
 use super::driver::{self, cuda, log};
 use super::error::{CudaError, GpuError};
-use super::memory::Copier;
+use super::memory::{Copier, Copiers};
 use crate::error::Error;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
-use parking_lot::Mutex;
 use std::ffi::{CStr, c_char};
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -51,8 +50,7 @@ pub(super) struct Context {
     device: sys::CUdevice,
     context: sys::CUcontext,
     pub(super) info: GpuInfo,
-    /// What nobody copies with now.
-    pub(super) copiers: Mutex<Vec<Copier>>,
+    pub(super) copiers: Copiers,
 }
 
 // SAFETY: CUDA's functions may be called from any thread, for any object.
@@ -85,7 +83,7 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        let copiers = std::mem::take(self.copiers.get_mut());
+        let copiers = self.copiers.take();
         match self.enter() {
             Ok(current) => copiers.into_iter().for_each(|copier| copier.free(&current)),
             Err(error) => tracing::warn!(%error, "what a GPU copied with is lost"),
@@ -105,7 +103,13 @@ impl Gpu {
         let mut context = std::ptr::null_mut();
         // SAFETY: the device exists; the pointer is valid for the call.
         unsafe { cuda!(cuDevicePrimaryCtxRetain(&mut context, device)) }?;
-        Ok(Self { context: Arc::new(Context { device, context, info, copiers: Mutex::default() }) })
+        let context = Arc::new(Context { device, context, info, copiers: Copiers::default() });
+        let current = context.enter()?;
+        for _ in 0..Copiers::COUNT {
+            context.copiers.put(Copier::new(&current)?);
+        }
+        drop(current);
+        Ok(Self { context })
     }
 
     /// The GPUs that CUDA sees.

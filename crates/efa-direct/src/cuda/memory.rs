@@ -6,6 +6,7 @@ use super::gpu::{Context, Current, Gpu};
 use super::stream;
 use crate::error::Error;
 use cudarc::driver::sys;
+use parking_lot::{Condvar, Mutex};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -17,8 +18,7 @@ const LARGE: u64 = 2 << 20;
 /// Bytes that are copied at a time.
 const STAGING: usize = 256 << 10;
 
-/// Memory on a GPU, zeroed when it was allocated. Clones are the same memory; it is freed when the last is gone, which waits for running kernels, as
-/// CUDA does.
+/// Memory on a GPU, zeroed when it was allocated. Clones are the same memory; it is freed when the last is gone.
 ///
 /// Copies are made by the GPU's copy engines, on streams of their own: they do not wait for kernels, nor kernels for them.
 #[derive(Clone)]
@@ -48,7 +48,7 @@ pub(super) fn check_range(offset: u64, count: usize, len: u64) -> Result<(), Err
 }
 
 impl Gpu {
-    /// Allocates `len` zeroed bytes on the GPU, aligned to 64 KiB. Do it before kernels run that wait for something: CUDA may wait for them.
+    /// Allocates `len` zeroed bytes on the GPU, aligned to 64 KiB.
     ///
     /// # Errors
     /// What CUDA answers, mostly that there is no memory.
@@ -182,19 +182,48 @@ pub(super) struct Copier {
 // SAFETY: CUDA's functions may be called from any thread; the staging memory is this value's alone.
 unsafe impl Send for Copier {}
 
+/// Those that nobody copies with now. They are made when the GPU is opened: to make one later could wait for a kernel, which may wait for the copy.
+#[derive(Default)]
+pub(super) struct Copiers {
+    idle: Mutex<Vec<Copier>>,
+    came_back: Condvar,
+}
+
+impl Copiers {
+    /// How many there are: as many copies go on at a time.
+    pub(super) const COUNT: usize = 4;
+
+    pub(super) fn put(&self, copier: Copier) {
+        self.idle.lock().push(copier);
+        self.came_back.notify_one();
+    }
+
+    /// All that are idle.
+    pub(super) fn take(&self) -> Vec<Copier> {
+        std::mem::take(&mut *self.idle.lock())
+    }
+}
+
 impl Context {
     /// Calls `f` with a copier that nobody else uses meanwhile. The context has been entered.
     fn with_copier<T>(&self, f: impl FnOnce(&mut Copier) -> Result<T, CudaError>) -> Result<T, CudaError> {
-        let idle = self.copiers.lock().pop();
-        let mut copier = idle.map_or_else(Copier::new, Ok)?;
+        let mut copier = {
+            let mut idle = self.copiers.idle.lock();
+            loop {
+                match idle.pop() {
+                    Some(copier) => break copier,
+                    None => self.copiers.came_back.wait(&mut idle),
+                }
+            }
+        };
         let outcome = f(&mut copier);
-        self.copiers.lock().push(copier);
+        self.copiers.put(copier);
         outcome
     }
 }
 
 impl Copier {
-    fn new() -> Result<Self, CudaError> {
+    pub(super) fn new(_current: &Current<'_>) -> Result<Self, CudaError> {
         let mut staging = std::ptr::null_mut();
         // SAFETY: the pointer is valid for the call.
         unsafe { cuda!(cuMemHostAlloc(&mut staging, STAGING, 0)) }?;

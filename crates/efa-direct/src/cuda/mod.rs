@@ -33,6 +33,9 @@
 //! | kernel | [`Module`], [`Kernel`], [`Shape`], [`Stream`], [`Running`], [`Watchdog`] |
 //! | what goes wrong | [`GpuError`], [`CudaError`] |
 //!
+//! CUDA may wait for running kernels when memory is allocated, freed, mapped or unmapped, when kernels are loaded, and in functions of other libraries. While
+//! a kernel runs that waits for the program, do none of that; copies to and from [`GpuMemory`], launches and waiting are free of it.
+//!
 //! What a kernel does nobody can check, so launching one is `unsafe`; its documentation says what the caller vouches for. Everything else is safe.
 
 mod cq;

@@ -54,6 +54,8 @@ impl Gpu {
     /// Loads kernels from PTX: of these texts, each with its architecture (90 for `sm_90`), that of the newest which the GPU runs. A build script with
     /// `efa-gpu-builder` makes such a list: `include!(env!("KERNELS_PTX"))`.
     ///
+    /// CUDA may put off the loading of a kernel until it is first asked for or launched (`CUDA_MODULE_LOADING=EAGER` keeps it from that).
+    ///
     /// # Errors
     /// [`GpuError::NoArchitecture`], or [`GpuError::Compile`] with what the driver's compiler says.
     pub fn load(&self, kernels: &[(u32, &str)]) -> Result<Module, Error> {
