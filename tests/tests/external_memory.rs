@@ -84,6 +84,42 @@ fn what_cannot_be_a_completion_queue_is_refused_and_leaves_nothing_behind() {
     assert_eq!(create(CqConfig::new(64), PAGE).is_ok(), is_able);
 }
 
+#[test]
+fn a_completion_counter_in_memory_of_others_counts_there_or_is_refused() {
+    const COUNT: usize = 64;
+    const ERRORS: usize = 4088;
+    let (device, is_able) = device(0);
+    let memory = SharedMemory::shareable(PAGE as usize).unwrap();
+    let create = |errors| {
+        let fd = memory.file().expect("it is shareable");
+        device.create_counter_in(fd, COUNT as u64, errors, Some(memory.clone()))
+    };
+    if !is_able {
+        let error = create(ERRORS as u64).unwrap_err().to_string();
+        assert!(error.contains("CPU cannot map") && error.contains("Device::create_counter"), "{error}");
+        return;
+    }
+    assert!(create(PAGE).is_err(), "past the end");
+    let counter = create(ERRORS as u64).unwrap();
+    let attach = |qp: &QueuePair<8>| qp.attach_counter(&counter, CounterOps::SEND).unwrap();
+    let mut a = Side::new(device.clone(), 5, CqConfig::new(64), QpConfig::new(16, 16), attach);
+    let mut b = Side::new(efa_tests::open(1), 6, CqConfig::new(64), QpConfig::new(16, 16), |_| ());
+    a.meet(&b.endpoint);
+    b.meet(&a.endpoint);
+    for id in 0..3 {
+        b.rq.post(&[b.memory.slice(..64).unwrap()], id).unwrap();
+        b.rq.ring();
+        a.post(SendInline::new(b"hello"), id).unwrap();
+        a.sq.ring();
+        assert!(a.cq.wait(Duration::from_secs(10)).unwrap().status.is_ok());
+    }
+    assert_eq!((memory.load_word(COUNT), memory.load_word(ERRORS)), (3, 0));
+    counter.set(CounterValue::Errors, 9).unwrap();
+    assert_eq!((memory.load_word(COUNT), memory.load_word(ERRORS)), (3, 9));
+    drop((a, counter));
+    assert_eq!(Arc::strong_count(&memory), 1, "what was given is given back");
+}
+
 /// A region of a memory file that begins 100 bytes into its second page, and is elsewhere for work requests.
 fn region(pd: &ProtectionDomain, memory: &Arc<SharedMemory>) -> Result<ExternalRegion, Error> {
     let external = ExternalMemory::dmabuf(piece(memory, PAGE + 100, 5000), ELSEWHERE + 100);

@@ -1,6 +1,6 @@
 //! Devices: finding and opening them.
 
-use crate::counter::CompletionCounter;
+use crate::counter::{CompletionCounter, ExternalCompletionCounter};
 use crate::cq::{CompletionQueue, CqConfig};
 use crate::domain::ProtectionDomain;
 use crate::error::Error;
@@ -9,6 +9,7 @@ use crate::provider::{DeviceAttributes, Provider, soft};
 use efa_soft::driver::Port;
 use efa_soft::{AsyncEvent, Counters, LinkCounters};
 use std::any::Any;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// A device that can be opened.
@@ -115,6 +116,21 @@ impl Device {
     /// The device refused, or has none.
     pub fn create_counter(&self) -> Result<CompletionCounter, Error> {
         CompletionCounter::new(self.provider.clone())
+    }
+
+    /// Creates a completion counter in memory that this process cannot touch: its two 64-bit numbers are so many bytes from the beginning of a
+    /// DMA-BUF, and zero. `owner` lives as long as the device writes there.
+    ///
+    /// # Errors
+    /// The device refused, or cannot.
+    pub fn create_counter_in(
+        &self,
+        fd: BorrowedFd<'_>,
+        completions: u64,
+        errors: u64,
+        owner: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Result<ExternalCompletionCounter, Error> {
+        ExternalCompletionCounter::new(self.provider.clone(), fd, completions, errors, owner)
     }
 
     /// The next thing that happened which no completion tells of, if nobody has fetched it. (The vendor's driver reports none of these; a

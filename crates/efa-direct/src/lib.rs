@@ -41,7 +41,7 @@
 //! | device | [`Device`], [`devices`], [`hardware_devices`], [`DeviceAttributes`] |
 //! | protection domain, peers | [`ProtectionDomain`], [`Endpoint`], [`Peer`] |
 //! | memory | [`Region`], [`LocalSlice`], [`RemoteRegion`], [`RemoteSlice`] |
-//! | memory of others, by DMA-BUF | [`ExternalMemory`], [`ExternalRegion`], [`ExternalCompletionQueue`] |
+//! | memory of others, by DMA-BUF | [`ExternalMemory`], [`ExternalRegion`], [`ExternalCompletionQueue`], [`ExternalCompletionCounter`] |
 //! | queue pair | [`QueuePair`], [`ActiveQueuePair`], [`QpConfig`], [`QpControl`] |
 //! | send ring | [`SendQueue`], then [`CpuSendQueue`] or [`GpuSendQueue`] |
 //! | receive ring | [`RecvQueue`], then [`CpuRecvQueue`] or [`GpuRecvQueue`] |
@@ -84,7 +84,7 @@ mod region;
 mod ring;
 mod send;
 
-pub use counter::CompletionCounter;
+pub use counter::{CompletionCounter, Counting, ExternalCompletionCounter};
 pub use cq::{
     Completion, CompletionKind, CompletionQueue, CompletionTarget, CpuCompletionQueue, CqConfig, GpuCompletionQueue,
     Received,

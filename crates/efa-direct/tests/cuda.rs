@@ -364,6 +364,8 @@ fn completion_queues_are_where_the_caller_says_or_nowhere() {
     let error = device.create_cq_on(&gpu, CqConfig::new(64), CqPlace::GpuMemory).unwrap_err().to_string();
     println!("{error}");
     assert!(!gpu.info().dmabuf || error.contains("choose `CqPlace::PinnedHost`"), "{error}");
+    let error = device.create_counter_on(&gpu).unwrap_err().to_string();
+    assert!(!gpu.info().dmabuf || error.contains("map one of `Device::create_counter`"), "{error}");
     let cq = device.create_cq_on(&gpu, CqConfig::new(64), CqPlace::PinnedHost).unwrap();
     assert_eq!((cq.place(), cq.entries(), cq.handle().cqe_size), (CqPlace::PinnedHost, 64, 32));
     let pd = device.alloc_pd().unwrap();

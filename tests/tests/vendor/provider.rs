@@ -49,7 +49,7 @@ fn waiting_and_threads_are_the_same_on_libefa() {
 
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
-fn completion_queues_and_regions_are_in_memory_of_others_on_libefa() {
+fn completion_queues_counters_and_regions_are_in_memory_of_others_on_libefa() {
     ours("external_memory", &[]);
 }
 

@@ -28,7 +28,7 @@
 //! | noun | type |
 //! | --- | --- |
 //! | GPU | [`Gpu`], [`GpuInfo`] |
-//! | queue on a GPU | [`Mapped`], [`PlacedCompletionQueue`] |
+//! | queue on a GPU | [`Mapped`], [`PlacedCompletionQueue`], [`PlacedCompletionCounter`] |
 //! | memory | [`GpuMemory`], [`GpuRegion`], [`PinnedMemory`], [`PinnedWords`] |
 //! | kernel | [`Module`], [`Kernel`], [`Shape`], [`Stream`], [`Running`], [`Watchdog`] |
 //! | what goes wrong | [`GpuError`], [`CudaError`] |
@@ -38,6 +38,7 @@
 //!
 //! What a kernel does nobody can check, so launching one is `unsafe`; its documentation says what the caller vouches for. Everything else is safe.
 
+mod counter;
 mod cq;
 mod driver;
 mod error;
@@ -52,6 +53,7 @@ mod region;
 mod stream;
 mod watchdog;
 
+pub use counter::PlacedCompletionCounter;
 pub use cq::{CqPlace, PlacedCompletionQueue};
 pub use error::{CudaError, GpuError};
 pub use gpu::{Gpu, GpuInfo};

@@ -323,6 +323,22 @@ pub unsafe trait Provider: Send + Sync + 'static {
         Err(Error::Control(ControlError::Unsupported("completion counters")))
     }
 
+    /// Creates a completion counter in memory that this process cannot touch: its two numbers are so many bytes from the beginning of a DMA-BUF. Gives
+    /// the provider's number of it. `owner` is kept until it is destroyed, and for good if that fails.
+    ///
+    /// # Errors
+    /// The device refused, or cannot, which is what this provided method says.
+    fn create_counter_in(
+        &self,
+        fd: BorrowedFd<'_>,
+        completions: u64,
+        errors: u64,
+        owner: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Result<u32, Error> {
+        let _ = (fd, completions, errors, owner);
+        Err(Error::Control(ControlError::Unsupported("completion counters in memory of others")))
+    }
+
     /// Has a completion counter count completions of these kinds of a queue pair that is not active yet.
     ///
     /// # Errors

@@ -377,6 +377,18 @@ unsafe impl Provider for Soft {
         Ok(RawCounter { id, completions: word(completions)?, errors: word(errors)? })
     }
 
+    fn create_counter_in(
+        &self,
+        _: BorrowedFd<'_>,
+        _: u64,
+        _: u64,
+        _: Option<Arc<dyn std::any::Any + Send + Sync>>,
+    ) -> Result<u32, Error> {
+        Err(Error::Control(ControlError::Unsupported(
+            "completion counters in GPU memory, which its CPU cannot map: map one of `Device::create_counter` into the GPU",
+        )))
+    }
+
     fn attach_counter(&self, qpn: u16, id: u32, ops: CounterOps) -> Result<(), Error> {
         self.call(|device| device.attach_counter(qpn, id, ops))
     }

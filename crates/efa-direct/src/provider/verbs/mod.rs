@@ -471,6 +471,22 @@ unsafe impl Provider for Verbs {
         }
     }
 
+    fn create_counter_in(
+        &self,
+        fd: BorrowedFd<'_>,
+        completions: u64,
+        errors: u64,
+        owner: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Result<u32, Error> {
+        if !self.facts.can(EFADV_DEVICE_ATTR_CAPS_COMP_CNTR) {
+            return Err(ControlError::Unsupported("completion counters").into());
+        }
+        let counter = CompCounter::create_in(&self.context, fd, completions, errors, owner)?;
+        let id = counter.handle();
+        self.counters.lock().insert(id, Arc::new(counter));
+        Ok(id)
+    }
+
     fn attach_counter(&self, qpn: u16, id: u32, ops: CounterOps) -> Result<(), Error> {
         let counter = find(&self.counters, "completion counter", id)?;
         // The kinds are verbs' own bits.
