@@ -1,7 +1,7 @@
 //! Queues whose rings a GPU reaches.
 
 use super::gpu::Gpu;
-use super::pages::{Bytes, Pages};
+use super::pages::{Bytes, Kind, Pages};
 use crate::counter::CompletionCounter;
 use crate::cq::{CompletionTarget, CqShared, GpuCompletionQueue, Target};
 use crate::error::Error;
@@ -30,25 +30,27 @@ pub(crate) trait Places {
 }
 
 /// A ring's entries.
-fn entries(ring: &RawRing) -> Option<Bytes> {
+fn entries(ring: &RawRing, kind: Kind) -> Option<Bytes> {
     let len = u64::from(ring.size().entries()) * ring.entry_size() as u64;
-    Some(Bytes { addr: ring.addr(), len, is_io: ring.is_write_combining() })
+    let kind = if ring.is_write_combining() { Kind::Device } else { kind };
+    Some(Bytes { addr: ring.addr(), len, kind })
 }
 
 /// A ring's doorbell.
 fn doorbell(ring: &RawRing) -> Option<Bytes> {
     let addr = ring.doorbell_addr();
-    (addr != 0).then_some(Bytes { addr, len: 4, is_io: ring.has_io_doorbell() })
+    let kind = if ring.has_io_doorbell() { Kind::Device } else { Kind::Written };
+    (addr != 0).then_some(Bytes { addr, len: 4, kind })
 }
 
 macro_rules! mappable {
-    ($($queue:ty => $handle:ident),*) => {$(
+    ($($queue:ty => $handle:ident, $kind:ident);*) => {$(
         impl Mappable for $queue {
             type Handle = $handle;
         }
         impl Places for $queue {
             fn places(&self) -> [Option<Bytes>; 2] {
-                [entries(self.raw_ring()), doorbell(self.raw_ring())]
+                [entries(self.raw_ring(), Kind::$kind), doorbell(self.raw_ring())]
             }
 
             fn handle_at(&self, [ring, doorbell]: [u64; 2]) -> $handle {
@@ -59,10 +61,10 @@ macro_rules! mappable {
 }
 
 mappable!(
-    GpuSendQueue<8> => SendRingHandle,
-    GpuSendQueue<16> => SendRingHandle,
-    GpuRecvQueue => RecvRingHandle,
-    GpuCompletionQueue => CompletionRingHandle
+    GpuSendQueue<8> => SendRingHandle, Written;
+    GpuSendQueue<16> => SendRingHandle, Written;
+    GpuRecvQueue => RecvRingHandle, Written;
+    GpuCompletionQueue => CompletionRingHandle, Read
 );
 
 impl Mappable for CompletionCounter {
@@ -72,7 +74,7 @@ impl Mappable for CompletionCounter {
 impl Places for CompletionCounter {
     fn places(&self) -> [Option<Bytes>; 2] {
         let CounterHandle { completions, errors } = self.handle();
-        [completions, errors].map(|addr| Some(Bytes { addr, len: 8, is_io: false }))
+        [completions, errors].map(|addr| Some(Bytes { addr, len: 8, kind: Kind::Read }))
     }
 
     fn handle_at(&self, [completions, errors]: [u64; 2]) -> CounterHandle {

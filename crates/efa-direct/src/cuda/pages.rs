@@ -16,8 +16,32 @@ use std::sync::Arc;
 pub(crate) struct Bytes {
     pub(crate) addr: u64,
     pub(crate) len: u64,
+    pub(crate) kind: Kind,
+}
+
+/// What kind of memory it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Ordinary memory that the GPU writes.
+    Written,
+    /// Ordinary memory that the GPU only reads. libefa maps completion rings so that this process cannot write them, either.
+    Read,
     /// Device memory, or a device's register.
-    pub(crate) is_io: bool,
+    Device,
+}
+
+impl Kind {
+    /// What to ask CUDA for, one after the other until it does it; the answer to the first counts.
+    fn flags(self) -> &'static [u32] {
+        const ORDINARY: u32 = sys::CU_MEMHOSTREGISTER_PORTABLE | sys::CU_MEMHOSTREGISTER_DEVICEMAP;
+        match self {
+            Self::Written => &[ORDINARY],
+            Self::Read => &[ORDINARY, ORDINARY | sys::CU_MEMHOSTREGISTER_READ_ONLY],
+            // A device in software under the vendor's library has ordinary memory in the place of its own. Real device memory cannot be had so: the
+            // kernel pins only memory that has pages.
+            Self::Device => &[ORDINARY | sys::CU_MEMHOSTREGISTER_IOMEMORY, ORDINARY],
+        }
+    }
 }
 
 /// A range of pages that is registered.
@@ -111,7 +135,7 @@ impl Pages {
             let (start, from) = match part {
                 Part::There(start) => (start, start.max(wanted.start)),
                 Part::Missing(range) => {
-                    register(context, &range, bytes.is_io)?;
+                    register(context, &range, bytes.kind)?;
                     let start = range.start;
                     let place = registered.partition_point(|entry| entry.pages.start < start);
                     registered.insert(place, Entry { pages: range, users: 0, context: context.clone() });
@@ -154,21 +178,22 @@ impl Drop for Pages {
 }
 
 /// Registers pages that are not.
-fn register(context: &Arc<Context>, pages: &Range<u64>, is_io: bool) -> Result<(), GpuError> {
+fn register(context: &Arc<Context>, pages: &Range<u64>, kind: Kind) -> Result<(), GpuError> {
     let _current = context.enter()?;
     let (addr, len) = (pages.start, pages.end - pages.start);
-    let attempt = |flags| {
+    let mut refused = None;
+    for &flags in kind.flags() {
         // SAFETY: pins or maps pages, which changes nothing for this process; if they are not there, or not of that kind, CUDA refuses.
-        unsafe { cuda!(cuMemHostRegister_v2(addr as *mut _, len as usize, flags)) }
-    };
-    let ordinary = sys::CU_MEMHOSTREGISTER_PORTABLE | sys::CU_MEMHOSTREGISTER_DEVICEMAP;
-    if !is_io {
-        return Ok(attempt(ordinary)?);
+        match unsafe { cuda!(cuMemHostRegister_v2(addr as *mut _, len as usize, flags)) } {
+            Ok(()) => return Ok(()),
+            Err(error) => refused = refused.or(Some(error)),
+        }
     }
-    let Err(source) = attempt(ordinary | sys::CU_MEMHOSTREGISTER_IOMEMORY) else { return Ok(()) };
-    // A device in software under the vendor's library has ordinary memory in the place of its own. Real device memory cannot be had so: the
-    // kernel pins only memory that has pages.
-    attempt(ordinary).map_err(|_| GpuError::IoMemory { addr, len, source })
+    match refused {
+        Some(source) if kind == Kind::Device => Err(GpuError::IoMemory { addr, len, source }),
+        Some(error) => Err(error.into()),
+        None => Ok(()),
+    }
 }
 
 /// Where a GPU sees a registered address.
@@ -183,6 +208,60 @@ fn device_addr(context: &Arc<Context>, addr: u64) -> Result<u64, CudaError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cuda::Gpu;
+    use efa_soft::memory::SharedMemory;
+    use rustix::mm::{MapFlags, ProtFlags};
+
+    #[test]
+    #[ignore = "needs an NVIDIA GPU"]
+    fn memory_that_this_process_cannot_write_is_mapped_for_reading() {
+        let gpu = Gpu::open(0).unwrap();
+        let memory = SharedMemory::shareable(8192).unwrap();
+        // SAFETY: maps the file anew, at an address of the system's choice, where it stays.
+        let addr = unsafe {
+            let file = memory.file().unwrap();
+            rustix::mm::mmap(std::ptr::null_mut(), 8192, ProtFlags::READ, MapFlags::SHARED, file, 0).unwrap() as u64
+        };
+        let bytes = |kind| Bytes { addr: addr + 64, len: 4096, kind };
+        println!("to be written: {:?}", Pages::register(&gpu.context, bytes(Kind::Written)).map(|_| ()));
+        println!("device memory: {:?}", Pages::register(&gpu.context, bytes(Kind::Device)).map(|_| ()));
+        let pages = Pages::register(&gpu.context, bytes(Kind::Read)).unwrap();
+        assert_ne!(pages.device_addr(), 0);
+        assert_eq!(pages.device_addr() % 4096, 64);
+    }
+
+    #[test]
+    #[ignore = "needs an NVIDIA GPU"]
+    fn pages_are_registered_once_and_unregistered_with_their_last_user() {
+        let gpu = Gpu::open(0).unwrap();
+        let memory = SharedMemory::zeroed(5 * 4096).unwrap();
+        let at = |page: u64, pages: u64| Bytes {
+            addr: memory.as_ptr() as u64 + page * 4096 + 8,
+            len: pages * 4096 - 16,
+            kind: Kind::Written,
+        };
+        let register = |page, pages| Pages::register(&gpu.context, at(page, pages)).unwrap();
+        let registered = || {
+            let start = memory.as_ptr() as u64;
+            REGISTERED.lock().iter().filter(|entry| (start..start + 5 * 4096).contains(&entry.pages.start)).count()
+        };
+        let (first, again) = (register(1, 1), register(1, 1));
+        assert_eq!((first.device_addr(), registered()), (again.device_addr(), 1));
+        let all = register(0, 5);
+        assert_eq!((first.device_addr() - all.device_addr(), registered()), (4096, 3));
+        drop((first, again));
+        assert_eq!(registered(), 3);
+        drop(all);
+        assert_eq!(registered(), 0);
+        drop(register(0, 5));
+    }
+
+    #[test]
+    fn device_memory_is_asked_for_as_such_and_what_is_only_read_may_be_read_only() {
+        assert_eq!(Kind::Written.flags(), [3]);
+        assert_eq!(Kind::Read.flags(), [3, 0xb]);
+        assert_eq!(Kind::Device.flags(), [7, 3]);
+    }
 
     #[test]
     fn bytes_take_whole_pages() {
