@@ -335,7 +335,7 @@ fn a_kernel_that_does_not_give_up_is_told_from_one_that_does() {
 #[ignore = "needs an NVIDIA GPU"]
 fn what_cannot_be_loaded_or_launched_is_told() {
     let (_guard, gpu) = gpu();
-    let error = gpu.load(&[(80, "this is no PTX")]).unwrap_err();
+    let error = gpu.load(&[(80, ".version 7.0\n.target sm_80\n.address_size 64\nthis is no PTX\n")]).unwrap_err();
     println!("{error}");
     let Error::Gpu(GpuError::Compile { arch: 80, log, .. }) = error else { panic!("{error}") };
     assert!(!log.is_empty(), "the compiler says why");

@@ -83,10 +83,10 @@ impl PlacedCompletionQueue {
         self.handle().size().entries()
     }
 
-    /// The queue, to be taken back by the CPU, if it is in host memory; or as it was.
+    /// The mapped queue, which the CPU can take back.
     ///
     /// # Errors
-    /// Not an error: a queue in GPU memory.
+    /// This, as it was, if it is in GPU memory.
     pub fn into_mapped(self) -> Result<Mapped<GpuCompletionQueue>, Self> {
         match self.inner {
             Placed::Host(queue) => Ok(queue),
