@@ -57,17 +57,20 @@ impl<'f> ExternalMemory<'f> {
         self
     }
 
-    /// The same, kept alive by `owner` as long as it is registered.
+    /// The same, kept alive by `owner` as long as it is registered; several owners are all kept.
     #[must_use]
     pub fn owned_by(mut self, owner: Arc<dyn Any + Send + Sync>) -> Self {
-        self.owner = Some(owner);
+        self.owner = Some(match self.owner.take() {
+            Some(earlier) => Arc::new((earlier, owner)),
+            None => owner,
+        });
         self
     }
 
     /// The same, which the kernel may also look up by its address in this process: that works for GPU memory where a peer-memory module is loaded.
     ///
     /// # Safety
-    /// Until the region is deregistered, and as long as its [owner](Self::owned_by) lives, the bytes at these addresses must stay allocated, and nobody
+    /// Until the region is deregistered, and as long as an [owner](Self::owned_by) given before this lives, the bytes at these addresses must stay allocated, and nobody
     /// may rely on what is in them except through atomic or volatile access.
     #[must_use]
     pub unsafe fn by_address(mut self) -> Self {
