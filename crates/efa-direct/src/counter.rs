@@ -1,8 +1,11 @@
 //! Completion counters: progress as a number, without polling a completion queue.
 
 use crate::error::Error;
-use crate::provider::{Provider, RawCounter};
+use crate::provider::{CounterWord, Provider, RawCounter};
+use efa_io::handle::CounterHandle;
 use efa_soft::{COUNTER_MAX, CounterValue};
+use std::any::Any;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// A counter of completions. Attach it to queue pairs with [`QueuePair::attach_counter`](crate::QueuePair::attach_counter); one that is
@@ -11,35 +14,64 @@ use std::sync::Arc;
 /// It has 31 bits and wraps: compare values with [`completions_since`](Self::completions_since), not with `<`.
 #[derive(Clone)]
 pub struct CompletionCounter {
-    pub(crate) inner: Arc<CounterInner>,
+    inner: Arc<CounterInner>,
+    words: Arc<[CounterWord; 2]>,
 }
+
+/// A completion counter in memory that this process cannot touch: somebody else reads it, who sees that memory. The same in all else.
+#[derive(Clone)]
+pub struct ExternalCompletionCounter {
+    inner: Arc<CounterInner>,
+}
+
+/// A counter that queue pairs can count in, whoever reads it. Sealed: the kinds of this crate.
+#[expect(private_bounds, reason = "sealed")]
+pub trait Counting: Counts {}
+
+/// What seals [`Counting`].
+pub(crate) trait Counts {
+    fn inner(&self) -> &Arc<CounterInner>;
+}
+
+macro_rules! counting {
+    ($($counter:ty),*) => {$(
+        impl Counting for $counter {}
+        impl Counts for $counter {
+            fn inner(&self) -> &Arc<CounterInner> {
+                &self.inner
+            }
+        }
+    )*};
+}
+
+counting!(CompletionCounter, ExternalCompletionCounter);
 
 /// What a counter's owners and the queue pairs it is attached to keep alive.
 pub(crate) struct CounterInner {
     pub(crate) provider: Arc<dyn Provider>,
-    pub(crate) raw: RawCounter,
+    pub(crate) id: u32,
 }
 
 impl Drop for CounterInner {
     fn drop(&mut self) {
-        self.provider.destroy_counter(self.raw.id);
+        self.provider.destroy_counter(self.id);
     }
 }
 
 impl CompletionCounter {
     pub(crate) fn new(provider: Arc<dyn Provider>) -> Result<Self, Error> {
-        let raw = provider.create_counter()?;
-        Ok(Self { inner: Arc::new(CounterInner { provider, raw }) })
+        let RawCounter { id, completions, errors } = provider.create_counter()?;
+        Ok(Self { inner: Arc::new(CounterInner { provider, id }), words: Arc::new([completions, errors]) })
     }
 
     /// Completions that went well, modulo 2^31. All bytes that they stand for are in place.
     pub fn completions(&self) -> u64 {
-        self.inner.raw.completions.load()
+        self.words[0].load()
     }
 
     /// Completions with an error, modulo 2^31.
     pub fn errors(&self) -> u64 {
-        self.inner.raw.errors.load()
+        self.words[1].load()
     }
 
     /// How many completions went well since [`completions`](Self::completions) was `earlier`, if fewer than 2^31.
@@ -47,12 +79,45 @@ impl CompletionCounter {
         self.completions().wrapping_sub(earlier) & COUNTER_MAX
     }
 
+    /// What whoever else reads it needs to know. Addresses are those of this process.
+    pub fn handle(&self) -> CounterHandle {
+        let [completions, errors] = self.words.each_ref().map(CounterWord::addr);
+        CounterHandle { completions, errors }
+    }
+
     /// Sets one of the two numbers. The device must not be counting meanwhile, or some of what it counts is lost.
     ///
     /// # Errors
     /// The device refused.
     pub fn set(&self, which: CounterValue, value: u64) -> Result<(), Error> {
-        self.inner.provider.set_counter(self.inner.raw.id, which, value)
+        self.inner.provider.set_counter(self.inner.id, which, value)
+    }
+}
+
+impl ExternalCompletionCounter {
+    pub(crate) fn new(
+        provider: Arc<dyn Provider>,
+        fd: BorrowedFd<'_>,
+        completions: u64,
+        errors: u64,
+        owner: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Result<Self, Error> {
+        let id = provider.create_counter_in(fd, completions, errors, owner)?;
+        Ok(Self { inner: Arc::new(CounterInner { provider, id }) })
+    }
+
+    /// Sets one of the two numbers, as [`CompletionCounter::set`].
+    ///
+    /// # Errors
+    /// The device refused.
+    pub fn set(&self, which: CounterValue, value: u64) -> Result<(), Error> {
+        self.inner.provider.set_counter(self.inner.id, which, value)
+    }
+}
+
+impl std::fmt::Debug for ExternalCompletionCounter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ExternalCompletionCounter({})", self.inner.id)
     }
 }
 

@@ -4,12 +4,14 @@
 //! 16-bit request ids too.
 
 use crate::error::Error;
+use crate::external::{DmabufRange, ExternalCompletionQueue};
 use crate::ledger::QpLedgers;
 use crate::provider::{CqRequest, EventSource, Provider};
 use crate::ring::RawRing;
 use efa_io::ring::CqDoorbell;
 use efa_io::{CompletionRingHandle, Cqe, Cqe16, Cqe32, Event, OpCode, Status};
 use parking_lot::Mutex;
+use std::any::Any;
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -29,6 +31,11 @@ impl CqConfig {
     /// A queue of at least this many entries. It must hold what all rings that complete in it may have outstanding.
     pub const fn new(entries: u32) -> Self {
         Self { entries, events: false }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn entries(&self) -> u32 {
+        self.entries
     }
 
     /// One that can be waited on without polling: [`CpuCompletionQueue::wait_event`].
@@ -71,7 +78,9 @@ impl Default for Completion {
 pub(crate) struct CqShared {
     pub(crate) provider: Arc<dyn Provider>,
     pub(crate) cqn: u32,
-    /// By sub-queue.
+    /// Entries of each sub-queue.
+    entries: u32,
+    /// By sub-queue; none if this process cannot touch them.
     rings: Box<[RawRing]>,
     events: Option<Box<dyn EventSource>>,
     /// Entries promised to rings.
@@ -81,6 +90,8 @@ pub(crate) struct CqShared {
     ledgers: Mutex<Vec<Arc<QpLedgers>>>,
     /// Moves on with every change of `ledgers`.
     version: AtomicU32,
+    /// Keeps the memory of the ring, if it is not the provider's.
+    _memory: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Drop for CqShared {
@@ -91,15 +102,25 @@ impl Drop for CqShared {
 }
 
 impl CqShared {
-    /// Entries of each sub-queue.
-    fn entries(&self) -> u32 {
-        self.rings[0].size().entries()
+    fn new(provider: Arc<dyn Provider>, cqn: u32, entries: u32) -> Self {
+        Self {
+            provider,
+            cqn,
+            entries,
+            rings: Box::default(),
+            events: None,
+            reserved: Mutex::new(0),
+            lingering: AtomicU32::new(0),
+            ledgers: Mutex::default(),
+            version: AtomicU32::new(1),
+            _memory: None,
+        }
     }
 
     pub(crate) fn reserve(&self, asked: u32) -> Result<(), Error> {
         let mut reserved = self.reserved.lock();
         // Which sub-queue a ring completes in is the device's choice: what one of them holds has to be enough for all.
-        let entries = self.entries();
+        let entries = self.entries;
         match reserved.checked_add(asked).filter(|&sum| sum <= entries) {
             Some(sum) => {
                 *reserved = sum;
@@ -203,22 +224,15 @@ impl CompletionQueue {
         let well_formed = raw.rings.iter().all(|ring| [16, 32].contains(&ring.entry_size()));
         assert!(well_formed && !raw.rings.is_empty(), "the provider made a ring of other entries");
         let consumers = vec![0; raw.rings.len()].into();
-        let shared = CqShared {
-            provider,
-            cqn: raw.cqn,
-            rings: raw.rings.into(),
-            events: raw.events,
-            reserved: Mutex::new(0),
-            lingering: AtomicU32::new(0),
-            ledgers: Mutex::default(),
-            version: AtomicU32::new(1),
-        };
+        let mut shared = CqShared::new(provider, raw.cqn, raw.rings[0].size().entries());
+        shared.rings = raw.rings.into();
+        shared.events = raw.events;
         Ok(Self { shared: Arc::new(shared), consumers })
     }
 
     /// Number of entries; of each sub-queue, on a device that has several.
     pub fn entries(&self) -> u32 {
-        self.shared.entries()
+        self.shared.entries
     }
 
     /// Hands the ring to the CPU.
@@ -250,6 +264,19 @@ impl CompletionQueue {
             count => Err(Error::SubQueues { count }),
         }
     }
+}
+
+/// A completion queue in memory that this process cannot touch.
+pub(crate) fn create_external(
+    provider: Arc<dyn Provider>,
+    config: CqConfig,
+    memory: DmabufRange<'_>,
+    owner: Option<Arc<dyn Any + Send + Sync>>,
+) -> Result<ExternalCompletionQueue, Error> {
+    let raw = provider.create_cq_in(CqRequest { entries: config.entries, events: config.events }, memory)?;
+    let mut shared = CqShared::new(provider, raw.cqn, raw.size.entries());
+    shared._memory = owner;
+    Ok(ExternalCompletionQueue::new(shared, raw.size, raw.entry_size))
 }
 
 impl CpuCompletionQueue {
@@ -512,6 +539,11 @@ impl CpuCompletionQueue {
 }
 
 impl GpuCompletionQueue {
+    #[cfg(feature = "cuda")]
+    pub(crate) fn raw_ring(&self) -> &RawRing {
+        &self.queue.shared.rings[0]
+    }
+
     /// What whoever reads the ring needs to know. Addresses are those of this process.
     pub fn handle(&self) -> CompletionRingHandle {
         let ring = &self.queue.shared.rings[0];
@@ -536,7 +568,7 @@ macro_rules! debug {
     ($($queue:ident),*) => {$(
         impl std::fmt::Debug for $queue {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                write!(f, concat!(stringify!($queue), "({} entries)"), self.shared().entries())
+                write!(f, concat!(stringify!($queue), "({} entries)"), self.shared().entries)
             }
         }
     )*};

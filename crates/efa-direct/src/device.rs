@@ -1,12 +1,15 @@
 //! Devices: finding and opening them.
 
-use crate::counter::CompletionCounter;
+use crate::counter::{CompletionCounter, ExternalCompletionCounter};
 use crate::cq::{CompletionQueue, CqConfig};
 use crate::domain::ProtectionDomain;
 use crate::error::Error;
+use crate::external::{DmabufRange, ExternalCompletionQueue};
 use crate::provider::{DeviceAttributes, Provider, soft};
 use efa_soft::driver::Port;
 use efa_soft::{AsyncEvent, Counters, LinkCounters};
+use std::any::Any;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// A device that can be opened.
@@ -115,6 +118,21 @@ impl Device {
         CompletionCounter::new(self.provider.clone())
     }
 
+    /// Creates a completion counter in memory that this process cannot touch: its two 64-bit numbers are so many bytes from the beginning of a
+    /// DMA-BUF, and zero. `owner` lives as long as the device writes there.
+    ///
+    /// # Errors
+    /// The device refused, or cannot.
+    pub fn create_counter_in(
+        &self,
+        fd: BorrowedFd<'_>,
+        completions: u64,
+        errors: u64,
+        owner: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Result<ExternalCompletionCounter, Error> {
+        ExternalCompletionCounter::new(self.provider.clone(), fd, completions, errors, owner)
+    }
+
     /// The next thing that happened which no completion tells of, if nobody has fetched it. (The vendor's driver reports none of these; a
     /// software device does.)
     pub fn next_event(&self) -> Option<AsyncEvent> {
@@ -141,6 +159,20 @@ impl Device {
     /// The device refused, for example a length over `max_cqe`.
     pub fn create_cq(&self, config: CqConfig) -> Result<CompletionQueue, Error> {
         CompletionQueue::new(self.provider.clone(), config)
+    }
+
+    /// Creates a completion queue in memory that this process cannot touch, which is zeroed, and has room for its entries of 32 bytes. `owner` lives as
+    /// long as the device writes there.
+    ///
+    /// # Errors
+    /// The device refused: it cannot, or the memory is too short, or [`CqConfig::events`] was asked for, which there are none of.
+    pub fn create_cq_in(
+        &self,
+        config: CqConfig,
+        memory: DmabufRange<'_>,
+        owner: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Result<ExternalCompletionQueue, Error> {
+        crate::cq::create_external(self.provider.clone(), config, memory, owner)
     }
 }
 

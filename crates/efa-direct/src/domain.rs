@@ -4,6 +4,7 @@
 
 use crate::cq::CompletionTarget;
 use crate::error::Error;
+use crate::external::{ExternalMemory, ExternalRegion};
 use crate::provider::Provider;
 use crate::qp::{QpConfig, QueuePair};
 use crate::region::{Region, Scoped};
@@ -71,6 +72,11 @@ impl Drop for AddressHandle {
 }
 
 impl Peer {
+    /// The destination as plain data, for requests that a kernel makes; the address handle lives as long as `self`.
+    pub fn destination(&self) -> Destination {
+        self.dest
+    }
+
     /// The address handle's number, as receive completions report their source.
     pub fn ah(&self) -> u16 {
         self.handle.ah
@@ -129,6 +135,14 @@ impl ProtectionDomain {
     ) -> Result<T, Error> {
         let scoped = Scoped::new(self.inner.clone(), bytes, access)?;
         Ok(f(scoped.region()))
+    }
+
+    /// Registers memory that this process cannot touch.
+    ///
+    /// # Errors
+    /// The device refused, in all ways in which it could reach the memory.
+    pub fn register_external(&self, memory: ExternalMemory<'_>, access: Access) -> Result<ExternalRegion, Error> {
+        ExternalRegion::register(self.inner.clone(), memory, access)
     }
 
     /// A destination.

@@ -100,6 +100,18 @@ pub enum Error {
         /// Work requests without completion.
         outstanding: u32,
     },
+    /// Memory of another device or program that the NIC could not be given in any way.
+    #[error("the memory can be registered neither as a DMA-BUF ({dmabuf}) nor by address ({by_address})")]
+    ExternalMemory {
+        /// What came of its DMA-BUF.
+        dmabuf: String,
+        /// What came of its address.
+        by_address: String,
+    },
+    /// Whatever goes wrong with a GPU.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Gpu(#[from] crate::cuda::GpuError),
     /// A request refused before anything was written.
     #[error(transparent)]
     Post(#[from] PostError),

@@ -41,12 +41,18 @@
 //! | device | [`Device`], [`devices`], [`hardware_devices`], [`DeviceAttributes`] |
 //! | protection domain, peers | [`ProtectionDomain`], [`Endpoint`], [`Peer`] |
 //! | memory | [`Region`], [`LocalSlice`], [`RemoteRegion`], [`RemoteSlice`] |
+//! | memory of others, by DMA-BUF | [`ExternalMemory`], [`ExternalRegion`], [`ExternalCompletionQueue`], [`ExternalCompletionCounter`] |
 //! | queue pair | [`QueuePair`], [`ActiveQueuePair`], [`QpConfig`], [`QpControl`] |
 //! | send ring | [`SendQueue`], then [`CpuSendQueue`] or [`GpuSendQueue`] |
 //! | receive ring | [`RecvQueue`], then [`CpuRecvQueue`] or [`GpuRecvQueue`] |
 //! | completion ring | [`CompletionQueue`], then [`CpuCompletionQueue`] or [`GpuCompletionQueue`] |
 //! | requests | [`Send`], [`SendInline`], [`RdmaWrite`], [`RdmaWriteInline`], [`RdmaRead`] |
 //! | control path | [`Provider`](provider::Provider) |
+#![cfg_attr(
+    feature = "cuda",
+    doc = "| GPU | [`cuda::Gpu`], [`cuda::Mapped`], [`cuda::GpuMemory`], [`cuda::GpuRegion`], [`cuda::Kernel`], [`cuda::Watchdog`] |"
+)]
+#![cfg_attr(not(feature = "cuda"), doc = "| GPU | module `cuda`, with the feature `cuda` |")]
 //!
 //! # Promises
 //!
@@ -56,15 +62,19 @@
 //!   free once its completions have been polled. (Unsolicited receives are the exception, since nothing here can hold them back.)
 //! - **Posting costs stores.** No lock, no allocation, no atomic read-modify-write, no reference count.
 //! - **Registered memory is copied, not referenced**, since a peer may write it at any time.
-//! - **Nothing here leads to undefined behaviour.** `unsafe` is in `ring.rs` (ring memory), `region.rs` (registered memory) and the provider.
+//! - **Nothing here leads to undefined behaviour.** `unsafe` is in `ring.rs` (ring memory), `region.rs` (registered memory), the provider, and `cuda/` (calls
+//!   into CUDA). Two things are `unsafe` to do: launching a kernel, and registering memory of others by its address.
 
 #![deny(missing_docs)]
 
 mod counter;
 mod cq;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod device;
 mod domain;
 mod error;
+mod external;
 mod ledger;
 mod op;
 pub mod provider;
@@ -74,7 +84,7 @@ mod region;
 mod ring;
 mod send;
 
-pub use counter::CompletionCounter;
+pub use counter::{CompletionCounter, Counting, ExternalCompletionCounter};
 pub use cq::{
     Completion, CompletionKind, CompletionQueue, CompletionTarget, CpuCompletionQueue, CqConfig, GpuCompletionQueue,
     Received,
@@ -83,6 +93,7 @@ pub use device::{Device, DeviceInfo, devices, hardware_devices};
 pub use domain::{Endpoint, Peer, ProtectionDomain};
 pub use efa_soft::driver::SoftSpec;
 pub use error::{Error, PostError};
+pub use external::{DmabufRange, ExternalCompletionQueue, ExternalMemory, ExternalRegion};
 pub use op::{RdmaRead, RdmaWrite, RdmaWriteInline, Request, Send, SendInline};
 pub use provider::DeviceAttributes;
 pub use qp::{ActiveQueuePair, QpConfig, QpControl, QueuePair};

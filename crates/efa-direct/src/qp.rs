@@ -1,6 +1,6 @@
 //! Queue pairs: from creation to the two rings that one posts to.
 
-use crate::counter::{CompletionCounter, CounterInner};
+use crate::counter::{CounterInner, Counting};
 use crate::cq::CqShared;
 use crate::domain::{DomainInner, Endpoint};
 use crate::error::Error;
@@ -248,13 +248,14 @@ where
     ///
     /// # Errors
     /// The device refused: it has no counters, one of the kinds has a counter already, or there are no kinds.
-    pub fn attach_counter(&self, counter: &CompletionCounter, ops: CounterOps) -> Result<(), Error> {
+    pub fn attach_counter(&self, counter: &impl Counting, ops: CounterOps) -> Result<(), Error> {
         let provider = &self.inner.domain.provider;
-        if !Arc::ptr_eq(&counter.inner.provider, provider) {
+        let counter = counter.inner();
+        if !Arc::ptr_eq(&counter.provider, provider) {
             return Err(Error::ForeignCounter);
         }
-        provider.attach_counter(self.inner.qpn, counter.inner.raw.id, ops)?;
-        self.inner.counters.lock().push(counter.inner.clone());
+        provider.attach_counter(self.inner.qpn, counter.id, ops)?;
+        self.inner.counters.lock().push(counter.clone());
         Ok(())
     }
 

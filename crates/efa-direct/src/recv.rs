@@ -136,6 +136,11 @@ impl CpuRecvQueue {
 }
 
 impl GpuRecvQueue {
+    #[cfg(feature = "cuda")]
+    pub(crate) fn raw_ring(&self) -> &RawRing {
+        &self.queue.ring
+    }
+
     /// What whoever drives the ring needs to know. Addresses are those of this process.
     pub fn handle(&self) -> RecvRingHandle {
         let queue = &self.queue;

@@ -59,7 +59,7 @@ pub struct RemoteSlice {
     pub(crate) words: [u64; 2],
 }
 
-fn resolve(range: impl RangeBounds<u64>, len: u64) -> Result<(u64, u64), Error> {
+pub(crate) fn resolve(range: impl RangeBounds<u64>, len: u64) -> Result<(u64, u64), Error> {
     let start = match range.start_bound() {
         Bound::Included(&start) => start,
         Bound::Excluded(&start) => start.saturating_add(1),
@@ -122,10 +122,7 @@ impl<'d> Region<'d> {
     /// The range passes the end, or is 4 GiB or longer.
     pub fn slice(&self, range: impl RangeBounds<u64>) -> Result<LocalSlice<'_>, Error> {
         let (start, end) = resolve(range, self.len())?;
-        let max = u64::from(u32::MAX);
-        let length = u32::try_from(end - start).map_err(|_| Error::SliceTooLong { len: end - start, max })?;
-        let buf = LocalBuf { addr: self.addr() + start, lkey: self.lkey, length };
-        Ok(LocalSlice { words: buf.words(), domain: self.domain.tag, _region: PhantomData })
+        LocalSlice::new(self.addr() + start, end - start, self.lkey, self.domain.tag)
     }
 
     /// Copies bytes out, from `offset` on.
@@ -193,8 +190,16 @@ impl<'b> Scoped<'b> {
 }
 
 impl LocalSlice<'_> {
+    /// `len` bytes at `addr` of a region with this key, which the caller has found in bounds.
+    pub(crate) fn new(addr: u64, len: u64, lkey: Lkey, domain: u32) -> Result<Self, Error> {
+        let max = u64::from(u32::MAX);
+        let length = u32::try_from(len).map_err(|_| Error::SliceTooLong { len, max })?;
+        Ok(Self { words: LocalBuf { addr, lkey, length }.words(), domain, _region: PhantomData })
+    }
+
+    /// The piece as plain data, for requests that a kernel makes. It says nothing of the region's life.
     #[inline(always)]
-    pub(crate) fn buf(&self) -> LocalBuf {
+    pub fn buf(&self) -> LocalBuf {
         LocalBuf::from_words(self.words)
     }
 
@@ -234,6 +239,11 @@ impl RemoteRegion {
 }
 
 impl RemoteSlice {
+    /// The piece as plain data, for requests that a kernel makes; its length is that of their local side.
+    pub fn buf(&self) -> RemoteBuf {
+        RemoteBuf { addr: self.words[1], rkey: (self.words[0] >> 32) as u32 }
+    }
+
     /// Bytes.
     #[inline(always)]
     pub const fn len(&self) -> u64 {

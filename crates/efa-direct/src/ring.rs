@@ -16,6 +16,7 @@ pub struct RawRing {
     /// Offset of the last entry: the bits of an offset that count.
     mask: usize,
     write_combining: bool,
+    io_doorbell: bool,
     _owner: Arc<dyn Any + Send + Sync>,
 }
 
@@ -46,7 +47,25 @@ impl RawRing {
             "a ring entry is made of aligned words, a power of two of them"
         );
         let mask = (size.entries() as usize - 1) * entry_size;
-        Self { base, doorbell, size, entry_size, mask, write_combining, _owner: owner }
+        Self { base, doorbell, size, entry_size, mask, write_combining, io_doorbell: false, _owner: owner }
+    }
+
+    /// The same ring, its doorbell register being the NIC's own (I/O memory) and not a word of ordinary memory. The CPU stores to both
+    /// alike; a GPU has to be told.
+    #[must_use]
+    pub fn with_io_doorbell(mut self) -> Self {
+        self.io_doorbell = true;
+        self
+    }
+
+    /// Whether the ring is device memory, mapped write-combining.
+    pub fn is_write_combining(&self) -> bool {
+        self.write_combining
+    }
+
+    /// Whether the doorbell is a register of the NIC's.
+    pub fn has_io_doorbell(&self) -> bool {
+        self.io_doorbell
     }
 
     /// Number of entries.

@@ -266,6 +266,11 @@ impl<const W: usize> GpuSendQueue<W>
 where
     Wqe<W>: SendWqe,
 {
+    #[cfg(feature = "cuda")]
+    pub(crate) fn raw_ring(&self) -> &RawRing {
+        &self.queue.ring
+    }
+
     /// What whoever drives the ring needs to know. Addresses are those of this process.
     pub fn handle(&self) -> SendRingHandle {
         let queue = &self.queue;

@@ -2,9 +2,10 @@
 
 use crate::device::{Context, destroyed, size};
 use crate::error::Error;
-use crate::pd::{memory_at, thread_safe};
+use crate::pd::{memory_at, memory_in, thread_safe};
 use crate::sys::*;
 use std::any::Any;
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -56,6 +57,26 @@ impl CompCounter {
             ..Default::default()
         };
         Self::with(context, attr, Some(owner))
+    }
+
+    /// Creates one whose numbers are in a DMA-BUF, so many bytes from its beginning, in memory that `owner` keeps.
+    ///
+    /// # Errors
+    /// As for [`create`](Self::create), or the device cannot reach the memory.
+    pub fn create_in(
+        context: &Arc<Context>,
+        fd: BorrowedFd<'_>,
+        completions: u64,
+        errors: u64,
+        owner: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Result<Self, Error> {
+        let attr = efadv_comp_cntr_init_attr {
+            flags: EFADV_COMP_CNTR_INIT_WITH_COMP_EXTERNAL_MEM | EFADV_COMP_CNTR_INIT_WITH_ERR_EXTERNAL_MEM,
+            comp_cntr_ext_mem: memory_in(fd, completions),
+            err_cntr_ext_mem: memory_in(fd, errors),
+            ..Default::default()
+        };
+        Self::with(context, attr, owner)
     }
 
     fn with(

@@ -228,6 +228,14 @@ impl Drop for Ah {
     }
 }
 
+/// Where memory of a DMA-BUF is that a device is to write to.
+pub(crate) fn memory_in(fd: BorrowedFd<'_>, offset: u64) -> efadv_memory_location {
+    let mut location = efadv_memory_location { type_: EFADV_MEMORY_LOCATION_DMABUF as u8, ..Default::default() };
+    location.dmabuf.fd = fd.as_raw_fd();
+    location.dmabuf.offset = offset;
+    location
+}
+
 /// Where memory is that a device is to write to.
 pub(crate) fn memory_at(addr: NonNull<c_void>) -> efadv_memory_location {
     efadv_memory_location { ptr: addr.as_ptr().cast(), type_: EFADV_MEMORY_LOCATION_VA as u8, ..Default::default() }

@@ -47,6 +47,12 @@ fn waiting_and_threads_are_the_same_on_libefa() {
     ours("real_time", &[]);
 }
 
+#[test]
+#[ignore = "needs `cargo xtask vendor`"]
+fn completion_queues_counters_and_regions_are_in_memory_of_others_on_libefa() {
+    ours("external_memory", &[]);
+}
+
 /// Node 1 of `efa demo` on the first device and node 0 on the second, which writes: each a program, on a node of its own where its device is
 /// libefa's.
 fn demo(devices: [&str; 2]) {

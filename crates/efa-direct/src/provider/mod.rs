@@ -10,6 +10,7 @@ pub(crate) mod soft;
 pub(crate) mod verbs;
 
 use crate::error::Error;
+use crate::external::{DmabufRange, ExternalMemory};
 use crate::ring::RawRing;
 use efa_io::{Limits, RingSize};
 use efa_soft::driver::Port;
@@ -114,6 +115,17 @@ pub struct RawCq {
     pub events: Option<Box<dyn EventSource>>,
 }
 
+/// A completion queue in memory that its provider cannot touch.
+#[derive(Clone, Copy, Debug)]
+pub struct RawExternalCq {
+    /// Its number at the provider.
+    pub cqn: u32,
+    /// Its entries, from the first byte of the memory on.
+    pub size: RingSize,
+    /// Bytes of an entry.
+    pub entry_size: usize,
+}
+
 /// Where a completion queue's events arrive.
 pub trait EventSource: Send + Sync {
     /// Waits for an event at most `timeout`, and takes it; whether one came.
@@ -155,6 +167,11 @@ impl CounterWord {
     pub unsafe fn new(word: NonNull<u64>, owner: Arc<dyn Any + Send + Sync>) -> Self {
         assert!(word.is_aligned(), "a counter is an aligned word");
         Self { word, _owner: owner }
+    }
+
+    /// Where the number is.
+    pub fn addr(&self) -> u64 {
+        self.word.as_ptr() as u64
     }
 
     /// The number, and all that the device wrote before it.
@@ -238,6 +255,15 @@ pub unsafe trait Provider: Send + Sync + 'static {
     /// The device refused.
     fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<Registration, Error>;
 
+    /// Registers memory that this process cannot touch, in one of the ways that it comes with. The registration keeps its owner.
+    ///
+    /// # Errors
+    /// The device refused, or cannot, which is what this provided method says.
+    fn register_external(&self, pd: u32, memory: ExternalMemory<'_>, access: Access) -> Result<Registration, Error> {
+        let _ = (pd, memory, access);
+        Err(Error::Control(ControlError::Unsupported("way to memory of others")))
+    }
+
     /// Deregisters memory. Once this returns nobody touches it.
     fn deregister(&self, registration: &Registration);
 
@@ -246,6 +272,15 @@ pub unsafe trait Provider: Send + Sync + 'static {
     /// # Errors
     /// The device refused.
     fn create_cq(&self, request: CqRequest) -> Result<RawCq, Error>;
+
+    /// Creates a completion queue in memory that this process cannot touch: one ring, without doorbell.
+    ///
+    /// # Errors
+    /// The device refused, or cannot, which is what this provided method says.
+    fn create_cq_in(&self, request: CqRequest, memory: DmabufRange<'_>) -> Result<RawExternalCq, Error> {
+        let _ = (request, memory);
+        Err(Error::Control(ControlError::Unsupported("completion queues in memory of others")))
+    }
 
     /// Destroys a completion queue.
     fn destroy_cq(&self, cqn: u32);
@@ -286,6 +321,22 @@ pub unsafe trait Provider: Send + Sync + 'static {
     /// The device refused, or has none, which is what this provided method says.
     fn create_counter(&self) -> Result<RawCounter, Error> {
         Err(Error::Control(ControlError::Unsupported("completion counters")))
+    }
+
+    /// Creates a completion counter in memory that this process cannot touch: its two numbers are so many bytes from the beginning of a DMA-BUF. Gives
+    /// the provider's number of it. `owner` is kept until it is destroyed, and for good if that fails.
+    ///
+    /// # Errors
+    /// The device refused, or cannot, which is what this provided method says.
+    fn create_counter_in(
+        &self,
+        fd: BorrowedFd<'_>,
+        completions: u64,
+        errors: u64,
+        owner: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Result<u32, Error> {
+        let _ = (fd, completions, errors, owner);
+        Err(Error::Control(ControlError::Unsupported("completion counters in memory of others")))
     }
 
     /// Has a completion counter count completions of these kinds of a queue pair that is not active yet.

@@ -4,11 +4,12 @@
 //! over UDP; the keys are those of [`SoftSpec`].
 
 use super::{
-    CounterWord, CqRequest, DeviceAttributes, EventSource, HostRange, Provider, QpRequest, RawCounter, RawCq, RawQp,
-    Registration, ring_size,
+    CounterWord, CqRequest, DeviceAttributes, EventSource, HostRange, Provider, QpRequest, RawCounter, RawCq,
+    RawExternalCq, RawQp, Registration, ring_size,
 };
 use crate::device::DeviceInfo;
 use crate::error::Error;
+use crate::external::{DmabufRange, ExternalMemory};
 use crate::ring::RawRing;
 use efa_io::Limits;
 use efa_soft::driver::{EventFd, IdleMode, Local, Port, SoftSpec};
@@ -149,14 +150,18 @@ fn raw_wq(wq: &WqInfo) -> Result<RawRing, Error> {
     raw_ring(&wq.ring, 0, Some((&wq.doorbell, wq.doorbell_offset)), wq.entries, wq.entry_size)
 }
 
-/// Memory that is only borrowed. It is taken back here rather than trusted to the device, which safe code can reach
+/// Memory that is only borrowed, or another's. It is taken back here rather than trusted to the device, which safe code can reach
 /// ([`Port::with`]) and put aside.
 struct Lent {
     len: usize,
-    memory: RwLock<Option<HostMemory>>,
+    memory: RwLock<Option<Arc<dyn Backing>>>,
 }
 
 impl Lent {
+    fn new(memory: Arc<dyn Backing>) -> Arc<Self> {
+        Arc::new(Self { len: memory.len(), memory: RwLock::new(Some(memory)) })
+    }
+
     /// From here on nobody reaches the bytes.
     fn take_back(&self) {
         *self.memory.write() = None;
@@ -230,8 +235,21 @@ unsafe impl Provider for Soft {
             let keys = self.call(|device| device.register(pd, Arc::new(memory), addr, access))?;
             return Ok(Registration { keys, token: None });
         }
-        let lent = Arc::new(Lent { len, memory: RwLock::new(Some(memory)) });
+        let lent = Lent::new(Arc::new(memory));
         let keys = self.call(|device| device.register(pd, lent.clone(), addr, access))?;
+        Ok(Registration { keys, token: Some(lent) })
+    }
+
+    fn register_external(&self, pd: u32, memory: ExternalMemory<'_>, access: Access) -> Result<Registration, Error> {
+        let backing = memory.backing().ok_or(ControlError::Unsupported(
+            "way to memory that the CPU cannot touch, unless it is given one (`ExternalMemory::backed_by`)",
+        ))?;
+        if backing.len() as u64 != memory.len() {
+            let (what, expected) = ("length of the backing", "that of the memory");
+            return Err(ControlError::Invalid { what, value: backing.len() as u64, expected }.into());
+        }
+        let lent = Lent::new(backing);
+        let keys = self.call(|device| device.register(pd, lent.clone(), memory.addr(), access))?;
         Ok(Registration { keys, token: Some(lent) })
     }
 
@@ -264,6 +282,13 @@ unsafe impl Provider for Soft {
             Ok(RawCq { cqn: cq.cqn, rings, events })
         };
         complete().inspect_err(|_| self.destroy_cq(cq.cqn))
+    }
+
+    fn create_cq_in(&self, _: CqRequest, _: DmabufRange<'_>) -> Result<RawExternalCq, Error> {
+        Err(Error::Control(ControlError::Unsupported(
+            "completion queues in GPU memory, which its CPU cannot map: choose `CqPlace::PinnedHost`, or a NIC that runs as a kernel \
+             (crate efa-gpu-nic)",
+        )))
     }
 
     fn destroy_cq(&self, cqn: u32) {
@@ -350,6 +375,18 @@ unsafe impl Provider for Soft {
         let (completions, errors) = (0, 64);
         let id = self.call(|device| device.create_counter(place(completions), place(errors)))?;
         Ok(RawCounter { id, completions: word(completions)?, errors: word(errors)? })
+    }
+
+    fn create_counter_in(
+        &self,
+        _: BorrowedFd<'_>,
+        _: u64,
+        _: u64,
+        _: Option<Arc<dyn std::any::Any + Send + Sync>>,
+    ) -> Result<u32, Error> {
+        Err(Error::Control(ControlError::Unsupported(
+            "completion counters in GPU memory, which its CPU cannot map: map one of `Device::create_counter` into the GPU",
+        )))
     }
 
     fn attach_counter(&self, qpn: u16, id: u32, ops: CounterOps) -> Result<(), Error> {

@@ -12,17 +12,19 @@ mod sub_queues;
 pub(crate) use list::list;
 
 use super::{
-    CounterWord, CqRequest, DeviceAttributes, EventSource, HostRange, Provider, QpRequest, RawCounter, RawCq, RawQp,
-    Registration, ring_size,
+    CounterWord, CqRequest, DeviceAttributes, EventSource, HostRange, Provider, QpRequest, RawCounter, RawCq,
+    RawExternalCq, RawQp, Registration, ring_size,
 };
 use crate::error::Error;
+use crate::external::{DmabufRange, ExternalMemory};
 use crate::ring::RawRing;
 use efa_io::Limits;
 use efa_soft::memory::SharedMemory;
 use efa_soft::{Access, AsyncEvent, ControlError, CounterOps, CounterValue, Counters, Gid, RegionKeys, Transport};
 use efa_sys::sys::*;
 use efa_sys::{
-    Ah, AsyncElement, CompChannel, CompCounter, Context, Cq, CqAttr, DeviceList, Mr, Pd, Qp, QpAttr, QpType,
+    Ah, AsyncElement, CompChannel, CompCounter, Context, Cq, CqAttr, DeviceList, ExternalRing, Mr, Pd, Qp, QpAttr,
+    QpType,
 };
 use facts::Facts;
 use memory::{Registered, access_flags};
@@ -166,6 +168,19 @@ impl Verbs {
     }
 
     /// What libefa is asked for.
+    /// That the device can do what a region is to be registered for.
+    fn check_access(&self, access: Access) -> Result<(), Error> {
+        for (right, can, what) in [
+            (Access::REMOTE_WRITE, self.attributes.rdma_write, "RDMA write: register without `Access::REMOTE_WRITE`"),
+            (Access::REMOTE_READ, self.attributes.rdma_read, "RDMA read: register without `Access::REMOTE_READ`"),
+        ] {
+            if access.allows(right) && !can {
+                return Err(ControlError::Unsupported(what).into());
+            }
+        }
+        Ok(())
+    }
+
     fn qp_attr(&self, request: &QpRequest) -> QpAttr {
         let is_srd = request.transport == Transport::Srd;
         let mut send_ops = IBV_QP_EX_WITH_SEND | IBV_QP_EX_WITH_SEND_WITH_IMM;
@@ -197,6 +212,11 @@ impl Verbs {
     }
 }
 
+fn registration(mr: Mr, owner: Option<Arc<dyn Any + Send + Sync>>) -> Registration {
+    let keys = RegionKeys { lkey: mr.lkey(), rkey: mr.rkey() };
+    Registration { keys, token: Some(Arc::new(Registered::new(mr, owner))) }
+}
+
 /// A ring of libefa's, which lives as long as `owner`.
 ///
 /// # Safety
@@ -212,7 +232,8 @@ unsafe fn raw_ring(
     let size = ring_size(entries)?;
     let base = NonNull::new(buffer).ok_or(ControlError::NoMemory(entries as usize * entry_size as usize))?;
     // SAFETY: libefa mapped a ring of this size and a doorbell behind it, aligned to pages or to entries; the caller vouches for the rest.
-    Ok(unsafe { RawRing::new(base, NonNull::new(doorbell), size, entry_size as usize, write_combining, owner) })
+    let ring = unsafe { RawRing::new(base, NonNull::new(doorbell), size, entry_size as usize, write_combining, owner) };
+    Ok(ring.with_io_doorbell())
 }
 
 // SAFETY: a region is deregistered in `deregister`; if the kernel refuses, owned bytes are kept for good, and the process ends
@@ -234,20 +255,41 @@ unsafe impl Provider for Verbs {
     }
 
     fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<Registration, Error> {
-        for (right, can, what) in [
-            (Access::REMOTE_WRITE, self.attributes.rdma_write, "RDMA write: register without `Access::REMOTE_WRITE`"),
-            (Access::REMOTE_READ, self.attributes.rdma_read, "RDMA read: register without `Access::REMOTE_READ`"),
-        ] {
-            if access.allows(right) && !can {
-                return Err(ControlError::Unsupported(what).into());
-            }
-        }
+        self.check_access(access)?;
         let pd = find(&self.pds, "protection domain", pd)?;
         // SAFETY: the bytes live as long as their owner, which the registration keeps; or if they are borrowed, until `deregister`.
         // `region.rs` gives out no reference to them.
         let mr = unsafe { Mr::register(&pd, range.as_ptr(), range.len(), access_flags(access)) }?;
-        let keys = RegionKeys { lkey: mr.lkey(), rkey: mr.rkey() };
-        Ok(Registration { keys, token: Some(Arc::new(Registered::new(mr, range.owner()))) })
+        Ok(registration(mr, range.owner()))
+    }
+
+    fn register_external(&self, pd: u32, memory: ExternalMemory<'_>, access: Access) -> Result<Registration, Error> {
+        self.check_access(access)?;
+        let pd = find(&self.pds, "protection domain", pd)?;
+        // An owner of its own, if it has none: what cannot be deregistered is then kept, by the kernel, instead of ending the process.
+        let owner = memory.owner().unwrap_or_else(|| Arc::new(()));
+        let len = memory.len() as usize;
+        let by_dmabuf = memory
+            .as_dmabuf()
+            .map(|range| Mr::register_dmabuf(&pd, range.fd, range.offset, len, memory.addr(), access_flags(access)));
+        let refused = match by_dmabuf {
+            Ok(Ok(mr)) => return Ok(registration(mr, Some(owner))),
+            Ok(Err(error)) if !memory.is_by_address() => return Err(error.into()),
+            Ok(Err(error)) => error.to_string(),
+            Err(reason) => reason.to_string(),
+        };
+        let by_address = match NonNull::new(memory.addr() as *mut u8).filter(|_| memory.is_by_address()) {
+            Some(addr) => {
+                // SAFETY: `ExternalMemory::by_address`'s contract, and the registration keeps the owner.
+                let mr = unsafe { Mr::register(&pd, addr, len, access_flags(access)) };
+                mr.map_err(|error| error.to_string())
+            }
+            None => Err("which its owner does not allow".into()),
+        };
+        match by_address {
+            Ok(mr) => Ok(registration(mr, Some(owner))),
+            Err(by_address) => Err(Error::ExternalMemory { dmabuf: refused, by_address }),
+        }
     }
 
     fn deregister(&self, registration: &Registration) {
@@ -284,6 +326,33 @@ unsafe impl Provider for Verbs {
         let cqn = cq.handle();
         cqs.insert(cqn, cq);
         Ok(RawCq { cqn, rings, events: channel.map(|channel| Box::new(Events(channel)) as Box<dyn EventSource>) })
+    }
+
+    fn create_cq_in(&self, request: CqRequest, memory: DmabufRange<'_>) -> Result<RawExternalCq, Error> {
+        if !self.facts.can(EFADV_DEVICE_ATTR_CAPS_CQ_WITH_EXT_MEM_DMABUF) {
+            return Err(ControlError::Unsupported("completion queues in memory of others").into());
+        }
+        if request.events {
+            return Err(ControlError::Unsupported("events of completion queues in memory of others").into());
+        }
+        limit("entries of a completion queue", request.entries, self.attributes.max_cqe)?;
+        let with_sgid = self.facts.can(EFADV_DEVICE_ATTR_CAPS_CQ_WITH_SGID);
+        let DmabufRange { fd, offset, len } = memory;
+        let attr = CqAttr {
+            entries: request.entries,
+            efa_wc_flags: if with_sgid { EFADV_WC_EX_WITH_SGID.into() } else { 0 },
+            external: Some(ExternalRing { fd, offset, len, buffer: None }),
+            ..CqAttr::default()
+        };
+        let cq = Arc::new(Cq::create(&self.context, &attr)?);
+        let ring = cq.query()?;
+        let raw = RawExternalCq {
+            cqn: cq.handle(),
+            size: ring_size(ring.num_entries)?,
+            entry_size: ring.entry_size as usize,
+        };
+        self.cqs.lock().insert(raw.cqn, cq);
+        Ok(raw)
     }
 
     fn destroy_cq(&self, cqn: u32) {
@@ -400,6 +469,22 @@ unsafe impl Provider for Verbs {
                 errors: CounterWord::new(errors, page),
             })
         }
+    }
+
+    fn create_counter_in(
+        &self,
+        fd: BorrowedFd<'_>,
+        completions: u64,
+        errors: u64,
+        owner: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Result<u32, Error> {
+        if !self.facts.can(EFADV_DEVICE_ATTR_CAPS_COMP_CNTR) {
+            return Err(ControlError::Unsupported("completion counters").into());
+        }
+        let counter = CompCounter::create_in(&self.context, fd, completions, errors, owner)?;
+        let id = counter.handle();
+        self.counters.lock().insert(id, Arc::new(counter));
+        Ok(id)
     }
 
     fn attach_counter(&self, qpn: u16, id: u32, ops: CounterOps) -> Result<(), Error> {

@@ -1,0 +1,156 @@
+//! Queues whose rings a GPU reaches.
+
+use super::gpu::Gpu;
+use super::pages::{Bytes, Kind, Pages};
+use crate::counter::CompletionCounter;
+use crate::cq::{CompletionTarget, CqShared, GpuCompletionQueue, Target};
+use crate::error::Error;
+use crate::recv::GpuRecvQueue;
+use crate::ring::RawRing;
+use crate::send::GpuSendQueue;
+use efa_io::handle::{CompletionRingHandle, CounterHandle, RecvRingHandle, SendRingHandle};
+use std::sync::Arc;
+
+/// What can be mapped into a GPU: [`GpuSendQueue`], [`GpuRecvQueue`], [`GpuCompletionQueue`] and [`CompletionCounter`]. Sealed.
+#[expect(private_bounds, reason = "sealed")]
+pub trait Mappable: Places {
+    /// What a kernel takes as its argument.
+    type Handle: bytemuck::Pod;
+}
+
+/// What seals [`Mappable`].
+pub(crate) trait Places {
+    /// Where the two things are, in this process, that a handle has addresses of; `None` for one that is not there.
+    fn places(&self) -> [Option<Bytes>; 2];
+
+    /// The handle, with these addresses.
+    fn handle_at(&self, addrs: [u64; 2]) -> Self::Handle
+    where
+        Self: Mappable;
+}
+
+/// A ring's entries.
+fn entries(ring: &RawRing, kind: Kind) -> Option<Bytes> {
+    let len = u64::from(ring.size().entries()) * ring.entry_size() as u64;
+    let kind = if ring.is_write_combining() { Kind::Device } else { kind };
+    Some(Bytes { addr: ring.addr(), len, kind })
+}
+
+/// A ring's doorbell.
+fn doorbell(ring: &RawRing) -> Option<Bytes> {
+    let addr = ring.doorbell_addr();
+    let kind = if ring.has_io_doorbell() { Kind::Device } else { Kind::Written };
+    (addr != 0).then_some(Bytes { addr, len: 4, kind })
+}
+
+macro_rules! mappable {
+    ($($queue:ty => $handle:ident, $kind:ident);*) => {$(
+        impl Mappable for $queue {
+            type Handle = $handle;
+        }
+        impl Places for $queue {
+            fn places(&self) -> [Option<Bytes>; 2] {
+                [entries(self.raw_ring(), Kind::$kind), doorbell(self.raw_ring())]
+            }
+
+            fn handle_at(&self, [ring, doorbell]: [u64; 2]) -> $handle {
+                $handle { ring, doorbell, ..self.handle() }
+            }
+        }
+    )*};
+}
+
+mappable!(
+    GpuSendQueue<8> => SendRingHandle, Written;
+    GpuSendQueue<16> => SendRingHandle, Written;
+    GpuRecvQueue => RecvRingHandle, Written;
+    GpuCompletionQueue => CompletionRingHandle, Read
+);
+
+impl Mappable for CompletionCounter {
+    type Handle = CounterHandle;
+}
+
+impl Places for CompletionCounter {
+    fn places(&self) -> [Option<Bytes>; 2] {
+        let CounterHandle { completions, errors } = self.handle();
+        [completions, errors].map(|addr| Some(Bytes { addr, len: 8, kind: Kind::Read }))
+    }
+
+    fn handle_at(&self, [completions, errors]: [u64; 2]) -> CounterHandle {
+        CounterHandle { completions, errors }
+    }
+}
+
+/// A queue or counter that a GPU reaches. The queue is in here for as long: nobody else posts to it, or gives it away, meanwhile.
+///
+/// What kernels know of it they forget before it is [unmapped](Self::unmap) or dropped; that is part of what launching one
+/// [asks](super::Kernel::launch).
+pub struct Mapped<Q: Mappable> {
+    // Dropped in this order: the pages are unregistered while they are there.
+    pages: [Option<Pages>; 2],
+    queue: Q,
+}
+
+/// A queue that could not be mapped, and why.
+#[derive(Debug)]
+pub struct MapRefused<Q> {
+    /// The queue, as it was.
+    pub queue: Q,
+    /// The reason.
+    pub error: Error,
+}
+
+impl<Q> From<MapRefused<Q>> for Error {
+    fn from(refused: MapRefused<Q>) -> Self {
+        refused.error
+    }
+}
+
+impl Gpu {
+    /// Registers a queue's ring and doorbell with CUDA, or a counter's words, so that kernels reach them. A queue is mapped into one GPU.
+    ///
+    /// # Errors
+    /// [`GpuError::IoMemory`](super::GpuError::IoMemory) if CUDA does not take the NIC's own memory, or what else CUDA answers; with the queue.
+    pub fn map<Q: Mappable>(&self, queue: Q) -> Result<Mapped<Q>, MapRefused<Q>> {
+        let [first, second] = queue.places();
+        let register = |bytes: Option<Bytes>| bytes.map(|bytes| Pages::register(&self.context, bytes)).transpose();
+        match register(first).and_then(|first| Ok([first, register(second)?])) {
+            Ok(pages) => Ok(Mapped { pages, queue }),
+            Err(error) => Err(MapRefused { queue, error: error.into() }),
+        }
+    }
+}
+
+impl<Q: Mappable> Mapped<Q> {
+    /// What a kernel needs to know of the queue, with addresses as the GPU sees them. Counters in it are those of the hand-over: a kernel that goes on
+    /// where another has stopped is told so by the caller.
+    pub fn handle(&self) -> Q::Handle {
+        self.queue.handle_at([0, 1].map(|i: usize| self.pages[i].as_ref().map_or(0, Pages::device_addr)))
+    }
+
+    /// The queue, to be looked at.
+    pub fn queue(&self) -> &Q {
+        &self.queue
+    }
+
+    /// Takes the queue back from the GPU. Handles given out mean nothing any more.
+    pub fn unmap(self) -> Q {
+        let Self { pages, queue } = self;
+        drop(pages);
+        queue
+    }
+}
+
+impl CompletionTarget for Mapped<GpuCompletionQueue> {}
+impl Target for Mapped<GpuCompletionQueue> {
+    fn shared(&self) -> &Arc<CqShared> {
+        self.queue.shared()
+    }
+}
+
+impl<Q: Mappable + std::fmt::Debug> std::fmt::Debug for Mapped<Q> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Mapped({:?})", self.queue)
+    }
+}

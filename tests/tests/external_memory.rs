@@ -1,0 +1,251 @@
+//! What the host API makes of memory that this process cannot touch, as that of a GPU: a memory file stands for it, that the tests look into.
+//!
+//! On software devices the tests say what these lack; on libefa (see `vendor/provider.rs`) they do it.
+
+use efa_direct::*;
+use efa_io::{Cqe32, Event};
+use efa_soft::memory::{Backing, SharedMemory};
+use efa_tests::Side;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const PAGE: u64 = 4096;
+/// Where regions are for work requests: nowhere in this process.
+const ELSEWHERE: u64 = 0x10_0000_0000;
+
+/// A piece of the file of this memory.
+fn piece(memory: &SharedMemory, offset: u64, len: u64) -> DmabufRange<'_> {
+    DmabufRange { fd: memory.file().expect("it is shareable"), offset, len }
+}
+
+/// A device, and whether it can do this: one in software in this process cannot.
+fn device(index: usize) -> (Device, bool) {
+    let device = efa_tests::open(index);
+    let is_able = device.soft_port().is_none();
+    (device, is_able)
+}
+
+/// Waits for the entry at this place of a ring that nobody has polled.
+fn entry(ring: &SharedMemory, at: usize) -> efa_io::Completion {
+    let start = Instant::now();
+    loop {
+        let words = ring.load_entry(at);
+        let entry: Cqe32 = Cqe32::from_words(words);
+        if entry.phase() {
+            return entry.decode().expect("it is an entry");
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "the entry comes");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_completion_queue_in_memory_of_others_is_written_there_or_refused() {
+    let (device, is_able) = device(0);
+    let memory = SharedMemory::shareable(2 * PAGE as usize).unwrap();
+    let created = device.create_cq_in(CqConfig::new(100), piece(&memory, PAGE, PAGE), Some(memory.clone()));
+    if !is_able {
+        let error = created.unwrap_err().to_string();
+        assert!(error.contains("CPU cannot map") && error.contains("CqPlace::PinnedHost"), "{error}");
+        return;
+    }
+    let cq = created.unwrap();
+    assert_eq!(cq.entries(), 128);
+    let handle = cq.handle_at(0x1000);
+    assert_eq!((handle.ring, handle.doorbell, handle.mask, handle.cqe_size), (0x1000, 0, 127, 32));
+
+    let mut other = Side::new(efa_tests::open(1), 6, CqConfig::new(64), QpConfig::new(16, 16), |_| ());
+    let pd = device.alloc_pd().unwrap();
+    let refused = pd.create_qp(&cq, &cq, QpConfig::new(128, 64)).err().unwrap().to_string();
+    assert!(refused.contains("the completion queue holds 128 entries"), "{refused}");
+    let qp = pd.create_qp(&cq, &cq, QpConfig::new(16, 16)).unwrap().activate(5).unwrap();
+    other.meet(&qp.endpoint);
+    let peer = pd.peer(&other.endpoint).unwrap();
+    other.rq.post(&[other.memory.slice(..64).unwrap()], 1).unwrap();
+    other.rq.ring();
+    let mut sq = qp.send.into_cpu();
+    sq.post(&peer, SendInline::new(b"hello"), 7).unwrap();
+    sq.ring();
+    other.cq.wait(Duration::from_secs(10)).expect("the message arrives");
+    let sent = entry(&memory, PAGE as usize);
+    assert_eq!((sent.qpn, sent.status, sent.event), (qp.endpoint.qpn, Status::Ok, Event::Send { op: OpCode::Send }));
+    assert!((0..PAGE as usize).step_by(8).all(|at| memory.load_word(at) == 0), "the device wrote beside the ring");
+}
+
+#[test]
+fn what_cannot_be_a_completion_queue_is_refused_and_leaves_nothing_behind() {
+    let (device, is_able) = device(0);
+    let memory = SharedMemory::shareable(PAGE as usize).unwrap();
+    let create = |config, len| device.create_cq_in(config, piece(&memory, 0, len), None).map(|_| ());
+    assert!(create(CqConfig::new(256), PAGE).is_err(), "8 KiB are needed");
+    assert!(create(CqConfig::new(u32::MAX), PAGE).is_err());
+    assert!(create(CqConfig::new(64).events(), PAGE).is_err());
+    assert_eq!(create(CqConfig::new(64), PAGE).is_ok(), is_able);
+}
+
+#[test]
+fn a_completion_counter_in_memory_of_others_counts_there_or_is_refused() {
+    const COUNT: usize = 64;
+    const ERRORS: usize = 4088;
+    let (device, is_able) = device(0);
+    let memory = SharedMemory::shareable(PAGE as usize).unwrap();
+    let create = |errors| {
+        let fd = memory.file().expect("it is shareable");
+        device.create_counter_in(fd, COUNT as u64, errors, Some(memory.clone()))
+    };
+    if !is_able {
+        let error = create(ERRORS as u64).unwrap_err().to_string();
+        assert!(error.contains("CPU cannot map") && error.contains("Device::create_counter"), "{error}");
+        return;
+    }
+    assert!(create(PAGE).is_err(), "past the end");
+    let counter = create(ERRORS as u64).unwrap();
+    let attach = |qp: &QueuePair<8>| qp.attach_counter(&counter, CounterOps::SEND).unwrap();
+    let mut a = Side::new(device.clone(), 5, CqConfig::new(64), QpConfig::new(16, 16), attach);
+    let mut b = Side::new(efa_tests::open(1), 6, CqConfig::new(64), QpConfig::new(16, 16), |_| ());
+    a.meet(&b.endpoint);
+    b.meet(&a.endpoint);
+    for id in 0..3 {
+        b.rq.post(&[b.memory.slice(..64).unwrap()], id).unwrap();
+        b.rq.ring();
+        a.post(SendInline::new(b"hello"), id).unwrap();
+        a.sq.ring();
+        assert!(a.cq.wait(Duration::from_secs(10)).unwrap().status.is_ok());
+    }
+    assert_eq!((memory.load_word(COUNT), memory.load_word(ERRORS)), (3, 0));
+    counter.set(CounterValue::Errors, 9).unwrap();
+    assert_eq!((memory.load_word(COUNT), memory.load_word(ERRORS)), (3, 9));
+    drop((a, counter));
+    assert_eq!(Arc::strong_count(&memory), 1, "what was given is given back");
+}
+
+/// A region of a memory file that begins 100 bytes into its second page, and is elsewhere for work requests.
+fn region(pd: &ProtectionDomain, memory: &Arc<SharedMemory>) -> Result<ExternalRegion, Error> {
+    let external = ExternalMemory::dmabuf(piece(memory, PAGE + 100, 5000), ELSEWHERE + 100);
+    pd.register_external(external.owned_by(memory.clone()), Access::ALL)
+}
+
+#[test]
+fn a_region_of_a_dma_buf_is_source_and_target_or_refused() {
+    let memory = SharedMemory::shareable(4 * PAGE as usize).unwrap();
+    let (first, is_able) = device(0);
+    if !is_able {
+        let error = region(&first.alloc_pd().unwrap(), &memory).unwrap_err().to_string();
+        assert!(error.contains("ExternalMemory::backed_by"), "{error}");
+        return;
+    }
+    let mut a = Side::new(first, 5, CqConfig::new(64), QpConfig::new(16, 16), |_| ());
+    let mut b = Side::new(efa_tests::open(1), 6, CqConfig::new(64), QpConfig::new(16, 16), |_| ());
+    a.meet(&b.endpoint);
+    b.meet(&a.endpoint);
+    let region = region(&a.pd, &memory).unwrap();
+    assert_eq!((region.addr(), region.len()), (ELSEWHERE + 100, 5000));
+    exchange(&mut a, &mut b, &region, &*memory, PAGE as usize + 100);
+}
+
+/// Writes from the region into the other side's memory and back, to another place of the region, of which byte 0 is byte `at` of `memory`.
+fn exchange(a: &mut Side, b: &mut Side, region: &ExternalRegion, memory: &dyn Backing, at: usize) {
+    let bytes: Vec<u8> = (0..1000u32).map(|i| (i * 7) as u8).collect();
+    assert!(memory.write(at + 10, &bytes));
+    let write = RdmaWrite::new(region.slice(10..1010).unwrap(), b.memory.remote().slice(50..1050).unwrap());
+    a.post(write, 1).unwrap();
+    a.sq.ring();
+    assert!(a.cq.wait(Duration::from_secs(10)).unwrap().status.is_ok());
+    assert_eq!(b.memory.read_vec(50..1050).unwrap(), bytes);
+
+    let write = RdmaWrite::new(b.memory.slice(50..1050).unwrap(), region.remote().slice(4000..5000).unwrap());
+    b.sq.post(b.peer.as_ref().unwrap(), write, 2).unwrap();
+    b.sq.ring();
+    assert!(b.cq.wait(Duration::from_secs(10)).unwrap().status.is_ok());
+    let mut back = vec![0; 1002];
+    assert!(memory.read(at + 3999, &mut back));
+    assert_eq!((back[0], &back[1..1001], back[1001]), (0, &bytes[..], 0));
+    assert!(region.slice(4000..5001).is_err());
+}
+
+#[test]
+fn memory_whose_dma_buf_is_refused_is_registered_by_address_or_told_with_both_answers() {
+    let (device, is_able) = device(0);
+    if !is_able {
+        return;
+    }
+    let pd = device.alloc_pd().unwrap();
+    let (null, memory) = (std::fs::File::open("/dev/null").unwrap(), SharedMemory::zeroed(PAGE as usize).unwrap());
+    let at = |addr| {
+        let range = DmabufRange { fd: null.as_fd(), offset: 0, len: 100 };
+        ExternalMemory::dmabuf(range, addr).owned_by(memory.clone())
+    };
+    let addr = memory.as_ptr() as u64;
+    let error = pd.register_external(at(addr), Access::ALL).unwrap_err().to_string();
+    assert!(error.starts_with("ibv_reg_dmabuf_mr: "), "{error}");
+    // SAFETY: the memory is its owner, and is only accessed atomically.
+    let region = pd.register_external(unsafe { at(addr).by_address() }, Access::ALL).unwrap();
+    assert_eq!((region.addr(), region.len()), (addr, 100));
+    // SAFETY: nobody has access to a region that cannot be: no memory is there.
+    let nowhere = unsafe { at(PAGE).by_address() };
+    let error = pd.register_external(nowhere, Access::ALL).unwrap_err().to_string();
+    assert!(error.contains("as a DMA-BUF (ibv_reg_dmabuf_mr: "), "{error}");
+    assert!(error.contains("nor by address (ibv_reg_mr: ") && error.contains("peer-memory module"), "{error}");
+}
+
+/// Memory that a software device reaches by calls alone.
+struct Distant(Arc<SharedMemory>);
+
+impl Backing for Distant {
+    fn len(&self) -> usize {
+        5000
+    }
+
+    fn read(&self, offset: usize, dst: &mut [u8]) -> bool {
+        self.0.read(100 + offset, dst)
+    }
+
+    fn write(&self, offset: usize, src: &[u8]) -> bool {
+        self.0.write(100 + offset, src)
+    }
+}
+
+/// A pair of software devices, whatever others there are.
+fn soft(first: u32) -> [Side; 2] {
+    let [mut a, mut b] = [first, first + 1].map(|index| {
+        let device = Device::open(&format!("soft{index}")).unwrap();
+        Side::new(device, 5, CqConfig::new(64), QpConfig::new(16, 16), |_| ())
+    });
+    a.meet(&b.endpoint);
+    b.meet(&a.endpoint);
+    [a, b]
+}
+
+#[test]
+fn a_software_device_reaches_memory_through_its_backing() {
+    let [mut a, mut b] = soft(60);
+    let memory = SharedMemory::shareable(4 * PAGE as usize).unwrap();
+    let external = || ExternalMemory::dmabuf(piece(&memory, 100, 5000), ELSEWHERE + 100);
+    let region = a.pd.register_external(external().backed_by(Arc::new(Distant(memory.clone()))), Access::ALL).unwrap();
+    exchange(&mut a, &mut b, &region, &*memory, 100);
+
+    let short = external().backed_by(SharedMemory::zeroed(1).unwrap());
+    let error = a.pd.register_external(short, Access::ALL).unwrap_err().to_string();
+    assert_eq!(error, "length of the backing is 4096, expected that of the memory");
+}
+
+#[test]
+fn a_region_of_memory_of_others_is_not_touched_once_it_is_gone() {
+    let [a, mut b] = soft(62);
+    let memory = SharedMemory::shareable(4 * PAGE as usize).unwrap();
+    let external = ExternalMemory::dmabuf(piece(&memory, 100, 5000), ELSEWHERE + 100);
+    let owner = Arc::new(());
+    let backing = Arc::new(Distant(memory.clone()));
+    let external = external.owned_by(owner.clone()).backed_by(backing.clone());
+    let region = a.pd.register_external(external, Access::ALL).unwrap();
+    let remote = region.remote().slice(..8).unwrap();
+    drop(region);
+    assert_eq!((Arc::strong_count(&owner), Arc::strong_count(&backing)), (1, 1), "what was given is given back");
+    b.memory.write(0, b"too late").unwrap();
+    let write = RdmaWrite::new(b.memory.slice(..8).unwrap(), remote);
+    b.sq.post(b.peer.as_ref().unwrap(), write, 1).unwrap();
+    b.sq.ring();
+    assert_eq!(b.cq.wait(Duration::from_secs(10)).unwrap().status, Status::RemoteBadAddress);
+    assert!((0..4 * PAGE as usize).step_by(8).all(|at| memory.load_word(at) == 0));
+}
