@@ -6,6 +6,8 @@
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, stdarch_nvptx))]
 
+pub mod nic;
+
 use efa_gpu_device::warp::{self, Warp};
 use efa_gpu_device::{CompletionQueue, ThreadSendQueue, WarpSendQueue, globaltimer, kernel, thread};
 use efa_io::{CompletionRingHandle, Destination, Hints, Lkey, LocalBuf, RdmaWrite, RemoteBuf, SendRingHandle};
