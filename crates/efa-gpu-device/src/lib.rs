@@ -55,6 +55,8 @@ mod counter;
 pub mod mem;
 mod recv;
 mod send;
+#[cfg(not(target_arch = "nvptx64"))]
+pub mod simt;
 pub mod thread;
 mod time;
 pub mod warp;

@@ -1,8 +1,7 @@
-//! On a processor: a warp is one lane, and memory is accessed as atomic words.
+//! On a processor: what the [executor](crate::simt) makes of it.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::*, fence};
-use std::time::Instant;
+use crate::simt::{self, Primitive};
+use std::sync::atomic::Ordering::*;
 
 /// Stores an entry.
 ///
@@ -12,7 +11,7 @@ use std::time::Instant;
 pub(crate) unsafe fn store_entry<const W: usize>(to: *mut u64, words: &[u64; W]) {
     for (i, word) in words.iter().enumerate() {
         // SAFETY: inside the entry.
-        unsafe { AtomicU64::from_ptr(to.add(i)) }.store(*word, Relaxed);
+        unsafe { simt::store(to.add(i) as usize, 8, *word, false) };
     }
 }
 
@@ -23,7 +22,7 @@ pub(crate) unsafe fn store_entry<const W: usize>(to: *mut u64, words: &[u64; W])
 #[inline(always)]
 pub(crate) unsafe fn store_doorbell(to: *mut u32, value: u32) {
     // SAFETY: the caller's promise.
-    unsafe { AtomicU32::from_ptr(to) }.store(value, Release);
+    unsafe { simt::store(to as usize, 4, value.into(), false) };
 }
 
 /// Loads a word, and everything that was stored before it was.
@@ -33,7 +32,7 @@ pub(crate) unsafe fn store_doorbell(to: *mut u32, value: u32) {
 #[inline(always)]
 pub(crate) unsafe fn load_acquire(from: *mut u64) -> u64 {
     // SAFETY: the caller's promise.
-    unsafe { AtomicU64::from_ptr(from) }.load(Acquire)
+    unsafe { simt::load(from as usize, 8) }
 }
 
 /// Loads a word.
@@ -43,7 +42,7 @@ pub(crate) unsafe fn load_acquire(from: *mut u64) -> u64 {
 #[inline(always)]
 pub(crate) unsafe fn load_relaxed(from: *const u64) -> u64 {
     // SAFETY: the caller's promise.
-    unsafe { AtomicU64::from_ptr(from.cast_mut()) }.load(Relaxed)
+    unsafe { simt::load(from as usize, 8) }
 }
 
 /// Loads two words, in no particular order.
@@ -53,7 +52,7 @@ pub(crate) unsafe fn load_relaxed(from: *const u64) -> u64 {
 #[inline(always)]
 pub(crate) unsafe fn load_pair(from: *mut u64) -> [u64; 2] {
     // SAFETY: the caller's promise.
-    unsafe { [AtomicU64::from_ptr(from).load(Relaxed), AtomicU64::from_ptr(from.add(1)).load(Relaxed)] }
+    unsafe { [simt::load(from as usize, 8), simt::load(from.add(1) as usize, 8)] }
 }
 
 /// Stores two words, in no particular order.
@@ -63,10 +62,7 @@ pub(crate) unsafe fn load_pair(from: *mut u64) -> [u64; 2] {
 #[inline(always)]
 pub(crate) unsafe fn store_pair(to: *mut u64, words: [u64; 2]) {
     // SAFETY: the caller's promise.
-    unsafe {
-        AtomicU64::from_ptr(to).store(words[0], Relaxed);
-        AtomicU64::from_ptr(to.add(1)).store(words[1], Relaxed);
-    }
+    unsafe { store_entry(to, &words) };
 }
 
 /// Stores a word behind everything stored before, as any observer in the system sees it.
@@ -76,7 +72,7 @@ pub(crate) unsafe fn store_pair(to: *mut u64, words: [u64; 2]) {
 #[inline(always)]
 pub(crate) unsafe fn store_release(to: *mut u64, value: u64) {
     // SAFETY: the caller's promise.
-    unsafe { AtomicU64::from_ptr(to) }.store(value, Release);
+    unsafe { simt::store(to as usize, 8, value, true) };
 }
 
 /// Loads a doorbell's value, and everything that was stored before it was.
@@ -86,7 +82,7 @@ pub(crate) unsafe fn store_release(to: *mut u64, value: u64) {
 #[inline(always)]
 pub(crate) unsafe fn load_doorbell(from: *const u32) -> u32 {
     // SAFETY: the caller's promise.
-    unsafe { AtomicU32::from_ptr(from.cast_mut()) }.load(Acquire)
+    unsafe { simt::load(from as usize, 4) as u32 }
 }
 
 /// Loads a word that other threads of this GPU write.
@@ -96,7 +92,7 @@ pub(crate) unsafe fn load_doorbell(from: *const u32) -> u32 {
 #[inline(always)]
 pub(crate) unsafe fn load_gpu(from: *const u32) -> u32 {
     // SAFETY: the caller's promise.
-    unsafe { AtomicU32::from_ptr(from.cast_mut()) }.load(Relaxed)
+    unsafe { simt::load(from as usize, 4) as u32 }
 }
 
 /// Stores a word that other threads of this GPU read.
@@ -106,7 +102,7 @@ pub(crate) unsafe fn load_gpu(from: *const u32) -> u32 {
 #[inline(always)]
 pub(crate) unsafe fn store_gpu(to: *mut u32, value: u32) {
     // SAFETY: the caller's promise.
-    unsafe { AtomicU32::from_ptr(to) }.store(value, Relaxed);
+    unsafe { simt::store(to as usize, 4, value.into(), false) };
 }
 
 /// Loads 16 bytes that other threads of this GPU write, in no particular order.
@@ -115,9 +111,8 @@ pub(crate) unsafe fn store_gpu(to: *mut u32, value: u32) {
 /// `from` is valid for reads, and aligned to 16 bytes.
 #[inline(always)]
 pub(crate) unsafe fn load_bytes_gpu(from: *const u8) -> [u64; 2] {
-    let from = from.cast::<u64>().cast_mut();
     // SAFETY: the caller's promise.
-    unsafe { [AtomicU64::from_ptr(from).load(Relaxed), AtomicU64::from_ptr(from.add(1)).load(Relaxed)] }
+    unsafe { load_pair(from.cast::<u64>().cast_mut()) }
 }
 
 /// Stores a byte that other threads of this GPU read.
@@ -127,7 +122,7 @@ pub(crate) unsafe fn load_bytes_gpu(from: *const u8) -> [u64; 2] {
 #[inline(always)]
 pub(crate) unsafe fn store_byte_gpu(to: *mut u8, value: u8) {
     // SAFETY: the caller's promise.
-    unsafe { AtomicU8::from_ptr(to) }.store(value, Relaxed);
+    unsafe { simt::store(to as usize, 1, value.into(), false) };
 }
 
 /// Adds to a word that other threads of this GPU add to, and gives what it was; sees what they stored before they added, and is seen by them.
@@ -137,7 +132,7 @@ pub(crate) unsafe fn store_byte_gpu(to: *mut u8, value: u8) {
 #[inline(always)]
 pub(crate) unsafe fn fetch_add_gpu(to: *mut u32, value: u32) -> u32 {
     // SAFETY: the caller's promise.
-    unsafe { AtomicU32::from_ptr(to) }.fetch_add(value, AcqRel)
+    unsafe { simt::atomic(to, true, |word| word.fetch_add(value, AcqRel)) }
 }
 
 /// The same, and only sees.
@@ -147,7 +142,7 @@ pub(crate) unsafe fn fetch_add_gpu(to: *mut u32, value: u32) -> u32 {
 #[inline(always)]
 pub(crate) unsafe fn fetch_add_acquire_gpu(to: *mut u32, value: u32) -> u32 {
     // SAFETY: the caller's promise.
-    unsafe { AtomicU32::from_ptr(to) }.fetch_add(value, Acquire)
+    unsafe { simt::atomic(to, false, |word| word.fetch_add(value, Acquire)) }
 }
 
 /// The same, without any order with other memory.
@@ -157,7 +152,7 @@ pub(crate) unsafe fn fetch_add_acquire_gpu(to: *mut u32, value: u32) -> u32 {
 #[inline(always)]
 pub(crate) unsafe fn fetch_add_relaxed_gpu(to: *mut u32, value: u32) -> u32 {
     // SAFETY: the caller's promise.
-    unsafe { AtomicU32::from_ptr(to) }.fetch_add(value, Relaxed)
+    unsafe { simt::atomic(to, false, |word| word.fetch_add(value, Relaxed)) }
 }
 
 /// Replaces a word if it is `current`, and gives what it was; ordered like [`fetch_add_gpu`].
@@ -166,56 +161,57 @@ pub(crate) unsafe fn fetch_add_relaxed_gpu(to: *mut u32, value: u32) -> u32 {
 /// As [`fetch_add_gpu`].
 #[inline(always)]
 pub(crate) unsafe fn compare_exchange_gpu(to: *mut u32, current: u32, new: u32) -> u32 {
-    // SAFETY: the caller's promise.
-    match unsafe { AtomicU32::from_ptr(to) }.compare_exchange(current, new, AcqRel, Acquire) {
+    let replace = |word: &std::sync::atomic::AtomicU32| match word.compare_exchange(current, new, AcqRel, Acquire) {
         Ok(was) | Err(was) => was,
-    }
+    };
+    // SAFETY: the caller's promise.
+    unsafe { simt::atomic(to, true, replace) }
 }
 
-#[inline(always)]
 pub(crate) fn fence_gpu() {
-    fence(SeqCst);
+    simt::order(false);
 }
 
-#[inline(always)]
 pub(crate) fn fence_system() {
-    fence(SeqCst);
+    simt::order(true);
 }
 
 pub(crate) fn globaltimer() -> u64 {
-    static START: OnceLock<Instant> = OnceLock::new();
-    START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+    simt::clock()
 }
 
-/// Number of the only lane.
 pub(crate) fn lane() -> u32 {
-    0
+    simt::place().1
 }
 
-pub(crate) fn ballot(_mask: u32, predicate: bool) -> u32 {
-    predicate.into()
+pub(crate) fn ballot(mask: u32, predicate: bool) -> u32 {
+    simt::meet(Primitive::Ballot, mask, predicate.into(), 0)
 }
 
-pub(crate) fn sync_warp(_mask: u32) {}
+pub(crate) fn sync_warp(mask: u32) {
+    simt::meet(Primitive::SyncWarp, mask, 0, 0);
+}
 
 pub(crate) fn active_mask() -> u32 {
-    1
+    simt::here()
 }
 
-pub(crate) fn shuffle(_mask: u32, value: u32, _from: u32) -> u32 {
-    value
+pub(crate) fn shuffle(mask: u32, value: u32, from: u32) -> u32 {
+    simt::meet(Primitive::Shuffle, mask, value, from)
 }
 
-pub(crate) fn sync_block() {}
+pub(crate) fn sync_block() {
+    simt::meet_block();
+}
 
 /// Does nothing for about so long.
-pub(crate) fn nanosleep(_ns: u32) {
-    std::thread::yield_now();
+pub(crate) fn nanosleep(ns: u32) {
+    simt::sleep(ns);
 }
 
 /// Place in the grid: block, blocks, thread in the block, threads of a block.
 pub(crate) fn place() -> [u32; 4] {
-    [0, 1, 0, 1]
+    simt::place().0
 }
 
 /// Marks what happens seldom.

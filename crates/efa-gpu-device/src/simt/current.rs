@@ -1,0 +1,228 @@
+//! What a lane does, wherever it is: in a run, or alone on its thread.
+
+use super::fault::Primitive;
+use super::memory::{self, Store};
+use super::world::{State, World};
+use std::cell::Cell;
+use std::ptr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering::*, fence};
+use std::time::Instant;
+
+thread_local! {
+    /// The run whose lane this thread runs.
+    static WORLD: Cell<*const World<'static>> = const { Cell::new(ptr::null()) };
+}
+
+/// Makes lanes of `world` what runs on this thread until this is dropped.
+pub(super) struct Entered(());
+
+impl Entered {
+    /// # Panics
+    /// In a run.
+    pub(super) fn new(world: &World<'_>) -> Self {
+        assert!(WORLD.get().is_null(), "an executor cannot run inside a kernel");
+        // The lifetime goes: nobody uses it.
+        WORLD.set(ptr::from_ref(world).cast());
+        Self(())
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        WORLD.set(ptr::null());
+    }
+}
+
+/// The run that the current lane is in, with its number.
+#[inline]
+fn world<'w>() -> Option<(&'w World<'static>, usize)> {
+    let world = WORLD.get();
+    // SAFETY: who set it keeps it alive until no lane runs any more; `'w` ends in the function that asks.
+    (!world.is_null()).then(|| unsafe { (&*world, (*world).current.get()) })
+}
+
+/// The same, unless the lane is being unwound: then it must not wait for anybody, nor give its turn away.
+#[inline]
+fn running<'w>() -> Option<(&'w World<'static>, usize)> {
+    world().filter(|_| !std::thread::panicking())
+}
+
+/// Gives the turn away.
+fn suspend(world: &World<'static>, lane: usize) {
+    let yielder = world.inner.borrow().lanes[lane].yielder;
+    // SAFETY: the lane runs, so its coroutine's yielder is there.
+    unsafe { (*yielder).suspend(()) };
+}
+
+/// The lane comes to an access.
+fn access(world: &World<'static>, lane: usize, at: Primitive) {
+    let mut inner = world.inner.borrow_mut();
+    inner.lanes[lane].at = at;
+    inner.now += 8;
+    inner.record((lane as u64) << 8 | at as u64);
+    let odds = inner.odds.store;
+    if inner.chance(odds) {
+        inner.move_a_store();
+    }
+    let odds = inner.odds.turn;
+    let turn = inner.chance(odds);
+    drop(inner);
+    if turn {
+        suspend(world, lane);
+    }
+}
+
+/// The lane waits, in `state`, and gets what the others have for it.
+fn wait(world: &World<'static>, lane: usize, at: Primitive, state: State) -> u32 {
+    let mut inner = world.inner.borrow_mut();
+    inner.lanes[lane].at = at;
+    inner.lanes[lane].state = state;
+    inner.record((lane as u64) << 8 | at as u64);
+    if let Err(fault) = inner.arrive(lane) {
+        inner.fault = Some(fault);
+    }
+    drop(inner);
+    suspend(world, lane);
+    world.inner.borrow().lanes[lane].answer
+}
+
+/// Loads `size` bytes.
+///
+/// # Safety
+/// They are valid for reads, aligned to their size, and accessed atomically.
+pub(crate) unsafe fn load(addr: usize, size: usize) -> u64 {
+    match running() {
+        Some((world, lane)) => {
+            access(world, lane, Primitive::Load);
+            // SAFETY: the caller's promise.
+            unsafe { world.inner.borrow().load(lane, addr, size) }
+        }
+        // SAFETY: the caller's promise.
+        None => unsafe { memory::load(addr, size) },
+    }
+}
+
+/// Stores `size` bytes. What was stored before is there before, if this is a `release`.
+///
+/// # Safety
+/// They are valid for writes, aligned to their size, and accessed atomically, until the run is over.
+pub(crate) unsafe fn store(addr: usize, size: usize, value: u64, release: bool) {
+    let store = Store { addr, size, value };
+    match running() {
+        Some((world, lane)) => {
+            access(world, lane, Primitive::Store);
+            let mut inner = world.inner.borrow_mut();
+            if release {
+                inner.bring_to_memory(lane);
+            }
+            inner.store(lane, store);
+        }
+        // SAFETY: the caller's promise.
+        None => unsafe { memory::store(store) },
+    }
+}
+
+/// Does `operation` to a word of memory. What this lane stored before is there before, as its GPU sees it, if this is a `release`.
+///
+/// # Safety
+/// The word is valid for reads and writes, aligned, and accessed atomically.
+pub(crate) unsafe fn atomic(to: *mut u32, release: bool, operation: impl FnOnce(&AtomicU32) -> u32) -> u32 {
+    if let Some((world, lane)) = running() {
+        access(world, lane, Primitive::Atomic);
+        let mut inner = world.inner.borrow_mut();
+        if release {
+            inner.bring_to_gpu(lane);
+        }
+        inner.bring_these(lane, to as usize, 4);
+    }
+    // SAFETY: the caller's promise.
+    operation(unsafe { AtomicU32::from_ptr(to) })
+}
+
+/// Brings this lane's stores before its GPU, or the `system`.
+pub(crate) fn order(system: bool) {
+    match running() {
+        Some((world, lane)) => {
+            access(world, lane, Primitive::Fence);
+            let mut inner = world.inner.borrow_mut();
+            if system { inner.bring_to_memory(lane) } else { inner.bring_to_gpu(lane) }
+        }
+        None => fence(SeqCst),
+    }
+}
+
+/// Waits for the lanes of `mask`: the votes of a ballot, or the value of lane `from`.
+///
+/// # Panics
+/// Outside a run, if there have to be other lanes than 0.
+pub(crate) fn meet(primitive: Primitive, mask: u32, value: u32, from: u32) -> u32 {
+    match running() {
+        Some((world, lane)) => wait(world, lane, primitive, State::Warp { primitive, mask, value, from }),
+        // What has to be decided together cannot be any more, and nothing better than an end of it is to be had: no votes, and a value that no
+        // counter or index has.
+        None if std::thread::panicking() => {
+            if primitive == Primitive::Shuffle {
+                u32::MAX
+            } else {
+                0
+            }
+        }
+        None => {
+            assert!(
+                mask == 1,
+                "{primitive} of lanes {mask:#010x}, where lane 0 is alone: run the kernel in a `simt::Executor`"
+            );
+            value
+        }
+    }
+}
+
+/// Waits for the block.
+pub(crate) fn meet_block() {
+    if let Some((world, lane)) = running() {
+        wait(world, lane, Primitive::SyncThreads, State::Block);
+    }
+}
+
+/// Lanes that are here.
+pub(crate) fn here() -> u32 {
+    match running() {
+        Some((world, lane)) => wait(world, lane, Primitive::Activemask, State::Asks),
+        None => 1 << place().1,
+    }
+}
+
+/// Lets time pass.
+pub(crate) fn sleep(ns: u32) {
+    match running() {
+        Some((world, lane)) => {
+            let until = world.inner.borrow().now + u64::from(ns.min(1_000_000));
+            wait(world, lane, Primitive::Nanosleep, State::Sleeps(until));
+        }
+        None => std::thread::yield_now(),
+    }
+}
+
+/// The time, in nanoseconds.
+pub(crate) fn clock() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    match running() {
+        Some((world, lane)) => {
+            access(world, lane, Primitive::Globaltimer);
+            world.inner.borrow().now
+        }
+        None => START.get_or_init(Instant::now).elapsed().as_nanos() as u64,
+    }
+}
+
+/// Block, blocks, thread in the block, threads of a block; and the lane in its warp.
+pub(crate) fn place() -> ([u32; 4], u32) {
+    match world() {
+        Some((world, lane)) => {
+            let inner = world.inner.borrow();
+            (inner.lanes[lane].place, inner.lanes[lane].id.lane)
+        }
+        None => ([0, 1, 0, 1], 0),
+    }
+}

@@ -1,0 +1,136 @@
+//! Kernels on a processor: lanes, warps and blocks that run side by side, as one seed has it.
+//!
+//! ```
+//! use efa_gpu_device::simt::Executor;
+//! use efa_gpu_device::{thread, warp};
+//! use std::cell::Cell;
+//!
+//! let sum = Cell::new(0);
+//! let stats = Executor::new(1).launch(2, 64, || {
+//!     // SAFETY: all lanes of the warp come here.
+//!     let odd = unsafe { warp::warp_vote_ballot(warp::ALL, thread::thread_idx_x() % 2 == 1) };
+//!     sum.set(sum.get() + odd.count_ones());
+//! });
+//! assert_eq!(stats.run().map(|stats| stats.lanes), Ok(128));
+//! assert_eq!(sum.get(), 128 * 16);
+//! ```
+//!
+//! **Lanes.** Each lane is a coroutine on the calling thread. It can lose its turn wherever it accesses memory by this crate's functions, sleeps,
+//! looks at the clock, or waits for others; who is next is drawn. The seed also sets how often lanes change and how long stores linger, so that
+//! different seeds are different machines. A seed repeats a run, as far as nothing but the run's own kernels is in it: no other thread, such as a
+//! software device. Code between two such places is not interrupted, and a lane that never comes to one cannot be stopped.
+//!
+//! **Together.** What takes several lanes waits until all of them are there: [`ballot`](crate::warp::warp_vote_ballot),
+//! [`shuffle`](crate::warp::warp_shuffle_idx), [`sync_warp`](crate::warp::sync_warp), [`sync_threads`](crate::thread::sync_threads). Where that can
+//! never be, or would not be defined on a GPU, the run ends with a [`Fault`] that says who and where. This is stricter than hardware, which goes on without
+//! lanes that have exited. [`activemask`](crate::warp::activemask) gives this lane and any of those that ask for it at the same time, all of which
+//! get the same answer: a GPU promises no more.
+//!
+//! **Memory.** Stores do not arrive at once. They go from a lane to its block, from there to its GPU, and on to memory, one by one, in any order,
+//! except that stores to the same address stay in order. A lane sees what is on its way from its own block or GPU.
+//!
+//! | what | brings the lane's earlier stores, and what is in its block |
+//! | --- | --- |
+//! | `sync_warp`, `sync_threads` | of all its lanes, as far as the block |
+//! | `device_fence`, atomics that release | as far as the GPU |
+//! | `system_fence`, `store_release_system` | all the way, with what is in the GPU |
+//! | relaxed and acquiring atomics | what is on its way to the same address, all the way |
+//! | the end of the run | all the way |
+//!
+//! So a missing or too narrow fence before a doorbell is found by a launch that [plays the NIC](Executor::launch_on), given seeds enough. What is *not* found:
+//! a missing acquire (loads are never early), a fence that would have to be sequentially consistent (all are here), and the order of plain Rust
+//! accesses, which happen at once.
+//!
+//! **Time.** [`globaltimer`](crate::globaltimer) is a clock of the run, which moves with it, at about the speed of a real one; a deadline costs no waiting.
+//! When all lanes only look, the thread is given away, so that other threads get on.
+//!
+//! Outside an executor a thread is the only lane of a block of one thread, and memory is accessed at once.
+
+mod converge;
+mod current;
+mod fault;
+mod memory;
+mod run;
+mod world;
+
+pub(crate) use current::*;
+pub use fault::{Doing, Fault, LaneId, Primitive, Waiting};
+
+use run::Launch;
+use std::time::Duration;
+
+/// Runs kernels. See the [module](self).
+#[must_use = "nothing runs before `run`"]
+pub struct Executor<'env> {
+    seed: u64,
+    timeout: Duration,
+    launches: Vec<Launch<'env>>,
+    watches: Vec<memory::Watch<'env>>,
+}
+
+/// What a run was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Lanes that have run.
+    pub lanes: u32,
+    /// Turns that lanes had.
+    pub turns: u64,
+    /// Times that lanes met.
+    pub meetings: u64,
+    /// Stores that were on their way for a while.
+    pub stores: u64,
+    /// Nanoseconds that passed by the run's clock.
+    pub nanoseconds: u64,
+    /// A number made of everything that was decided, in order: equal for equal runs.
+    pub schedule: u64,
+}
+
+impl<'env> Executor<'env> {
+    /// An executor that decides by this seed. A run may take a minute, unless [`timeout`](Self::timeout) says otherwise.
+    pub fn new(seed: u64) -> Self {
+        Self { seed, timeout: Duration::from_secs(60), launches: Vec::new(), watches: Vec::new() }
+    }
+
+    /// Adds a kernel: `blocks` of `threads` each. A block's last warp has fewer lanes if `threads` is no multiple of 32. All launches run side by side,
+    /// on the same GPU.
+    pub fn launch(self, blocks: u32, threads: u32, kernel: impl Fn() + 'env) -> Self {
+        self.launch_on(0, blocks, threads, kernel)
+    }
+
+    /// The same on another GPU than 0, where [`launch`](Self::launch) does: what passes between the two takes fences of system scope. A launch
+    /// that plays a NIC belongs there.
+    ///
+    /// # Panics
+    /// No blocks, no threads, or more than 1024 threads in a block.
+    pub fn launch_on(mut self, gpu: u32, blocks: u32, threads: u32, kernel: impl Fn() + 'env) -> Self {
+        assert!(blocks > 0, "a launch has blocks");
+        assert!((1..=1024).contains(&threads), "a block has 1 to 1024 threads, not {threads}");
+        self.launches.push(Launch { gpu, blocks, threads, kernel: Box::new(kernel) });
+        self
+    }
+
+    /// Shows every value that gets to the 32 bits of memory at `addr` by a store, in order: what a device sees of its doorbell, without missing any.
+    /// `seen` runs as a part of what it watches, and calls no function of this crate.
+    pub fn watch_store(mut self, addr: *const u32, seen: impl FnMut(u32) + 'env) -> Self {
+        self.watches.push(memory::Watch { addr: addr as usize, seen: Box::new(seen) });
+        self
+    }
+
+    /// Ends the run with [`Fault::TimedOut`] if it takes longer than this by a real clock.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Runs everything to its end.
+    ///
+    /// # Errors
+    /// What a kernel did wrong first; a panic of a lane is such a thing. All other lanes are unwound, as if they had panicked without a word: what their
+    /// destructors do to memory happens, and nobody is waited for.
+    ///
+    /// # Panics
+    /// Inside a kernel.
+    pub fn run(self) -> Result<Stats, Fault> {
+        run::run(self)
+    }
+}

@@ -1,0 +1,268 @@
+//! The scheduler.
+
+use super::current::Entered;
+use super::fault::{Fault, LaneId, Primitive};
+use super::memory::{Buffer, Watch};
+use super::world::{Block, Inner, Lane, Odds, State, WARP, World};
+use super::{Executor, Stats};
+use corosensei::stack::DefaultStack;
+use corosensei::{Coroutine, CoroutineResult};
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::cmp::Reverse;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+/// Bytes of a lane's stack: a panic's message is made there.
+const STACK: usize = 256 << 10;
+/// Stacks that a thread keeps for its next run.
+const KEPT: usize = 1024;
+/// Turns between two looks at the real clock.
+const LOOK: u64 = 64;
+
+thread_local! {
+    static STACKS: RefCell<Vec<DefaultStack>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A kernel to run.
+pub(super) struct Launch<'env> {
+    pub(super) gpu: u32,
+    pub(super) blocks: u32,
+    pub(super) threads: u32,
+    pub(super) kernel: Box<dyn Fn() + 'env>,
+}
+
+/// A lane's coroutine: it is unwound when this is dropped, with the lane as the current one.
+struct Running<'w, 'env> {
+    world: &'w World<'env>,
+    lane: usize,
+    coroutine: Option<Coroutine<(), (), ()>>,
+}
+
+impl Drop for Running<'_, '_> {
+    fn drop(&mut self) {
+        if let Some(mut coroutine) = self.coroutine.take() {
+            self.world.current.set(self.lane);
+            coroutine.force_unwind();
+            let stack = coroutine.into_stack();
+            STACKS.with_borrow_mut(|stacks| {
+                if stacks.len() < KEPT {
+                    stacks.push(stack);
+                }
+            });
+        }
+    }
+}
+
+impl<'w, 'env> Running<'w, 'env> {
+    fn new(world: &'w World<'env>, lane: usize, kernel: &'w dyn Fn()) -> Self {
+        let stack = STACKS
+            .with_borrow_mut(Vec::pop)
+            .unwrap_or_else(|| DefaultStack::new(STACK).expect("memory for a lane's stack"));
+        let run = move |yielder: &corosensei::Yielder<(), ()>, ()| {
+            world.inner.borrow_mut().lanes[lane].yielder = yielder;
+            kernel();
+        };
+        // SAFETY: the coroutine ends with this value, which holds on to what it borrows.
+        let coroutine = unsafe { Coroutine::with_stack_unchecked(stack, run) };
+        Self { world, lane, coroutine: Some(coroutine) }
+    }
+
+    /// Gives the lane a turn; whether it has returned, or what it panicked with.
+    fn turn(&mut self) -> Result<bool, Box<dyn Any + Send>> {
+        let Some(coroutine) = &mut self.coroutine else { return Ok(true) };
+        self.world.current.set(self.lane);
+        let result = catch_unwind(AssertUnwindSafe(|| coroutine.resume(())))?;
+        Ok(matches!(result, CoroutineResult::Return(())))
+    }
+}
+
+/// What comes next.
+enum Next {
+    Lane(usize),
+    /// Nobody can go on at this moment.
+    Nobody,
+    Over,
+}
+
+impl<'env> World<'env> {
+    fn new(seed: u64, launches: &[Launch<'_>], watches: Vec<Watch<'env>>) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut draw = |from: &[u32]| from[rng.usize(..from.len())];
+        let odds = Odds {
+            turn: draw(&[1, 2, 4, 16, 64]),
+            store: draw(&[1, 2, 8, 32, 128]),
+            nap: draw(&[64, 512, 4096, u32::MAX]),
+        };
+        let mut gpus: Vec<u32> = launches.iter().map(|launch| launch.gpu).collect();
+        gpus.sort_unstable();
+        gpus.dedup();
+        let (mut lanes, mut blocks) = (Vec::new(), Vec::new());
+        for (number, launch) in launches.iter().enumerate() {
+            let Launch { gpu, blocks: count, threads, .. } = *launch;
+            for block in 0..count {
+                let (first, at) = (lanes.len(), blocks.len());
+                lanes.extend((0..threads as usize).map(|thread| Lane {
+                    id: LaneId {
+                        launch: number as u32,
+                        block,
+                        warp: (thread / WARP) as u32,
+                        lane: (thread % WARP) as u32,
+                    },
+                    place: [block, count, thread as u32, threads],
+                    block: at,
+                    warp: first + thread / WARP * WARP,
+                    state: State::Runs,
+                    at: Primitive::Start,
+                    answer: 0,
+                    stores: Buffer::default(),
+                    yielder: std::ptr::null(),
+                }));
+                let threads = threads as usize;
+                let gpu = gpus.binary_search(&gpu).unwrap_or_default();
+                blocks.push(Block { first, threads, gpu, stores: Buffer::default() });
+            }
+        }
+        let inner = Inner {
+            rng,
+            odds,
+            ready: (0..lanes.len()).collect(),
+            lanes,
+            blocks,
+            gpus: gpus.iter().map(|_| Buffer::default()).collect(),
+            storing: Default::default(),
+            asleep: Default::default(),
+            now: 0,
+            progress: 0,
+            fault: None,
+            watches,
+            stats: Stats::default(),
+        };
+        Self { inner: RefCell::new(inner), current: Cell::new(0) }
+    }
+}
+
+impl Inner<'_> {
+    /// Draws who is next.
+    fn next(&mut self) -> Next {
+        if self.fault.is_some() {
+            return Next::Over;
+        }
+        if self.stats.lanes as usize == self.lanes.len() {
+            self.finish();
+            return Next::Over;
+        }
+        self.stats.turns += 1;
+        self.now += 20 + self.rng.u64(..40);
+        while let Some(&Reverse((until, lane))) = self.asleep.peek()
+            && until <= self.now
+        {
+            self.asleep.pop();
+            self.ready.push(lane);
+        }
+        if self.chance(self.odds.store) {
+            self.move_a_store();
+        }
+        if self.ready.is_empty() {
+            let Some(&Reverse((until, _))) = self.asleep.peek() else {
+                self.fault = Some(Fault::Deadlock((0..self.lanes.len()).filter_map(|l| self.waiting(l)).collect()));
+                return Next::Over;
+            };
+            // Not faster than a real clock, by which other threads may do what is waited for.
+            self.now = self.now.max(until.min(self.now + 1000));
+            return Next::Nobody;
+        }
+        let lane = self.ready.swap_remove(self.rng.usize(..self.ready.len()));
+        if !self.ready.is_empty() && self.chance(self.odds.nap) {
+            let until = self.now + (1 << self.rng.u32(8..16));
+            self.asleep.push(Reverse((until, lane)));
+            return self.next();
+        }
+        match self.lanes[lane].state {
+            State::Asks => self.tell_who_is_here(lane),
+            State::Sleeps(_) => self.lanes[lane].state = State::Runs,
+            _ => {}
+        }
+        Next::Lane(lane)
+    }
+
+    /// A lane has given its turn away.
+    fn put_back(&mut self, lane: usize) {
+        match self.lanes[lane].state {
+            State::Runs | State::Asks => self.ready.push(lane),
+            State::Sleeps(until) => self.asleep.push(Reverse((until, lane))),
+            State::Warp { .. } | State::Block | State::Done => {}
+        }
+    }
+}
+
+/// The real time that a run takes, and what other threads get of it.
+struct Patience {
+    start: Instant,
+    most: Duration,
+    progress: u64,
+    /// Looks since something happened.
+    idle: u32,
+}
+
+impl Patience {
+    /// Gives the thread away if nothing happened; whether there is time left.
+    fn look(&mut self, progress: u64) -> bool {
+        self.idle = if progress == self.progress { self.idle + 1 } else { 0 };
+        self.progress = progress;
+        match self.idle {
+            0 => {}
+            1..64 => std::thread::yield_now(),
+            _ => std::thread::sleep(Duration::from_micros(20)),
+        }
+        self.start.elapsed() < self.most
+    }
+}
+
+fn schedule(world: &World<'_>, lanes: &mut [Running<'_, '_>], most: Duration) -> Result<(), Fault> {
+    let mut patience = Patience { start: Instant::now(), most, progress: 0, idle: 0 };
+    let mut looked = 0;
+    let panicked = |panic: Box<dyn Any + Send>| {
+        let message = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+            (Some(text), _) => (*text).into(),
+            (_, Some(text)) => text.clone(),
+            _ => "something that is no text".into(),
+        };
+        Fault::Panicked { lane: world.inner.borrow().lanes[world.current.get()].id, message }
+    };
+    loop {
+        // A watch may panic, here and below.
+        let next = catch_unwind(AssertUnwindSafe(|| world.inner.borrow_mut().next())).map_err(panicked)?;
+        match next {
+            Next::Over => return world.inner.borrow_mut().fault.take().map_or(Ok(()), Err),
+            Next::Nobody => std::thread::yield_now(),
+            Next::Lane(lane) => {
+                let ended = lanes[lane].turn().map_err(panicked)?;
+                let after = |inner: &mut Inner<'_>| if ended { inner.end(lane) } else { inner.put_back(lane) };
+                catch_unwind(AssertUnwindSafe(|| after(&mut world.inner.borrow_mut()))).map_err(panicked)?;
+            }
+        }
+        let inner = world.inner.borrow();
+        if inner.stats.turns - looked >= LOOK {
+            looked = inner.stats.turns;
+            if !patience.look(inner.progress) {
+                return Err(Fault::TimedOut { after: most, doing: inner.doing() });
+            }
+        }
+    }
+}
+
+pub(super) fn run(executor: Executor<'_>) -> Result<Stats, Fault> {
+    let Executor { seed, timeout, launches, watches } = executor;
+    let world = World::new(seed, &launches, watches);
+    let _entered = Entered::new(&world);
+    let lanes = world.inner.borrow().lanes.iter().map(|lane| lane.id.launch as usize).collect::<Vec<_>>();
+    let mut lanes: Vec<_> = lanes
+        .into_iter()
+        .enumerate()
+        .map(|(lane, launch)| Running::new(&world, lane, &launches[launch].kernel))
+        .collect();
+    schedule(&world, &mut lanes, timeout)?;
+    let inner = world.inner.borrow();
+    Ok(Stats { nanoseconds: inner.now, ..inner.stats })
+}

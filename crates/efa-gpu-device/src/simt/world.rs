@@ -1,0 +1,281 @@
+//! What there is in a run: lanes, blocks, GPUs, and the stores between them.
+
+use super::Stats;
+use super::fault::{Doing, Fault, LaneId, Primitive, Waiting};
+use super::memory::{self, Buffer, Store, Watch};
+use corosensei::Yielder;
+use std::cell::{Cell, RefCell};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+
+/// Lanes of a warp.
+pub(super) const WARP: usize = 32;
+/// Stores that a lane, a block and a GPU have on their way, at most.
+const ROOM: [usize; 3] = [64, 256, 512];
+
+/// What a lane is up to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// It can go on.
+    Runs,
+    /// It can go on when this moment has come.
+    Sleeps(u64),
+    /// It asks which lanes are here, and can go on.
+    Asks,
+    /// It waits for lanes of its warp.
+    Warp { primitive: Primitive, mask: u32, value: u32, from: u32 },
+    /// It waits for its block.
+    Block,
+    /// It has returned.
+    Done,
+}
+
+pub(super) struct Lane {
+    pub(super) id: LaneId,
+    pub(super) place: [u32; 4],
+    /// Number of its block, over all launches, and of its warp's first lane.
+    pub(super) block: usize,
+    pub(super) warp: usize,
+    pub(super) state: State,
+    /// Where it was last.
+    pub(super) at: Primitive,
+    /// What it gets from the others when it goes on.
+    pub(super) answer: u32,
+    pub(super) stores: Buffer,
+    pub(super) yielder: *const Yielder<(), ()>,
+}
+
+pub(super) struct Block {
+    /// Its lanes are those from here on.
+    pub(super) first: usize,
+    pub(super) threads: usize,
+    pub(super) gpu: usize,
+    pub(super) stores: Buffer,
+}
+
+/// How a run is: drawn once.
+pub(super) struct Odds {
+    /// A lane loses its turn at one of so many accesses.
+    pub(super) turn: u32,
+    /// A store gets further at one of so many accesses.
+    pub(super) store: u32,
+    /// A lane falls asleep at one of so many turns.
+    pub(super) nap: u32,
+}
+
+/// A run: what lanes and the scheduler have in common. Nobody holds on to `inner` while a lane gives away its turn.
+pub(super) struct World<'env> {
+    pub(super) inner: RefCell<Inner<'env>>,
+    /// The lane that runs.
+    pub(super) current: Cell<usize>,
+}
+
+pub(super) struct Inner<'env> {
+    pub(super) rng: fastrand::Rng,
+    pub(super) odds: Odds,
+    pub(super) lanes: Vec<Lane>,
+    pub(super) blocks: Vec<Block>,
+    /// Stores that have come as far as a GPU.
+    pub(super) gpus: Vec<Buffer>,
+    /// Lanes and blocks that may have stores on their way.
+    pub(super) storing: [Vec<usize>; 2],
+    pub(super) ready: Vec<usize>,
+    pub(super) asleep: BinaryHeap<Reverse<(u64, usize)>>,
+    /// Nanoseconds.
+    pub(super) now: u64,
+    /// Grows when a lane does something that others may wait for.
+    pub(super) progress: u64,
+    pub(super) fault: Option<Fault>,
+    pub(super) watches: Vec<Watch<'env>>,
+    pub(super) stats: Stats,
+}
+
+impl Inner<'_> {
+    /// Takes down a decision.
+    pub(super) fn record(&mut self, what: u64) {
+        self.stats.schedule = (self.stats.schedule.rotate_left(5) ^ what).wrapping_mul(0x517c_c1b7_2722_0a95);
+    }
+
+    /// Whether it happens: one time of `in_so_many`.
+    pub(super) fn chance(&mut self, in_so_many: u32) -> bool {
+        in_so_many <= 1 || self.rng.u32(..in_so_many) == 0
+    }
+
+    /// The lane as one that waits, if it does.
+    pub(super) fn waiting(&self, lane: usize) -> Option<Waiting> {
+        let Lane { id, state, block, warp, .. } = self.lanes[lane];
+        let (primitive, mask) = match state {
+            State::Warp { primitive, mask, .. } => (primitive, mask),
+            State::Block => (Primitive::SyncThreads, self.warp_mask(block, warp)),
+            _ => return None,
+        };
+        Some(Waiting { lane: id, primitive, mask })
+    }
+
+    /// The lanes that a warp has.
+    pub(super) fn warp_mask(&self, block: usize, warp: usize) -> u32 {
+        let Block { first, threads, .. } = self.blocks[block];
+        u32::MAX >> (WARP - (first + threads - warp).min(WARP))
+    }
+
+    /// What the lanes of each launch were last seen doing.
+    pub(super) fn doing(&self) -> Vec<Doing> {
+        let mut counts = BTreeMap::new();
+        for lane in &self.lanes {
+            *counts.entry((lane.id.launch, lane.at)).or_insert(0) += 1;
+        }
+        counts.into_iter().map(|((launch, primitive), lanes)| Doing { launch, primitive, lanes }).collect()
+    }
+
+    /// A lane stores.
+    pub(super) fn store(&mut self, lane: usize, store: Store) {
+        self.progress += 1;
+        self.stats.stores += 1;
+        self.put_in_lane(lane, store);
+    }
+
+    fn put_in_lane(&mut self, lane: usize, store: Store) {
+        let stores = &mut self.lanes[lane].stores;
+        if stores.len() == 0 {
+            self.storing[0].push(lane);
+        }
+        stores.push(store);
+        if stores.len() > ROOM[0]
+            && let Some(store) = stores.take_any(&mut self.rng)
+        {
+            self.put_in_block(self.lanes[lane].block, store);
+        }
+    }
+
+    fn put_in_block(&mut self, block: usize, store: Store) {
+        let Block { stores, gpu, .. } = &mut self.blocks[block];
+        if stores.len() == 0 {
+            self.storing[1].push(block);
+        }
+        stores.push(store);
+        let gpu = *gpu;
+        if stores.len() > ROOM[1]
+            && let Some(store) = stores.take_any(&mut self.rng)
+        {
+            self.put_in_gpu(gpu, store);
+        }
+    }
+
+    fn put_in_gpu(&mut self, gpu: usize, store: Store) {
+        self.gpus[gpu].push(store);
+        if self.gpus[gpu].len() > ROOM[2]
+            && let Some(store) = self.gpus[gpu].take_any(&mut self.rng)
+        {
+            self.put_in_memory(store);
+        }
+    }
+
+    fn put_in_memory(&mut self, store: Store) {
+        self.progress += 1;
+        // SAFETY: whoever stored promised it for as long as the run lasts.
+        unsafe { memory::store(store) };
+        for watch in self.watches.iter_mut().filter(|watch| watch.addr == store.addr) {
+            (watch.seen)(store.value as u32);
+        }
+    }
+
+    /// Some store gets one step further.
+    pub(super) fn move_a_store(&mut self) {
+        let level = self.rng.usize(..3);
+        if level == 2 {
+            let gpu = self.rng.usize(..self.gpus.len());
+            if let Some(store) = self.gpus[gpu].take_any(&mut self.rng) {
+                self.put_in_memory(store);
+            }
+            return;
+        }
+        while !self.storing[level].is_empty() {
+            let i = self.rng.usize(..self.storing[level].len());
+            let from = self.storing[level][i];
+            let stores = if level == 0 { &mut self.lanes[from].stores } else { &mut self.blocks[from].stores };
+            let store = stores.take_any(&mut self.rng);
+            if stores.len() == 0 {
+                self.storing[level].swap_remove(i);
+            }
+            match store {
+                Some(store) if level == 0 => return self.put_in_block(self.lanes[from].block, store),
+                Some(store) => return self.put_in_gpu(self.blocks[from].gpu, store),
+                None => {}
+            }
+        }
+    }
+
+    /// All stores of a lane get to its block.
+    pub(super) fn bring_to_block(&mut self, lane: usize) {
+        for store in self.lanes[lane].stores.take_all() {
+            self.put_in_block(self.lanes[lane].block, store);
+        }
+    }
+
+    /// And those of the block to its GPU.
+    pub(super) fn bring_to_gpu(&mut self, lane: usize) {
+        self.bring_to_block(lane);
+        self.bring_block(self.lanes[lane].block);
+    }
+
+    fn bring_block(&mut self, block: usize) {
+        for store in self.blocks[block].stores.take_all() {
+            self.put_in_gpu(self.blocks[block].gpu, store);
+        }
+    }
+
+    /// And those of the GPU to memory.
+    pub(super) fn bring_to_memory(&mut self, lane: usize) {
+        self.bring_to_gpu(lane);
+        self.bring_all(self.blocks[self.lanes[lane].block].gpu);
+    }
+
+    fn bring_all(&mut self, gpu: usize) {
+        for store in self.gpus[gpu].take_all() {
+            self.put_in_memory(store);
+        }
+    }
+
+    /// The run is over: all that is on its way gets to memory.
+    pub(super) fn finish(&mut self) {
+        while self.storing.iter().any(|storing| !storing.is_empty()) || self.gpus.iter().any(|gpu| gpu.len() > 0) {
+            self.move_a_store();
+        }
+    }
+
+    /// What a lane can see of the stores to these bytes gets to memory.
+    pub(super) fn bring_these(&mut self, lane: usize, addr: usize, size: usize) {
+        let block = self.lanes[lane].block;
+        let gpu = self.blocks[block].gpu;
+        let mut stores = self.gpus[gpu].take_overlapping(addr, size);
+        stores.extend(self.blocks[block].stores.take_overlapping(addr, size));
+        stores.extend(self.lanes[lane].stores.take_overlapping(addr, size));
+        for store in stores {
+            self.put_in_memory(store);
+        }
+    }
+
+    /// What a lane sees at these bytes, in memory or on its way there.
+    ///
+    /// # Safety
+    /// They are valid for reads, aligned to their size, and accessed atomically.
+    pub(super) unsafe fn load(&self, lane: usize, addr: usize, size: usize) -> u64 {
+        let Lane { block, stores, .. } = &self.lanes[lane];
+        let block = &self.blocks[*block];
+        // SAFETY: the caller's promise.
+        let value = unsafe { memory::load(addr, size) };
+        [&self.gpus[block.gpu], &block.stores, stores]
+            .iter()
+            .fold(value, |value, stores| stores.over(addr, size, value))
+    }
+
+    /// A lane has returned.
+    pub(super) fn end(&mut self, lane: usize) {
+        self.progress += 1;
+        self.stats.lanes += 1;
+        self.lanes[lane].state = State::Done;
+        self.lanes[lane].at = Primitive::End;
+        self.bring_to_block(lane);
+        self.fault = self.fault.take().or_else(|| self.missed(lane));
+    }
+}

@@ -1,0 +1,184 @@
+//! Which stores others see, and when: what is missing before a doorbell is found by a launch that plays the device.
+
+use efa_gpu_device::simt::{Executor, Fault};
+use efa_gpu_device::{mem, thread, warp};
+use std::cell::{Cell, RefCell};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+const SEEDS: u64 = 200;
+
+/// A ring of a warp's entries, 16 bytes each, and its doorbell.
+#[derive(Default)]
+struct Ring {
+    entries: [Entry; 32],
+    doorbell: AtomicU32,
+}
+
+#[derive(Default)]
+#[repr(align(16))]
+struct Entry([AtomicU64; 2]);
+
+/// How many seeds have a device see a doorbell before the entries that it tells of. A warp of another block than those that help posts.
+fn too_early(device_gpu: u32, order: impl Fn()) -> usize {
+    let early = |seed: &u64| {
+        let (ring, early) = (Ring::default(), Cell::new(false));
+        let doorbell = ring.doorbell.as_ptr();
+        let result = Executor::new(*seed)
+            .launch(1, 32, || {
+                let lane = u64::from(warp::lane_id());
+                let entry = &ring.entries[lane as usize];
+                // SAFETY: an entry, which lives long enough.
+                unsafe { mem::store_pair(entry.0[0].as_ptr(), [lane + 1; 2]) };
+                order();
+                if lane == 0 {
+                    // SAFETY: as good as a register.
+                    unsafe { mem::store_mmio(doorbell, 32) };
+                }
+            })
+            .launch_on(device_gpu, 1, 1, || {
+                // SAFETY: words that live long enough.
+                unsafe {
+                    while mem::load_acquire_system_u32(doorbell) != 32 {}
+                    for (i, entry) in ring.entries.iter().enumerate() {
+                        early.set(early.get() | (mem::load_pair_system(entry.0[0].as_ptr()) != [i as u64 + 1; 2]));
+                    }
+                }
+            });
+        result.run().unwrap();
+        early.get()
+    };
+    (0..SEEDS).filter(early).count()
+}
+
+fn sync_warp() {
+    // SAFETY: the whole warp comes here.
+    unsafe { warp::sync_warp(warp::ALL) };
+}
+
+#[test]
+fn a_doorbell_without_a_fence_is_seen_before_its_entries() {
+    assert!(too_early(1, || ()) > 20);
+    assert!(too_early(1, sync_warp) > 20, "lanes of a warp see each other's, and nobody else does");
+    assert!(too_early(1, thread::sync_threads) > 20);
+}
+
+#[test]
+fn a_fence_of_the_gpu_is_enough_for_the_gpu_and_not_for_a_device() {
+    let fence = || {
+        thread::device_fence();
+        sync_warp();
+    };
+    assert!(too_early(1, fence) > 20);
+    assert_eq!(too_early(0, fence), 0);
+}
+
+#[test]
+fn a_system_fence_of_each_lane_or_of_one_behind_a_barrier_is_enough() {
+    let each = || {
+        thread::system_fence();
+        sync_warp();
+    };
+    assert_eq!(too_early(1, each), 0);
+    let one = || {
+        sync_warp();
+        thread::system_fence();
+    };
+    assert_eq!(too_early(1, one), 0);
+}
+
+#[test]
+fn lanes_that_fence_without_meeting_are_not_enough() {
+    assert!(too_early(1, thread::system_fence) > 20);
+}
+
+#[test]
+fn a_release_brings_what_was_stored_before_and_a_relaxed_store_does_not() {
+    let early = |release: bool| {
+        let early = |seed: &u64| {
+            let (entry, flag, early) = (Entry::default(), Entry::default(), Cell::new(false));
+            let result = Executor::new(*seed)
+                .launch(1, 1, || {
+                    // SAFETY: words that live long enough.
+                    unsafe {
+                        mem::store_pair(entry.0[0].as_ptr(), [1, 2]);
+                        if release {
+                            mem::store_release_system(flag.0[0].as_ptr(), 1);
+                        } else {
+                            mem::store_pair(flag.0[0].as_ptr(), [1, 1]);
+                        }
+                    }
+                })
+                .launch_on(1, 1, 1, || {
+                    // SAFETY: words that live long enough.
+                    unsafe {
+                        while mem::load_acquire_system(flag.0[0].as_ptr()) != 1 {}
+                        early.set(mem::load_pair_system(entry.0[0].as_ptr()) != [1, 2]);
+                    }
+                });
+            result.run().unwrap();
+            early.get()
+        };
+        (0..SEEDS).filter(early).count()
+    };
+    assert_eq!(early(true), 0);
+    assert!(early(false) > 20);
+}
+
+#[test]
+fn a_lane_sees_its_own_stores_and_atomics_count_them() {
+    for seed in 0..SEEDS {
+        let (word, sum) = (AtomicU32::new(0), AtomicU32::new(0));
+        let result = Executor::new(seed).launch(2, 32, || {
+            // SAFETY: words that live long enough.
+            unsafe {
+                if thread::first() {
+                    for i in 1..50 {
+                        mem::store_mmio(word.as_ptr(), 2 * i);
+                        assert_eq!(mem::load_relaxed_device(word.as_ptr()), 2 * i);
+                        assert_eq!(mem::compare_exchange_device(word.as_ptr(), 2 * i, 2 * i + 1), 2 * i);
+                    }
+                }
+                mem::fetch_add_device(sum.as_ptr(), thread::index_1d());
+            }
+        });
+        result.run().unwrap();
+        assert_eq!((word.load(Ordering::Relaxed), sum.load(Ordering::Relaxed)), (99, 63 * 64 / 2));
+    }
+}
+
+#[test]
+fn a_watch_sees_every_store_in_order_though_others_miss_some() {
+    for seed in 0..SEEDS {
+        let (doorbell, seen) = (AtomicU32::new(0), RefCell::new(Vec::new()));
+        let result = Executor::new(seed)
+            .watch_store(doorbell.as_ptr(), |value| {
+                assert_eq!(doorbell.load(Ordering::Relaxed), value);
+                seen.borrow_mut().push(value);
+            })
+            .launch(1, 1, || {
+                for i in 0..40 {
+                    // SAFETY: as good as a register.
+                    unsafe { mem::store_mmio(doorbell.as_ptr(), i) };
+                }
+            });
+        result.run().unwrap();
+        assert!(seen.take().into_iter().eq(0..40));
+    }
+}
+
+#[test]
+fn a_watch_may_object() {
+    let doorbell = AtomicU32::new(0);
+    for seed in 0..SEEDS {
+        let result =
+            Executor::new(seed).watch_store(doorbell.as_ptr(), |value| assert!(value < 2, "{value} is too much"));
+        let kernel = || {
+            for i in 0..3 {
+                // SAFETY: as good as a register.
+                unsafe { mem::store_mmio(doorbell.as_ptr(), i) };
+            }
+        };
+        let fault = result.launch(1, 1, kernel).run();
+        assert!(matches!(&fault, Err(Fault::Panicked { message, .. }) if message == "2 is too much"), "{fault:?}");
+    }
+}
