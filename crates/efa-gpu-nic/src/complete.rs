@@ -1,7 +1,6 @@
 //! Completion entries: one fence for all that a warp has done.
 
 use crate::lookup::Tables;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use efa_gpu_device::warp::{self, ALL, Warp};
 use efa_gpu_device::{mem, thread};
 use efa_io::{Completion, Cqe32, Event, Status};
@@ -32,7 +31,7 @@ impl Unpublished {
     #[inline(always)]
     fn publish(self) {
         // SAFETY: the first word of a reserved entry.
-        unsafe { AtomicU64::from_ptr(self.at) }.store(self.first, Relaxed);
+        unsafe { mem::store_relaxed_system(self.at, self.first) };
     }
 }
 
@@ -72,7 +71,7 @@ impl Tables<'_> {
         // SAFETY: a reserved entry of the ring.
         unsafe {
             mem::store_pair(at.add(2), [words[2], words[3]]);
-            AtomicU64::from_ptr(at.add(1)).store(words[1], Relaxed);
+            mem::store_relaxed_system(at.add(1), words[1]);
         }
         Some(Unpublished { at, first: words[0] })
     }

@@ -1,6 +1,5 @@
 //! Bytes from one place to another, by one lane or by several that share the work.
 
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use efa_gpu_device::mem;
 
 /// What is copied at once.
@@ -14,23 +13,27 @@ trait Unit: Copy {
 }
 
 macro_rules! unit {
-    ($($word:ty, $atomic:ty;)*) => {$(
+    ($($word:ty, $load:ident, $store:ident;)*) => {$(
         impl Unit for $word {
             #[inline(always)]
             unsafe fn load(from: *const Self) -> Self {
                 // SAFETY: the caller's promise.
-                unsafe { <$atomic>::from_ptr(from.cast_mut()) }.load(Relaxed)
+                unsafe { mem::$load(from) }
             }
             #[inline(always)]
             unsafe fn store(to: *mut Self, value: Self) {
                 // SAFETY: the caller's promise.
-                unsafe { <$atomic>::from_ptr(to) }.store(value, Relaxed);
+                unsafe { mem::$store(to, value) };
             }
         }
     )*};
 }
 
-unit! { u8, AtomicU8; u32, AtomicU32; u64, AtomicU64; }
+unit! {
+    u8, load_relaxed_system_u8, store_relaxed_system_u8;
+    u32, load_relaxed_system_u32, store_relaxed_system_u32;
+    u64, load_relaxed_system, store_relaxed_system;
+}
 
 /// 16 bytes, in one access.
 impl Unit for [u64; 2] {

@@ -6,7 +6,6 @@ use crate::receive::{Receive, Taken, told};
 use crate::request::{decode, phase_and_id};
 use crate::tables::{Control, Progress, QueuePair, World};
 use crate::transfer::Transfer;
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use efa_gpu_device::warp::{self, ALL, LANES, Warp};
 use efa_gpu_device::{Deadline, mem, thread};
 use efa_io::cqe::Received;
@@ -29,11 +28,11 @@ const STOP_EVERY: u32 = 16;
 pub unsafe fn run(world: *const World, seed: u64) {
     // SAFETY: the caller's promise.
     let (world, warp) = unsafe { (&*world, Warp::whole()) };
-    // SAFETY: the caller's promise; a whole warp. On the host a warp may have one lane.
-    let (tables, lanes) = unsafe { (Tables::new(world), warp::warp_vote_ballot(ALL, true).count_ones()) };
-    let nic = Nic { tables, warp, lanes, seed };
+    // SAFETY: the caller's promise.
+    let tables = unsafe { Tables::new(world) };
+    let nic = Nic { tables, warp, seed };
     let me = thread::index_1d() / LANES;
-    let warps = (thread::grid_dim_x() * thread::block_dim_x()).div_ceil(LANES);
+    let warps = thread::grid_dim_x() * thread::block_dim_x() / LANES;
     let control = world.control as *mut Control;
     let (mut round, mut quiet) = (0u32, 0u32);
     let mut deadline = Deadline::after(world.idle_timeout_ns);
@@ -54,7 +53,7 @@ pub unsafe fn run(world: *const World, seed: u64) {
                 return;
             }
             if !busy && quiet > PATIENCE && warp::warp_vote_ballot(ALL, deadline.passed()) != 0 {
-                AtomicU32::from_ptr(&raw mut (*control).timed_out).store(1, Relaxed);
+                mem::store_relaxed_system_u32(&raw mut (*control).timed_out, 1);
                 return;
             }
         }
@@ -77,7 +76,6 @@ pub unsafe fn run(world: *const World, seed: u64) {
 struct Nic<'a> {
     tables: Tables<'a>,
     warp: Warp,
-    lanes: u32,
     seed: u64,
 }
 
@@ -118,14 +116,15 @@ impl<'a> Nic<'a> {
     #[inline(always)]
     fn serve(self, index: u32, qp: &'a QueuePair, their_turn: bool) -> bool {
         let progress = self.tables.progress(index);
-        // SAFETY: words of the row and the doorbell, only accessed atomically. Only this warp stores the three counters.
-        let (doorbell, ready, consumer, head, tail) = unsafe {
+        // SAFETY: words of the row and the doorbell, only accessed atomically. Only this warp stores the three counters: lane 0 does, when all lanes have
+        // loaded them here and met.
+        let (consumer, head, tail, doorbell, ready) = unsafe {
             (
-                self.uniform(|| mem::load_acquire_system_u32(qp.send_doorbell as *const u32)),
-                self.uniform(|| self.tables.is_ready(index).into()) != 0,
                 mem::load_relaxed_device(&raw const (*progress).send_consumer),
                 mem::load_relaxed_device(&raw const (*progress).parked_head),
                 mem::load_relaxed_device(&raw const (*progress).parked_tail),
+                self.uniform(|| mem::load_acquire_system_u32(qp.send_doorbell as *const u32)),
+                self.uniform(|| self.tables.is_ready(index).into()) != 0,
             )
         };
         let rung = Doorbell::new(doorbell).entries_since(Doorbell::new(consumer));
@@ -141,7 +140,7 @@ impl<'a> Nic<'a> {
         }
         let parked = outstanding != 0 && (rung == 0 || their_turn);
         let (at, there) = if parked { (head, outstanding) } else { (consumer, rung) };
-        let count = there.min(self.lanes);
+        let count = there.min(LANES);
         let batch = Batch { parked, at, count, outstanding };
         let (waiting, anything) = self.work(index, qp, batch, ready, tail);
         let (taken, retried) = if parked { (0, count) } else { (count, 0) };
@@ -156,9 +155,9 @@ impl<'a> Nic<'a> {
         // SAFETY: words of the row, only accessed atomically, and stored by this warp alone. A whole warp.
         unsafe {
             if warp::lane_id() == 0 {
-                AtomicU32::from_ptr(&raw mut (*progress).send_consumer).store(consumer, Relaxed);
-                AtomicU32::from_ptr(&raw mut (*progress).parked_head).store(head, Relaxed);
-                AtomicU32::from_ptr(&raw mut (*progress).parked_tail).store(tail, Relaxed);
+                mem::store_relaxed_system_u32(&raw mut (*progress).send_consumer, consumer);
+                mem::store_relaxed_system_u32(&raw mut (*progress).parked_head, head);
+                mem::store_relaxed_system_u32(&raw mut (*progress).parked_tail, tail);
             }
             warp::sync_warp(ALL);
         }
@@ -206,7 +205,7 @@ impl<'a> Nic<'a> {
             _ => Some(Status::Flushed),
         };
         // SAFETY: what the requests name was checked.
-        unsafe { transfer.run(self.warp, self.lanes) };
+        unsafe { transfer.run(self.warp) };
 
         // SAFETY: a whole warp.
         let waiting = unsafe { warp::warp_vote_ballot(ALL, active && status.is_none()) };

@@ -3,7 +3,7 @@
 use crate::copy::copy;
 use crate::receive::{Receive, buffer};
 use crate::tables::QueuePair;
-use efa_gpu_device::warp::{self, ALL, Warp};
+use efa_gpu_device::warp::{self, ALL, LANES, Warp};
 use efa_io::{FlatRequest, OpCode};
 
 /// Bytes up to which a lane copies by itself.
@@ -85,12 +85,12 @@ impl<'a> Transfer<'a> {
         self.to += u64::from(bytes);
     }
 
-    /// Moves what the lanes of the warp have to move, which are `lanes` in number.
+    /// Moves what the lanes of the warp have to move.
     ///
     /// # Safety
     /// What the lanes' requests name was checked.
     #[inline(always)]
-    pub(crate) unsafe fn run(mut self, _: Warp, lanes: u32) {
+    pub(crate) unsafe fn run(mut self, _: Warp) {
         loop {
             let bytes = self.next();
             // SAFETY: a whole warp.
@@ -115,7 +115,7 @@ impl<'a> Transfer<'a> {
                     (from, to) = (shuffle_64(self.from, lane), shuffle_64(self.to, lane));
                     len = warp::warp_shuffle_idx(ALL, bytes, lane);
                 }
-                (part, parts) = (warp::lane_id(), lanes);
+                (part, parts) = (warp::lane_id(), LANES);
             }
             self.advance(bytes);
         }

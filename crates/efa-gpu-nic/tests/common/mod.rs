@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 use efa_gpu_device::CompletionQueue;
+use efa_gpu_device::simt::Executor;
 use efa_gpu_nic::World;
 use efa_gpu_nic::host::*;
 use efa_io::rx::RxBuf;
@@ -81,7 +82,7 @@ impl TestWorld {
     pub(crate) fn of(count: usize, change: impl Fn(usize, &mut Setup)) -> Self {
         let mut memory = HostMemory::default();
         let mut world = Builder::new(5);
-        world.idle_timeout_ns(60_000_000_000);
+        world.idle_timeout_ns(u64::MAX);
         let setups: Vec<Setup> = (0..count)
             .map(|index| {
                 let mut setup = Setup::default();
@@ -134,8 +135,11 @@ impl TestWorld {
         word(self.control).store(0, Release);
         std::thread::scope(|scope| {
             let _stop = Stop(self.control);
-            // SAFETY: the world was placed in memory that outlives the scope.
-            scope.spawn(move || unsafe { efa_gpu_nic::run(world as *const World, seed) });
+            scope.spawn(move || {
+                // SAFETY: the world was placed in memory that outlives the scope.
+                let nic = || unsafe { efa_gpu_nic::run(world as *const World, seed) };
+                Executor::new(seed).launch(1, 64, nic).run().unwrap();
+            });
             test()
         })
     }
