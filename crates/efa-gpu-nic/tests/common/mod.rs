@@ -32,6 +32,8 @@ pub(crate) struct Setup {
     pub(crate) acquainted: bool,
     /// Queue pairs, all on one completion queue.
     pub(crate) queue_pairs: usize,
+    /// Entries of the completion queue beyond what queue pairs need.
+    pub(crate) more_entries: u32,
 }
 
 impl Default for Setup {
@@ -47,6 +49,7 @@ impl Default for Setup {
             access: Access::ALL,
             acquainted: true,
             queue_pairs: 1,
+            more_entries: 0,
         }
     }
 }
@@ -71,7 +74,7 @@ pub(crate) struct TestWorld {
     pub(crate) memory: HostMemory,
     pub(crate) nodes: Vec<Node>,
     pub(crate) placed: Placed,
-    control: u64,
+    pub(crate) control: u64,
 }
 
 impl TestWorld {
@@ -98,7 +101,8 @@ impl TestWorld {
             let addr = memory.allocate(BYTES, 64).unwrap();
             let keys = world.region(pd, addr, BYTES as u64, setup.access).unwrap();
             let other_keys = world.region(other, addr, BYTES as u64, Access::ALL).unwrap();
-            let entries = (setup.send_entries.next_power_of_two() + setup.recv_entries) * setup.queue_pairs as u32;
+            let entries = (setup.send_entries.next_power_of_two() + setup.recv_entries) * setup.queue_pairs as u32
+                + setup.more_entries;
             let cq = world.completion_queue(&mut memory, entries).unwrap();
             let config = QpConfig {
                 recv_bufs: setup.recv_bufs,
