@@ -11,6 +11,10 @@
 //! | --- | --- | --- |
 //! | [`ThreadSendQueue`] | one thread | counters in registers; one fence for each doorbell |
 //! | [`WarpSendQueue`] | a warp, each lane a request or none | one reservation, one fence and one doorbell for all lanes |
+//! | [`SharedSendQueue`] | any number of threads, warps and blocks | counters in memory; atomics for each post; one doorbell for as many as come meanwhile |
+//! | [`RecvQueue`] | one thread | counters in registers; one fence for each doorbell |
+//!
+//! What is done a [`CompletionQueue`] tells, polled by one thread or a warp, or a [`CompletionCounter`], without a word about which.
 //!
 //! ```
 //! use efa_gpu_device::{CompletionQueue, PostError, ThreadSendQueue};
@@ -36,14 +40,41 @@
 //! What would overflow the ring or its completion queue is refused before a byte is written, and nothing is rung over `max_batch`: a queue
 //! counts what is outstanding, and only a completion that was polled, [settled](ThreadSendQueue::settle) once, makes room.
 //!
-//! The same source compiles for the host, where a kernel is a function: queues work on the rings of a software device, and a warp has one lane.
+//! # On the host
+//!
+//! The same source compiles for the host, where a kernel is a function, and queues work on the rings of a software device. Called as such, it runs as
+//! a lone thread. An [`Executor`](simt::Executor) runs it as a grid, with all its lanes, warps and blocks, and whatever runs beside it:
+//!
+//! ```
+//! use efa_gpu_device::{simt::Executor, thread, warp};
+//!
+//! let kernel = || {
+//!     if warp::lane_id() < 31 {
+//!         // SAFETY: a lie, since one lane does not come.
+//!         unsafe { warp::sync_warp(warp::ALL) };
+//!     }
+//! };
+//! for seed in 0..10 {
+//!     let fault = Executor::new(seed).launch(4, 64, kernel).run().unwrap_err();
+//!     assert!(fault.to_string().contains("has returned"));
+//! }
+//! ```
+//!
+//! Each seed interleaves the lanes in another way. What a GPU leaves undefined where lanes meet is reported, and so is a deadlock; stores take their
+//! time to where others see them, by the scopes of fences, so that a doorbell in front of its WQE is found.
+//!
+//! # Files
 //!
 //! | file | what is in it |
 //! | --- | --- |
 //! | `arch/` | what a GPU can do and a processor does otherwise: stores, fences, clocks, lanes |
 //! | `thread.rs`, `warp.rs` | who am I, and what do the others have |
+//! | `mem.rs` | memory that others see while a kernel runs |
+//! | `time.rs` | the clock, deadlines, watchdogs |
 //! | `send/` | send queues by who posts |
-//! | `completion.rs` | completion queues |
+//! | `recv.rs` | receive queues |
+//! | `completion.rs`, `counter.rs` | completion queues and counters |
+//! | `simt/` | on the host only: the executor that runs kernels as a GPU would |
 
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![cfg_attr(target_arch = "nvptx64", feature(asm_experimental_arch, stdarch_nvptx))]

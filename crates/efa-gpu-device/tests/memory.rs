@@ -1,7 +1,8 @@
 //! Which stores others see, and when: what is missing before a doorbell is found by a launch that plays the device.
 
 use efa_gpu_device::simt::{Executor, Fault};
-use efa_gpu_device::{mem, thread, warp};
+use efa_gpu_device::{RecvQueue, ThreadSendQueue, WarpSendQueue, mem, thread, warp};
+use efa_io::{Destination, Limits, Lkey, LocalBuf, RdmaWrite, RecvRingHandle, RemoteBuf, SendRingHandle};
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -181,4 +182,109 @@ fn a_watch_may_object() {
         let fault = result.launch(1, 1, kernel).run();
         assert!(matches!(&fault, Err(Fault::Panicked { message, .. }) if message == "2 is too much"), "{fault:?}");
     }
+}
+
+/// How many seeds have a doorbell of a queue get to memory before what it tells of, in a ring of 32 entries of `size` bytes. `post` gets the
+/// addresses of ring and doorbell, and runs as a warp.
+fn untold(size: usize, post: impl Fn(u64, u64)) -> usize {
+    let early = |seed: &u64| {
+        let entries: Vec<Entry> = std::iter::repeat_with(Entry::default).take(32 * size / 16).collect();
+        let (doorbell, early, last) = (AtomicU32::new(0), Cell::new(false), Cell::new(0));
+        let result = Executor::new(*seed)
+            .watch_store(doorbell.as_ptr(), |value| {
+                last.set(value);
+                let told = &entries[..value as usize * size / 16];
+                // Each starts with a word that is not zero.
+                let is_there = |entry: &Entry| entry.0[0].load(Ordering::Relaxed) != 0;
+                early.set(early.get() || !told.iter().step_by(size / 16).all(is_there));
+            })
+            .launch(1, 32, || post(entries.as_ptr() as u64, doorbell.as_ptr() as u64));
+        result.run().unwrap();
+        assert_eq!(last.get(), 32);
+        early.get()
+    };
+    (0..SEEDS).filter(early).count()
+}
+
+fn send_handle(ring: u64, doorbell: u64) -> SendRingHandle {
+    let limits = Limits::of_queue(4096, 4096);
+    let (mask, shift, wqe_size, max_batch, credits) = (31, 5, 64, 32, 32);
+    SendRingHandle {
+        ring,
+        doorbell,
+        mask,
+        shift,
+        wqe_size,
+        max_batch,
+        producer: 0,
+        credits,
+        qpn: 1,
+        req_id_64: 1,
+        limits,
+    }
+}
+
+const TO: Destination = Destination { ah: 1, qpn: 2, qkey: 3 };
+
+fn buf() -> LocalBuf {
+    LocalBuf { addr: 1, lkey: Lkey::new(2).unwrap_or_default(), length: 3 }
+}
+
+fn write() -> RdmaWrite {
+    RdmaWrite::new(buf(), RemoteBuf { addr: 4, rkey: 5 })
+}
+
+#[test]
+fn the_queues_ring_behind_what_they_ring_for() {
+    let by_thread = |fenced: bool| {
+        move |ring, doorbell| {
+            if warp::lane_id() == 0 {
+                // SAFETY: the ring lives as long as the run, and is this thread's.
+                let mut sq = unsafe { ThreadSendQueue::<8>::new(&send_handle(ring, doorbell)) }.unwrap();
+                for i in 1..=32 {
+                    sq.post(TO, &write(), i).unwrap();
+                    match i % 4 {
+                        0 if fenced => sq.ring(),
+                        // SAFETY: a test of what comes of it.
+                        0 => unsafe { sq.ring_unfenced() },
+                        _ => {}
+                    }
+                }
+            }
+        }
+    };
+    assert_eq!(untold(64, by_thread(true)), 0);
+    assert!(untold(64, by_thread(false)) > 20);
+    let by_warp = |ring, doorbell| {
+        // SAFETY: the ring lives as long as the run, and is this warp's, whose lanes all do the same.
+        let mut sq = unsafe { WarpSendQueue::<8>::new(&send_handle(ring, doorbell)) }.unwrap();
+        for third in 0..3 {
+            let write = write();
+            sq.post((warp::lane_id() % 3 == third).then_some((TO, &write)), 7).unwrap();
+            sq.ring();
+        }
+    };
+    assert_eq!(untold(64, by_warp), 0);
+    let receives = |ring, doorbell| {
+        if warp::lane_id() == 0 {
+            let (mask, shift, max_batch, max_bufs, credits) = (31, 5, 5, 2, 16);
+            let handle = RecvRingHandle {
+                ring,
+                doorbell,
+                mask,
+                shift,
+                max_batch,
+                producer: 0,
+                credits,
+                max_bufs,
+                qpn: 1,
+                posted: 0,
+            };
+            // SAFETY: as for the thread's send queue.
+            let mut rq = unsafe { RecvQueue::new(&handle) };
+            (1..=16).for_each(|i| rq.post(&[buf(); 2], i).unwrap());
+            rq.ring();
+        }
+    };
+    assert_eq!(untold(16, receives), 0);
 }

@@ -267,12 +267,15 @@ where
     /// How many slots in a row are ready, from `start` on, as far as the group looks at once.
     #[inline(always)]
     fn ready_from(&self, group: u32, start: u32) -> u32 {
-        // From the multiple of 16 before `start`: what is rung for counts as ready.
+        // From the multiple of 16 before `start`. What is rung for counts as ready, whatever its tag is: it may have completed, and be ready in the next
+        // lap already.
         let base = start & !(TOGETHER - 1);
-        let at = base.wrapping_add(before(group) * TOGETHER);
+        let ahead = before(group) * TOGETHER;
+        let at = base.wrapping_add(ahead);
+        let behind = if ahead == 0 { start & (TOGETHER - 1) } else { 0 };
         // SAFETY: 16 tags of the state: a lap is a multiple of as many.
         let tags = unsafe { arch::load_bytes_gpu(self.tags().add((at & self.mask) as usize)) };
-        let ready = matching(tags, self.tag(at));
+        let ready = matching(tags, self.tag(at), behind);
         let full = arch::ballot(group, ready == TOGETHER);
         // The lane, of those in the group, that has the first slot which is not ready; the last if all are.
         let lane = (group & !full).trailing_zeros();
@@ -389,10 +392,12 @@ fn before(group: u32) -> u32 {
     (group & ((1 << arch::lane()) - 1)).count_ones()
 }
 
-/// How many bytes from the first on are `tag`.
+/// How many bytes from the first on are `tag`, where the first `behind` of them, fewer than 16, count as such.
 #[inline(always)]
-fn matching(bytes: [u64; 2], tag: u8) -> u32 {
-    let [low, high] = bytes.map(|eight| (eight ^ u64::from_ne_bytes([tag; 8])).trailing_zeros() / 8);
+fn matching(bytes: [u64; 2], tag: u8, behind: u32) -> u32 {
+    let [low, high] = bytes.map(|eight| eight ^ u64::from_ne_bytes([tag; 8]));
+    let low = (low & u64::MAX.checked_shl(8 * behind).unwrap_or(0)).trailing_zeros() / 8;
+    let high = (high & u64::MAX << (8 * behind.saturating_sub(8))).trailing_zeros() / 8;
     if low < 8 { low } else { 8 + high }
 }
 
@@ -405,7 +410,13 @@ mod tests {
         for n in 0..=16 {
             let bytes: [u8; 16] = std::array::from_fn(|i| if i < n { 7 } else { 6 });
             let words = [0, 8].map(|at| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()));
-            assert_eq!(matching(words, 7), n as u32);
+            assert_eq!(matching(words, 7, 0), n as u32);
+            for behind in 0..16 {
+                // Those behind may have any tag.
+                let bytes: [u8; 16] = std::array::from_fn(|i| if i < behind { 8 } else { bytes[i] });
+                let words = [0, 8].map(|at| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()));
+                assert_eq!(matching(words, 7, behind as u32), n.max(behind) as u32);
+            }
         }
     }
 }

@@ -61,10 +61,7 @@ fn access(world: &World<'static>, lane: usize, at: Primitive) {
     inner.lanes[lane].at = at;
     inner.now += 8;
     inner.record((lane as u64) << 8 | at as u64);
-    let odds = inner.odds.store;
-    if inner.chance(odds) {
-        inner.move_a_store();
-    }
+    inner.move_stores();
     let odds = inner.odds.turn;
     let turn = inner.chance(odds);
     drop(inner);
@@ -108,7 +105,7 @@ pub(crate) unsafe fn load(addr: usize, size: usize) -> u64 {
 /// # Safety
 /// They are valid for writes, aligned to their size, and accessed atomically, until the run is over.
 pub(crate) unsafe fn store(addr: usize, size: usize, value: u64, release: bool) {
-    let store = Store { addr, size, value };
+    let store = Store { addr, size, value, until: 0 };
     match running() {
         Some((world, lane)) => {
             access(world, lane, Primitive::Store);

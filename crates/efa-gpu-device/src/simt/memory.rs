@@ -8,6 +8,8 @@ pub(super) struct Store {
     pub(super) addr: usize,
     pub(super) size: usize,
     pub(super) value: u64,
+    /// It lingers until then, if nobody makes it go on.
+    pub(super) until: u64,
 }
 
 impl Store {
@@ -37,14 +39,14 @@ impl Buffer {
         self.stores.push(store);
     }
 
-    /// Takes any one that is not behind another to the same address.
-    pub(super) fn take_any(&mut self, rng: &mut fastrand::Rng) -> Option<Store> {
+    /// Takes any one that is not behind another to the same address; none if that one lingers.
+    pub(super) fn take_any(&mut self, rng: &mut fastrand::Rng, now: u64) -> Option<Store> {
         let mut at = rng.usize(..self.stores.len().max(1));
         let mut chosen = *self.stores.get(at)?;
         while let Some(earlier) = self.stores[..at].iter().position(|s| s.overlaps(chosen.addr, chosen.size)) {
             (at, chosen) = (earlier, self.stores[earlier]);
         }
-        Some(self.stores.remove(at))
+        (chosen.until <= now).then(|| self.stores.remove(at))
     }
 
     /// Takes all.
@@ -102,7 +104,7 @@ pub(super) unsafe fn load(addr: usize, size: usize) -> u64 {
 ///
 /// # Safety
 /// The bytes are valid for writes, aligned to their size, and accessed atomically.
-pub(super) unsafe fn store(Store { addr, size, value }: Store) {
+pub(super) unsafe fn store(Store { addr, size, value, .. }: Store) {
     // SAFETY: the caller's promise.
     unsafe {
         match size {
@@ -118,7 +120,7 @@ mod tests {
     use super::*;
 
     fn buffer(stores: &[(usize, usize, u64)]) -> Buffer {
-        Buffer { stores: stores.iter().map(|&(addr, size, value)| Store { addr, size, value }).collect() }
+        Buffer { stores: stores.iter().map(|&(addr, size, value)| Store { addr, size, value, until: 0 }).collect() }
     }
 
     #[test]
@@ -134,7 +136,7 @@ mod tests {
         let (mut rng, mut first) = (fastrand::Rng::with_seed(1), [0; 4]);
         for _ in 0..100 {
             let mut buffer = buffer(&[(0, 4, 0), (0, 8, 1), (4, 4, 2), (8, 8, 3)]);
-            let order: Vec<u64> = std::iter::from_fn(|| buffer.take_any(&mut rng)).map(|s| s.value).collect();
+            let order: Vec<u64> = std::iter::from_fn(|| buffer.take_any(&mut rng, 0)).map(|s| s.value).collect();
             let at = |value| order.iter().position(|&v| v == value).unwrap();
             assert!(at(0) < at(1) && at(1) < at(2), "{order:?}");
             first[order[0] as usize] += 1;

@@ -27,22 +27,26 @@
 //! get the same answer: a GPU promises no more.
 //!
 //! **Memory.** Stores do not arrive at once. They go from a lane to its block, from there to its GPU, and on to memory, one by one, in any order,
-//! except that stores to the same address stay in order. A lane sees what is on its way from its own block or GPU.
+//! except that stores to the same address stay in order. Some linger while others pass. A lane sees what is on its way from itself, from its block or
+//! from its GPU.
 //!
-//! | what | brings the lane's earlier stores, and what is in its block |
+//! | what | makes go on at once |
 //! | --- | --- |
-//! | `sync_warp`, `sync_threads` | of all its lanes, as far as the block |
-//! | `device_fence`, atomics that release | as far as the GPU |
-//! | `system_fence`, `store_release_system` | all the way, with what is in the GPU |
-//! | relaxed and acquiring atomics | what is on its way to the same address, all the way |
-//! | the end of the run | all the way |
+//! | `sync_warp`, `sync_threads` | the stores of all lanes that meet, as far as their block |
+//! | `device_fence`, atomics that release | the lane's stores and its block's, as far as the GPU |
+//! | `system_fence`, `store_release_system` | those and the GPU's, as far as memory |
+//! | any atomic | what the lane sees on its way to the same address, as far as memory |
+//! | the end of the run | all that is left, as far as memory |
 //!
 //! So a missing or too narrow fence before a doorbell is found by a launch that [plays the NIC](Executor::launch_on), given seeds enough. What is *not* found:
-//! a missing acquire (loads are never early), a fence that would have to be sequentially consistent (all are here), and the order of plain Rust
-//! accesses, which happen at once.
+//! a missing acquire (loads are never early), a fence that would have to be sequentially consistent (all are here), a barrier that is missing behind
+//! a fence which another lane executed as well, and the order of plain Rust accesses, which happen at once.
 //!
 //! **Time.** [`globaltimer`](crate::globaltimer) is a clock of the run, which moves with it, at about the speed of a real one; a deadline costs no waiting.
 //! When all lanes only look, the thread is given away, so that other threads get on.
+//!
+//! **Faults.** Other lanes are then unwound, as by a panic: what their destructors do to memory happens, and nobody is waited for: a ballot has no
+//! votes, a shuffle gives `u32::MAX`.
 //!
 //! Outside an executor a thread is the only lane of a block of one thread, and memory is accessed at once.
 
@@ -125,8 +129,7 @@ impl<'env> Executor<'env> {
     /// Runs everything to its end.
     ///
     /// # Errors
-    /// What a kernel did wrong first; a panic of a lane is such a thing. All other lanes are unwound, as if they had panicked without a word: what their
-    /// destructors do to memory happens, and nobody is waited for.
+    /// What a kernel did wrong first; a panic of a lane is such a thing. All other lanes are unwound.
     ///
     /// # Panics
     /// Inside a kernel.

@@ -91,8 +91,9 @@ impl<'env> World<'env> {
         let mut draw = |from: &[u32]| from[rng.usize(..from.len())];
         let odds = Odds {
             turn: draw(&[1, 2, 4, 16, 64]),
-            store: draw(&[1, 2, 8, 32, 128]),
+            store: [draw(&[1, 4, 16, 128]), draw(&[1, 4, 16])],
             nap: draw(&[64, 512, 4096, u32::MAX]),
+            linger: draw(&[16, 128, 1024, u32::MAX]),
         };
         let mut gpus: Vec<u32> = launches.iter().map(|launch| launch.gpu).collect();
         gpus.sort_unstable();
@@ -160,9 +161,7 @@ impl Inner<'_> {
             self.asleep.pop();
             self.ready.push(lane);
         }
-        if self.chance(self.odds.store) {
-            self.move_a_store();
-        }
+        self.move_stores();
         if self.ready.is_empty() {
             let Some(&Reverse((until, _))) = self.asleep.peek() else {
                 self.fault = Some(Fault::Deadlock((0..self.lanes.len()).filter_map(|l| self.waiting(l)).collect()));
@@ -174,7 +173,7 @@ impl Inner<'_> {
         }
         let lane = self.ready.swap_remove(self.rng.usize(..self.ready.len()));
         if !self.ready.is_empty() && self.chance(self.odds.nap) {
-            let until = self.now + (1 << self.rng.u32(8..16));
+            let until = self.now + self.long();
             self.asleep.push(Reverse((until, lane)));
             return self.next();
         }

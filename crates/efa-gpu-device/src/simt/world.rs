@@ -57,10 +57,12 @@ pub(super) struct Block {
 pub(super) struct Odds {
     /// A lane loses its turn at one of so many accesses.
     pub(super) turn: u32,
-    /// A store gets further at one of so many accesses.
-    pub(super) store: u32,
+    /// Stores get further at one of so many accesses, and then so many.
+    pub(super) store: [u32; 2],
     /// A lane falls asleep at one of so many turns.
     pub(super) nap: u32,
+    /// One of so many stores lingers.
+    pub(super) linger: u32,
 }
 
 /// A run: what lanes and the scheduler have in common. Nobody holds on to `inner` while a lane gives away its turn.
@@ -101,6 +103,11 @@ impl Inner<'_> {
         in_so_many <= 1 || self.rng.u32(..in_so_many) == 0
     }
 
+    /// How long something takes that takes long: nanoseconds.
+    pub(super) fn long(&mut self) -> u64 {
+        1 << self.rng.u32(8..16)
+    }
+
     /// The lane as one that waits, if it does.
     pub(super) fn waiting(&self, lane: usize) -> Option<Waiting> {
         let Lane { id, state, block, warp, .. } = self.lanes[lane];
@@ -128,7 +135,10 @@ impl Inner<'_> {
     }
 
     /// A lane stores.
-    pub(super) fn store(&mut self, lane: usize, store: Store) {
+    pub(super) fn store(&mut self, lane: usize, mut store: Store) {
+        if self.chance(self.odds.linger) {
+            store.until = self.now + self.long();
+        }
         self.progress += 1;
         self.stats.stores += 1;
         self.put_in_lane(lane, store);
@@ -141,7 +151,7 @@ impl Inner<'_> {
         }
         stores.push(store);
         if stores.len() > ROOM[0]
-            && let Some(store) = stores.take_any(&mut self.rng)
+            && let Some(store) = stores.take_any(&mut self.rng, u64::MAX)
         {
             self.put_in_block(self.lanes[lane].block, store);
         }
@@ -155,7 +165,7 @@ impl Inner<'_> {
         stores.push(store);
         let gpu = *gpu;
         if stores.len() > ROOM[1]
-            && let Some(store) = stores.take_any(&mut self.rng)
+            && let Some(store) = stores.take_any(&mut self.rng, u64::MAX)
         {
             self.put_in_gpu(gpu, store);
         }
@@ -164,7 +174,7 @@ impl Inner<'_> {
     fn put_in_gpu(&mut self, gpu: usize, store: Store) {
         self.gpus[gpu].push(store);
         if self.gpus[gpu].len() > ROOM[2]
-            && let Some(store) = self.gpus[gpu].take_any(&mut self.rng)
+            && let Some(store) = self.gpus[gpu].take_any(&mut self.rng, u64::MAX)
         {
             self.put_in_memory(store);
         }
@@ -179,12 +189,20 @@ impl Inner<'_> {
         }
     }
 
-    /// Some store gets one step further.
-    pub(super) fn move_a_store(&mut self) {
+    /// Some stores get further, or none.
+    pub(super) fn move_stores(&mut self) {
+        let [odds, moves] = self.odds.store;
+        if self.chance(odds) {
+            (0..moves).for_each(|_| self.move_a_store(self.now));
+        }
+    }
+
+    /// Some store gets one step further, unless it lingers.
+    fn move_a_store(&mut self, now: u64) {
         let level = self.rng.usize(..3);
         if level == 2 {
             let gpu = self.rng.usize(..self.gpus.len());
-            if let Some(store) = self.gpus[gpu].take_any(&mut self.rng) {
+            if let Some(store) = self.gpus[gpu].take_any(&mut self.rng, now) {
                 self.put_in_memory(store);
             }
             return;
@@ -193,14 +211,16 @@ impl Inner<'_> {
             let i = self.rng.usize(..self.storing[level].len());
             let from = self.storing[level][i];
             let stores = if level == 0 { &mut self.lanes[from].stores } else { &mut self.blocks[from].stores };
-            let store = stores.take_any(&mut self.rng);
-            if stores.len() == 0 {
+            let store = stores.take_any(&mut self.rng, now);
+            let is_empty = stores.len() == 0;
+            if is_empty {
                 self.storing[level].swap_remove(i);
             }
             match store {
                 Some(store) if level == 0 => return self.put_in_block(self.lanes[from].block, store),
                 Some(store) => return self.put_in_gpu(self.blocks[from].gpu, store),
-                None => {}
+                None if is_empty => {}
+                None => return,
             }
         }
     }
@@ -239,7 +259,7 @@ impl Inner<'_> {
     /// The run is over: all that is on its way gets to memory.
     pub(super) fn finish(&mut self) {
         while self.storing.iter().any(|storing| !storing.is_empty()) || self.gpus.iter().any(|gpu| gpu.len() > 0) {
-            self.move_a_store();
+            self.move_a_store(u64::MAX);
         }
     }
 
