@@ -425,6 +425,11 @@ impl Traffic {
     }
 }
 
+/// Seeds that each test goes through; `EFA_NIC_SEEDS` asks for more.
+fn seeds() -> u64 {
+    std::env::var("EFA_NIC_SEEDS").map_or(3, |seeds| seeds.parse().expect("a number"))
+}
+
 const RECEIVES_AT_ONCE: usize = 8;
 
 /// Where receive `slot` has its memory.
@@ -504,7 +509,7 @@ where
 
 #[test]
 fn what_a_thread_posts_to_two_queue_pairs_arrives() {
-    for seed in 0..4 {
+    for seed in 0..seeds() {
         traffic::<8>(Poster::Thread, false, 500, seed);
         traffic::<16>(Poster::Thread, true, 500, seed);
     }
@@ -512,7 +517,7 @@ fn what_a_thread_posts_to_two_queue_pairs_arrives() {
 
 #[test]
 fn what_a_warp_posts_arrives() {
-    for seed in 0..4 {
+    for seed in 0..seeds() {
         traffic::<8>(Poster::Warp, true, 640, seed);
         traffic::<16>(Poster::Warp, false, 640, seed);
     }
@@ -520,7 +525,7 @@ fn what_a_warp_posts_arrives() {
 
 #[test]
 fn what_blocks_post_to_one_queue_arrives() {
-    for seed in 0..4 {
+    for seed in 0..seeds() {
         traffic::<8>(Poster::Shared, false, 640, seed);
         traffic::<16>(Poster::Shared, true, 640, seed);
     }
