@@ -450,6 +450,8 @@ where
         setup.send_entries = if poster == Poster::Thread { 16 } else { 32 };
         setup.recv_entries = RECEIVES_AT_ONCE as u32;
         setup.unsolicited = unsolicited;
+        // Counters of 16 and of 32 bits wrap.
+        setup.first_counter = 100u32.wrapping_neg();
         // Nobody counts these.
         setup.more_entries = if unsolicited { count as u32 } else { 0 };
         (setup.inline_bytes, setup.inline_write) = if wide { (80, true) } else { (32, false) };

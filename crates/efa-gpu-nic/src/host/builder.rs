@@ -171,6 +171,7 @@ impl Placed {
 pub struct Builder {
     rng: fastrand::Rng,
     idle_timeout_ns: u64,
+    first: u32,
     devices: Vec<DeviceConfig>,
     /// Each domain's device.
     domains: Vec<u32>,
@@ -178,6 +179,7 @@ pub struct Builder {
     completion_queues: Vec<(Cq, u64)>,
     address_handles: Vec<Ah>,
     queue_pairs: Vec<QueuePair>,
+    progress: Vec<Progress>,
 }
 
 impl Builder {
@@ -186,18 +188,26 @@ impl Builder {
         Self {
             rng: fastrand::Rng::with_seed(seed),
             idle_timeout_ns: 10_000_000_000,
+            first: 0,
             devices: vec![],
             domains: vec![],
             regions: vec![],
             completion_queues: vec![],
             address_handles: vec![],
             queue_pairs: vec![],
+            progress: vec![],
         }
     }
 
     /// Sets how long a warp of the NIC has nothing to do before it ends by itself; ten seconds if not set.
     pub fn idle_timeout_ns(&mut self, ns: u64) -> &mut Self {
         self.idle_timeout_ns = ns;
+        self
+    }
+
+    /// Sets where the counters of the send and receive rings that are added from here on begin, if not at zero: for tests of their wrap.
+    pub fn first_counter(&mut self, counter: u32) -> &mut Self {
+        self.first = counter;
         self
     }
 
@@ -294,8 +304,7 @@ impl Builder {
         let recv = ring_size("receive descriptors", config.recv_entries.saturating_mul(recv_bufs).max(1), most)?;
         // A batch taken from it does not collide with what of it goes back.
         let parked = ring_size("sends", send.entries() + LANES, u32::MAX)?;
-        self.complete_at(config.send_cq, send.entries())?;
-        self.complete_at(config.recv_cq, config.recv_entries)?;
+        self.complete_at([(config.send_cq, send.entries()), (config.recv_cq, config.recv_entries)])?;
 
         let wqe_size = if config.inline_bytes > 32 || config.inline_write { 128 } else { 64 };
         let send_ring = allocate(memory, "a send ring", send.entries() as usize * wqe_size)?;
@@ -315,6 +324,12 @@ impl Builder {
                 | can(rdma_write, Limits::RDMA_WRITE)
                 | can(config.inline_write, Limits::INLINE_WRITE),
         };
+        for doorbell in [send_doorbell, recv_doorbell] {
+            let written = memory.write(doorbell, &self.first.to_le_bytes());
+            written.map_err(|source| Error::Memory { what: "doorbells", source })?;
+        }
+        let (send_consumer, recv_consumer) = (self.first, self.first);
+        self.progress.push(Progress { send_consumer, recv_consumer, ..Progress::zeroed() });
         self.queue_pairs.push(QueuePair {
             send_ring,
             send_doorbell,
@@ -345,7 +360,7 @@ impl Builder {
             shift: send.log2(),
             wqe_size: wqe_size as u32,
             max_batch: (max_tx_batch * 64 / wqe_size as u32).min(send.entries()).max(1),
-            producer: 0,
+            producer: self.first,
             credits: send.entries(),
             qpn,
             req_id_64: req_id_64.into(),
@@ -357,7 +372,7 @@ impl Builder {
             mask: recv.mask(),
             shift: recv.log2(),
             max_batch: recv.entries(),
-            producer: 0,
+            producer: self.first,
             credits: config.recv_entries,
             max_bufs: recv_bufs,
             qpn,
@@ -366,13 +381,22 @@ impl Builder {
         Ok(Queues { qpn: qpn as u16, send, recv })
     }
 
-    /// Notes that `entries` more requests may complete there at once.
-    fn complete_at(&mut self, cq: CqId, entries: u32) -> Result<(), Error> {
-        let known = self.completion_queues.get_mut(cq.0 as usize);
-        let (row, needs) = known.ok_or(Error::NoSuch { kind: "completion queue", id: cq.0 })?;
-        *needs += u64::from(entries);
-        let holds = row.mask + 1;
-        if *needs <= holds.into() { Ok(()) } else { Err(Error::CqTooSmall { cq: cq.0, holds, needs: *needs }) }
+    /// Notes that these more requests may complete there at once.
+    fn complete_at(&mut self, more: [(CqId, u32); 2]) -> Result<(), Error> {
+        let mut all: Vec<u64> = self.completion_queues.iter().map(|(_, needs)| *needs).collect();
+        for (CqId(cq), entries) in more {
+            let (row, needs) = match (self.completion_queues.get(cq as usize), all.get_mut(cq as usize)) {
+                (Some((row, _)), Some(needs)) => (row, needs),
+                _ => return Err(Error::NoSuch { kind: "completion queue", id: cq }),
+            };
+            *needs += u64::from(entries);
+            let holds = row.mask + 1;
+            if *needs > holds.into() {
+                return Err(Error::CqTooSmall { cq, holds, needs: *needs });
+            }
+        }
+        self.completion_queues.iter_mut().zip(all).for_each(|((_, needs), all)| *needs = all);
+        Ok(())
     }
 
     fn config(&self, device: u32) -> Result<&DeviceConfig, Error> {
@@ -403,13 +427,12 @@ impl Builder {
             peers[ah.pd as usize * devices + ah.target as usize] = FIRST_AH + index as u32;
         }
         let cqs: Vec<Cq> = self.completion_queues.iter().map(|(cq, _)| *cq).collect();
-        let progress = vec![Progress::zeroed(); self.queue_pairs.len()];
         let mut place = |what, bytes: &[u8]| {
             let at = allocate(memory, what, bytes.len())?;
             memory.write(at, bytes).map_err(|source| Error::Memory { what, source })?;
             Ok::<u64, Error>(at)
         };
-        let progress = place("counters", bytemuck::cast_slice(&progress))?;
+        let progress = place("counters", bytemuck::cast_slice(&self.progress))?;
         let world = World {
             queue_pairs: place("queue pairs", bytemuck::cast_slice(&self.queue_pairs))?,
             progress,

@@ -34,6 +34,9 @@ pub(crate) struct Setup {
     pub(crate) queue_pairs: usize,
     /// Entries of the completion queue beyond what queue pairs need.
     pub(crate) more_entries: u32,
+    /// Where counters begin, and how patient the NIC is; the first node's count.
+    pub(crate) first_counter: u32,
+    pub(crate) idle_timeout_ns: u64,
 }
 
 impl Default for Setup {
@@ -50,6 +53,8 @@ impl Default for Setup {
             acquainted: true,
             queue_pairs: 1,
             more_entries: 0,
+            first_counter: 0,
+            idle_timeout_ns: u64::MAX,
         }
     }
 }
@@ -85,7 +90,6 @@ impl TestWorld {
     pub(crate) fn of(count: usize, change: impl Fn(usize, &mut Setup)) -> Self {
         let mut memory = HostMemory::default();
         let mut world = Builder::new(5);
-        world.idle_timeout_ns(u64::MAX);
         let setups: Vec<Setup> = (0..count)
             .map(|index| {
                 let mut setup = Setup::default();
@@ -93,6 +97,7 @@ impl TestWorld {
                 setup
             })
             .collect();
+        world.idle_timeout_ns(setups[0].idle_timeout_ns).first_counter(setups[0].first_counter);
         let ids: Vec<_> = setups.iter().map(|setup| world.device(setup.device)).collect();
         let mut nodes = vec![];
         for (setup, &id) in setups.iter().zip(&ids) {
@@ -218,7 +223,8 @@ impl Poster {
     pub(crate) fn new(queues: &Queues, completions: &CompletionRingHandle) -> Self {
         // SAFETY: the handle of a queue that the test has, and nobody else.
         let cq = unsafe { CompletionQueue::new(completions) }.unwrap();
-        Self { send: queues.send, recv: queues.recv, cq, sent: 0, received: 0, receives: 0 }
+        let (send, recv) = (queues.send, queues.recv);
+        Self { send, recv, cq, sent: send.producer, received: recv.producer, receives: 0 }
     }
 
     /// Writes a WQE with the next request id and the right phase.
