@@ -312,7 +312,7 @@ impl Traffic {
             while let Some(entry) = cq.poll() {
                 self.check_sent(entry.completion().unwrap());
                 done += 1;
-                let left = queues.iter_mut().fold(Some(entry), |entry, queue| queue.settle(entry?));
+                let left = queues.iter_mut().try_fold(entry, |entry, queue| queue.settle(entry));
                 assert!(left.is_none());
             }
         }
