@@ -1,6 +1,6 @@
 //! The warp's loop: doorbells, WQEs, and what becomes of them.
 
-use crate::complete::Entry;
+use crate::complete::{Entry, has};
 use crate::lookup::Tables;
 use crate::receive::{Receive, Taken, told};
 use crate::request::{decode, phase_and_id};
@@ -9,7 +9,7 @@ use crate::transfer::Transfer;
 use efa_gpu_device::warp::{self, ALL, LANES, Warp};
 use efa_gpu_device::{Deadline, mem, thread};
 use efa_io::cqe::Received;
-use efa_io::{Doorbell, Event, FlatRequest, OpCode, Status};
+use efa_io::{Destination, Doorbell, Event, FlatRequest, LocalBuf, OpCode, RemoteBuf, Status};
 
 /// Looks without result after which a warp sleeps between two.
 const PATIENCE: u32 = 64;
@@ -90,6 +90,21 @@ struct Batch {
     /// WQEs taken before without completion.
     outstanding: u32,
 }
+
+/// What stands for a request where there is none.
+const NOTHING: FlatRequest = {
+    let buf = LocalBuf::from_words([0, 0]);
+    FlatRequest {
+        dest: Destination { ah: 0, qpn: 0, qkey: 0 },
+        op: OpCode::Send,
+        imm: None,
+        inline: false,
+        bufs: 0,
+        first: buf,
+        second: buf,
+        remote: RemoteBuf::from_words([0, 0]),
+    }
+};
 
 /// What becomes of a lane's request.
 struct Outcome<'a> {
@@ -177,51 +192,48 @@ impl<'a> Nic<'a> {
 
         let (phase, req_id) = phase_and_id(words);
         let ids = if qp.req_id_64 != 0 { u64::MAX } else { 0xffff };
-        let request = decode(words, qp.wqe_size == 128, entry).filter(|_| {
-            let right_lap = phase == (counter >> qp.send_shift & 1 != 0);
-            // More than the ring holds without completions: some of what was under way is overwritten.
-            let room = batch.outstanding + number <= qp.send_mask;
-            active && (batch.parked || right_lap && req_id <= ids && room)
-        });
+        let right_lap = phase == (counter >> qp.send_shift & 1 != 0);
+        // More than the ring holds without completions: some of what was under way is overwritten.
+        let room = batch.outstanding + number <= qp.send_mask;
+        let (fine, request) = match decode(words, qp.wqe_size == 128, entry) {
+            Some(request) => (active && (batch.parked || right_lap && req_id <= ids && room), request),
+            None => (false, NOTHING),
+        };
         // SAFETY: a whole warp.
-        let malformed = unsafe { warp::warp_vote_ballot(ALL, active && request.is_none()) };
+        let [all, fine] = unsafe { [warp::warp_vote_ballot(ALL, active), warp::warp_vote_ballot(ALL, fine)] };
         let mut good = if ready { batch.count } else { 0 };
         let mut first_bad = u32::MAX;
-        if malformed != 0 && ready {
-            first_bad = self.least(malformed, number);
+        if fine != all && ready {
+            first_bad = self.least(all & !fine, number);
             good = first_bad;
             self.tables.fail(index);
         }
 
-        let nothing = Outcome { status: None, transfer: Transfer::none(qp), receive: None };
-        let Outcome { status, transfer, receive } = match request {
-            Some(request) if number < good && active => self.execute(qp, &request),
-            _ if !ready => Outcome { receive: self.flush_receive(index, qp), ..nothing },
-            _ => nothing,
-        };
-        let status = match number {
-            _ if number < good => status,
-            _ if number == first_bad => Some(Status::QpInternal),
-            _ => Some(Status::Flushed),
+        let executed = has(all) && number < good;
+        let Outcome { status, transfer, receive } = if executed {
+            self.execute(qp, &request)
+        } else {
+            let receive = if ready { None } else { self.flush_receive(index, qp) };
+            let status = Some(if number == first_bad { Status::QpInternal } else { Status::Flushed });
+            Outcome { status, transfer: Transfer::none(qp), receive }
         };
         // SAFETY: what the requests name was checked.
         unsafe { transfer.run(self.warp) };
 
         // SAFETY: a whole warp.
-        let waiting = unsafe { warp::warp_vote_ballot(ALL, active && status.is_none()) };
-        if waiting >> lane & 1 != 0 {
+        let [ended, receives] =
+            unsafe { [warp::warp_vote_ballot(ALL, status.is_some()), warp::warp_vote_ballot(ALL, receive.is_some())] };
+        let (sends, waiting) = (all & ended, all & !ended);
+        if has(waiting) {
             let before = (waiting & ((1u32 << lane) - 1)).count_ones();
             let place = u64::from(tail.wrapping_add(before) & qp.parked_mask) * u64::from(qp.wqe_size);
             park(entry, qp.parked + place, qp.wqe_size);
         }
-        let op = request.map_or(OpCode::Send, |request| request.op);
-        let (req_id, qpn) = (req_id & ids, qp.qpn as u16);
-        let ended = status.filter(|_| active);
-        let send = ended.map(|status| Entry::new(qp.send_cq, req_id, status, qpn, Event::Send { op }));
-        self.tables.complete(self.warp, receive, send);
-        // SAFETY: a whole warp.
-        let anything = unsafe { warp::warp_vote_ballot(ALL, receive.is_some() || send.is_some()) } != 0;
-        (waiting.count_ones(), anything)
+        let op = if has(fine) { request.op } else { OpCode::Send };
+        let status = status.unwrap_or(Status::Ok);
+        let send = Entry::new(qp.send_cq, req_id & ids, status, qp.qpn as u16, Event::Send { op });
+        self.tables.complete(self.warp, receives, receive.unwrap_or(Entry::NONE), sends, send);
+        (waiting.count_ones(), receives | sends != 0)
     }
 
     /// The least `value` that one of these lanes has.

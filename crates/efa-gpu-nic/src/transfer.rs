@@ -1,5 +1,6 @@
 //! Moving the bytes of a warp's requests: short pieces each lane by itself, long ones all lanes together.
 
+use crate::complete::has;
 use crate::copy::copy;
 use crate::receive::{Receive, buffer};
 use crate::tables::QueuePair;
@@ -100,7 +101,7 @@ impl<'a> Transfer<'a> {
                 return;
             }
             // First each its own, then one long piece after the other.
-            let alone = if bytes > ALONE { 0 } else { bytes };
+            let alone = if has(long) { 0 } else { bytes };
             let (mut from, mut to, mut len, mut part, mut parts) = (self.from, self.to, alone, 0, 1);
             loop {
                 // SAFETY: the caller's promise.
