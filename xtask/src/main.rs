@@ -99,7 +99,31 @@ fn bench_gpu(args: &[String]) -> Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/efa-gpu-kernels");
     let built = PtxBuilder::new(folder.display().to_string()).arch(arch).out_dir(target().join("kernels")).build()?;
     let [kernels] = built.modules() else { bail!("one architecture gives one file") };
-    run(cargo().args(["bench", "--package", "efa-tests", "--bench", "gpu", "--"]).arg(&kernels.path).args(args))
+    let mut bench = cargo();
+    bench.args(["bench", "--package", "efa-tests", "--bench", "gpu", "--"]).arg(&kernels.path);
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        bench.arg(arg);
+        if arg == "--dp-direct" {
+            let folder =
+                args.next().context("--dp-direct takes the folder of an efa-dp-direct, the one with CUDA in it")?;
+            bench.arg(compile_dp_direct(Path::new(folder), arch)?);
+        }
+    }
+    run(&mut bench)
+}
+
+/// Compiles the vendor's device functions, and kernels that call them, with the machine's nvcc.
+fn compile_dp_direct(folder: &Path, arch: Arch) -> Result<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/benches/gpu/dp_direct.cu");
+    let ptx = target().join("kernels/dp_direct.ptx");
+    let mut nvcc = Command::new("nvcc");
+    nvcc.args(["-O3", "-ptx", &format!("-arch={arch}"), "-o"]).arg(&ptx).arg(source);
+    for part in ["CUDA/common", "CUDA/device"] {
+        nvcc.arg("-I").arg(folder.join(part));
+    }
+    run(&mut nvcc)?;
+    Ok(ptx)
 }
 
 /// Has bindgen read the headers, with the libclang that came along or the machine's own, and the test compare or write.

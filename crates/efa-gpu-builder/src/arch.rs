@@ -30,11 +30,11 @@ impl Arch {
         }
     }
 
-    /// The PTX version that is asked for, times ten: the oldest that has `st.mmio` (8.2, PTX ISA "st") and knows the architecture, as a
-    /// driver loads no PTX newer than itself.
+    /// The PTX version that is asked for, times ten: the oldest that has `st.mmio` (8.2, PTX ISA "st") and `ld.b128` at system scope (8.4, "ld"), and
+    /// knows the architecture, as a driver loads no PTX newer than itself. 8.4 takes a driver of CUDA 12.4, 550 or newer.
     pub const fn ptx_version(self) -> u32 {
         match self {
-            Self::Sm80 | Self::Sm90 => 82,
+            Self::Sm80 | Self::Sm90 => 84,
             Self::Sm100 => 86,
             Self::Sm120 => 87,
         }

@@ -73,7 +73,7 @@ fn a_compile_error_comes_once_with_its_place_and_without_cargos_progress() {
     assert!(error.contains(&place), "{error}");
     assert!(error.contains("does not compile for sm_90 with Rust 1."), "{error}");
     assert_eq!(error.matches("cannot find value `missing`").count(), 1, "{error}");
-    for noise in ["Compiling", "ptx82", "aborting due to", "could not compile"] {
+    for noise in ["Compiling", "ptx84", "aborting due to", "could not compile"] {
         assert!(!error.contains(noise), "{noise}: {error}");
     }
     assert_eq!(format!("{:?}", krate.build().unwrap_err()), error, "a main that returns it prints the same");
@@ -121,7 +121,7 @@ fn nothing_is_compiled_when_nothing_changed_and_again_when_anything_did() {
 fn several_architectures_stand_side_by_side_and_the_package_finds_them() {
     let krate = Krate::new("several", "my-kernels");
     let built = krate.builder().arch(Arch::Sm80).build().unwrap();
-    let targets = [(Arch::Sm80, ".version 8.2\n.target sm_80\n"), (Arch::Sm90, ".version 8.2\n.target sm_90\n")];
+    let targets = [(Arch::Sm80, ".version 8.4\n.target sm_80\n"), (Arch::Sm90, ".version 8.4\n.target sm_90\n")];
     for (module, (arch, target)) in built.modules().iter().zip(targets) {
         assert_eq!(module.arch, arch);
         assert!(fs::read_to_string(&module.path).unwrap().contains(target));

@@ -68,29 +68,45 @@ impl CompletionQueue {
         })
     }
 
-    /// The entry `ahead` of the next one, if the device has written it.
+    /// Entry number `at`.
     #[inline(always)]
-    fn look(&self, ahead: u32) -> Option<Entry> {
-        let at = self.consumer.wrapping_add(ahead);
+    fn slot(&self, at: u32) -> *mut u64 {
+        self.slots.wrapping_add((at & self.mask) as usize * 4)
+    }
+
+    /// Whether this is the first word of entry `at` in its lap.
+    #[inline(always)]
+    fn is_fresh(&self, first: u64, at: u32) -> bool {
         // Phase 1 on the first lap.
-        let fresh = at >> self.shift & 1 == 0;
+        Cqe32::from_words([first, 0, 0, 0]).phase() == (at >> self.shift & 1 == 0)
+    }
+
+    /// Entry `at`, if the device has written it.
+    #[inline(always)]
+    fn look(&self, at: u32) -> Option<Entry> {
+        let entry = self.slot(at);
         // SAFETY: the entry is inside the ring.
-        unsafe {
-            let entry = self.slots.add((at & self.mask) as usize * 4);
-            let first = arch::load_acquire(entry);
-            if Cqe32::from_words([first, 0, 0, 0]).phase() != fresh {
-                return None;
-            }
-            let second = arch::load_pair(entry);
-            let [third, fourth] = arch::load_pair(entry.add(2));
-            Some(Entry(Cqe32::from_words([first, second[1], third, fourth])))
+        let first = unsafe { arch::load_acquire_pair(entry) };
+        self.is_fresh(first[0], at).then(|| self.entry(entry, first))
+    }
+
+    /// The entry whose first half is `first`.
+    #[inline(always)]
+    fn entry(&self, entry: *mut u64, [first, second]: [u64; 2]) -> Entry {
+        let half = Cqe32::from_words([first, second, 0, 0]);
+        if half.is_all_in_first_half() {
+            return Entry(half);
         }
+        arch::rarely();
+        // SAFETY: the entry is inside the ring.
+        let [third, fourth] = unsafe { arch::load_pair(entry.add(2)) };
+        Entry(Cqe32::from_words([first, second, third, fourth]))
     }
 
     /// Takes the next completion, if there is one. For one thread.
     #[inline(always)]
     pub fn poll(&mut self) -> Option<Entry> {
-        let entry = self.look(0)?;
+        let entry = self.look(self.consumer)?;
         self.consumer = self.consumer.wrapping_add(1);
         self.report();
         Some(entry)
@@ -101,7 +117,7 @@ impl CompletionQueue {
     pub fn poll_many(&mut self, most: u32, mut each: impl FnMut(Entry)) -> u32 {
         let mut count = 0;
         while count < most
-            && let Some(entry) = self.look(0)
+            && let Some(entry) = self.look(self.consumer)
         {
             self.consumer = self.consumer.wrapping_add(1);
             count += 1;
@@ -139,7 +155,7 @@ impl CompletionQueue {
     /// Takes as many completions as there are, one for each lane. All lanes have this value with the same counter in it, and call this together.
     #[inline(always)]
     pub fn poll_warp(&mut self, _: Warp) -> Option<Entry> {
-        let entry = self.look(arch::lane());
+        let entry = self.look(self.consumer.wrapping_add(arch::lane()));
         let fresh = arch::ballot(ALL, entry.is_some());
         // Those without a gap before them: the device writes them in order, but lanes look at different moments.
         let count = fresh.trailing_ones();

@@ -365,6 +365,14 @@ fn time_passes_without_being_waited_for() {
 }
 
 #[test]
+fn an_executor_inside_a_kernel_is_refused() {
+    let result = Executor::new(1).launch(1, 1, || _ = Executor::new(1).launch(1, 1, || {}).run());
+    let Err(Fault::Panicked { message, .. }) = result.run() else { panic!("a run inside a run") };
+    assert_eq!(message, "an executor cannot run inside a kernel");
+    assert_eq!(Executor::new(1).run(), Ok(Stats::default()), "nothing to run is no fault");
+}
+
+#[test]
 fn alone_on_a_thread_lane_0_is_all_there_is() {
     assert_eq!((thread::index_1d(), thread::block_dim_x(), warp::lane_id(), warp::activemask()), (0, 1, 0, 1));
     assert_eq!((ballot(1, true), shuffle(1, 7, 0)), (1, 7));

@@ -157,6 +157,14 @@ impl<const W: usize> Cqe<W> {
         field::UNSOLICITED.is_set(&self.0)
     }
 
+    /// Whether the second half of a 32-byte entry has nothing to add: it has only the high bits of a write's length, and the address of a
+    /// peer without address handle.
+    #[inline(always)]
+    pub const fn is_all_in_first_half(&self) -> bool {
+        self.is_send()
+            || field::OP_TYPE.get(&self.0) != OpCode::RdmaWrite as u64 && field::AH.get(&self.0) != UNKNOWN_AH as u64
+    }
+
     /// What the entry means.
     ///
     /// # Errors

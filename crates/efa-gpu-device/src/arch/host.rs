@@ -35,6 +35,16 @@ pub(crate) unsafe fn load_acquire(from: *mut u64) -> u64 {
     unsafe { simt::load(from as usize, 8) }
 }
 
+/// Loads two words, the first one first, and everything that was stored before it was.
+///
+/// # Safety
+/// `from` is valid for reads of two words of a ring, aligned to 16 bytes.
+#[inline(always)]
+pub(crate) unsafe fn load_acquire_pair(from: *mut u64) -> [u64; 2] {
+    // SAFETY: the caller's promise.
+    unsafe { [load_acquire(from), load_acquire(from.add(1))] }
+}
+
 /// Loads a word.
 ///
 /// # Safety
@@ -95,6 +105,16 @@ pub(crate) unsafe fn load_gpu(from: *const u32) -> u32 {
     unsafe { simt::load(from as usize, 4) as u32 }
 }
 
+/// Loads four words that other threads of this GPU write, each whole, in no particular order.
+///
+/// # Safety
+/// `from` is valid for reads, and aligned to 16 bytes.
+#[inline(always)]
+pub(crate) unsafe fn load_four_gpu(from: *const u32) -> [u32; 4] {
+    // SAFETY: the caller's promise.
+    std::array::from_fn(|i| unsafe { load_gpu(from.add(i)) })
+}
+
 /// Stores a word that other threads of this GPU read.
 ///
 /// # Safety
@@ -103,26 +123,6 @@ pub(crate) unsafe fn load_gpu(from: *const u32) -> u32 {
 pub(crate) unsafe fn store_gpu(to: *mut u32, value: u32) {
     // SAFETY: the caller's promise.
     unsafe { simt::store(to as usize, 4, value.into(), false) };
-}
-
-/// Loads 16 bytes that other threads of this GPU write, in no particular order.
-///
-/// # Safety
-/// `from` is valid for reads, and aligned to 16 bytes.
-#[inline(always)]
-pub(crate) unsafe fn load_bytes_gpu(from: *const u8) -> [u64; 2] {
-    // SAFETY: the caller's promise.
-    unsafe { load_pair(from.cast::<u64>().cast_mut()) }
-}
-
-/// Stores a byte that other threads of this GPU read.
-///
-/// # Safety
-/// `to` is valid for writes, and only accessed atomically.
-#[inline(always)]
-pub(crate) unsafe fn store_byte_gpu(to: *mut u8, value: u8) {
-    // SAFETY: the caller's promise.
-    unsafe { simt::store(to as usize, 1, value.into(), false) };
 }
 
 /// Adds to a word that other threads of this GPU add to, and gives what it was; sees what they stored before they added, and is seen by them.
@@ -153,6 +153,16 @@ pub(crate) unsafe fn fetch_add_acquire_gpu(to: *mut u32, value: u32) -> u32 {
 pub(crate) unsafe fn fetch_add_relaxed_gpu(to: *mut u32, value: u32) -> u32 {
     // SAFETY: the caller's promise.
     unsafe { simt::atomic(to, false, |word| word.fetch_add(value, Relaxed)) }
+}
+
+/// Replaces a word and gives what it was, without any order with other memory.
+///
+/// # Safety
+/// As [`fetch_add_gpu`].
+#[inline(always)]
+pub(crate) unsafe fn exchange_relaxed_gpu(to: *mut u32, new: u32) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe { simt::atomic(to, false, |word| word.swap(new, Relaxed)) }
 }
 
 /// Replaces a word if it is `current`, and gives what it was; ordered like [`fetch_add_gpu`].

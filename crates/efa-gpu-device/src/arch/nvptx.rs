@@ -1,4 +1,4 @@
-//! On a GPU: PTX instructions (PTX ISA 8.3, which all architectures from sm_80 on take).
+//! On a GPU: PTX instructions (PTX ISA 8.4, which all architectures from sm_80 on take).
 
 use core::arch::asm;
 use core::arch::nvptx::{_block_dim_x, _block_idx_x, _grid_dim_x, _thread_idx_x};
@@ -59,6 +59,26 @@ pub(crate) unsafe fn load_acquire(from: *mut u64) -> u64 {
         asm!("ld.acquire.sys.u64 {value}, [{from}];", value = out(reg64) value, from = in(reg64) from, options(nostack, preserves_flags));
     }
     value
+}
+
+/// Loads two words at once, and everything that was stored before they were.
+///
+/// # Safety
+/// `from` is valid for reads of two words of a ring, aligned to 16 bytes.
+#[inline(always)]
+pub(crate) unsafe fn load_acquire_pair(from: *mut u64) -> [u64; 2] {
+    let (a, b);
+    // SAFETY: the caller's promise. One access of 128 bits, which is as good as atomic (PTX ISA, "ld", `.b128`).
+    unsafe {
+        asm!(
+            "{{ .reg .b128 %both; ld.acquire.sys.b128 %both, [{from}]; mov.b128 {{{a}, {b}}}, %both; }}",
+            a = out(reg64) a,
+            b = out(reg64) b,
+            from = in(reg64) from,
+            options(nostack, preserves_flags)
+        );
+    }
+    [a, b]
 }
 
 /// Loads a word.
@@ -153,6 +173,28 @@ pub(crate) unsafe fn load_gpu(from: *const u32) -> u32 {
     value
 }
 
+/// Loads four words that other threads of this GPU write, each whole, in no particular order.
+///
+/// # Safety
+/// `from` is valid for reads, and aligned to 16 bytes.
+#[inline(always)]
+pub(crate) unsafe fn load_four_gpu(from: *const u32) -> [u32; 4] {
+    let (a, b, c, d);
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "ld.relaxed.gpu.v4.u32 {{{a}, {b}, {c}, {d}}}, [{from}];",
+            a = out(reg32) a,
+            b = out(reg32) b,
+            c = out(reg32) c,
+            d = out(reg32) d,
+            from = in(reg64) from,
+            options(nostack, preserves_flags)
+        );
+    }
+    [a, b, c, d]
+}
+
 /// Stores a word that other threads of this GPU read.
 ///
 /// # Safety
@@ -162,38 +204,6 @@ pub(crate) unsafe fn store_gpu(to: *mut u32, value: u32) {
     // SAFETY: the caller's promise.
     unsafe {
         asm!("st.relaxed.gpu.u32 [{to}], {value};", to = in(reg64) to, value = in(reg32) value, options(nostack, preserves_flags));
-    }
-}
-
-/// Loads 16 bytes that other threads of this GPU write, in no particular order.
-///
-/// # Safety
-/// `from` is valid for reads, and aligned to 16 bytes.
-#[inline(always)]
-pub(crate) unsafe fn load_bytes_gpu(from: *const u8) -> [u64; 2] {
-    let (a, b);
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "ld.relaxed.gpu.v2.u64 {{{a}, {b}}}, [{from}];",
-            a = out(reg64) a,
-            b = out(reg64) b,
-            from = in(reg64) from,
-            options(nostack, preserves_flags)
-        );
-    }
-    [a, b]
-}
-
-/// Stores a byte that other threads of this GPU read.
-///
-/// # Safety
-/// `to` is valid for writes, and only accessed atomically.
-#[inline(always)]
-pub(crate) unsafe fn store_byte_gpu(to: *mut u8, value: u8) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("st.relaxed.gpu.u8 [{to}], {value};", to = in(reg64) to, value = in(reg16) u16::from(value), options(nostack, preserves_flags));
     }
 }
 
@@ -251,6 +261,26 @@ pub(crate) unsafe fn fetch_add_relaxed_gpu(to: *mut u32, value: u32) -> u32 {
             was = out(reg32) was,
             to = in(reg64) to,
             value = in(reg32) value,
+            options(nostack, preserves_flags)
+        );
+    }
+    was
+}
+
+/// Replaces a word and gives what it was, without any order with other memory.
+///
+/// # Safety
+/// As [`fetch_add_gpu`].
+#[inline(always)]
+pub(crate) unsafe fn exchange_relaxed_gpu(to: *mut u32, new: u32) -> u32 {
+    let was;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "atom.exch.relaxed.gpu.b32 {was}, [{to}], {new};",
+            was = out(reg32) was,
+            to = in(reg64) to,
+            new = in(reg32) new,
             options(nostack, preserves_flags)
         );
     }

@@ -1,0 +1,247 @@
+//! A doorbell that many ring as one.
+//!
+//! Each slot has a mark. Who has stored a WQE exchanges its slot's mark for *ready*; and one *baton* goes along the ring, which lies at the first
+//! slot that is not rung for. Who finds the baton in place of the mark takes it, rings as far as every slot is ready, and again while more have become
+//! ready meanwhile; then exchanges the mark of the first slot that was not for the baton. If that slot has become ready just now, the exchange says so,
+//! and there is more to ring for.
+//!
+//! So nobody waits for a slot that is not ready, neither the poster of one behind it nor who has the baton. One doorbell serves as many posters as come
+//! while one is rung. And no slot stays unrung: of the two exchanges that meet at a mark one comes second, and sees the other.
+//!
+//! Lest one poster ring for all others for ever, it asks for relief after some doorbells; and the next poster to come by waits for the baton, which it
+//! gets after the doorbell that is just being rung.
+//!
+//! Why the device sees every WQE that it is told of: a poster's WQE comes before its fence and its mark, the look at the mark before the ringer's
+//! fence and the doorbell. The first fence reaches as far as the ringer, the second as far as the device, and causality order is transitive (PTX
+//! ISA, "Memory consistency model", "Causality order"). In the same way one ringer's doorbell comes before the next one's.
+
+use super::{MARKS, RELIEF};
+use crate::arch;
+use efa_io::SendRingHandle;
+
+/// The low bits of a mark; the others are the slot's lap, so that a mark of an earlier lap is neither.
+const READY: u32 = 1;
+const BATON: u32 = 2;
+/// Laps that a mark tells apart: as many as a 30-bit number has values.
+const LAP: u32 = u32::MAX << 2;
+
+/// What the word for relief says: nobody asks for it; who has the baton does; somebody waits for it; it has been given away, and the next word says where
+/// it lies.
+const NOBODY: u32 = 0;
+const WANTED: u32 = 1;
+const CLAIMED: u32 = 2;
+const HANDED: u32 = 3;
+/// Doorbells after which who has the baton asks for relief.
+const PATIENCE: u32 = 4;
+
+/// Marks that one lane looks at together, and how often it looks before it asks what the others have seen.
+pub(super) const TOGETHER: u32 = 4;
+const LOOKS: u32 = 4;
+/// Slots that are ready after which nobody looks for more: the fence serves for so many.
+const MOST: u32 = 1024;
+
+/// The part of a shared queue that tells the device of what is ready.
+#[derive(Clone, Copy)]
+pub(super) struct Bell {
+    pub(super) doorbell: *mut u32,
+    pub(super) state: *mut u32,
+    /// Entries minus one, and their logarithm.
+    pub(super) mask: u32,
+    pub(super) shift: u32,
+    pub(super) max_batch: u32,
+}
+
+/// The marks of a ring at the hand-over, by slot.
+pub(super) fn first_marks(handle: &SendRingHandle) -> impl ExactSizeIterator<Item = u32> + use<> {
+    let SendRingHandle { mask, shift, producer, .. } = *handle;
+    (0..mask + 1).map(move |slot| {
+        // Those before the producer's have been posted to in this lap, the others in the one before.
+        let at = producer.wrapping_sub(mask + 1).wrapping_add(slot.wrapping_sub(producer) & mask);
+        if slot == producer & mask { lap(producer, shift) | BATON } else { lap(at, shift) | READY }
+    })
+}
+
+#[inline(always)]
+fn lap(at: u32, shift: u32) -> u32 {
+    at >> shift << 2 & LAP
+}
+
+impl Bell {
+    /// Tells the device of the WQE that each lane of `group` stored at `at`, if it `has_one`; or somebody does. The lanes come here together.
+    #[inline(always)]
+    pub(super) fn publish(self, group: u32, at: u32, has_one: bool) {
+        // Whoever sees the mark sees the WQE and all that this lane stored before, and lets the device see it.
+        arch::fence_gpu();
+        let lap = lap(at, self.shift);
+        // SAFETY: words of the state.
+        let relief = unsafe { arch::load_gpu(self.relief()) };
+        let mut was = 0;
+        if has_one {
+            // SAFETY: the mark of a slot.
+            unsafe { was = arch::exchange_relaxed_gpu(self.mark(at), lap | READY) };
+        }
+        let finder = arch::ballot(group, has_one && was == lap | BATON);
+        if finder != 0 {
+            arch::rarely();
+            let at = arch::shuffle(group, at, finder.trailing_zeros());
+            self.ring_from(group, at, at.wrapping_add(1));
+        } else if arch::ballot(group, relief == WANTED) != 0 {
+            arch::rarely();
+            self.relieve(group);
+        }
+    }
+
+    /// Takes the baton from who has had it for long, unless somebody else does.
+    #[inline(always)]
+    fn relieve(self, group: u32) {
+        let leader = group.trailing_zeros();
+        let (mut claimed, mut at) = (false, 0);
+        if arch::lane() == leader {
+            // SAFETY: words of the state.
+            unsafe {
+                claimed = arch::compare_exchange_gpu(self.relief(), WANTED, CLAIMED) == WANTED;
+                // Until the doorbell that is being rung is rung.
+                while claimed && arch::load_gpu(self.relief()) != HANDED {}
+                if claimed {
+                    // What the other one has rung before what this one rings; and where.
+                    arch::fence_gpu();
+                    at = arch::load_gpu(self.relief().add(1));
+                    arch::store_gpu(self.relief(), NOBODY);
+                }
+            }
+        }
+        if arch::ballot(group, claimed) != 0 {
+            let at = arch::shuffle(group, at, leader);
+            self.ring_from(group, at, at);
+        }
+    }
+
+    /// Rings from slot `at` on, as far as every slot is ready, which all before `end` are, and passes the baton on. Only one group at a time is here: who
+    /// has it.
+    #[inline(always)]
+    fn ring_from(self, group: u32, mut at: u32, mut end: u32) {
+        let leader = group.trailing_zeros();
+        let mut doorbells = 0;
+        loop {
+            end = end.wrapping_add(self.ready_from(group, end));
+            if end != at {
+                // What the marks told of, before the doorbell.
+                arch::fence_system();
+                arch::sync_warp(group);
+                while at != end {
+                    let rest = end.wrapping_sub(at);
+                    at = if rest < self.max_batch { end } else { at.wrapping_add(self.max_batch) };
+                    if arch::lane() == leader {
+                        // SAFETY: the ring's doorbell.
+                        unsafe { arch::store_doorbell(self.doorbell, at) };
+                    }
+                }
+                doorbells += 1;
+                if doorbells < PATIENCE {
+                    continue;
+                }
+                if arch::lane() == leader && doorbells == PATIENCE {
+                    // SAFETY: a word of the state.
+                    unsafe { arch::store_gpu(self.relief(), WANTED) };
+                }
+                // SAFETY: as above.
+                let claimed = arch::lane() == leader && unsafe { arch::load_gpu(self.relief()) } == CLAIMED;
+                if arch::ballot(group, claimed) != 0 {
+                    self.hand_over(group, at);
+                    return;
+                }
+                continue;
+            }
+            let (mut claimed, mut left) = (false, false);
+            if arch::lane() == leader {
+                let lap = lap(at, self.shift);
+                // SAFETY: words of the state.
+                unsafe {
+                    claimed = doorbells >= PATIENCE && arch::exchange_relaxed_gpu(self.relief(), NOBODY) == CLAIMED;
+                    if !claimed {
+                        // The doorbell before whoever rings next.
+                        arch::fence_gpu();
+                        left = arch::exchange_relaxed_gpu(self.mark(at), lap | BATON) != lap | READY;
+                    }
+                }
+            }
+            if arch::ballot(group, claimed) != 0 {
+                self.hand_over(group, at);
+                return;
+            }
+            if arch::ballot(group, left) != 0 {
+                return;
+            }
+            (end, doorbells) = (at.wrapping_add(1), 0);
+        }
+    }
+
+    /// Gives the baton to who waits for it.
+    #[inline(always)]
+    fn hand_over(self, group: u32, at: u32) {
+        if arch::lane() == group.trailing_zeros() {
+            // SAFETY: words of the state.
+            unsafe {
+                arch::store_gpu(self.relief().add(1), at);
+                // That, and the doorbell, before whoever rings next.
+                arch::fence_gpu();
+                arch::store_gpu(self.relief(), HANDED);
+            }
+        }
+    }
+
+    /// How many slots in a row are ready, from `start` on, as far as is looked.
+    #[inline(always)]
+    fn ready_from(self, group: u32, start: u32) -> u32 {
+        // From a multiple of 4 on: what is before `start` was ready.
+        let base = start & !(TOGETHER - 1);
+        let (lanes, mine) = (group.count_ones(), base.wrapping_add(before(group) * TOGETHER));
+        let mut ready = 0;
+        loop {
+            // All loads before the first vote.
+            let marks = core::array::from_fn::<_, { LOOKS as usize }, _>(|look| {
+                let at = mine.wrapping_add(ready + look as u32 * lanes * TOGETHER);
+                // SAFETY: the marks of slots side by side in one lap: a ring is a multiple of four long.
+                (lap(at, self.shift) | READY, at, unsafe { arch::load_four_gpu(self.mark(at)) })
+            });
+            for (wanted, at, marks) in marks {
+                let is_ready =
+                    |i: u32| marks[i as usize] == wanted || (at.wrapping_add(i).wrapping_sub(start) as i32) < 0;
+                let mut count = 0;
+                let mut run = true;
+                let mut i = 0;
+                while i < TOGETHER {
+                    run &= is_ready(i);
+                    count += u32::from(run);
+                    i += 1;
+                }
+                let missing = group & !arch::ballot(group, count == TOGETHER);
+                if missing != 0 {
+                    let lane = missing.trailing_zeros();
+                    ready += (group & ((1 << lane) - 1)).count_ones() * TOGETHER + arch::shuffle(group, count, lane);
+                    return base.wrapping_add(ready).wrapping_sub(start);
+                }
+                ready += lanes * TOGETHER;
+            }
+            if ready >= MOST {
+                return base.wrapping_add(ready).wrapping_sub(start);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn relief(self) -> *mut u32 {
+        self.state.wrapping_add(RELIEF)
+    }
+
+    #[inline(always)]
+    fn mark(self, at: u32) -> *mut u32 {
+        self.state.wrapping_add(MARKS + (at & self.mask) as usize)
+    }
+}
+
+/// Lanes of `group` before this one.
+#[inline(always)]
+pub(super) fn before(group: u32) -> u32 {
+    (group & ((1 << arch::lane()) - 1)).count_ones()
+}

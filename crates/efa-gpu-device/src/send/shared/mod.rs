@@ -1,0 +1,325 @@
+//! A send queue that any number of warps and blocks post to.
+//!
+//! Nobody waits for anybody: [`bell`] says how the doorbell is rung.
+//!
+//! ```text
+//! state   room │ reserved │ relief │ a mark for each slot
+//!          └──── each on a line of its own, 128 bytes
+//! ```
+
+mod bell;
+
+use super::PostError;
+use crate::arch;
+use crate::completion::Entry;
+use crate::time::Deadline;
+use crate::warp::{ALL, Warp};
+use bell::{Bell, TOGETHER, before, first_marks};
+use core::cell::Cell;
+use core::marker::PhantomData;
+use efa_io::{Destination, Limits, Operation, SendRingHandle, SendWqe, Wqe};
+
+/// Words from one of the state's counters to the next: a line of 128 bytes.
+const LINE: usize = 32;
+/// Posts as large as this one that room is taken for, besides.
+const AHEAD: u32 = 3;
+const ROOM: usize = 0;
+const RESERVED: usize = LINE;
+const RELIEF: usize = 2 * LINE;
+const MARKS: usize = 3 * LINE;
+
+/// The words that [`SharedSendQueue`]s of this ring have in common, as they are in the beginning. They go to memory of the GPU, or that a GPU
+/// reaches, aligned to 128 bytes.
+pub fn shared_state(handle: &SendRingHandle) -> impl Iterator<Item = u32> + use<> {
+    let counters = [(ROOM, handle.credits), (RESERVED, handle.producer)];
+    let counter = move |word| counters.iter().find(|counter| counter.0 == word).map_or(0, |counter| counter.1);
+    (0..MARKS).map(counter).chain(first_marks(handle))
+}
+
+/// A send queue that any number of threads, warps and blocks post to, each through a value of its own, all made of the same handle and state.
+///
+/// A post is rung for without further ado, and what it says of room is what it found: [`PostError::Full`] may be due to another poster that asked
+/// for more than there was and gave it back. As long as there is plenty of room, at least half of it, a value keeps some to itself, so that not every
+/// post needs to ask; dropped, it gives that back.
+///
+/// A lone poster is better served by [`WarpSendQueue`](crate::WarpSendQueue), which has its counters in registers.
+pub struct SharedSendQueue<const W: usize>
+where
+    Wqe<W>: SendWqe,
+{
+    slots: *mut u64,
+    bell: Bell,
+    /// Room that is this value's own, and how much must be left to others for it to keep any.
+    spare: Cell<u32>,
+    plenty: u32,
+    qpn: u32,
+    req_id_64: bool,
+    limits: Limits,
+}
+
+impl<const W: usize> SharedSendQueue<W>
+where
+    Wqe<W>: SendWqe,
+{
+    /// The queue of `handle`; `None` if its WQEs have another size than `W` words, or if it has fewer than 4 of them.
+    ///
+    /// # Safety
+    /// The handle is of a queue that was handed over to this GPU, and `state` are the words that [`shared_state`] gave for it, which nobody has changed
+    /// but values of this type; both addresses are valid here for as long as the queue is used. Nobody else posts there.
+    #[inline(always)]
+    pub unsafe fn new(handle: &SendRingHandle, state: *mut u32) -> Option<Self> {
+        if handle.wqe_size as usize != <Wqe<W> as SendWqe>::SIZE || handle.mask < TOGETHER - 1 {
+            return None;
+        }
+        Some(Self {
+            slots: handle.ring as *mut u64,
+            bell: Bell {
+                doorbell: handle.doorbell as *mut u32,
+                state,
+                mask: handle.mask,
+                shift: handle.shift,
+                max_batch: handle.max_batch,
+            },
+            spare: Cell::new(0),
+            plenty: handle.credits / 2,
+            qpn: handle.qpn,
+            req_id_64: handle.req_id_64 != 0,
+            limits: handle.limits,
+        })
+    }
+
+    /// Posts the requests of all lanes that have one: all lanes of the warp call this together. `req_id` comes back in a request's completion.
+    ///
+    /// # Errors
+    /// In every lane, if there is no room for all of them, and then none was written. A lane whose request cannot be gets that error alone;
+    /// the others' are posted.
+    #[inline(always)]
+    pub fn post_warp(
+        &self,
+        _: Warp,
+        request: Option<(Destination, &impl Operation<W>)>,
+        req_id: u64,
+    ) -> Result<(), PostError> {
+        self.place_group(ALL, request, req_id).1
+    }
+
+    /// The same, but for the doorbell: that is rung for when the [`Placed`] is dropped, by all lanes together. What others post meanwhile waits
+    /// behind it, so do not take long.
+    ///
+    /// It is `None` in all lanes if nothing was placed; the errors are those of [`post_warp`](Self::post_warp).
+    #[inline(always)]
+    pub fn place_warp(
+        &self,
+        _: Warp,
+        request: Option<(Destination, &impl Operation<W>)>,
+        req_id: u64,
+    ) -> (Option<Placed<'_, W>>, Result<(), PostError>) {
+        self.place_group(ALL, request, req_id)
+    }
+
+    /// Posts a request of this thread alone, whatever the other lanes of its warp do.
+    ///
+    /// # Errors
+    /// No room, or a request that cannot be; nothing was written.
+    #[inline(always)]
+    pub fn post(&self, to: Destination, request: &impl Operation<W>, req_id: u64) -> Result<(), PostError> {
+        self.place_group(1 << arch::lane(), Some((to, request)), req_id).1
+    }
+
+    /// The same, and tries again while there is no room: somebody polls completions and [settles](Self::settle) them.
+    ///
+    /// # Errors
+    /// As [`post`](Self::post); [`PostError::TimedOut`] if there was still no room when the deadline passed.
+    #[inline(always)]
+    pub fn post_until(
+        &self,
+        to: Destination,
+        request: &impl Operation<W>,
+        req_id: u64,
+        deadline: Deadline,
+    ) -> Result<(), PostError> {
+        loop {
+            match self.post(to, request, req_id) {
+                Err(PostError::Full) if deadline.passed() => return Err(super::no_room(self.qpn, self.room(), 1)),
+                Err(PostError::Full) => arch::nanosleep(200),
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Places the requests of the lanes of `group`, which come here together.
+    #[inline(always)]
+    fn place_group(
+        &self,
+        group: u32,
+        request: Option<(Destination, &impl Operation<W>)>,
+        req_id: u64,
+    ) -> (Option<Placed<'_, W>>, Result<(), PostError>) {
+        let checked = request.map_or(Ok(()), |(_, request)| request.check(&self.limits)).map_err(PostError::Encode);
+        let lanes = arch::ballot(group, request.is_some() && checked.is_ok());
+        if lanes == 0 {
+            return (None, checked);
+        }
+        let Some(first) = self.reserve(group, lanes.count_ones()) else {
+            arch::rarely();
+            return (None, checked.and(Err(PostError::Full)));
+        };
+        // The leader has seen what was done by those who gave room back; now the others have.
+        arch::sync_warp(group);
+        let has_one = lanes >> arch::lane() & 1 != 0;
+        let at = first.wrapping_add(before(lanes));
+        if let (Some((to, request)), true) = (request, has_one) {
+            let phase = Wqe::<W>::phase_bit(at & (self.bell.mask + 1) != 0);
+            let wqe = request.wqe(to);
+            let wqe = if self.req_id_64 { wqe.stamp_64(req_id, phase) } else { wqe.stamp(req_id as u16, phase) };
+            // SAFETY: the slot is inside the ring, and reserved.
+            unsafe { arch::store_entry(self.slots.add((at & self.bell.mask) as usize * W), wqe.words()) };
+        }
+        (Some(Placed { bell: self.bell, group, at, has_one, _queue: PhantomData }), checked)
+    }
+
+    /// The first of `count` slots, if there is room for all.
+    #[inline(always)]
+    fn reserve(&self, group: u32, count: u32) -> Option<u32> {
+        let leader = group.trailing_zeros();
+        let (mut first, mut granted) = (0, false);
+        if arch::lane() == leader {
+            granted = self.take_room(count);
+            if granted {
+                // SAFETY: a word of the state.
+                first = unsafe { arch::fetch_add_relaxed_gpu(self.bell.state.add(RESERVED), count) };
+            }
+        }
+        let granted = arch::ballot(group, granted) != 0;
+        granted.then(|| arch::shuffle(group, first, leader))
+    }
+
+    /// Takes room for `count` requests, of what is this value's own or of everyone's.
+    #[inline(always)]
+    fn take_room(&self, count: u32) -> bool {
+        let spare = self.spare.get();
+        if spare >= count {
+            self.spare.set(spare - count);
+            return true;
+        }
+        arch::rarely();
+        let (needed, more) = (count - spare, count * AHEAD);
+        // SAFETY: words of the state. Who takes room sees what was done by those who gave it back.
+        unsafe {
+            let state = self.bell.state.add(ROOM);
+            // Below zero while others ask for more than there is.
+            let room = arch::fetch_add_acquire_gpu(state, (needed + more).wrapping_neg()) as i32;
+            if room - (needed + more) as i32 >= self.plenty as i32 {
+                self.spare.set(more);
+                return true;
+            }
+            let granted = room >= needed as i32;
+            arch::fetch_add_relaxed_gpu(state, if granted { more } else { needed + more });
+            if granted {
+                self.spare.set(0);
+            }
+            granted
+        }
+    }
+
+    /// Takes back the room of a request that is done. A completion of something else is given back.
+    #[inline(always)]
+    pub fn settle(&self, done: Entry) -> Option<Entry> {
+        if !done.is_send_of(self.qpn) {
+            return Some(done);
+        }
+        // SAFETY: a word of the state.
+        unsafe { arch::fetch_add_gpu(self.bell.state.add(ROOM), 1) };
+        None
+    }
+
+    /// The same for a warp: each lane's completion, or none. All lanes call this together.
+    #[inline(always)]
+    pub fn settle_warp(&self, _: Warp, done: Option<Entry>) -> Option<Entry> {
+        let is_ours = done.as_ref().is_some_and(|done| done.is_send_of(self.qpn));
+        let count = arch::ballot(ALL, is_ours).count_ones();
+        if count != 0 && arch::lane() == 0 {
+            // SAFETY: a word of the state.
+            unsafe { arch::fetch_add_gpu(self.bell.state.add(ROOM), count) };
+        }
+        if is_ours { None } else { done }
+    }
+
+    /// Requests that could be posted at the moment.
+    #[inline(always)]
+    pub fn room(&self) -> u32 {
+        // SAFETY: a word of the state.
+        unsafe { arch::load_gpu(self.bell.state.add(ROOM)) as i32 }.max(0) as u32
+    }
+
+    /// Requests posted since the ring's creation. Final only when nobody posts any more.
+    #[inline(always)]
+    pub fn posted(&self) -> u32 {
+        // SAFETY: a word of the state.
+        unsafe { arch::load_gpu(self.bell.state.add(RESERVED)) }
+    }
+
+    /// Takes back the room of all requests that were rung for since `rung`, which it moves on, without their completions.
+    ///
+    /// # Safety
+    /// Nobody reads the ring: this is for measurements. A NIC's ring may overflow.
+    #[doc(hidden)]
+    #[inline(always)]
+    pub unsafe fn forget(&self, rung: &mut u32) {
+        // SAFETY: the doorbell, and a word of the state.
+        unsafe {
+            let now = arch::load_doorbell(self.bell.doorbell);
+            if now != *rung {
+                arch::fetch_add_relaxed_gpu(self.bell.state.add(ROOM), now.wrapping_sub(*rung));
+                *rung = now;
+            }
+        }
+    }
+}
+
+impl<const W: usize> Drop for SharedSendQueue<W>
+where
+    Wqe<W>: SendWqe,
+{
+    #[inline(always)]
+    fn drop(&mut self) {
+        let spare = self.spare.get();
+        if spare != 0 {
+            // SAFETY: a word of the state.
+            unsafe { arch::fetch_add_relaxed_gpu(self.bell.state.add(ROOM), spare) };
+        }
+    }
+}
+
+/// Requests in the ring of a [`SharedSendQueue`] that the device has not been told of. Dropping this tells it.
+#[must_use = "dropped at once it is a post"]
+pub struct Placed<'q, const W: usize>
+where
+    Wqe<W>: SendWqe,
+{
+    bell: Bell,
+    group: u32,
+    /// Number of this lane's request, if it has one.
+    at: u32,
+    has_one: bool,
+    _queue: PhantomData<&'q SharedSendQueue<W>>,
+}
+
+impl<const W: usize> Placed<'_, W>
+where
+    Wqe<W>: SendWqe,
+{
+    /// Has the doorbell rung.
+    #[inline(always)]
+    pub fn ring(self) {}
+}
+
+impl<const W: usize> Drop for Placed<'_, W>
+where
+    Wqe<W>: SendWqe,
+{
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.bell.publish(self.group, self.at, self.has_one);
+    }
+}

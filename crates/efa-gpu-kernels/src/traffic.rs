@@ -1,0 +1,1 @@
+//! Kernels that post what they are told and write down what completes.

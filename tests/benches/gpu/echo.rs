@@ -1,0 +1,206 @@
+//! From a post to its completion: posted by the kernel itself, or by way of a proxy, a thread of the processor that takes requests from a queue in
+//! host memory and posts them. The NIC is another thread in both cases, which completes at once whatever it is rung for.
+
+use crate::gpu::Arg::{Address, Number};
+use crate::gpu::{Gpu, Place};
+use crate::posts::{ENTRIES, Ring, WORK};
+use crate::{Row, median};
+use efa_io::op::RdmaHead;
+use efa_io::*;
+use std::error::Error;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
+use std::thread;
+
+/// Requests of a launch.
+const COUNT: u32 = 4096;
+const LAUNCHES: usize = 9;
+/// Places of the queue between a kernel and its proxy.
+const FIFO: u32 = 1024;
+const FIFO_WORDS: u64 = 8;
+/// Requests that a kernel hands over at a time for the proxy's rate, and WQEs that the proxy posts for a doorbell.
+const BATCH: u32 = 512;
+const PROXY_BATCH: u32 = 32;
+
+fn word(at: u64) -> &'static AtomicU64 {
+    // SAFETY: the callers' addresses are of aligned words in pinned memory that is never freed, and only accessed atomically meanwhile.
+    unsafe { AtomicU64::from_ptr(at as *mut u64) }
+}
+
+fn half(at: u64) -> &'static AtomicU32 {
+    // SAFETY: as in `word`.
+    unsafe { AtomicU32::from_ptr(at as *mut u32) }
+}
+
+/// Everything in host memory: a ring, a completion ring, and what a proxy takes.
+struct Bench<'a> {
+    gpu: &'a Gpu,
+    send: SendRingHandle,
+    cq: CompletionRingHandle,
+    fifo: u64,
+    completed: u64,
+    /// Whether the proxy waits for completions, or counts what it has posted.
+    completes: bool,
+    stop: AtomicBool,
+}
+
+pub(crate) fn all(gpu: &Gpu) -> Result<Vec<Row>, Box<dyn Error>> {
+    let host = Place::Host;
+    let (mask, shift) = (ENTRIES as u32 - 1, ENTRIES.ilog2());
+    let bench = |completes: bool| -> Result<Bench<'_>, Box<dyn Error>> {
+        Ok(Bench {
+            gpu,
+            send: Ring::new(host)?.handle(),
+            cq: CompletionRingHandle {
+                ring: host.allocate(ENTRIES * 32)?,
+                doorbell: 0,
+                mask,
+                shift,
+                cqe_size: 32,
+                consumer: 0,
+            },
+            fifo: host.allocate((FIFO as u64 * FIFO_WORDS * 8) as usize)?,
+            completed: host.allocate(64)?,
+            completes,
+            stop: AtomicBool::new(false),
+        })
+    };
+    let direct = bench(true)?.direct()?;
+    let proxied = bench(true)?.proxied(1)?;
+    let rate = bench(false)?.proxied(BATCH)?;
+    Ok(vec![
+        Row::new(host, "post to completion, by the kernel", direct),
+        Row { ours: Some(direct), ..Row::new(host, "post to completion, by way of a proxy", proxied) },
+        Row::new(host, format!("handed to a proxy that posts, {BATCH} at a time"), rate),
+    ])
+}
+
+impl Bench<'_> {
+    /// Nanoseconds for a request.
+    fn direct(&self) -> Result<f64, Box<dyn Error>> {
+        let (send, cq) = (Place::Host.allocate(64)?, Place::Host.allocate(64)?);
+        self.measure(|base| {
+            let (producer, consumer) = (base, base);
+            Place::Host.write(send, &[SendRingHandle { producer, ..self.send }])?;
+            Place::Host.write(cq, &[CompletionRingHandle { consumer, ..self.cq }])?;
+            Ok(("post_and_wait", vec![Address(send), Address(cq), WORK.place()?, Number(COUNT)]))
+        })
+    }
+
+    /// The same, `batch` at a time.
+    fn proxied(&self, batch: u32) -> Result<f64, Box<dyn Error>> {
+        thread::scope(|scope| {
+            scope.spawn(|| self.proxy());
+            let each = self.measure(|_| {
+                // The kernel counts from zero again, and so does the proxy, which sees the first request of a launch.
+                for place in 0..u64::from(FIFO) {
+                    word(self.fifo + place * FIFO_WORDS * 8).store(0, Relaxed);
+                }
+                half(self.completed).store(0, Release);
+                let args =
+                    [Address(self.fifo), Number(FIFO - 1), Address(self.completed), WORK.place()?, Number(COUNT)];
+                Ok(("proxy_and_wait", args.into_iter().chain([Number(batch)]).collect()))
+            });
+            self.stop.store(true, Relaxed);
+            each
+        })
+    }
+
+    /// Runs a kernel several times with the NIC behind it. `prepare` gives kernel and arguments; it learns how many requests came before.
+    fn measure(
+        &self,
+        mut prepare: impl FnMut(u32) -> Result<(&'static str, Vec<crate::gpu::Arg>), Box<dyn Error>>,
+    ) -> Result<f64, Box<dyn Error>> {
+        let elapsed = Place::Host.allocate(8)?;
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| self.nic(&done));
+            let mut times = Vec::new();
+            let mut run = || -> Result<(), Box<dyn Error>> {
+                for launch in 0..LAUNCHES as u32 {
+                    let (kernel, mut args) = prepare(launch * COUNT)?;
+                    args.push(Address(elapsed));
+                    self.gpu.run(kernel, 1, 1, &args)?;
+                    let ns = word(elapsed).load(Acquire);
+                    if ns == 0 {
+                        return Err(format!("{kernel} waited in vain").into());
+                    }
+                    times.push(ns as f64 / f64::from(COUNT));
+                }
+                Ok(())
+            };
+            let outcome = run();
+            done.store(true, Relaxed);
+            outcome.map(|()| median(times))
+        })
+    }
+
+    /// Completes whatever it is rung for.
+    fn nic(&self, done: &AtomicBool) {
+        let (size, mut consumer, mut entries) = (self.send.size(), 0u32, 0u32);
+        while !done.load(Relaxed) {
+            let rung = Doorbell::new(half(self.send.doorbell).load(Acquire));
+            for _ in 0..rung.entries_since(Doorbell::new(consumer)) {
+                let wqe = Wqe64::from_words([
+                    word(self.send.ring + u64::from(size.slot(consumer)) * 64).load(Relaxed),
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                    0,
+                ]);
+                let completion = Completion {
+                    req_id: wqe.words()[0] & 0xffff,
+                    status: Status::Ok,
+                    qpn: 5,
+                    phase: self.cq.size().cq_phase(entries),
+                    event: Event::Send { op: OpCode::RdmaWrite },
+                };
+                let cqe: Cqe32 = completion.encode().expect("a send's completion fits");
+                let at = self.cq.ring + u64::from(self.cq.size().slot(entries)) * 32;
+                word(at).store(cqe.words()[0], Release);
+                (consumer, entries) = (consumer.wrapping_add(1), entries.wrapping_add(1));
+            }
+        }
+    }
+
+    /// Takes requests and posts them.
+    fn proxy(&self) {
+        let (mut next, mut placed, mut rung, mut polled, mut counted) = (0u32, 0u32, 0u32, 0u32, 0u32);
+        let (sq, cq) = (self.send.size(), self.cq.size());
+        while !self.stop.load(Relaxed) {
+            // A launch begins with request 0.
+            if next != 0 && word(self.fifo).load(Acquire) == 1 && half(self.completed).load(Relaxed) == 0 {
+                (next, counted) = (0, 0);
+            }
+            let place = self.fifo + u64::from(next & (FIFO - 1)) * FIFO_WORDS * 8;
+            let fresh = word(place).load(Acquire) == u64::from(next) + 1;
+            if fresh {
+                let at = |index: u64| word(place + index * 8).load(Relaxed);
+                let dest = Destination { ah: at(2) as u16, qpn: (at(2) >> 32) as u16, qkey: at(3) as u32 };
+                let head = RdmaHead::new(OpCode::RdmaWrite);
+                let wqe: Wqe64 = head.wqe(&dest.words(), [at(6), at(7)], [at(4), at(5)]);
+                let wqe = wqe.with_req_id(next as u16).with_phase(sq.wq_phase(placed));
+                for (i, value) in wqe.words().iter().enumerate() {
+                    word(self.send.ring + u64::from(sq.slot(placed)) * 64 + i as u64 * 8).store(*value, Relaxed);
+                }
+                (next, placed) = (next + 1, placed.wrapping_add(1));
+            }
+            if placed != rung && (!fresh || placed.wrapping_sub(rung) == PROXY_BATCH) {
+                half(self.send.doorbell).store(Doorbell::new(placed).value(), Release);
+                rung = placed;
+                if !self.completes {
+                    half(self.completed).store(next, Release);
+                }
+            }
+            if self.completes {
+                let entry = self.cq.ring + u64::from(cq.slot(polled)) * 32;
+                if Cqe32::from_words([word(entry).load(Acquire), 0, 0, 0]).phase() == cq.cq_phase(polled) {
+                    (polled, counted) = (polled.wrapping_add(1), counted + 1);
+                    half(self.completed).store(counted, Release);
+                }
+            }
+        }
+    }
+}

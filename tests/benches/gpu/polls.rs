@@ -1,0 +1,51 @@
+//! Polling a full completion ring.
+
+use crate::gpu::Arg::{Address, Number};
+use crate::gpu::{Gpu, Place};
+use crate::{Row, median};
+use efa_io::*;
+use std::error::Error;
+
+/// Completion entries: kernels poll one lap.
+const CQES: usize = 32768;
+/// Launches of each case.
+const LAUNCHES: usize = 9;
+
+/// By a thread, and by a warp; and the vendor's library beside them.
+pub(crate) fn all(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>> {
+    let mut rows = Vec::new();
+    for (who, threads) in [("thread", 1), ("warp", 32)] {
+        let row = Row::new(place, format!("polled by a {who}"), polls(gpu, place, &format!("poll_{who}"), threads)?);
+        let ours = row.ns;
+        rows.push(if place == Place::Gpu && threads == 32 { row.aim_rate(200.0) } else { row });
+        if gpu.has_vendor() {
+            let ns = polls(gpu, place, &format!("dp_poll_{who}"), threads)?;
+            rows.push(Row { ours: Some(ours), ..Row::new(place, format!("polled by a {who}, efa-dp-direct"), ns) });
+        }
+    }
+    Ok(rows)
+}
+
+/// Nanoseconds for a completion.
+fn polls(gpu: &Gpu, place: Place, kernel: &str, threads: u32) -> Result<f64, Box<dyn Error>> {
+    let size = RingSize::new(CQES as u32)?;
+    let entry = |i: u32| {
+        let (status, event) = (Status::Ok, Event::Send { op: OpCode::RdmaWrite });
+        let entry = Completion { req_id: u64::from(i & 0xffff), status, qpn: 5, phase: size.cq_phase(i), event };
+        entry.encode::<4>().map(|cqe| *cqe.words())
+    };
+    let entries = (0..CQES as u32).map(entry).collect::<Result<Vec<_>, _>>()?;
+    let (ring, handle, elapsed) = (place.allocate(CQES * 32)?, Place::Host.allocate(64)?, Place::Host.allocate(8)?);
+    place.write(ring, &entries)?;
+    let (mask, shift) = (CQES as u32 - 1, CQES.ilog2());
+    Place::Host.write(handle, &[CompletionRingHandle { ring, doorbell: 0, mask, shift, cqe_size: 32, consumer: 0 }])?;
+    let mut times = Vec::new();
+    for _ in 0..LAUNCHES {
+        Place::Host.write(elapsed, &[0u64])?;
+        gpu.run(kernel, 1, threads, &[Address(handle), Number(CQES as u32), Address(elapsed)])?;
+        let elapsed: Vec<u64> = Place::Host.read(elapsed, 1)?;
+        assert_ne!(elapsed[0], 0, "a completion is missing, or no good");
+        times.push(elapsed[0] as f64 / CQES as f64);
+    }
+    Ok(median(times))
+}

@@ -1,0 +1,248 @@
+//! Posting, with nothing behind the rings.
+
+use crate::gpu::Arg::{Address, Number};
+use crate::gpu::{Arg, Gpu, Place};
+use crate::{Row, median};
+use efa_io::*;
+use std::error::Error;
+
+/// Entries of a send ring.
+pub(crate) const ENTRIES: usize = 4096;
+/// Launches of each case.
+const LAUNCHES: usize = 9;
+/// Queues at most: a warp on each multiprocessor.
+const QUEUES: usize = 132;
+/// WQEs between two doorbells at most, as the handles say.
+const MAX_BATCH: u32 = 512;
+
+/// `Work` of the kernels.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub(crate) struct Work {
+    pub(crate) ah: u32,
+    pub(crate) qpn: u32,
+    pub(crate) qkey: u32,
+    pub(crate) lkey: u32,
+    pub(crate) rkey: u32,
+    pub(crate) length: u32,
+    pub(crate) local: u64,
+    pub(crate) remote: u64,
+}
+
+pub(crate) const WORK: Work =
+    Work { ah: 3, qpn: 17, qkey: 0x1234, lkey: 0x42, rkey: 0x99, length: 4096, local: 1 << 40, remote: 1 << 41 };
+
+impl Work {
+    /// In memory that kernels reach.
+    pub(crate) fn place(self) -> Result<Arg, Box<dyn Error>> {
+        let at = Place::Host.allocate(size_of::<Self>())?;
+        Place::Host.write(at, &[self])?;
+        Ok(Address(at))
+    }
+
+    /// The WQE of a request, without what its place in the ring says.
+    fn wqe(&self, number: u32) -> Result<Wqe64, EncodeError> {
+        let at = u64::from(number) * 64;
+        let local = LocalBuf { addr: self.local + at, lkey: Lkey::new(self.lkey)?, length: self.length };
+        let remote = RemoteBuf { addr: self.remote + at, rkey: self.rkey };
+        let to = Destination { ah: self.ah as u16, qpn: self.qpn as u16, qkey: self.qkey };
+        RdmaWrite::new(local, remote).encode(&Limits::of_queue(8192, 1 << 30), to)
+    }
+}
+
+/// A ring of a queue pair that nothing is behind.
+pub(crate) struct Ring {
+    place: Place,
+    ring: u64,
+    doorbell: u64,
+}
+
+impl Ring {
+    pub(crate) fn new(place: Place) -> Result<Self, Box<dyn Error>> {
+        Ok(Self { place, ring: place.allocate(ENTRIES * 64)?, doorbell: place.allocate(4096)? })
+    }
+
+    pub(crate) fn handle(&self) -> SendRingHandle {
+        SendRingHandle {
+            ring: self.ring,
+            doorbell: self.doorbell,
+            mask: ENTRIES as u32 - 1,
+            shift: ENTRIES.ilog2(),
+            wqe_size: 64,
+            max_batch: MAX_BATCH,
+            producer: 0,
+            credits: ENTRIES as u32,
+            qpn: 5,
+            req_id_64: 0,
+            limits: Limits::of_queue(8192, 1 << 30),
+        }
+    }
+
+    fn wqes(&self, posted: u32) -> Result<Vec<Wqe64>, Box<dyn Error>> {
+        let rung: Vec<u32> = self.place.read(self.doorbell, 1)?;
+        assert_eq!(rung[0], posted, "the doorbell");
+        Ok(self.place.read::<[u64; 8]>(self.ring, ENTRIES)?.into_iter().map(Wqe64::from_words).collect())
+    }
+
+    /// The last lap of the ring is what was posted last, in order.
+    fn check(&self, posted: u32) -> Result<(), Box<dyn Error>> {
+        let (wqes, size) = (self.wqes(posted)?, RingSize::new(ENTRIES as u32)?);
+        for number in posted - ENTRIES as u32..posted {
+            let expected = WORK.wqe(number)?.with_req_id(number as u16).with_phase(size.wq_phase(number));
+            assert_eq!(wqes[size.slot(number) as usize], expected, "WQE {number}");
+        }
+        Ok(())
+    }
+
+    /// The last lap is of requests that were posted, in whatever order, none of them twice.
+    fn check_shared(&self, posted: u32) -> Result<(), Box<dyn Error>> {
+        let mut seen = std::collections::HashSet::new();
+        let (wqes, size) = (self.wqes(posted)?, RingSize::new(ENTRIES as u32)?);
+        for at in posted - ENTRIES as u32..posted {
+            let wqe = wqes[size.slot(at) as usize];
+            let Op::RdmaWrite(write) = wqe.decode()?.op else { panic!("slot {at} holds no write") };
+            let number = ((write.local.addr - WORK.local) / 64) as u32;
+            assert!(number < posted && seen.insert(number), "request {number} stands there twice");
+            assert_eq!(wqe, WORK.wqe(number)?.with_req_id(number as u16).with_phase(size.wq_phase(at)), "WQE {at}");
+        }
+        Ok(())
+    }
+}
+
+/// Nanoseconds for a WQE: medians over launches of a kernel that posts `each` to every ring, and writes how long that took, by ring.
+fn posts(
+    gpu: &Gpu,
+    place: Place,
+    queues: usize,
+    each: u32,
+    kernel: &str,
+    threads: u32,
+    args: &[Arg],
+) -> Result<f64, Box<dyn Error>> {
+    let rings = (0..queues).map(|_| Ring::new(place)).collect::<Result<Vec<_>, _>>()?;
+    let (handles, elapsed) = (Place::Host.allocate(64 * queues)?, Place::Host.allocate(8 * queues)?);
+    let vendor = kernel.starts_with("dp_");
+    let queue = Place::Gpu.allocate(4096)?;
+    let mut times = Vec::new();
+    for _ in 0..LAUNCHES {
+        Place::Host.write(handles, &rings.iter().map(Ring::handle).collect::<Vec<_>>())?;
+        Place::Host.write(elapsed, &vec![0u64; queues])?;
+        if vendor {
+            gpu.run("dp_create", 1, 1, &[Address(queue), Address(handles)])?;
+        }
+        let first = Address(if vendor { queue } else { handles });
+        let args: Vec<Arg> = [first].iter().chain(args).copied().chain([Address(elapsed)]).collect();
+        gpu.run(kernel, queues as u32, threads, &args)?;
+        let elapsed: Vec<u64> = Place::Host.read(elapsed, queues)?;
+        assert!(elapsed.iter().all(|&ns| ns != 0), "a request was refused");
+        times.push(*elapsed.iter().max().unwrap() as f64 / f64::from(each) / queues as f64);
+        for ring in &rings {
+            ring.check(each)?;
+        }
+    }
+    Ok(median(times))
+}
+
+/// One thread, or one warp, with one queue; and the vendor's library beside them.
+pub(crate) fn alone(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>> {
+    let work = WORK.place()?;
+    let mut rows = Vec::new();
+    let (count, lanes) = (4 * ENTRIES as u32, 16 * ENTRIES as u32 / 32);
+    let mut beside = |ours: Row, kernel: &str, threads: u32, args: &[Arg]| -> Result<(), Box<dyn Error>> {
+        let peer = gpu.has_vendor().then(|| {
+            let each = if threads == 1 { count } else { lanes * 32 };
+            let ns = posts(gpu, place, 1, each, kernel, threads, args)?;
+            Ok::<_, Box<dyn Error>>(Row {
+                ours: Some(ours.ns),
+                ..Row::new(place, format!("{}, efa-dp-direct", ours.what), ns)
+            })
+        });
+        rows.push(ours);
+        rows.extend(peer.transpose()?);
+        Ok(())
+    };
+    let host = place == Place::Host;
+    let one = posts(gpu, place, 1, count, "post_one", 1, &[work, Number(count)])?;
+    let one = Row::new(place, "one thread, 1 per doorbell", one);
+    beside(if host { one.aim(640.0) } else { one }, "dp_post_thread", 1, &[work, Number(count), Number(1)])?;
+    for batch in [16, 32] {
+        let args = [work, Number(count), Number(batch), Number(0)];
+        let row = posts(gpu, place, 1, count, "post_thread", 1, &args)?;
+        let row = Row::new(place, format!("one thread, {batch} per doorbell"), row);
+        beside(if host && batch == 32 { row.aim(60.0) } else { row }, "dp_post_thread", 1, &args[..3])?;
+    }
+    for rounds in [1, 2, 4, 8] {
+        let args = [work, Number(lanes), Number(rounds)];
+        let row = Row::new(
+            place,
+            format!("one warp, {} per doorbell", 32 * rounds),
+            posts(gpu, place, 1, lanes * 32, "post_warp", 32, &args)?,
+        );
+        let row = match (host, rounds) {
+            (true, 1) => row.aim_rate(45.0),
+            (true, 4) => row.aim_rate(140.0),
+            _ => row,
+        };
+        beside(row, "dp_post_warp", 32, &args)?;
+    }
+    for batch in [1, 32] {
+        let args = [work, Number(count), Number(batch), Number(1)];
+        let ns = posts(gpu, place, 1, count, "post_thread", 1, &args)?;
+        rows.push(Row::new(place, format!("one thread, {batch} per doorbell, no fence (floor)"), ns));
+    }
+    Ok(rows)
+}
+
+/// Warps with a queue each.
+pub(crate) fn many_queues(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>> {
+    let work = WORK.place()?;
+    let lanes = 16 * ENTRIES as u32 / 32;
+    let row = |queues: usize| {
+        let ns = posts(gpu, place, queues, lanes * 32, "post_warp", 32, &[work, Number(lanes), Number(4)])?;
+        let row = Row::new(place, format!("{queues} warps, each its queue, 128 per doorbell"), ns);
+        Ok(if place == Place::Host && queues == QUEUES { row.aim_rate(760.0) } else { row })
+    };
+    [16, QUEUES].map(row).into_iter().collect()
+}
+
+/// Many warps that post to one queue.
+pub(crate) fn shared(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>> {
+    let work = WORK.place()?;
+    let ring = Ring::new(place)?;
+    let mut rows = Vec::new();
+    for (blocks, warps) in [(1, 1), (1, 2), (1, 8), (1, 32), (8, 1), (32, 1)] {
+        let all = blocks * warps;
+        let count = 8 * ENTRIES as u32 / 32;
+        let handle = ring.handle();
+        let state: Vec<u32> = efa_gpu_device::shared_state(&handle).collect();
+        let (at, times) = (Place::Gpu.allocate(4 * state.len())?, Place::Host.allocate(16 * all as usize)?);
+        let handles = Place::Host.allocate(64)?;
+        Place::Host.write(handles, &[handle])?;
+        let posted = all * count * 32;
+        let mut each = Vec::new();
+        for _ in 0..LAUNCHES {
+            Place::Gpu.write(at, &state)?;
+            place.write(ring.doorbell, &[0u32])?;
+            let args = [Address(handles), Address(at), work, Number(count), Address(times)];
+            // One block more, which gives room back.
+            gpu.run("post_shared", blocks + 1, 32 * warps, &args)?;
+            let times: Vec<[u64; 2]> = Place::Host.read(times, all as usize)?;
+            let start = times.iter().map(|&[start, _]| start).min().unwrap();
+            let end = times.iter().map(|&[_, end]| end).max().unwrap();
+            each.push((end - start) as f64 / f64::from(posted));
+            ring.check_shared(posted)?;
+        }
+        let who = match (blocks, warps) {
+            (1, 1) => "one warp".into(),
+            (1, warps) => format!("{warps} warps of a block"),
+            (blocks, _) => format!("{blocks} blocks of a warp"),
+        };
+        let row = Row::new(place, format!("one queue shared by {who}"), median(each));
+        rows.push(match (place, blocks, warps) {
+            (Place::Host, 1, 8) => row.aim_rate(80.0),
+            (Place::Host, 32, _) => row.aim_rate(340.0),
+            _ => row,
+        });
+    }
+    Ok(rows)
+}
