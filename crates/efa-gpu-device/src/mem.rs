@@ -104,3 +104,53 @@ pub unsafe fn compare_exchange_device(to: *mut u32, current: u32, new: u32) -> u
     // SAFETY: the caller's promise.
     unsafe { arch::compare_exchange_gpu(to, current, new) }
 }
+
+/// Loads a byte.
+///
+/// # Safety
+/// `from` is valid for reads, and only accessed atomically.
+#[inline(always)]
+pub unsafe fn load_relaxed_system_u8(from: *const u8) -> u8 {
+    // SAFETY: the caller's promise.
+    unsafe { arch::load_u8_system(from) }
+}
+
+/// Loads 32 bits.
+///
+/// # Safety
+/// `from` is valid for reads, aligned to 4 bytes, and only accessed atomically.
+#[inline(always)]
+pub unsafe fn load_relaxed_system_u32(from: *const u32) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe { arch::load_u32_system(from) }
+}
+
+/// Stores a word.
+///
+/// # Safety
+/// `to` is valid for writes, aligned to 8 bytes, and only accessed atomically.
+#[inline(always)]
+pub unsafe fn store_relaxed_system(to: *mut u64, value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { arch::store_u64_system(to, value) }
+}
+
+/// Stores a byte.
+///
+/// # Safety
+/// `to` is valid for writes, and only accessed atomically.
+#[inline(always)]
+pub unsafe fn store_relaxed_system_u8(to: *mut u8, value: u8) {
+    // SAFETY: the caller's promise.
+    unsafe { arch::store_u8_system(to, value) }
+}
+
+/// Stores 32 bits.
+///
+/// # Safety
+/// `to` is valid for writes, aligned to 4 bytes, and only accessed atomically.
+#[inline(always)]
+pub unsafe fn store_relaxed_system_u32(to: *mut u32, value: u32) {
+    // SAFETY: the caller's promise.
+    unsafe { arch::store_u32_system(to, value) }
+}

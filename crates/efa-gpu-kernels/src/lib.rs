@@ -3,12 +3,14 @@
 //! | file | what its kernels do |
 //! | --- | --- |
 //! | `measure.rs` | measure the queues: how long posting and polling take, by who does it |
+//! | `nic.rs` | the software NIC, `efa-gpu-nic` |
 //! | `traffic.rs` | post whatever they are told, and write down what completes: what tests run |
 
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, stdarch_nvptx))]
 
 pub mod measure;
+pub mod nic;
 pub mod traffic;
 
 #[cfg(target_arch = "nvptx64")]

@@ -120,6 +120,13 @@ impl<const W: usize> Cqe<W> {
         bytemuck::cast_slice(&self.0)
     }
 
+    /// The same entry with the phase of the lap in which it is written; see [`RingSize::cq_phase`](crate::RingSize::cq_phase).
+    #[inline(always)]
+    pub const fn with_phase(mut self, phase: bool) -> Self {
+        self.0[0] = field::PHASE.replace(self.0[0], phase as u64);
+        self
+    }
+
     /// The phase bit. Compare it with [`RingSize::cq_phase`](crate::RingSize::cq_phase) before believing anything else.
     #[inline(always)]
     pub const fn phase(&self) -> bool {

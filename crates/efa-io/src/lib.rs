@@ -59,6 +59,7 @@ mod bits;
 pub mod cqe;
 mod dissect;
 mod error;
+mod flat;
 pub mod handle;
 pub mod op;
 pub mod ring;
@@ -68,6 +69,7 @@ pub mod wqe;
 
 pub use cqe::{Completion, Cqe, Cqe16, Cqe32, Event};
 pub use error::{DecodeError, EncodeError};
+pub use flat::FlatRequest;
 pub use handle::{CompletionRingHandle, CounterHandle, RecvRingHandle, SendRingHandle};
 pub use op::{
     Destination, Hints, Limits, Lkey, LocalBuf, Op, OpCode, Operation, RdmaRead, RdmaWrite, RdmaWriteInline, RemoteBuf,

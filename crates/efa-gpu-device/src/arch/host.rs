@@ -257,3 +257,53 @@ pub(crate) fn place() -> [u32; 4] {
 /// Marks what happens seldom.
 #[inline(always)]
 pub(crate) fn rarely() {}
+
+/// Loads a byte.
+///
+/// # Safety
+/// `from` is valid for reads, and aligned.
+#[inline(always)]
+pub(crate) unsafe fn load_u8_system(from: *const u8) -> u8 {
+    // SAFETY: the caller's promise.
+    unsafe { simt::load(from as usize, 1) as u8 }
+}
+
+/// Loads 32 bits.
+///
+/// # Safety
+/// `from` is valid for reads, and aligned.
+#[inline(always)]
+pub(crate) unsafe fn load_u32_system(from: *const u32) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe { simt::load(from as usize, 4) as u32 }
+}
+
+/// Stores a byte.
+///
+/// # Safety
+/// `to` is valid for writes, and aligned.
+#[inline(always)]
+pub(crate) unsafe fn store_u8_system(to: *mut u8, value: u8) {
+    // SAFETY: the caller's promise.
+    unsafe { simt::store(to as usize, 1, value.into(), false) };
+}
+
+/// Stores 32 bits.
+///
+/// # Safety
+/// `to` is valid for writes, and aligned.
+#[inline(always)]
+pub(crate) unsafe fn store_u32_system(to: *mut u32, value: u32) {
+    // SAFETY: the caller's promise.
+    unsafe { simt::store(to as usize, 4, value.into(), false) };
+}
+
+/// Stores a word.
+///
+/// # Safety
+/// `to` is valid for writes, and aligned.
+#[inline(always)]
+pub(crate) unsafe fn store_u64_system(to: *mut u64, value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { simt::store(to as usize, 8, value, false) };
+}

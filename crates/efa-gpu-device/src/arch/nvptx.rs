@@ -463,3 +463,67 @@ pub(crate) fn rarely() {
     // SAFETY: no instruction at all.
     unsafe { asm!("", options(nomem, nostack, preserves_flags)) };
 }
+
+/// Loads a byte.
+///
+/// # Safety
+/// `from` is valid for reads, and aligned.
+#[inline(always)]
+pub(crate) unsafe fn load_u8_system(from: *const u8) -> u8 {
+    let value: u16;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.relaxed.sys.u8 {value}, [{from}];", value = out(reg16) value, from = in(reg64) from, options(nostack, preserves_flags));
+    }
+    value as u8
+}
+
+/// Loads 32 bits.
+///
+/// # Safety
+/// `from` is valid for reads, and aligned.
+#[inline(always)]
+pub(crate) unsafe fn load_u32_system(from: *const u32) -> u32 {
+    let value;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.relaxed.sys.u32 {value}, [{from}];", value = out(reg32) value, from = in(reg64) from, options(nostack, preserves_flags));
+    }
+    value
+}
+
+/// Stores a byte.
+///
+/// # Safety
+/// `to` is valid for writes, and aligned.
+#[inline(always)]
+pub(crate) unsafe fn store_u8_system(to: *mut u8, value: u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("st.relaxed.sys.u8 [{to}], {value};", to = in(reg64) to, value = in(reg16) u16::from(value), options(nostack, preserves_flags));
+    }
+}
+
+/// Stores 32 bits.
+///
+/// # Safety
+/// `to` is valid for writes, and aligned.
+#[inline(always)]
+pub(crate) unsafe fn store_u32_system(to: *mut u32, value: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("st.relaxed.sys.u32 [{to}], {value};", to = in(reg64) to, value = in(reg32) value, options(nostack, preserves_flags));
+    }
+}
+
+/// Stores a word.
+///
+/// # Safety
+/// `to` is valid for writes, and aligned.
+#[inline(always)]
+pub(crate) unsafe fn store_u64_system(to: *mut u64, value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("st.relaxed.sys.u64 [{to}], {value};", to = in(reg64) to, value = in(reg64) value, options(nostack, preserves_flags));
+    }
+}

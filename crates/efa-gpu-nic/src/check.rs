@@ -1,0 +1,74 @@
+//! What a request is answered with before a byte of it moves. The order is that of the software device: of several things that are wrong, both
+//! name the same.
+
+use crate::lookup::Tables;
+use crate::request::total_bytes;
+use crate::tables::{QueuePair, Region};
+use efa_io::{FlatRequest, Limits, OpCode, Status};
+
+impl<'a> Tables<'a> {
+    /// What the sender's device checks; gives the device that the request goes to.
+    #[inline(always)]
+    pub(crate) fn accept(self, qp: &QueuePair, request: &FlatRequest) -> Result<u32, Status> {
+        let Limits { max_send_bytes, max_rdma_bytes, max_inline_bytes, operations, .. } = qp.limits;
+        let (needs, most) = match request.op {
+            OpCode::Send => (0, max_send_bytes),
+            OpCode::RdmaRead => (Limits::RDMA_READ, max_rdma_bytes),
+            OpCode::RdmaWrite => (Limits::RDMA_WRITE, max_rdma_bytes),
+        };
+        if operations & needs != needs {
+            return Err(Status::UnsupportedOp);
+        }
+        if total_bytes(request) > most.into() {
+            return Err(Status::BadLength);
+        }
+        let device = self.device_of(qp.pd, request.dest.ah).ok_or(Status::InvalidAh)?;
+        if request.inline {
+            if request.op == OpCode::RdmaWrite && operations & Limits::INLINE_WRITE == 0 {
+                return Err(Status::UnsupportedOp);
+            }
+            if request.first.length > max_inline_bytes.into() {
+                return Err(Status::BadLength);
+            }
+            return Ok(device);
+        }
+        let need = if request.op == OpCode::RdmaRead { Region::LOCAL_WRITE } else { 0 };
+        let first = request.bufs == 0 || self.allows_local(qp.pd, request.first, need);
+        let second = request.bufs < 2 || self.allows_local(qp.pd, request.second, need);
+        if first && second { Ok(device) } else { Err(Status::InvalidLkey) }
+    }
+
+    /// What the receiver's device checks; gives the index of the queue pair that the request is for, and that.
+    #[inline(always)]
+    pub(crate) fn admit(
+        self,
+        qp: &QueuePair,
+        request: &FlatRequest,
+        device: u32,
+    ) -> Result<(u32, &'a QueuePair), Status> {
+        if device == qp.device && qp.flags & QueuePair::LOOPBACK == 0 {
+            // What EFA does: it does not deliver them, and somebody waits for an answer in vain.
+            return Err(Status::UnreachableRemote);
+        }
+        let dest = request.dest;
+        let (index, target) = self.destination(device, dest.qpn, dest.qkey).ok_or(Status::RemoteBadDestQpn)?;
+        let (operation, need) = match request.op {
+            OpCode::Send => return Ok((index, target)),
+            OpCode::RdmaRead => (Limits::RDMA_READ, Region::REMOTE_READ),
+            OpCode::RdmaWrite => (Limits::RDMA_WRITE, Region::REMOTE_WRITE),
+        };
+        let length = request.first.length;
+        if target.limits.operations & operation == 0 || length > target.limits.max_rdma_bytes {
+            return Err(Status::RemoteFeatureMismatch);
+        }
+        if self.ah_for(target.pd, qp.device).is_none() {
+            return Err(Status::RemoteUnknownPeer);
+        }
+        let remote = request.remote;
+        if length == 0 || self.allows_remote(target.pd, remote.rkey, remote.addr, length, need) {
+            Ok((index, target))
+        } else {
+            Err(Status::RemoteBadAddress)
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Rows by key, number and handle, and whether an access fits.
+
+use crate::tables::{Ah, Cq, FIRST_AH, FIRST_QPN, NO_AH, Progress, QueuePair, Region, World};
+use efa_gpu_device::mem;
+use efa_io::LocalBuf;
+
+/// The tables, to look things up.
+#[derive(Clone, Copy)]
+pub(crate) struct Tables<'a> {
+    pub(crate) world: &'a World,
+}
+
+impl<'a> Tables<'a> {
+    /// The tables of a world.
+    ///
+    /// # Safety
+    /// All addresses in the world and in its rows are what their documentation says, and stay so for as long as this is used. Counters and states are only
+    /// accessed atomically, everything else does not change.
+    #[inline(always)]
+    pub(crate) unsafe fn new(world: &'a World) -> Self {
+        Self { world }
+    }
+
+    /// Queue pair `index`.
+    #[inline(always)]
+    pub(crate) fn queue_pair(self, index: u32) -> Option<&'a QueuePair> {
+        let rows = self.world.queue_pairs as *const QueuePair;
+        // SAFETY: a row of the table, which does not change.
+        (index < self.world.queue_pair_count).then(|| unsafe { &*rows.add(index as usize) })
+    }
+
+    /// How far that is; `index` has a queue pair.
+    #[inline(always)]
+    pub(crate) fn progress(self, index: u32) -> *mut Progress {
+        (self.world.progress as *mut Progress).wrapping_add(index as usize)
+    }
+
+    /// The index of the queue pair that a message for `qpn` at `device` goes to.
+    #[inline(always)]
+    pub(crate) fn destination(self, device: u32, qpn: u16, qkey: u32) -> Option<(u32, &'a QueuePair)> {
+        let index = u32::from(qpn).wrapping_sub(FIRST_QPN);
+        let qp = self.queue_pair(index)?;
+        (qp.device == device && qp.qpn == u32::from(qpn) && qp.qkey == qkey && self.is_ready(index))
+            .then_some((index, qp))
+    }
+
+    /// Whether queue pair `index`, which there is, takes messages in.
+    #[inline(always)]
+    pub(crate) fn is_ready(self, index: u32) -> bool {
+        // SAFETY: a word of the row, only accessed atomically.
+        unsafe { mem::load_acquire_system_u32(&raw const (*self.progress(index)).state) == Progress::READY }
+    }
+
+    /// Puts queue pair `index`, which there is, into the error state.
+    #[inline(always)]
+    pub(crate) fn fail(self, index: u32) {
+        // SAFETY: a word of the row, only accessed atomically.
+        unsafe {
+            mem::compare_exchange_device(&raw mut (*self.progress(index)).state, Progress::READY, Progress::ERROR);
+        }
+    }
+
+    /// Completion queue `index`, which there is.
+    #[inline(always)]
+    pub(crate) fn completion_queue(self, index: u32) -> *mut Cq {
+        (self.world.completion_queues as *mut Cq).wrapping_add(index as usize)
+    }
+
+    /// The device that address handle `number` of a domain leads to.
+    #[inline(always)]
+    pub(crate) fn device_of(self, pd: u32, number: u16) -> Option<u32> {
+        let index = u32::from(number).wrapping_sub(FIRST_AH);
+        if index >= self.world.address_handle_count {
+            return None;
+        }
+        // SAFETY: a row of the table, which does not change.
+        let ah = unsafe { *(self.world.address_handles as *const Ah).add(index as usize) };
+        (ah.pd == pd).then_some(ah.target)
+    }
+
+    /// The number of the address handle that domain `pd`, which there is, has for a device, which there is.
+    #[inline(always)]
+    pub(crate) fn ah_for(self, pd: u32, device: u32) -> Option<u16> {
+        let place = pd * self.world.devices + device;
+        // SAFETY: a word of the table, which does not change.
+        let number = unsafe { *(self.world.peers as *const u32).add(place as usize) };
+        (number != NO_AH).then_some(number as u16)
+    }
+
+    /// Whether the owner of domain `pd` may do `need` with the buffer.
+    #[inline(always)]
+    pub(crate) fn allows_local(self, pd: u32, buf: LocalBuf, need: u32) -> bool {
+        let lkey = buf.lkey.get();
+        self.region(lkey >> 8)
+            .is_some_and(|region| region.lkey == lkey && allows(region, pd, buf.addr, buf.length, need))
+    }
+
+    /// Whether a peer of domain `pd` may.
+    #[inline(always)]
+    pub(crate) fn allows_remote(self, pd: u32, rkey: u32, addr: u64, length: u32, need: u32) -> bool {
+        self.region(rkey >> 16).is_some_and(|region| region.rkey == rkey && allows(region, pd, addr, length, need))
+    }
+
+    #[inline(always)]
+    fn region(self, index: u32) -> Option<&'a Region> {
+        let rows = self.world.regions as *const Region;
+        // SAFETY: a row of the table, which does not change.
+        (index < self.world.region_count).then(|| unsafe { &*rows.add(index as usize) })
+    }
+}
+
+/// Whether these bytes are the region's, and the access is granted.
+#[inline(always)]
+fn allows(region: &Region, pd: u32, addr: u64, length: u32, need: u32) -> bool {
+    let offset = addr.wrapping_sub(region.base);
+    // An address below the base is a long way past the end.
+    let fits = offset <= region.len && u64::from(length) <= region.len - offset;
+    region.pd == pd && region.access & need == need && fits
+}

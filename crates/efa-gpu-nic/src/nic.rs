@@ -1,0 +1,378 @@
+//! The warp's loop: doorbells, WQEs, and what becomes of them.
+
+use crate::complete::{Entry, has};
+use crate::lookup::Tables;
+use crate::receive::{Receive, Taken, told};
+use crate::request::{decode, phase_and_id};
+use crate::tables::{Control, Progress, QueuePair, World};
+use crate::transfer::Transfer;
+use efa_gpu_device::warp::{self, ALL, LANES, Warp};
+use efa_gpu_device::{Deadline, mem, thread};
+use efa_io::cqe::Received;
+use efa_io::{Destination, Doorbell, Event, FlatRequest, LocalBuf, OpCode, RemoteBuf, Status};
+
+/// Looks without result after which a warp sleeps between two.
+const PATIENCE: u32 = 64;
+/// How long it sleeps, in nanoseconds.
+const NAP: u32 = 200;
+/// Rounds from one look at the stop word, which the host's memory may hold, to the next.
+const STOP_EVERY: u32 = 16;
+
+/// Is the NIC until the host says stop, or until there was nothing to do for the world's idle timeout. All threads of the grid call this; with a `seed`
+/// other than zero requests are executed and completed in another order than they were posted in.
+///
+/// # Safety
+/// `world` and all that it names is as [`tables`](crate::tables) describes it, and stays so until the grid has ended; the NIC's rows are nobody else's.
+/// Blocks consist of whole warps. What a region grants access to is memory that this GPU reaches.
+#[inline(always)]
+pub unsafe fn run(world: *const World, seed: u64) {
+    // SAFETY: the caller's promise.
+    let (world, warp) = unsafe { (&*world, Warp::whole()) };
+    // SAFETY: the caller's promise.
+    let tables = unsafe { Tables::new(world) };
+    let nic = Nic { tables, warp, seed };
+    let me = thread::index_1d() / LANES;
+    let warps = thread::grid_dim_x() * thread::block_dim_x() / LANES;
+    let control = world.control as *mut Control;
+    let (mut round, mut quiet) = (0u32, 0u32);
+    let mut deadline = Deadline::after(world.idle_timeout_ns);
+    if me >= world.queue_pair_count {
+        return;
+    }
+    loop {
+        let (mut index, mut busy) = (me, false);
+        while let Some(qp) = tables.queue_pair(index) {
+            busy |= nic.serve(index, qp, round & 1 != 0);
+            index += warps;
+        }
+        // SAFETY: words that are only accessed atomically; all lanes come here, since what decides is the same for all.
+        unsafe {
+            if round.is_multiple_of(STOP_EVERY)
+                && nic.uniform(|| mem::load_acquire_system_u32(&raw const (*control).stop)) != 0
+            {
+                return;
+            }
+            if !busy && quiet > PATIENCE && warp::warp_vote_ballot(ALL, deadline.passed()) != 0 {
+                mem::store_relaxed_system_u32(&raw mut (*control).timed_out, 1);
+                return;
+            }
+        }
+        round = round.wrapping_add(1);
+        if busy {
+            quiet = 0;
+        } else if quiet <= PATIENCE {
+            if quiet == 0 {
+                deadline = Deadline::after(world.idle_timeout_ns);
+            }
+            quiet += 1;
+        } else {
+            thread::nanosleep(NAP);
+        }
+    }
+}
+
+/// What a warp knows all the time.
+#[derive(Clone, Copy)]
+struct Nic<'a> {
+    tables: Tables<'a>,
+    warp: Warp,
+    seed: u64,
+}
+
+/// WQEs that lanes take, one each.
+#[derive(Clone, Copy)]
+struct Batch {
+    /// Whether they are parked ones, or those at the ring's consumer counter.
+    parked: bool,
+    /// Counter of the first, and how many.
+    at: u32,
+    count: u32,
+    /// WQEs taken before without completion.
+    outstanding: u32,
+}
+
+/// What stands for a request where there is none.
+const NOTHING: FlatRequest = {
+    let buf = LocalBuf::from_words([0, 0]);
+    FlatRequest {
+        dest: Destination { ah: 0, qpn: 0, qkey: 0 },
+        op: OpCode::Send,
+        imm: None,
+        inline: false,
+        bufs: 0,
+        first: buf,
+        second: buf,
+        remote: RemoteBuf::from_words([0, 0]),
+    }
+};
+
+/// What becomes of a lane's request.
+struct Outcome<'a> {
+    /// `None` as long as there is no receive for it.
+    status: Option<Status>,
+    transfer: Transfer<'a>,
+    receive: Option<Entry>,
+}
+
+impl<'a> Nic<'a> {
+    /// What lane 0 sees, for all: what a warp's way depends on must be the same for all its lanes.
+    #[inline(always)]
+    fn uniform(self, look: impl FnOnce() -> u32) -> u32 {
+        let seen = if warp::lane_id() == 0 { look() } else { 0 };
+        // SAFETY: a whole warp. What lane 0 has acquired the others see behind the barrier.
+        unsafe {
+            warp::sync_warp(ALL);
+            warp::warp_shuffle_idx(ALL, seen, 0)
+        }
+    }
+
+    /// Does some of what there is to do for queue pair `index`; whether that was anything. Parked requests are tried when it is `their_turn`, or
+    /// when there is nothing else.
+    #[inline(always)]
+    fn serve(self, index: u32, qp: &'a QueuePair, their_turn: bool) -> bool {
+        let progress = self.tables.progress(index);
+        // SAFETY: words of the row and the doorbell, only accessed atomically. Only this warp stores the three counters: lane 0 does, when all lanes have
+        // loaded them here and met.
+        let (consumer, head, tail, doorbell, ready) = unsafe {
+            (
+                mem::load_relaxed_device(&raw const (*progress).send_consumer),
+                mem::load_relaxed_device(&raw const (*progress).parked_head),
+                mem::load_relaxed_device(&raw const (*progress).parked_tail),
+                self.uniform(|| mem::load_acquire_system_u32(qp.send_doorbell as *const u32)),
+                self.uniform(|| self.tables.is_ready(index).into()) != 0,
+            )
+        };
+        let rung = Doorbell::new(doorbell).entries_since(Doorbell::new(consumer));
+        let outstanding = tail.wrapping_sub(head);
+        if rung == 0 && outstanding == 0 && ready {
+            return false;
+        }
+        if rung > qp.send_mask + 1 {
+            // A doorbell that cannot be: nor can anything in the ring.
+            self.tables.fail(index);
+            self.advance(progress, consumer.wrapping_add(rung), head, tail);
+            return true;
+        }
+        let parked = outstanding != 0 && (rung == 0 || their_turn);
+        let (at, there) = if parked { (head, outstanding) } else { (consumer, rung) };
+        let count = there.min(LANES);
+        let batch = Batch { parked, at, count, outstanding };
+        let (waiting, anything) = self.work(index, qp, batch, ready, tail);
+        let (taken, retried) = if parked { (0, count) } else { (count, 0) };
+        let (consumer, head) = (consumer.wrapping_add(taken), head.wrapping_add(retried));
+        self.advance(progress, consumer, head, tail.wrapping_add(waiting));
+        anything || taken != 0
+    }
+
+    /// Notes how far a queue pair is.
+    #[inline(always)]
+    fn advance(self, progress: *mut Progress, consumer: u32, head: u32, tail: u32) {
+        // SAFETY: words of the row, only accessed atomically, and stored by this warp alone. A whole warp.
+        unsafe {
+            if warp::lane_id() == 0 {
+                mem::store_relaxed_system_u32(&raw mut (*progress).send_consumer, consumer);
+                mem::store_relaxed_system_u32(&raw mut (*progress).parked_head, head);
+                mem::store_relaxed_system_u32(&raw mut (*progress).parked_tail, tail);
+            }
+            warp::sync_warp(ALL);
+        }
+    }
+
+    /// Takes a batch of WQEs, executes and completes them; in the error state flushes them, and receives with them. Gives how many were
+    /// parked from `tail` on, and whether there is anything to show.
+    #[inline(always)]
+    fn work(self, index: u32, qp: &'a QueuePair, batch: Batch, ready: bool, tail: u32) -> (u32, bool) {
+        let lane = warp::lane_id();
+        let active = lane < batch.count;
+        let number = if batch.parked { lane } else { shuffled(lane, batch.count, self.seed, qp.qpn ^ batch.at) };
+        let counter = batch.at.wrapping_add(number);
+        let (ring, mask) = if batch.parked { (qp.parked, qp.parked_mask) } else { (qp.send_ring, qp.send_mask) };
+        let entry = ring + u64::from(counter & mask) * u64::from(qp.wqe_size);
+        let words = if active { load(entry) } else { [0; 8] };
+
+        let (phase, req_id) = phase_and_id(words);
+        let ids = if qp.req_id_64 != 0 { u64::MAX } else { 0xffff };
+        let right_lap = phase == (counter >> qp.send_shift & 1 != 0);
+        // More than the ring holds without completions: some of what was under way is overwritten.
+        let room = batch.outstanding + number <= qp.send_mask;
+        let (fine, request) = match decode(words, qp.wqe_size == 128, entry) {
+            Some(request) => (active && (batch.parked || right_lap && req_id <= ids && room), request),
+            None => (false, NOTHING),
+        };
+        // SAFETY: a whole warp.
+        let [all, fine] = unsafe { [warp::warp_vote_ballot(ALL, active), warp::warp_vote_ballot(ALL, fine)] };
+        let mut good = if ready { batch.count } else { 0 };
+        let mut first_bad = u32::MAX;
+        if fine != all && ready {
+            first_bad = self.least(all & !fine, number);
+            good = first_bad;
+            self.tables.fail(index);
+        }
+
+        let executed = has(all) && number < good;
+        let Outcome { status, transfer, receive } = if executed {
+            self.execute(qp, &request)
+        } else {
+            let receive = if ready { None } else { self.flush_receive(index, qp) };
+            let status = Some(if number == first_bad { Status::QpInternal } else { Status::Flushed });
+            Outcome { status, transfer: Transfer::none(qp), receive }
+        };
+        // SAFETY: what the requests name was checked.
+        unsafe { transfer.run(self.warp) };
+
+        // SAFETY: a whole warp.
+        let [ended, receives] =
+            unsafe { [warp::warp_vote_ballot(ALL, status.is_some()), warp::warp_vote_ballot(ALL, receive.is_some())] };
+        let (sends, waiting) = (all & ended, all & !ended);
+        if has(waiting) {
+            let before = (waiting & ((1u32 << lane) - 1)).count_ones();
+            let place = u64::from(tail.wrapping_add(before) & qp.parked_mask) * u64::from(qp.wqe_size);
+            park(entry, qp.parked + place, qp.wqe_size);
+        }
+        let op = if has(fine) { request.op } else { OpCode::Send };
+        let status = status.unwrap_or(Status::Ok);
+        let send = Entry::new(qp.send_cq, req_id & ids, status, qp.qpn as u16, Event::Send { op });
+        self.tables.complete(self.warp, receives, receive.unwrap_or(Entry::NONE), sends, send);
+        (waiting.count_ones(), receives | sends != 0)
+    }
+
+    /// The least `value` that one of these lanes has.
+    #[inline(always)]
+    fn least(self, mut lanes: u32, value: u32) -> u32 {
+        let mut least = u32::MAX;
+        while lanes != 0 {
+            // SAFETY: a whole warp, for which `lanes` is the same.
+            least = least.min(unsafe { warp::warp_shuffle_idx(ALL, value, lanes.trailing_zeros()) });
+            lanes &= lanes - 1;
+        }
+        least
+    }
+
+    /// Does what a request asks for, except for moving its bytes.
+    #[inline(always)]
+    fn execute(self, qp: &'a QueuePair, request: &FlatRequest) -> Outcome<'a> {
+        let tables = self.tables;
+        let ended = |status| Outcome { status, transfer: Transfer::none(qp), receive: None };
+        let admitted = tables.accept(qp, request).and_then(|device| tables.admit(qp, request, device));
+        let (index, target) = match admitted {
+            Ok(target) => target,
+            Err(status) => return ended(Some(status)),
+        };
+        let is_send = request.op == OpCode::Send;
+        if !is_send && request.imm.is_none() {
+            return Outcome { status: Some(Status::Ok), transfer: Transfer::new(request, target, None), receive: None };
+        }
+        let unsolicited = !is_send && target.flags & QueuePair::UNSOLICITED_WRITE_RECV != 0;
+        let taken = if unsolicited {
+            Taken::Receive(Receive { at: 0, count: 0, req_id: 0 })
+        } else {
+            tables.take_receive(index, target)
+        };
+        let receive = match taken {
+            Taken::Receive(receive) => receive,
+            Taken::Nothing => return ended(None),
+            Taken::Malformed => {
+                tables.fail(index);
+                return ended(Some(Status::RemoteBadDestQpn));
+            }
+        };
+        let length = request.first.length + request.second.length;
+        let fits = if is_send { tables.fits(target, receive, length) } else { Ok(()) };
+        let transfer = match fits {
+            Ok(()) => Transfer::new(request, target, Some(receive)),
+            Err(_) => Transfer::none(qp),
+        };
+        let status = fits.err().unwrap_or(Status::Ok);
+        let received = Received {
+            op: request.op,
+            length,
+            ah: tables.ah_for(target.pd, qp.device),
+            src_qpn: qp.qpn as u16,
+            imm: request.imm,
+            unsolicited,
+            src_gid: None,
+        };
+        let receive = Some(entry_of(target, receive.req_id, status, received));
+        Outcome { status: Some(told(status)), transfer, receive }
+    }
+
+    /// Takes a receive of a queue pair that is in the error state, to flush it.
+    #[inline(always)]
+    fn flush_receive(self, index: u32, qp: &QueuePair) -> Option<Entry> {
+        match self.tables.take_receive(index, qp) {
+            Taken::Receive(receive) => {
+                let (op, length, ah, src_qpn, imm) = (OpCode::Send, 0, None, 0, None);
+                let received = Received { op, length, ah, src_qpn, imm, unsolicited: false, src_gid: None };
+                Some(entry_of(qp, receive.req_id, Status::Flushed, received))
+            }
+            Taken::Nothing => None,
+            Taken::Malformed => {
+                self.tables.drop_receives(index, qp);
+                None
+            }
+        }
+    }
+}
+
+/// A receive's completion.
+#[inline(always)]
+fn entry_of(qp: &QueuePair, req_id: u16, status: Status, received: Received) -> Entry {
+    Entry::new(qp.recv_cq, req_id.into(), status, qp.qpn as u16, Event::Receive(received))
+}
+
+/// The first 64 bytes of the WQE at `entry`.
+#[inline(always)]
+fn load(entry: u64) -> [u64; 8] {
+    let from = entry as *const u64;
+    // SAFETY: an entry of a ring, of 64 bytes or more.
+    let pair = |at| unsafe { mem::load_pair_system(from.add(at)) };
+    let ([a, b], [c, d], [e, f], [g, h]) = (pair(0), pair(2), pair(4), pair(6));
+    [a, b, c, d, e, f, g, h]
+}
+
+/// Copies the WQE of `size` bytes at `entry` to `place`.
+#[inline(always)]
+fn park(entry: u64, place: u64, size: u32) {
+    let (from, to) = (entry as *const u64, place as *mut u64);
+    let mut word = 0;
+    while word < size as usize / 8 {
+        // SAFETY: entries of rings, of as many bytes as `size` says.
+        unsafe { mem::store_pair(to.add(word), mem::load_pair_system(from.add(word))) };
+        word += 2;
+    }
+}
+
+/// Which of a batch's `count` requests lane `lane` takes: each is taken once. Without a seed they are taken in order.
+#[inline(always)]
+fn shuffled(lane: u32, count: u32, seed: u64, salt: u32) -> u32 {
+    if seed == 0 || lane >= count {
+        return lane;
+    }
+    let mut mixed = (seed ^ u64::from(salt)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ mixed >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    // Steps of a prime over 32 meet every number once, whatever their count.
+    const PRIMES: u64 = 37 | 41 << 8 | 43 << 16 | 47 << 24 | 53 << 32 | 59 << 40 | 61 << 48 | 67 << 56;
+    let step = (PRIMES >> (mixed >> 61 << 3)) as u32 & 0xff;
+    (lane * step + (mixed >> 32 & 0xff) as u32) % count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_request_of_a_batch_is_taken_once_in_every_order() {
+        let mut orders = std::collections::HashSet::new();
+        for count in 1..=32 {
+            for seed in 0..200 {
+                let taken: Vec<_> = (0..count).map(|lane| shuffled(lane, count, seed, 5)).collect();
+                let mut sorted = taken.clone();
+                sorted.sort_unstable();
+                assert!(sorted.into_iter().eq(0..count));
+                assert!(seed != 0 || taken.is_sorted());
+                orders.insert(taken);
+            }
+        }
+        assert!(orders.len() > 1000);
+    }
+}

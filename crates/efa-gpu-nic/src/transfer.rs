@@ -1,0 +1,138 @@
+//! Moving the bytes of a warp's requests: short pieces each lane by itself, long ones all lanes together.
+
+use crate::complete::has;
+use crate::copy::copy;
+use crate::receive::{Receive, buffer};
+use crate::tables::QueuePair;
+use efa_gpu_device::warp::{self, ALL, LANES, Warp};
+use efa_io::{FlatRequest, OpCode};
+
+/// Bytes up to which a lane copies by itself.
+const ALONE: u32 = 256;
+
+/// What a lane has to move: up to two sources one after the other, to one place or to the buffers of a receive one after the other.
+#[derive(Clone, Copy)]
+pub(crate) struct Transfer<'a> {
+    left: u32,
+    from: u64,
+    from_left: u32,
+    next_from: u64,
+    next_left: u32,
+    to: u64,
+    to_left: u32,
+    /// Whose receive ring the descriptors from `at` to `end` are in.
+    receiver: &'a QueuePair,
+    at: u32,
+    end: u32,
+}
+
+impl<'a> Transfer<'a> {
+    /// Nothing to move.
+    #[inline(always)]
+    pub(crate) fn none(receiver: &'a QueuePair) -> Self {
+        Self { left: 0, from: 0, from_left: 0, next_from: 0, next_left: 0, to: 0, to_left: 0, receiver, at: 0, end: 0 }
+    }
+
+    /// What this request moves, that was checked, to a place of `receiver` or to a receive of it.
+    #[inline(always)]
+    pub(crate) fn new(request: &FlatRequest, receiver: &'a QueuePair, receive: Option<Receive>) -> Self {
+        let FlatRequest { first, second, remote, op, .. } = *request;
+        let left = first.length + second.length;
+        let none = Self::none(receiver);
+        match (op, receive) {
+            (OpCode::RdmaRead, _) => {
+                Self { left, from: remote.addr, from_left: left, to: first.addr, to_left: left, ..none }
+            }
+            (OpCode::Send, Some(Receive { at, count, .. })) => Self {
+                left,
+                from: first.addr,
+                from_left: first.length,
+                next_from: second.addr,
+                next_left: second.length,
+                at,
+                end: at.wrapping_add(count),
+                ..none
+            },
+            (OpCode::RdmaWrite, _) => {
+                Self { left, from: first.addr, from_left: left, to: remote.addr, to_left: left, ..none }
+            }
+            (OpCode::Send, None) => none,
+        }
+    }
+
+    /// Bytes of the next piece, which lies in one source and one target.
+    #[inline(always)]
+    fn next(&mut self) -> u32 {
+        if self.left == 0 {
+            return 0;
+        }
+        if self.from_left == 0 {
+            (self.from, self.from_left, self.next_left) = (self.next_from, self.next_left, 0);
+        }
+        while self.to_left == 0 && self.at != self.end {
+            let buf = buffer(self.receiver, self.at);
+            (self.to, self.to_left) = (buf.addr, buf.length);
+            self.at = self.at.wrapping_add(1);
+        }
+        self.left.min(self.from_left).min(self.to_left)
+    }
+
+    #[inline(always)]
+    fn advance(&mut self, bytes: u32) {
+        self.left -= bytes;
+        self.from_left -= bytes;
+        self.to_left -= bytes;
+        self.from += u64::from(bytes);
+        self.to += u64::from(bytes);
+    }
+
+    /// Moves what the lanes of the warp have to move.
+    ///
+    /// # Safety
+    /// What the lanes' requests name was checked.
+    #[inline(always)]
+    pub(crate) unsafe fn run(mut self, _: Warp) {
+        loop {
+            let bytes = self.next();
+            // SAFETY: a whole warp.
+            let [any, mut long] =
+                unsafe { [warp::warp_vote_ballot(ALL, bytes != 0), warp::warp_vote_ballot(ALL, bytes > ALONE)] };
+            if any == 0 {
+                return;
+            }
+            // First each its own, then one long piece after the other.
+            let alone = if has(long) { 0 } else { bytes };
+            let (mut from, mut to, mut len, mut part, mut parts) = (self.from, self.to, alone, 0, 1);
+            loop {
+                // SAFETY: the caller's promise.
+                unsafe { copy(from, to, len, part, parts) };
+                if long == 0 {
+                    break;
+                }
+                let lane = long.trailing_zeros();
+                long &= long - 1;
+                // SAFETY: a whole warp.
+                unsafe {
+                    (from, to) = (shuffle_64(self.from, lane), shuffle_64(self.to, lane));
+                    len = warp::warp_shuffle_idx(ALL, bytes, lane);
+                }
+                (part, parts) = (warp::lane_id(), LANES);
+            }
+            self.advance(bytes);
+        }
+    }
+}
+
+/// The value that lane `from` has.
+///
+/// # Safety
+/// All lanes come here together.
+#[inline(always)]
+unsafe fn shuffle_64(value: u64, from: u32) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let low = warp::warp_shuffle_idx(ALL, value as u32, from);
+        let high = warp::warp_shuffle_idx(ALL, (value >> 32) as u32, from);
+        u64::from(low) | u64::from(high) << 32
+    }
+}

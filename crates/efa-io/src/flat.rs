@@ -1,0 +1,178 @@
+//! The decoder for whoever has the WQE in registers: the same checks as [`Wqe::decode`](crate::Wqe::decode), and neither texts nor slices.
+
+use crate::op::{Destination, LocalBuf, OpCode, RemoteBuf};
+use crate::wqe::{SendWqe, Wqe64, Wqe128, buf_field, field};
+
+/// Where a request's inline bytes are in a WQE.
+const INLINE_SEND: u64 = 32;
+const INLINE_WRITE: u64 = 48;
+
+/// What a WQE asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlatRequest {
+    /// Whom it goes to.
+    pub dest: Destination,
+    /// What it does.
+    pub op: OpCode,
+    /// Immediate data.
+    pub imm: Option<u32>,
+    /// Its bytes are in the WQE: they are `first`, whose address is the offset of the first byte in the WQE.
+    pub inline: bool,
+    /// Local buffers, without inline bytes: 0 to 2.
+    pub bufs: u32,
+    /// The first of them, without bytes if there is none.
+    pub first: LocalBuf,
+    /// The second likewise.
+    pub second: LocalBuf,
+    /// The remote side of RDMA; of a send its contents mean nothing.
+    pub remote: RemoteBuf,
+}
+
+/// The bits of metadata word `word` that must be zero.
+const fn zeros(word: usize) -> u64 {
+    let (mut bits, mut i) = (0, 0);
+    while i < field::MUST_BE_ZERO.len() {
+        if field::MUST_BE_ZERO[i].byte() / 8 == word {
+            bits |= field::MUST_BE_ZERO[i].mask();
+        }
+        i += 1;
+    }
+    bits
+}
+
+/// The bits of word 0 that must be one.
+const fn ones() -> u64 {
+    let (mut bits, mut i) = (0, 0);
+    while i < field::MUST_BE_ONE.len() {
+        assert!(field::MUST_BE_ONE[i].byte() < 8);
+        bits |= field::MUST_BE_ONE[i].mask();
+        i += 1;
+    }
+    bits
+}
+
+impl Wqe64 {
+    /// What this asks for if it is a WQE, or the first half of one that is `wide`: of 128 bytes. `None` where [`decode`](crate::Wqe::decode) says what
+    /// makes no sense.
+    #[inline(always)]
+    pub const fn decode_flat(&self, wide: bool) -> Option<FlatRequest> {
+        const ONES: u64 = ones();
+        const ZEROS: [u64; 4] = [zeros(0), zeros(1), zeros(2), zeros(3)];
+        let words = self.words();
+        let reserved =
+            words[0] & ZEROS[0] | words[1] & ZEROS[1] | words[2] & ZEROS[2] | words[3] & ZEROS[3] | (!words[0] & ONES);
+        let inline = field::INLINE_MSG.is_set(words);
+        let has_imm = field::HAS_IMM.is_set(words);
+        let length = field::LENGTH.get(words);
+        let Some(op) = OpCode::from_bits(field::OP_TYPE.get(words)) else { return None };
+        let is_send = matches!(op, OpCode::Send);
+        let is_read = matches!(op, OpCode::RdmaRead);
+
+        let (most, offset) = match (is_send, wide) {
+            (true, false) => (Wqe64::MAX_INLINE_SEND, INLINE_SEND),
+            (true, true) => (Wqe128::MAX_INLINE_SEND, INLINE_SEND),
+            (false, false) => (0, INLINE_WRITE),
+            (false, true) => (Wqe128::MAX_INLINE_WRITE, INLINE_WRITE),
+        };
+        let none = LocalBuf::from_words([0, 0]);
+        let (one, two) = ([words[4], words[5]], [words[6], words[7]]);
+        let inline_is_fine = length <= most as u64 && (is_send || wide) && !is_read;
+        let count_is_fine = if is_send { length <= 2 } else { length == 1 };
+        let (bufs, first, first_word, second, second_word) = if inline {
+            (0, LocalBuf { addr: offset, length: length as u32, ..none }, 0, none, 0)
+        } else if is_send {
+            let (first, first_word) = if length > 0 { (LocalBuf::from_words(one), one[0]) } else { (none, 0) };
+            let (second, second_word) = if length > 1 { (LocalBuf::from_words(two), two[0]) } else { (none, 0) };
+            (length as u32, first, first_word, second, second_word)
+        } else {
+            (1, LocalBuf::from_words(two), two[0], none, 0)
+        };
+        let reserved_in_bufs = (first_word | second_word) & buf_field::reserved(0).mask();
+        let same_length = is_send || buf_field::remote_length(4).get(words) == first.length as u64;
+        let fine = reserved | reserved_in_bufs == 0
+            && if inline { inline_is_fine } else { count_is_fine }
+            && same_length
+            && !(is_read && has_imm);
+        if !fine {
+            return None;
+        }
+        let dest = Destination {
+            ah: field::AH.get(words) as u16,
+            qpn: field::DEST_QP_NUM.get(words) as u16,
+            qkey: field::QKEY.get(words) as u32,
+        };
+        let imm = if has_imm { Some(field::IMMEDIATE_DATA.get(words) as u32) } else { None };
+        Some(FlatRequest { dest, op, imm, inline, bufs, first, second, remote: RemoteBuf::from_words(one) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::Op;
+    use crate::wqe::Wqe;
+    use proptest::prelude::*;
+
+    /// What the other decoder says, in the words of this one.
+    fn expected<const W: usize>(wqe: &Wqe<W>) -> Option<FlatRequest>
+    where
+        Wqe<W>: SendWqe,
+    {
+        let request = wqe.decode().ok()?;
+        let none = LocalBuf::default();
+        let inline = |addr, data: &[u8]| LocalBuf { addr, length: data.len() as u32, ..none };
+        let (inline, bufs, first, second, remote) = match request.op {
+            Op::Send(send) => {
+                let bufs = send.bufs.as_slice();
+                let buf = |i| bufs.get(i).copied().unwrap_or_default();
+                (false, bufs.len() as u32, buf(0), buf(1), None)
+            }
+            Op::SendInline(send) => (true, 0, inline(32, send.data), none, None),
+            Op::RdmaWrite(write) => (false, 1, write.local, none, Some(write.remote)),
+            Op::RdmaWriteInline(write) => (true, 0, inline(48, write.data), none, Some(write.remote)),
+            Op::RdmaRead(read) => (false, 1, read.local, none, Some(read.remote)),
+        };
+        let remote = remote.unwrap_or(RemoteBuf::from_words([wqe.words()[4], wqe.words()[5]]));
+        let (dest, op, imm) = (request.dest, request.op.code(), request.op.imm());
+        Some(FlatRequest { dest, op, imm, inline, bufs, first, second, remote })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4096, ..ProptestConfig::default() })]
+
+        #[test]
+        fn both_decoders_say_the_same(
+            mut words in any::<[u64; 16]>(),
+            op in 0..4u64,
+            flags in any::<[bool; 2]>(),
+            length in 0..90u64,
+            bufs in prop_oneof![3 => 0..=2u64, 1 => 0..4u64],
+            few in any::<bool>(),
+            same in any::<bool>(),
+            spoil in prop_oneof![1 => Just(None), 1 => (0..8usize, 0..64u32).prop_map(Some)],
+        ) {
+            // Mostly what may be a WQE.
+            let length = if few { bufs } else { length };
+            for (word, zero) in [zeros(0), zeros(1), zeros(2), zeros(3)].into_iter().enumerate() {
+                words[word] &= !zero;
+            }
+            words[0] |= ones();
+            words[0] = field::OP_TYPE.replace(words[0], op);
+            words[0] = field::HAS_IMM.replace(words[0], flags[0].into());
+            words[0] = field::INLINE_MSG.replace(words[0], flags[1].into());
+            words[0] = field::LENGTH.replace(words[0], length);
+            words[6] &= !buf_field::reserved(0).mask();
+            if op == 0 {
+                words[4] &= !buf_field::reserved(0).mask();
+            } else if same {
+                words[4] = words[4] >> 32 << 32 | if flags[1] { length } else { words[6] & 0xffff_ffff };
+            }
+            if let Some((word, bit)) = spoil {
+                words[word] ^= 1 << bit;
+            }
+            let narrow = Wqe64::from_words(std::array::from_fn(|i| words[i]));
+            prop_assert_eq!(narrow.decode_flat(false), expected(&narrow));
+            prop_assert_eq!(narrow.decode_flat(true), expected(&Wqe128::from_words(words)));
+        }
+    }
+}
