@@ -390,26 +390,27 @@ pub(crate) fn lane() -> u32 {
     lane
 }
 
+// What lanes do together. These are LLVM's own, which it knows not to move to where fewer lanes are, nor to copy into both sides of a branch; of inline
+// assembly it does not know that.
+unsafe extern "C" {
+    #[link_name = "llvm.nvvm.vote.ballot.sync"]
+    fn vote_ballot_sync(mask: i32, predicate: bool) -> i32;
+    #[link_name = "llvm.nvvm.shfl.sync.idx.i32"]
+    fn shfl_sync_idx(mask: i32, value: i32, from: i32, lanes: i32) -> i32;
+    #[link_name = "llvm.nvvm.bar.warp.sync"]
+    fn bar_warp_sync(mask: i32);
+}
+
 #[inline(always)]
 pub(crate) fn ballot(mask: u32, predicate: bool) -> u32 {
-    let votes;
     // SAFETY: the lanes of `mask` come here together, which `warp_vote_ballot` asks for.
-    unsafe {
-        asm!(
-            "{{ .reg .pred %vote; setp.ne.u32 %vote, {predicate}, 0; vote.sync.ballot.b32 {votes}, %vote, {mask}; }}",
-            predicate = in(reg32) u32::from(predicate),
-            mask = in(reg32) mask,
-            votes = out(reg32) votes,
-            options(nostack, preserves_flags)
-        );
-    }
-    votes
+    unsafe { vote_ballot_sync(mask as i32, predicate) as u32 }
 }
 
 #[inline(always)]
 pub(crate) fn sync_warp(mask: u32) {
     // SAFETY: the lanes of `mask` come here together, which `sync_warp` asks for.
-    unsafe { asm!("bar.warp.sync {mask};", mask = in(reg32) mask, options(nostack, preserves_flags)) };
+    unsafe { bar_warp_sync(mask as i32) };
 }
 
 #[inline(always)]
@@ -422,25 +423,14 @@ pub(crate) fn active_mask() -> u32 {
 
 #[inline(always)]
 pub(crate) fn shuffle(mask: u32, value: u32, from: u32) -> u32 {
-    let theirs;
     // SAFETY: the lanes of `mask` come here together, which `warp_shuffle_idx` asks for.
-    unsafe {
-        asm!(
-            "shfl.sync.idx.b32 {theirs}, {value}, {from}, 31, {mask};",
-            theirs = out(reg32) theirs,
-            value = in(reg32) value,
-            from = in(reg32) from,
-            mask = in(reg32) mask,
-            options(nostack, preserves_flags)
-        );
-    }
-    theirs
+    unsafe { shfl_sync_idx(mask as i32, value as i32, from as i32, 31) as u32 }
 }
 
 #[inline(always)]
 pub(crate) fn sync_block() {
     // SAFETY: all threads of the block come here, which `thread::sync_threads` asks for.
-    unsafe { asm!("bar.sync 0;", options(nostack, preserves_flags)) };
+    unsafe { core::arch::nvptx::_syncthreads() };
 }
 
 /// Does nothing for about so long.
