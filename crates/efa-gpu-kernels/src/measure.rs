@@ -48,45 +48,55 @@ impl Work {
     }
 }
 
-/// Each thread posts `count` writes, `batch` to a doorbell, with or without the fence that the NIC needs; nanoseconds to `elapsed`, by thread.
+/// One thread posts `count` writes, `batch` to a doorbell; nanoseconds to `elapsed`.
 ///
 /// # Safety
-/// Handles of queues that are each thread's own, by thread, and valid pointers.
+/// A single thread, with the handle of a queue that is its own, and valid pointers.
 #[kernel]
-pub unsafe fn post_thread(
-    handles: *const SendRingHandle,
-    work: *const Work,
+pub unsafe fn post_thread(handle: SendRingHandle, work: Work, count: u32, batch: u32, elapsed: *mut u64) {
+    // SAFETY: the caller's promise.
+    unsafe { *elapsed = thread_posts(&handle, &work, count, batch, ThreadSendQueue::ring) };
+}
+
+/// The same without the fence that the NIC needs.
+///
+/// # Safety
+/// As [`post_thread`].
+#[kernel]
+pub unsafe fn post_unfenced(handle: SendRingHandle, work: Work, count: u32, batch: u32, elapsed: *mut u64) {
+    // SAFETY: the caller's promise; nobody reads the ring.
+    unsafe { *elapsed = thread_posts(&handle, &work, count, batch, |sq| sq.ring_unfenced()) };
+}
+
+/// Nanoseconds that it took; 0 if a request was refused.
+///
+/// # Safety
+/// As [`post_thread`].
+#[inline(always)]
+unsafe fn thread_posts(
+    handle: &SendRingHandle,
+    work: &Work,
     count: u32,
     batch: u32,
-    unfenced: u32,
-    elapsed: *mut u64,
-) {
-    let thread = thread::index_1d() as usize;
+    ring: impl Fn(&mut ThreadSendQueue<8>),
+) -> u64 {
     // SAFETY: the caller's promise.
-    let (handle, work) = unsafe { (&*handles.add(thread), *work) };
-    // SAFETY: the caller's promise.
-    let Some(mut sq) = (unsafe { ThreadSendQueue::<8>::new(handle) }) else { return };
+    let Some(mut sq) = (unsafe { ThreadSendQueue::<8>::new(handle) }) else { return 0 };
     let start = globaltimer();
     let (mut i, mut failed) = (0, false);
     while i < count && !failed {
         let posted = sq.post_many(batch, |ahead| {
             // Not the same for all threads, as far as the compiler knows: real requests are not.
-            let number = i + ahead + thread as u32;
+            let number = i + ahead + thread::thread_idx_x();
             (work.to(), work.request(number), u64::from(number))
         });
         failed = posted.is_err();
         i += batch;
-        if unfenced != 0 {
-            // SAFETY: nobody reads the ring.
-            unsafe { sq.ring_unfenced() };
-        } else {
-            sq.ring();
-        }
+        ring(&mut sq);
         // SAFETY: nobody reads the ring.
         unsafe { sq.forget(batch) };
     }
-    // SAFETY: the caller's promise.
-    unsafe { *elapsed.add(thread) = if failed { 0 } else { globaltimer() - start } };
+    if failed { 0 } else { globaltimer() - start }
 }
 
 /// One thread posts `count` writes, a doorbell for each; nanoseconds to `elapsed`.
@@ -94,11 +104,9 @@ pub unsafe fn post_thread(
 /// # Safety
 /// A single thread, with the handle of a queue that is its own, and valid pointers.
 #[kernel]
-pub unsafe fn post_one(handle: *const SendRingHandle, work: *const Work, count: u32, elapsed: *mut u64) {
+pub unsafe fn post_one(handle: SendRingHandle, work: Work, count: u32, elapsed: *mut u64) {
     // SAFETY: the caller's promise.
-    let work = unsafe { *work };
-    // SAFETY: the caller's promise.
-    let Some(mut sq) = (unsafe { ThreadSendQueue::<8>::new(&*handle) }) else { return };
+    let Some(mut sq) = (unsafe { ThreadSendQueue::<8>::new(&handle) }) else { return };
     let start = globaltimer();
     let (mut i, mut failed) = (0, 0);
     while i < count {
@@ -113,15 +121,31 @@ pub unsafe fn post_one(handle: *const SendRingHandle, work: *const Work, count: 
     unsafe { *elapsed = if failed == 0 { globaltimer() - start } else { 0 } };
 }
 
-/// A warp posts `count` writes in each lane, `rounds` of them to a doorbell; nanoseconds to `elapsed`, by block.
+/// A warp posts `count` writes in each lane, `rounds` of them to a doorbell; nanoseconds to `elapsed`.
 ///
 /// # Safety
-/// One warp in each block, with handles of queues that are its own, by block, and valid pointers.
+/// One warp, with the handle of a queue that is its own, and valid pointers.
 #[kernel]
-pub unsafe fn post_warp(handles: *const SendRingHandle, work: *const Work, count: u32, rounds: u32, elapsed: *mut u64) {
+pub unsafe fn post_warp(handle: SendRingHandle, work: Work, count: u32, rounds: u32, elapsed: *mut u64) {
+    // SAFETY: the caller's promise.
+    unsafe { warp_posts(&handle, &work, count, rounds, elapsed) };
+}
+
+/// The same with many warps, each with a queue of its own.
+///
+/// # Safety
+/// One warp in each block, with handles of queues that are its own, by block, and valid pointers, `elapsed` by block, too.
+#[kernel]
+pub unsafe fn post_warps(handles: *const SendRingHandle, work: Work, count: u32, rounds: u32, elapsed: *mut u64) {
     let block = thread::block_idx_x() as usize;
     // SAFETY: the caller's promise.
-    let (handle, work) = unsafe { (&*handles.add(block), *work) };
+    unsafe { warp_posts(&*handles.add(block), &work, count, rounds, elapsed.add(block)) };
+}
+
+/// # Safety
+/// As [`post_warp`].
+#[inline(always)]
+unsafe fn warp_posts(handle: &SendRingHandle, work: &Work, count: u32, rounds: u32, elapsed: *mut u64) {
     // SAFETY: the caller's promise.
     let Some(mut sq) = (unsafe { WarpSendQueue::<8>::new(handle) }) else { return };
     let start = globaltimer();
@@ -140,7 +164,7 @@ pub unsafe fn post_warp(handles: *const SendRingHandle, work: *const Work, count
     }
     if warp::lane_id() == 0 {
         // SAFETY: the caller's promise.
-        unsafe { *elapsed.add(block) = if failed == 0 { globaltimer() - start } else { 0 } };
+        unsafe { *elapsed = if failed == 0 { globaltimer() - start } else { 0 } };
     }
 }
 
@@ -150,17 +174,11 @@ pub unsafe fn post_warp(handles: *const SendRingHandle, work: *const Work, count
 /// # Safety
 /// Full warps, a handle and the state of its queue, which nobody else posts to, and valid pointers.
 #[kernel]
-pub unsafe fn post_shared(
-    handle: *const SendRingHandle,
-    state: *mut u32,
-    work: *const Work,
-    count: u32,
-    times: *mut [u64; 2],
-) {
+pub unsafe fn post_shared(handle: SendRingHandle, state: *mut u32, work: Work, count: u32, times: *mut [u64; 2]) {
     // SAFETY: the caller's promise.
-    let (work, whole) = unsafe { (*work, Warp::whole()) };
+    let whole = unsafe { Warp::whole() };
     // SAFETY: the caller's promise.
-    let Some(sq) = (unsafe { SharedSendQueue::<8>::new(&*handle, state) }) else { return };
+    let Some(sq) = (unsafe { SharedSendQueue::<8>::new(&handle, state) }) else { return };
     let (posters, number) = (thread::grid_dim_x() - 1, thread::index_1d() / warp::LANES);
     if thread::block_idx_x() == posters {
         let mut rung = 0;
@@ -198,18 +216,16 @@ pub unsafe fn post_shared(
 /// A single thread, with handles of queues that are its own, and valid pointers.
 #[kernel]
 pub unsafe fn post_and_wait(
-    handle: *const SendRingHandle,
-    cq: *const CompletionRingHandle,
-    work: *const Work,
+    handle: SendRingHandle,
+    cq: CompletionRingHandle,
+    work: Work,
     count: u32,
     elapsed: *mut u64,
 ) {
     // SAFETY: the caller's promise.
-    let work = unsafe { *work };
+    let Some(mut sq) = (unsafe { ThreadSendQueue::<8>::new(&handle) }) else { return };
     // SAFETY: the caller's promise.
-    let Some(mut sq) = (unsafe { ThreadSendQueue::<8>::new(&*handle) }) else { return };
-    // SAFETY: the caller's promise.
-    let Some(mut cq) = (unsafe { CompletionQueue::new(&*cq) }) else { return };
+    let Some(mut cq) = (unsafe { CompletionQueue::new(&cq) }) else { return };
     let deadline = efa_gpu_device::Deadline::after(PATIENCE);
     let start = globaltimer();
     let (mut i, mut good) = (0, 0);
@@ -242,13 +258,11 @@ pub unsafe fn proxy_and_wait(
     fifo: *mut u64,
     mask: u32,
     completed: *const u32,
-    work: *const Work,
+    work: Work,
     count: u32,
     batch: u32,
     elapsed: *mut u64,
 ) {
-    // SAFETY: the caller's promise.
-    let work = unsafe { *work };
     let deadline = efa_gpu_device::Deadline::after(PATIENCE);
     let start = globaltimer();
     let (mut i, mut late) = (0, false);
@@ -290,14 +304,13 @@ pub unsafe fn compute(data: *mut f32, steps: u32) {
 /// # Safety
 /// As [`compute`]; with `post`, as [`post_one`].
 #[kernel]
-pub unsafe fn dormant(data: *mut f32, steps: u32, post: u32, handle: *const SendRingHandle, work: *const Work) {
+pub unsafe fn dormant(data: *mut f32, steps: u32, post: u32, handle: SendRingHandle, work: Work) {
     // SAFETY: the caller's promise.
     unsafe {
         let result = iterate(*data.add(thread::index_1d() as usize), steps);
         *data.add(thread::index_1d() as usize) = result;
         if post != 0 && thread::first() {
-            let work = &*work;
-            if let Some(mut sq) = ThreadSendQueue::<8>::new(&*handle) {
+            if let Some(mut sq) = ThreadSendQueue::<8>::new(&handle) {
                 let _ = sq.post(work.to(), &work.request(0), 0);
                 sq.ring();
             }
@@ -322,9 +335,9 @@ fn iterate(seed: f32, steps: u32) -> f32 {
 /// # Safety
 /// A single thread, with a handle of a queue that is its own, and valid pointers.
 #[kernel]
-pub unsafe fn poll_thread(handle: *const CompletionRingHandle, count: u32, elapsed: *mut u64) {
+pub unsafe fn poll_thread(handle: CompletionRingHandle, count: u32, elapsed: *mut u64) {
     // SAFETY: the caller's promise.
-    let Some(mut cq) = (unsafe { CompletionQueue::new(&*handle) }) else { return };
+    let Some(mut cq) = (unsafe { CompletionQueue::new(&handle) }) else { return };
     let start = globaltimer();
     let (mut taken, mut good) = (0, 0);
     while taken < count {
@@ -343,9 +356,9 @@ pub unsafe fn poll_thread(handle: *const CompletionRingHandle, count: u32, elaps
 /// # Safety
 /// One warp, with a handle of a queue that is its own, and valid pointers.
 #[kernel]
-pub unsafe fn poll_warp(handle: *const CompletionRingHandle, count: u32, elapsed: *mut u64) {
+pub unsafe fn poll_warp(handle: CompletionRingHandle, count: u32, elapsed: *mut u64) {
     // SAFETY: the caller's promise.
-    let Some(mut cq) = (unsafe { CompletionQueue::new(&*handle) }) else { return };
+    let Some(mut cq) = (unsafe { CompletionQueue::new(&handle) }) else { return };
     let start = globaltimer();
     let (mut taken, mut good) = (0, 0);
     while taken < count {

@@ -1,8 +1,8 @@
 //! From a post to its completion: posted by the kernel itself, or by way of a proxy, a thread of the processor that takes requests from a queue in
 //! host memory and posts them. The NIC is another thread in both cases, which completes at once whatever it is rung for.
 
-use crate::gpu::Arg::{Address, Number};
-use crate::gpu::{Gpu, Place};
+use crate::gpu::Arg::{Address, Completions, Number, Send, Work};
+use crate::gpu::{Gpu, Place, Plain};
 use crate::posts::{ENTRIES, Ring, WORK};
 use crate::{Row, median};
 use efa_io::op::RdmaHead;
@@ -77,12 +77,11 @@ pub(crate) fn all(gpu: &Gpu) -> Result<Vec<Row>, Box<dyn Error>> {
 impl Bench<'_> {
     /// Nanoseconds for a request.
     fn direct(&self) -> Result<f64, Box<dyn Error>> {
-        let (send, cq) = (Place::Host.allocate(64)?, Place::Host.allocate(64)?);
         self.measure(|base| {
             let (producer, consumer) = (base, base);
-            Place::Host.write(send, &[SendRingHandle { producer, ..self.send }])?;
-            Place::Host.write(cq, &[CompletionRingHandle { consumer, ..self.cq }])?;
-            Ok(("post_and_wait", vec![Address(send), Address(cq), WORK.place()?, Number(COUNT)]))
+            let send = Send(Plain(SendRingHandle { producer, ..self.send }));
+            let cq = Completions(Plain(CompletionRingHandle { consumer, ..self.cq }));
+            Ok(("post_and_wait", vec![send, cq, Work(Plain(WORK)), Number(COUNT)]))
         })
     }
 
@@ -97,7 +96,7 @@ impl Bench<'_> {
                 }
                 half(self.completed).store(0, Release);
                 let args =
-                    [Address(self.fifo), Number(FIFO - 1), Address(self.completed), WORK.place()?, Number(COUNT)];
+                    [Address(self.fifo), Number(FIFO - 1), Address(self.completed), Work(Plain(WORK)), Number(COUNT)];
                 Ok(("proxy_and_wait", args.into_iter().chain([Number(batch)]).collect()))
             });
             self.stop.store(true, Relaxed);

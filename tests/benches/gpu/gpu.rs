@@ -1,7 +1,11 @@
 //! The GPU, its kernels, and memory.
 
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, LaunchConfig, PushKernelArg, result, sys};
+use crate::posts::Work;
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, result, sys,
+};
 use cudarc::nvrtc::Ptx;
+use efa_io::{CompletionRingHandle, SendRingHandle};
 use std::error::Error;
 use std::sync::Arc;
 
@@ -10,6 +14,7 @@ const KERNELS: &[&str] = &[
     "post_one",
     "post_thread",
     "post_warp",
+    "post_warps",
     "post_shared",
     "poll_thread",
     "poll_warp",
@@ -80,7 +85,18 @@ impl Place {
 pub(crate) enum Arg {
     Address(u64),
     Number(u32),
+    Send(Plain<SendRingHandle>),
+    Completions(Plain<CompletionRingHandle>),
+    Work(Plain<Work>),
 }
+
+/// Plain data that goes to kernels by value, which so costs them no registers.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct Plain<T>(pub(crate) T);
+
+// SAFETY: it has the same layout there.
+unsafe impl<T: bytemuck::Pod> DeviceRepr for Plain<T> {}
 
 /// What a kernel takes of each thread: registers, and bytes of local memory.
 pub(crate) struct Usage {
@@ -133,6 +149,9 @@ impl Gpu {
             match arg {
                 Arg::Address(address) => launch.arg(address),
                 Arg::Number(number) => launch.arg(number),
+                Arg::Send(handle) => launch.arg(handle),
+                Arg::Completions(handle) => launch.arg(handle),
+                Arg::Work(work) => launch.arg(work),
             };
         }
         let config = LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 };

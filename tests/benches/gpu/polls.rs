@@ -1,7 +1,7 @@
 //! Polling a full completion ring.
 
-use crate::gpu::Arg::{Address, Number};
-use crate::gpu::{Gpu, Place};
+use crate::gpu::Arg::{Address, Completions, Number};
+use crate::gpu::{Gpu, Place, Plain};
 use crate::{Row, median};
 use efa_io::*;
 use std::error::Error;
@@ -38,11 +38,13 @@ fn polls(gpu: &Gpu, place: Place, kernel: &str, threads: u32) -> Result<f64, Box
     let (ring, handle, elapsed) = (place.allocate(CQES * 32)?, Place::Host.allocate(64)?, Place::Host.allocate(8)?);
     place.write(ring, &entries)?;
     let (mask, shift) = (CQES as u32 - 1, CQES.ilog2());
-    Place::Host.write(handle, &[CompletionRingHandle { ring, doorbell: 0, mask, shift, cqe_size: 32, consumer: 0 }])?;
+    let queue = CompletionRingHandle { ring, doorbell: 0, mask, shift, cqe_size: 32, consumer: 0 };
+    Place::Host.write(handle, &[queue])?;
+    let first = if kernel.starts_with("dp_") { Address(handle) } else { Completions(Plain(queue)) };
     let mut times = Vec::new();
     for _ in 0..LAUNCHES {
         Place::Host.write(elapsed, &[0u64])?;
-        gpu.run(kernel, 1, threads, &[Address(handle), Number(CQES as u32), Address(elapsed)])?;
+        gpu.run(kernel, 1, threads, &[first, Number(CQES as u32), Address(elapsed)])?;
         let elapsed: Vec<u64> = Place::Host.read(elapsed, 1)?;
         assert_ne!(elapsed[0], 0, "a completion is missing, or no good");
         times.push(elapsed[0] as f64 / CQES as f64);

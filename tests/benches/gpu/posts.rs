@@ -1,7 +1,7 @@
 //! Posting, with nothing behind the rings.
 
-use crate::gpu::Arg::{Address, Number};
-use crate::gpu::{Arg, Gpu, Place};
+use crate::gpu::Arg::{Address, Number, Send};
+use crate::gpu::{Arg, Gpu, Place, Plain};
 use crate::{Row, median};
 use efa_io::*;
 use std::error::Error;
@@ -33,13 +33,6 @@ pub(crate) const WORK: Work =
     Work { ah: 3, qpn: 17, qkey: 0x1234, lkey: 0x42, rkey: 0x99, length: 4096, local: 1 << 40, remote: 1 << 41 };
 
 impl Work {
-    /// In memory that kernels reach.
-    pub(crate) fn place(self) -> Result<Arg, Box<dyn Error>> {
-        let at = Place::Host.allocate(size_of::<Self>())?;
-        Place::Host.write(at, &[self])?;
-        Ok(Address(at))
-    }
-
     /// The WQE of a request, without what its place in the ring says.
     fn wqe(&self, number: u32) -> Result<Wqe64, EncodeError> {
         let at = u64::from(number) * 64;
@@ -121,8 +114,9 @@ fn posts(
 ) -> Result<f64, Box<dyn Error>> {
     let rings = (0..queues).map(|_| Ring::new(place)).collect::<Result<Vec<_>, _>>()?;
     let (handles, elapsed) = (Place::Host.allocate(64 * queues)?, Place::Host.allocate(8 * queues)?);
-    let vendor = kernel.starts_with("dp_");
-    let queue = Place::Gpu.allocate(4096)?;
+    let (vendor, queue) = (kernel.starts_with("dp_"), Place::Gpu.allocate(4096)?);
+    let work = Place::Host.allocate(size_of::<Work>())?;
+    Place::Host.write(work, &[WORK])?;
     let mut times = Vec::new();
     for _ in 0..LAUNCHES {
         Place::Host.write(handles, &rings.iter().map(Ring::handle).collect::<Vec<_>>())?;
@@ -130,8 +124,12 @@ fn posts(
         if vendor {
             gpu.run("dp_create", 1, 1, &[Address(queue), Address(handles)])?;
         }
-        let first = Address(if vendor { queue } else { handles });
-        let args: Vec<Arg> = [first].iter().chain(args).copied().chain([Address(elapsed)]).collect();
+        let first = match (vendor, queues) {
+            (true, _) => [Address(queue), Address(work)],
+            (false, 1) => [Send(Plain(rings[0].handle())), Arg::Work(Plain(WORK))],
+            (false, _) => [Address(handles), Arg::Work(Plain(WORK))],
+        };
+        let args: Vec<Arg> = first.iter().chain(args).copied().chain([Address(elapsed)]).collect();
         gpu.run(kernel, queues as u32, threads, &args)?;
         let elapsed: Vec<u64> = Place::Host.read(elapsed, queues)?;
         assert!(elapsed.iter().all(|&ns| ns != 0), "a request was refused");
@@ -145,7 +143,6 @@ fn posts(
 
 /// One thread, or one warp, with one queue; and the vendor's library beside them.
 pub(crate) fn alone(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>> {
-    let work = WORK.place()?;
     let mut rows = Vec::new();
     let (count, lanes) = (4 * ENTRIES as u32, 16 * ENTRIES as u32 / 32);
     let mut beside = |ours: Row, kernel: &str, threads: u32, args: &[Arg]| -> Result<(), Box<dyn Error>> {
@@ -162,17 +159,17 @@ pub(crate) fn alone(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>>
         Ok(())
     };
     let host = place == Place::Host;
-    let one = posts(gpu, place, 1, count, "post_one", 1, &[work, Number(count)])?;
+    let one = posts(gpu, place, 1, count, "post_one", 1, &[Number(count)])?;
     let one = Row::new(place, "one thread, 1 per doorbell", one);
-    beside(if host { one.aim(640.0) } else { one }, "dp_post_thread", 1, &[work, Number(count), Number(1)])?;
+    beside(if host { one.aim(640.0) } else { one }, "dp_post_thread", 1, &[Number(count), Number(1)])?;
     for batch in [16, 32] {
-        let args = [work, Number(count), Number(batch), Number(0)];
+        let args = [Number(count), Number(batch)];
         let row = posts(gpu, place, 1, count, "post_thread", 1, &args)?;
         let row = Row::new(place, format!("one thread, {batch} per doorbell"), row);
-        beside(if host && batch == 32 { row.aim(60.0) } else { row }, "dp_post_thread", 1, &args[..3])?;
+        beside(if host && batch == 32 { row.aim(60.0) } else { row }, "dp_post_thread", 1, &args)?;
     }
     for rounds in [1, 2, 4, 8] {
-        let args = [work, Number(lanes), Number(rounds)];
+        let args = [Number(lanes), Number(rounds)];
         let row = Row::new(
             place,
             format!("one warp, {} per doorbell", 32 * rounds),
@@ -186,8 +183,7 @@ pub(crate) fn alone(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>>
         beside(row, "dp_post_warp", 32, &args)?;
     }
     for batch in [1, 32] {
-        let args = [work, Number(count), Number(batch), Number(1)];
-        let ns = posts(gpu, place, 1, count, "post_thread", 1, &args)?;
+        let ns = posts(gpu, place, 1, count, "post_unfenced", 1, &[Number(count), Number(batch)])?;
         rows.push(Row::new(place, format!("one thread, {batch} per doorbell, no fence (floor)"), ns));
     }
     Ok(rows)
@@ -195,10 +191,9 @@ pub(crate) fn alone(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>>
 
 /// Warps with a queue each.
 pub(crate) fn many_queues(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>> {
-    let work = WORK.place()?;
     let lanes = 16 * ENTRIES as u32 / 32;
     let row = |queues: usize| {
-        let ns = posts(gpu, place, queues, lanes * 32, "post_warp", 32, &[work, Number(lanes), Number(4)])?;
+        let ns = posts(gpu, place, queues, lanes * 32, "post_warps", 32, &[Number(lanes), Number(4)])?;
         let row = Row::new(place, format!("{queues} warps, each its queue, 128 per doorbell"), ns);
         Ok(if place == Place::Host && queues == QUEUES { row.aim_rate(760.0) } else { row })
     };
@@ -207,7 +202,6 @@ pub(crate) fn many_queues(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn E
 
 /// Many warps that post to one queue.
 pub(crate) fn shared(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>> {
-    let work = WORK.place()?;
     let ring = Ring::new(place)?;
     let mut rows = Vec::new();
     let cases = [(1, 1), (1, 2), (1, 8), (1, 32), (8, 1), (32, 1)].map(|(blocks, warps)| (blocks, warps, MAX_BATCH));
@@ -217,14 +211,12 @@ pub(crate) fn shared(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>
         let handle = SendRingHandle { max_batch, ..ring.handle() };
         let state: Vec<u32> = efa_gpu_device::shared_state(&handle).collect();
         let (at, times) = (Place::Gpu.allocate(4 * state.len())?, Place::Host.allocate(16 * all as usize)?);
-        let handles = Place::Host.allocate(64)?;
-        Place::Host.write(handles, &[handle])?;
         let posted = all * count * 32;
         let mut each = Vec::new();
         for _ in 0..LAUNCHES {
             Place::Gpu.write(at, &state)?;
             place.write(ring.doorbell, &[0u32])?;
-            let args = [Address(handles), Address(at), work, Number(count), Address(times)];
+            let args = [Send(Plain(handle)), Address(at), Arg::Work(Plain(WORK)), Number(count), Address(times)];
             // One block more, which gives room back.
             gpu.run("post_shared", blocks + 1, 32 * warps, &args)?;
             let times: Vec<[u64; 2]> = Place::Host.read(times, all as usize)?;

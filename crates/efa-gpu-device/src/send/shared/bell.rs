@@ -36,7 +36,7 @@ const PATIENCE: u32 = if cfg!(target_arch = "nvptx64") { 16 } else { 2 };
 
 /// Marks that one lane looks at together, and how often it looks before it asks what the others have seen.
 pub(super) const TOGETHER: u32 = 4;
-const LOOKS: u32 = 4;
+const LOOKS: u32 = 2;
 /// Slots that are ready after which nobody looks for more: the fence serves for so many.
 const MOST: u32 = 1024;
 
