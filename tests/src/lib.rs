@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 pub mod oracle;
 mod side;
+pub mod traffic;
 pub mod vendor;
 
 pub use side::Side;

@@ -155,7 +155,7 @@ unsafe fn warp_posts(handle: &SendRingHandle, work: &Work, count: u32, rounds: u
         while i < end {
             let number = i * warp::LANES + warp::lane_id();
             let write = work.request(number);
-            failed += u32::from(sq.post(Some((work.to(), &write)), u64::from(number)).is_err());
+            failed += u32::from(sq.post(Some((work.to(), write)), u64::from(number)).is_err());
             i += 1;
         }
         sq.ring();
@@ -196,7 +196,7 @@ pub unsafe fn post_shared(handle: SendRingHandle, state: *mut u32, work: Work, c
     while i < count {
         let request = (number * count + i) * warp::LANES + warp::lane_id();
         let write = work.request(request);
-        while sq.post_warp(whole, Some((work.to(), &write)), u64::from(request)).is_err() {
+        while sq.post_warp(whole, Some((work.to(), write)), u64::from(request)).is_err() {
             if deadline.passed() {
                 return;
             }

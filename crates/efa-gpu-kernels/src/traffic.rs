@@ -1,1 +1,547 @@
-//! Kernels that post what they are told and write down what completes.
+//! Kernels that post what they are told, and write down what completes and what arrives: one launch posts and completes one list of jobs.
+//!
+//! Request ids are the jobs' numbers, so that 16 bits tell them apart: a list has at most 65536.
+
+use bytemuck::{Pod, Zeroable};
+use efa_gpu_device::warp::{self, Warp};
+use efa_gpu_device::{
+    CompletionQueue, Entry, PostError, RecvQueue, SharedSendQueue, ThreadSendQueue, TimedOut, WarpSendQueue, Watchdog,
+    kernel, thread,
+};
+use efa_io::handle::{Waited, WatchdogHandle};
+use efa_io::op::{Bufs, OpCode};
+use efa_io::{
+    CompletionRingHandle, Destination, Event, Hints, Lkey, LocalBuf, Operation, RdmaRead, RdmaWrite, RecvRingHandle,
+    RemoteBuf, Send, SendInline, SendRingHandle, SendWqe, Wqe,
+};
+
+/// Something to post.
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct Job {
+    /// One of the constants of this type.
+    pub kind: u32,
+    /// Immediate data, if the kind has it.
+    pub imm: u32,
+    /// Bytes.
+    pub length: u32,
+    /// Key of the local region.
+    pub lkey: u32,
+    /// Key of the remote region, if the kind has one.
+    pub rkey: u32,
+    /// Of a send in two buffers: bytes of the first one. The second follows it in memory.
+    pub split: u32,
+    /// Address of the first local byte; of an inline message, in memory that the kernel reads.
+    pub local: u64,
+    /// Address of the first remote byte.
+    pub remote: u64,
+}
+
+impl Job {
+    /// A send.
+    pub const SEND: u32 = 0;
+    /// A send with immediate.
+    pub const SEND_IMM: u32 = 1;
+    /// A message inside the WQE.
+    pub const INLINE: u32 = 2;
+    /// A write.
+    pub const WRITE: u32 = 3;
+    /// A write with immediate.
+    pub const WRITE_IMM: u32 = 4;
+    /// A read.
+    pub const READ: u32 = 5;
+    /// Kinds.
+    pub const KINDS: u32 = 6;
+}
+
+/// What a kernel that posts is told.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Sending {
+    /// The queue.
+    pub send: SendRingHandle,
+    /// Where it completes.
+    pub cq: CompletionRingHandle,
+    /// How long to wait for anything.
+    pub watchdog: WatchdogHandle,
+    /// State of a queue that many post to.
+    pub state: u64,
+    /// Address of the jobs.
+    pub jobs: u64,
+    /// Address of a word for each job, zero: its status plus 1 when it has completed, or [`REFUSED`](Self::REFUSED).
+    pub statuses: u64,
+    /// Address of a [`Sent`].
+    pub outcome: u64,
+    /// Jobs.
+    pub count: u32,
+    /// Jobs for a doorbell, of who posts alone.
+    pub batch: u32,
+    /// Destination: address handle, queue pair.
+    pub ah: u32,
+    /// See `ah`.
+    pub qpn: u32,
+    /// Its key.
+    pub qkey: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl Sending {
+    /// The queue refused the job, as it should not have.
+    pub const REFUSED: u32 = 1000;
+}
+
+/// How far the queues are when a kernel that posts is over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Sent {
+    /// Requests posted since the ring's creation.
+    pub posted: u32,
+    /// Completions taken since the queue's creation.
+    pub consumed: u32,
+}
+
+/// What a kernel that receives is told.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Receiving {
+    /// The queue.
+    pub recv: RecvRingHandle,
+    /// Where it completes.
+    pub cq: CompletionRingHandle,
+    /// How long to wait for anything.
+    pub watchdog: WatchdogHandle,
+    /// Address of the first buffer; the others follow.
+    pub buffers: u64,
+    /// Address of an [`Arrival`] for each message.
+    pub arrivals: u64,
+    /// Address of a [`Taken`].
+    pub outcome: u64,
+    /// Key of the buffers' region.
+    pub lkey: u32,
+    /// Bytes of a buffer.
+    pub stride: u32,
+    /// Messages to receive; as many receives are posted.
+    pub count: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// A message that has arrived.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Arrival {
+    /// Number of the receive that took it.
+    pub receive: u32,
+    /// Its status.
+    pub status: u32,
+    /// Bytes.
+    pub length: u32,
+    /// Its immediate.
+    pub imm: u32,
+    /// 1 if there is an immediate.
+    pub has_imm: u32,
+    /// 1 if it was a write, 0 if a send.
+    pub write: u32,
+    /// Queue pair that sent it.
+    pub src_qpn: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// How far the queues are when a kernel that receives is over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Taken {
+    /// Descriptors rung for, receives posted, and receives completed, all since the ring's creation.
+    pub counters: [u32; 3],
+    /// Completions taken since the queue's creation.
+    pub consumed: u32,
+}
+
+impl Job {
+    fn local(&self) -> LocalBuf {
+        LocalBuf { addr: self.local, lkey: Lkey::new(self.lkey).unwrap_or_default(), length: self.length }
+    }
+
+    fn remote(&self) -> RemoteBuf {
+        RemoteBuf { addr: self.remote, rkey: self.rkey }
+    }
+
+    fn imm(&self) -> Option<u32> {
+        matches!(self.kind, Self::SEND_IMM | Self::WRITE_IMM).then_some(self.imm)
+    }
+
+    fn is_send(&self) -> bool {
+        matches!(self.kind, Self::SEND | Self::SEND_IMM)
+    }
+
+    fn is_write(&self) -> bool {
+        matches!(self.kind, Self::WRITE | Self::WRITE_IMM)
+    }
+
+    /// It as a send, whatever its kind. An empty send has no buffer.
+    fn send(&self) -> Send {
+        let first = LocalBuf { length: self.split, ..self.local() };
+        let addr = self.local + u64::from(self.split);
+        let rest = LocalBuf { addr, length: self.length - self.split, ..self.local() };
+        let bufs = if self.split != 0 { Bufs::new(&[first, rest]) } else { Bufs::new(&[rest]) };
+        Send { bufs: bufs.unwrap_or_default(), imm: self.imm(), hints: Hints::NONE }
+    }
+
+    /// It as an inline send, empty if it is none.
+    fn inline(&self) -> SendInline<'_> {
+        let length = if self.kind == Self::INLINE { self.length as usize } else { 0 };
+        let data = if length == 0 { core::ptr::dangling() } else { self.local as *const u8 };
+        // SAFETY: who made the job vouches for the bytes.
+        SendInline::new(unsafe { core::slice::from_raw_parts(data, length) })
+    }
+
+    /// It as a write, whatever its kind.
+    fn write(&self) -> RdmaWrite {
+        RdmaWrite { local: self.local(), remote: self.remote(), imm: self.imm(), hints: Hints::NONE }
+    }
+
+    /// It as a read, whatever its kind.
+    fn read(&self) -> RdmaRead {
+        RdmaRead::new(self.local(), self.remote())
+    }
+}
+
+impl Sending {
+    fn to(&self) -> Destination {
+        Destination { ah: self.ah as u16, qpn: self.qpn as u16, qkey: self.qkey }
+    }
+
+    /// # Safety
+    /// There are so many jobs.
+    unsafe fn job(&self, number: u32) -> Job {
+        // SAFETY: the caller's promise.
+        unsafe { *(self.jobs as *const Job).add(number as usize) }
+    }
+
+    /// Writes down what became of the job that this completes.
+    fn note(&self, done: &Entry) {
+        let Ok(completion) = done.completion() else { return };
+        let number = completion.req_id as u32;
+        if matches!(completion.event, Event::Send { .. }) && number < self.count {
+            // SAFETY: a word of the statuses.
+            unsafe { *(self.statuses as *mut u32).add(number as usize) = u32::from(done.status().code()) + 1 };
+        }
+    }
+
+    /// Writes down that the queue refused a job.
+    fn refuse(&self, number: u32) {
+        // SAFETY: a word of the statuses.
+        unsafe { *(self.statuses as *mut u32).add(number as usize) = Self::REFUSED };
+    }
+
+    fn finish(&self, posted: u32, consumed: u32) {
+        // SAFETY: the outcome.
+        unsafe { *(self.outcome as *mut Sent) = Sent { posted, consumed } };
+    }
+}
+
+/// One thread posts the jobs, in order, `batch` to a doorbell, and takes their completions.
+///
+/// # Safety
+/// A single thread, with queues of its own that hold nothing, and addresses that are what they should be.
+#[kernel]
+pub unsafe fn send_by_thread(told: Sending) {
+    // SAFETY: the caller's promise.
+    unsafe { by_thread::<8>(&told) };
+}
+
+/// The same on a queue with 128-byte WQEs.
+///
+/// # Safety
+/// As [`send_by_thread`].
+#[kernel]
+pub unsafe fn send_wide(told: Sending) {
+    // SAFETY: the caller's promise.
+    unsafe { by_thread::<16>(&told) };
+}
+
+/// # Safety
+/// As [`send_by_thread`].
+#[inline(always)]
+unsafe fn by_thread<const W: usize>(told: &Sending)
+where
+    Wqe<W>: SendWqe,
+    Send: Operation<W>,
+    for<'a> SendInline<'a>: Operation<W>,
+    RdmaWrite: Operation<W>,
+    RdmaRead: Operation<W>,
+{
+    // SAFETY: the caller's promise.
+    let (sq, cq, watchdog) = unsafe {
+        (ThreadSendQueue::<W>::new(&told.send), CompletionQueue::new(&told.cq), Watchdog::new(&told.watchdog))
+    };
+    let (Some(mut sq), Some(mut cq)) = (sq, cq) else { return };
+    let (to, deadline) = (told.to(), watchdog.deadline());
+    let mut number = 0;
+    while number < told.count {
+        let waited = sq.wait_for_room(&mut cq, 1, deadline, |entry| {
+            told.note(&entry);
+            Some(entry)
+        });
+        if let Err(PostError::TimedOut(waited)) = waited {
+            return watchdog.report(waited);
+        }
+        // SAFETY: the caller's promise.
+        let (job, id) = unsafe { (told.job(number), number.into()) };
+        let posted = match job.kind {
+            Job::SEND | Job::SEND_IMM => sq.post(to, &job.send(), id),
+            Job::INLINE => sq.post(to, &job.inline(), id),
+            Job::READ => sq.post(to, &job.read(), id),
+            _ => sq.post(to, &job.write(), id),
+        };
+        if posted.is_err() {
+            told.refuse(number);
+        }
+        number += 1;
+        if told.batch != 0 && number % told.batch == 0 {
+            sq.ring();
+        }
+    }
+    let everything = told.send.credits;
+    let waited = sq.wait_for_room(&mut cq, everything, deadline, |entry| {
+        told.note(&entry);
+        Some(entry)
+    });
+    if let Err(PostError::TimedOut(waited)) = waited {
+        watchdog.report(waited);
+    }
+    told.finish(sq.posted(), cq.consumed());
+}
+
+/// A warp posts the jobs, up to 32 at a time, and takes their completions.
+///
+/// # Safety
+/// As [`send_by_thread`], but for a warp.
+#[kernel]
+pub unsafe fn send_by_warp(told: Sending) {
+    // SAFETY: the caller's promise.
+    let (sq, cq, watchdog) =
+        unsafe { (WarpSendQueue::<8>::new(&told.send), CompletionQueue::new(&told.cq), Watchdog::new(&told.watchdog)) };
+    let (Some(mut sq), Some(mut cq)) = (sq, cq) else { return };
+    let (to, deadline) = (told.to(), watchdog.deadline());
+    let note = |entry: Option<Entry>| {
+        if let Some(entry) = &entry {
+            told.note(entry);
+        }
+        entry
+    };
+    let mut first = 0;
+    while first < told.count {
+        if let Err(PostError::TimedOut(waited)) = sq.wait_for_room(&mut cq, warp::LANES, deadline, note) {
+            return watchdog.report(waited);
+        }
+        let number = first + warp::lane_id();
+        // SAFETY: the caller's promise.
+        let job =
+            if number < told.count { unsafe { told.job(number) } } else { Job { kind: Job::KINDS, ..Job::default() } };
+        let id = number.into();
+        let refused = sq.post(job.is_send().then_some((to, job.send())), id).is_err()
+            | sq.post((job.kind == Job::INLINE).then_some((to, job.inline())), id).is_err()
+            | sq.post(job.is_write().then_some((to, job.write())), id).is_err()
+            | sq.post((job.kind == Job::READ).then_some((to, job.read())), id).is_err();
+        if number < told.count && refused {
+            told.refuse(number);
+        }
+        sq.ring();
+        first += warp::LANES;
+    }
+    if let Err(PostError::TimedOut(waited)) = sq.wait_for_room(&mut cq, told.send.credits, deadline, note) {
+        watchdog.report(waited);
+    }
+    if warp::lane_id() == 0 {
+        told.finish(sq.posted(), cq.consumed());
+    }
+}
+
+/// Many warps post the jobs to one queue: all but the last warp of the grid, each every so many jobs; half of them lane by lane. The last warp takes
+/// the completions.
+///
+/// # Safety
+/// Two full warps at least, with queues that hold nothing and the queue's state; otherwise as [`send_by_thread`].
+#[kernel]
+pub unsafe fn send_by_many(told: Sending) {
+    // SAFETY: the caller's promise.
+    let (sq, watchdog, whole) = unsafe {
+        (SharedSendQueue::<8>::new(&told.send, told.state as *mut u32), Watchdog::new(&told.watchdog), Warp::whole())
+    };
+    let Some(sq) = sq else { return };
+    let warps = thread::grid_dim_x() * thread::block_dim_x() / warp::LANES;
+    let this = thread::index_1d() / warp::LANES;
+    if this + 1 == warps {
+        // SAFETY: the caller's promise.
+        return unsafe { take_for_many(&told, &sq, &watchdog, whole) };
+    }
+    let mut first = this * warp::LANES;
+    while first < told.count {
+        let number = first + warp::lane_id();
+        let mut pending = number < told.count;
+        // SAFETY: the caller's promise.
+        let job = if pending { unsafe { told.job(number) } } else { Job { kind: Job::KINDS, ..Job::default() } };
+        // SAFETY: all lanes come here.
+        while unsafe { warp::warp_vote_ballot(warp::ALL, pending) } != 0 {
+            let answer = if this % 2 == 0 {
+                post_together(&sq, whole, &told, &job, number, pending)
+            } else if pending {
+                post_alone(&sq, &told, &job, number)
+            } else {
+                Answer::Posted
+            };
+            if answer == Answer::Refused {
+                told.refuse(number);
+            }
+            pending &= answer == Answer::NoRoom;
+            // SAFETY: all lanes come here.
+            if unsafe { warp::warp_vote_ballot(warp::ALL, watchdog.deadline().passed()) } != 0 {
+                let (what, seen) = (Waited::SEND_ROOM, sq.room());
+                return watchdog.report(TimedOut(Waited { what, number: told.send.qpn, seen, wanted: 1 }));
+            }
+        }
+        first += (warps - 1) * warp::LANES;
+    }
+}
+
+/// What became of a lane's job.
+#[derive(Clone, Copy, PartialEq)]
+enum Answer {
+    Posted,
+    NoRoom,
+    Refused,
+}
+
+impl Answer {
+    #[inline(always)]
+    fn of(posted: Result<(), PostError>) -> Self {
+        match posted {
+            Ok(()) => Self::Posted,
+            Err(PostError::Full) => Self::NoRoom,
+            Err(_) => Self::Refused,
+        }
+    }
+}
+
+/// Posts the jobs of all lanes that have one, kind by kind: a kind finds room for all its lanes, or for none.
+#[inline(always)]
+fn post_together(
+    sq: &SharedSendQueue<8>,
+    whole: Warp,
+    told: &Sending,
+    job: &Job,
+    number: u32,
+    pending: bool,
+) -> Answer {
+    let (to, id) = (told.to(), number.into());
+    let mut answer = Answer::Posted;
+    let mut note = |this_kind: bool, posted: Result<(), PostError>| {
+        if this_kind && pending {
+            answer = Answer::of(posted);
+        }
+    };
+    let [send, write] = [job.is_send(), job.is_write()].map(|kind| kind && pending);
+    let [inline, read] = [Job::INLINE, Job::READ].map(|kind| job.kind == kind && pending);
+    note(send, sq.post_warp(whole, send.then_some((to, job.send())), id));
+    note(inline, sq.post_warp(whole, inline.then_some((to, job.inline())), id));
+    note(write, sq.post_warp(whole, write.then_some((to, job.write())), id));
+    note(read, sq.post_warp(whole, read.then_some((to, job.read())), id));
+    answer
+}
+
+/// Posts a job from this lane alone.
+#[inline(always)]
+fn post_alone(sq: &SharedSendQueue<8>, told: &Sending, job: &Job, number: u32) -> Answer {
+    let (to, id) = (told.to(), number.into());
+    Answer::of(match job.kind {
+        Job::SEND | Job::SEND_IMM => sq.post(to, &job.send(), id),
+        Job::INLINE => sq.post(to, &job.inline(), id),
+        Job::READ => sq.post(to, &job.read(), id),
+        _ => sq.post(to, &job.write(), id),
+    })
+}
+
+/// Takes the completions of all jobs.
+///
+/// # Safety
+/// As [`send_by_many`].
+#[inline(always)]
+unsafe fn take_for_many(told: &Sending, sq: &SharedSendQueue<8>, watchdog: &Watchdog, whole: Warp) {
+    // SAFETY: the caller's promise.
+    let Some(mut cq) = (unsafe { CompletionQueue::new(&told.cq) }) else { return };
+    let mut taken = 0;
+    while taken < told.count {
+        let entry = cq.poll_warp(whole);
+        if let Some(entry) = &entry {
+            told.note(entry);
+        }
+        // SAFETY: all lanes come here.
+        let fresh = unsafe { warp::warp_vote_ballot(warp::ALL, entry.is_some()) }.count_ones();
+        sq.settle_warp(whole, entry);
+        taken += fresh;
+        // SAFETY: as above.
+        if fresh == 0 && unsafe { warp::warp_vote_ballot(warp::ALL, watchdog.deadline().passed()) } != 0 {
+            let (what, seen) = (Waited::COMPLETION, cq.consumed());
+            watchdog.report(TimedOut(Waited { what, number: 0, seen, wanted: seen + 1 }));
+            break;
+        }
+    }
+    if warp::lane_id() == 0 {
+        told.finish(sq.posted(), cq.consumed());
+    }
+}
+
+/// One thread posts receives, and waits for as many messages.
+///
+/// # Safety
+/// A single thread, with queues of its own that hold nothing, and addresses that are what they should be.
+#[kernel]
+pub unsafe fn receive(told: Receiving) {
+    // SAFETY: the caller's promise.
+    let (mut rq, cq, watchdog) =
+        unsafe { (RecvQueue::new(&told.recv), CompletionQueue::new(&told.cq), Watchdog::new(&told.watchdog)) };
+    let Some(mut cq) = cq else { return };
+    let lkey = Lkey::new(told.lkey).unwrap_or_default();
+    let mut number = 0;
+    while number < told.count {
+        let addr = told.buffers + u64::from(number) * u64::from(told.stride);
+        if rq.post(&[LocalBuf { addr, lkey, length: told.stride }], number as u16).is_err() {
+            break;
+        }
+        number += 1;
+    }
+    rq.ring();
+    let mut taken = 0;
+    while taken < number {
+        let entry = match cq.wait(watchdog.deadline()) {
+            Ok(entry) => entry,
+            Err(waited) => {
+                watchdog.report(waited);
+                break;
+            }
+        };
+        if let Ok(completion) = entry.completion()
+            && let Event::Receive(message) = completion.event
+        {
+            let arrival = Arrival {
+                receive: completion.req_id as u32,
+                status: entry.status().code().into(),
+                length: message.length,
+                imm: message.imm.unwrap_or(0),
+                has_imm: message.imm.is_some().into(),
+                write: (message.op == OpCode::RdmaWrite).into(),
+                src_qpn: message.src_qpn.into(),
+                reserved: 0,
+            };
+            // SAFETY: the caller's promise.
+            unsafe { *(told.arrivals as *mut Arrival).add(taken as usize) = arrival };
+        }
+        rq.settle(entry);
+        taken += 1;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { *(told.outcome as *mut Taken) = Taken { counters: rq.counters(), consumed: cq.consumed() } };
+}

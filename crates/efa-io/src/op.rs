@@ -473,22 +473,33 @@ impl RdmaHead {
     }
 }
 
-/// Writes `data` into `words` from word `first` on. Word indices are constants once unrolled, so that the words stay in registers.
+/// Writes `data` into `words`, which are zero from word `first` on. Word by word without a loop, so that every index is a constant and the words stay in
+/// registers.
 #[inline(always)]
 const fn put_inline<const W: usize>(mut words: [u64; W], first: usize, data: &[u8]) -> [u64; W] {
-    let mut word = first;
-    while word < W {
-        let mut byte = 0;
-        while byte < 8 {
-            let at = (word - first) * 8 + byte;
-            if at < data.len() {
-                words[word] |= (data[at] as u64) << (8 * byte);
+    macro_rules! put {
+        ($($word:literal)*) => {$(
+            if first + $word < W {
+                words[first + $word] = inline_word(data, 8 * $word);
             }
-            byte += 1;
-        }
-        word += 1;
+        )*};
     }
+    put!(0 1 2 3 4 5 6 7 8 9);
     words
+}
+
+/// The word that holds the bytes of `data` from `at` on, those beyond its end zero.
+#[inline(always)]
+const fn inline_word(data: &[u8], at: usize) -> u64 {
+    let mut word = 0;
+    let mut byte = 0;
+    while byte < 8 {
+        if at + byte < data.len() {
+            word |= (data[at + byte] as u64) << (8 * byte);
+        }
+        byte += 1;
+    }
+    word
 }
 
 macro_rules! with_imm {
@@ -786,6 +797,22 @@ operation! {
     SendInline<'_>, W;
     RdmaWrite;
     RdmaRead;
+}
+
+impl<O: sealed::Sealed> sealed::Sealed for &O {}
+impl<const W: usize, O: Operation<W>> Operation<W> for &O
+where
+    Wqe<W>: SendWqe,
+{
+    #[inline(always)]
+    fn check(&self, limits: &Limits) -> Result<(), EncodeError> {
+        (**self).check(limits)
+    }
+
+    #[inline(always)]
+    fn wqe(&self, dest: Destination) -> Wqe<W> {
+        (**self).wqe(dest)
+    }
 }
 
 impl sealed::Sealed for RdmaWriteInline<'_> {}

@@ -110,7 +110,7 @@ where
     ///
     /// # Errors
     /// [`PostError::TimedOut`]: there was still no room when the deadline passed. What came meanwhile is settled.
-    #[inline]
+    #[inline(always)]
     pub fn wait_for_room(
         &mut self,
         cq: &mut CompletionQueue,

@@ -37,8 +37,8 @@ where
     /// In every lane, if there is no room for all of them, and then none was written. A lane whose request cannot be gets that error alone;
     /// the others' are placed.
     #[inline(always)]
-    pub fn post(&mut self, request: Option<(Destination, &impl Operation<W>)>, req_id: u64) -> Result<(), PostError> {
-        let checked = request.map_or(Ok(()), |(_, request)| request.check(&self.ring.limits));
+    pub fn post(&mut self, request: Option<(Destination, impl Operation<W>)>, req_id: u64) -> Result<(), PostError> {
+        let checked = request.as_ref().map_or(Ok(()), |(_, request)| request.check(&self.ring.limits));
         let lanes = arch::ballot(ALL, request.is_some() && checked.is_ok());
         let count = lanes.count_ones();
         if count > self.ring.left {
@@ -85,7 +85,7 @@ where
     ///
     /// # Errors
     /// [`PostError::TimedOut`], in all lanes: there was still no room when the deadline of one of them passed. What came meanwhile is settled.
-    #[inline]
+    #[inline(always)]
     pub fn wait_for_room(
         &mut self,
         cq: &mut CompletionQueue,

@@ -115,7 +115,7 @@ where
     pub fn post_warp(
         &self,
         _: Warp,
-        request: Option<(Destination, &impl Operation<W>)>,
+        request: Option<(Destination, impl Operation<W>)>,
         req_id: u64,
     ) -> Result<(), PostError> {
         self.place_group(ALL, request, req_id).1
@@ -129,7 +129,7 @@ where
     pub fn place_warp(
         &self,
         _: Warp,
-        request: Option<(Destination, &impl Operation<W>)>,
+        request: Option<(Destination, impl Operation<W>)>,
         req_id: u64,
     ) -> (Option<Placed<'_, W>>, Result<(), PostError>) {
         self.place_group(ALL, request, req_id)
@@ -170,10 +170,11 @@ where
     fn place_group(
         &self,
         group: u32,
-        request: Option<(Destination, &impl Operation<W>)>,
+        request: Option<(Destination, impl Operation<W>)>,
         req_id: u64,
     ) -> (Option<Placed<'_, W>>, Result<(), PostError>) {
-        let checked = request.map_or(Ok(()), |(_, request)| request.check(&self.limits)).map_err(PostError::Encode);
+        let checked =
+            request.as_ref().map_or(Ok(()), |(_, request)| request.check(&self.limits)).map_err(PostError::Encode);
         let lanes = arch::ballot(group, request.is_some() && checked.is_ok());
         if lanes == 0 {
             return (None, checked);

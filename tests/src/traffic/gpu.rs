@@ -1,0 +1,81 @@
+//! Kernels on a GPU.
+
+use super::{Machine, Poster};
+use efa_direct::cuda::{Gpu, Module, PinnedMemory, Shape, Stream, Watchdog};
+use efa_gpu_kernels::traffic::{Receiving, Sending};
+use efa_io::handle::WatchdogHandle;
+use std::time::Duration;
+
+/// The project's kernels as PTX: the files that the environment variable `EFA_KERNELS` names, with colons between, or that
+/// `cargo xtask bench gpu` has left; each as `….sm_90.ptx`.
+///
+/// # Panics
+/// There are none.
+pub fn kernels(gpu: &Gpu) -> Module {
+    let paths = std::env::var("EFA_KERNELS").expect("EFA_KERNELS names the kernels' PTX: cargo xtask gpu sets it");
+    let read = |path: &str| {
+        let arch = path.rsplit_once(".sm_").and_then(|(_, rest)| rest.strip_suffix(".ptx")?.parse().ok());
+        let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        (arch.unwrap_or_else(|| panic!("{path}: a name that ends with its architecture, as in .sm_90.ptx")), text)
+    };
+    let all: Vec<(u32, String)> = paths.split(':').map(read).collect();
+    let all: Vec<(u32, &str)> = all.iter().map(|(arch, text)| (*arch, text.as_str())).collect();
+    gpu.load(&all).expect("the kernels load")
+}
+
+/// Runs kernels on a GPU.
+pub struct OnGpu {
+    gpu: Gpu,
+    module: Module,
+    streams: [Stream; 2],
+    watchdogs: [Watchdog; 2],
+    memory: Vec<PinnedMemory>,
+}
+
+impl OnGpu {
+    /// With the project's kernels, which may wait so long.
+    ///
+    /// # Panics
+    /// Whatever CUDA refuses.
+    pub fn new(gpu: &Gpu, patience: Duration) -> Self {
+        let stream = || gpu.stream().expect("a stream");
+        Self {
+            gpu: gpu.clone(),
+            module: kernels(gpu),
+            streams: [stream(), stream()],
+            watchdogs: [(); 2].map(|()| gpu.watchdog(patience).expect("a watchdog")),
+            memory: Vec::new(),
+        }
+    }
+}
+
+impl Machine for OnGpu {
+    fn allocate(&mut self, bytes: usize) -> u64 {
+        self.memory.push(self.gpu.pinned(bytes.next_multiple_of(128)).expect("pinned memory"));
+        self.memory.last().expect("it was pushed").addr()
+    }
+
+    fn watchdog(&mut self) -> WatchdogHandle {
+        self.watchdogs[0].handle()
+    }
+
+    fn run(&mut self, poster: Poster, sending: Sending, mut receiving: Receiving) -> Result<(), String> {
+        let (name, blocks, threads) = poster.kernel();
+        let [sender, receiver] = [name, "receive"].map(|name| self.module.kernel(name).expect("a kernel of ours"));
+        receiving.watchdog = self.watchdogs[1].handle();
+        // SAFETY: the kernels take these, and all addresses are those of memory and queues that live on and are theirs.
+        let running = unsafe {
+            [
+                sender.launch(&self.streams[0], Shape::new(blocks, threads), (sending,)),
+                receiver.launch(&self.streams[1], Shape::new(1, 1), (receiving,)),
+            ]
+        };
+        let running = running.map(|running| running.expect("it starts"));
+        let outcomes =
+            [0, 1].map(|of| running[of].wait_watched(&self.watchdogs[of]).map_err(|error| error.to_string()));
+        match outcomes {
+            [Ok(()), Ok(())] => Ok(()),
+            [sent, received] => Err(format!("posting: {sent:?}; receiving: {received:?}")),
+        }
+    }
+}
