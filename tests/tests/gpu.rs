@@ -92,7 +92,9 @@ fn a_million_operations_through_the_nic_that_is_a_kernel() {
         let order = if seed == 0 { "in order" } else { "reordered" };
         let (posters, entries) = if wide { (&[Poster::Wide][..], 128) } else { (&POSTERS[..], 64) };
         run(&mut traffic, posters, MIX, operations() / share, &format!("NIC kernel, {entries}-byte WQEs, {order}"));
-        drop(traffic);
+        // What is freed while a kernel runs waits for it.
+        let ends = traffic.into_ends();
         world.stop();
+        drop(ends);
     }
 }

@@ -53,9 +53,9 @@ impl Work {
 /// # Safety
 /// A single thread, with the handle of a queue that is its own, and valid pointers.
 #[kernel]
-pub unsafe fn post_thread(handle: SendRingHandle, work: Work, count: u32, batch: u32, elapsed: *mut u64) {
+pub unsafe fn post_thread(handle: SendRingHandle, work: *const Work, count: u32, batch: u32, elapsed: *mut u64) {
     // SAFETY: the caller's promise.
-    unsafe { *elapsed = thread_posts(&handle, &work, count, batch, ThreadSendQueue::ring) };
+    unsafe { *elapsed = thread_posts(&handle, *work, count, batch, ThreadSendQueue::ring) };
 }
 
 /// The same without the fence that the NIC needs.
@@ -63,9 +63,9 @@ pub unsafe fn post_thread(handle: SendRingHandle, work: Work, count: u32, batch:
 /// # Safety
 /// As [`post_thread`].
 #[kernel]
-pub unsafe fn post_unfenced(handle: SendRingHandle, work: Work, count: u32, batch: u32, elapsed: *mut u64) {
+pub unsafe fn post_unfenced(handle: SendRingHandle, work: *const Work, count: u32, batch: u32, elapsed: *mut u64) {
     // SAFETY: the caller's promise; nobody reads the ring.
-    unsafe { *elapsed = thread_posts(&handle, &work, count, batch, |sq| sq.ring_unfenced()) };
+    unsafe { *elapsed = thread_posts(&handle, *work, count, batch, |sq| sq.ring_unfenced()) };
 }
 
 /// Nanoseconds that it took; 0 if a request was refused.
@@ -75,7 +75,7 @@ pub unsafe fn post_unfenced(handle: SendRingHandle, work: Work, count: u32, batc
 #[inline(always)]
 unsafe fn thread_posts(
     handle: &SendRingHandle,
-    work: &Work,
+    work: Work,
     count: u32,
     batch: u32,
     ring: impl Fn(&mut ThreadSendQueue<8>),
@@ -104,7 +104,9 @@ unsafe fn thread_posts(
 /// # Safety
 /// A single thread, with the handle of a queue that is its own, and valid pointers.
 #[kernel]
-pub unsafe fn post_one(handle: SendRingHandle, work: Work, count: u32, elapsed: *mut u64) {
+pub unsafe fn post_one(handle: SendRingHandle, work: *const Work, count: u32, elapsed: *mut u64) {
+    // SAFETY: the caller's promise.
+    let work = unsafe { *work };
     // SAFETY: the caller's promise.
     let Some(mut sq) = (unsafe { ThreadSendQueue::<8>::new(&handle) }) else { return };
     let start = globaltimer();
@@ -126,9 +128,9 @@ pub unsafe fn post_one(handle: SendRingHandle, work: Work, count: u32, elapsed: 
 /// # Safety
 /// One warp, with the handle of a queue that is its own, and valid pointers.
 #[kernel]
-pub unsafe fn post_warp(handle: SendRingHandle, work: Work, count: u32, rounds: u32, elapsed: *mut u64) {
+pub unsafe fn post_warp(handle: SendRingHandle, work: *const Work, count: u32, rounds: u32, elapsed: *mut u64) {
     // SAFETY: the caller's promise.
-    unsafe { warp_posts(&handle, &work, count, rounds, elapsed) };
+    unsafe { warp_posts(&handle, *work, count, rounds, elapsed) };
 }
 
 /// The same with many warps, each with a queue of its own.
@@ -136,28 +138,33 @@ pub unsafe fn post_warp(handle: SendRingHandle, work: Work, count: u32, rounds: 
 /// # Safety
 /// One warp in each block, with handles of queues that are its own, by block, and valid pointers, `elapsed` by block, too.
 #[kernel]
-pub unsafe fn post_warps(handles: *const SendRingHandle, work: Work, count: u32, rounds: u32, elapsed: *mut u64) {
+pub unsafe fn post_warps(
+    handles: *const SendRingHandle,
+    work: *const Work,
+    count: u32,
+    rounds: u32,
+    elapsed: *mut u64,
+) {
     let block = thread::block_idx_x() as usize;
     // SAFETY: the caller's promise.
-    unsafe { warp_posts(&*handles.add(block), &work, count, rounds, elapsed.add(block)) };
+    unsafe { warp_posts(&*handles.add(block), *work, count, rounds, elapsed.add(block)) };
 }
 
 /// # Safety
 /// As [`post_warp`].
 #[inline(always)]
-unsafe fn warp_posts(handle: &SendRingHandle, work: &Work, count: u32, rounds: u32, elapsed: *mut u64) {
+unsafe fn warp_posts(handle: &SendRingHandle, work: Work, count: u32, rounds: u32, elapsed: *mut u64) {
     // SAFETY: the caller's promise.
     let Some(mut sq) = (unsafe { WarpSendQueue::<8>::new(handle) }) else { return };
     let start = globaltimer();
     let (mut i, mut failed) = (0, 0);
     while i < count {
-        let end = i + rounds;
-        while i < end {
-            let number = i * warp::LANES + warp::lane_id();
-            let write = work.request(number);
-            failed += u32::from(sq.post(Some((work.to(), write)), u64::from(number)).is_err());
-            i += 1;
-        }
+        let posted = sq.post_many(rounds, |ahead| {
+            let number = (i + ahead) * warp::LANES + warp::lane_id();
+            (work.to(), work.request(number), u64::from(number))
+        });
+        failed += u32::from(posted.is_err());
+        i += rounds;
         sq.ring();
         // SAFETY: nobody reads the ring.
         unsafe { sq.forget(rounds * warp::LANES) };
@@ -174,7 +181,15 @@ unsafe fn warp_posts(handle: &SendRingHandle, work: &Work, count: u32, rounds: u
 /// # Safety
 /// Full warps, a handle and the state of its queue, which nobody else posts to, and valid pointers.
 #[kernel]
-pub unsafe fn post_shared(handle: SendRingHandle, state: *mut u32, work: Work, count: u32, times: *mut [u64; 2]) {
+pub unsafe fn post_shared(
+    handle: SendRingHandle,
+    state: *mut u32,
+    work: *const Work,
+    count: u32,
+    times: *mut [u64; 2],
+) {
+    // SAFETY: the caller's promise.
+    let work = unsafe { *work };
     // SAFETY: the caller's promise.
     let whole = unsafe { Warp::whole() };
     // SAFETY: the caller's promise.
@@ -218,10 +233,12 @@ pub unsafe fn post_shared(handle: SendRingHandle, state: *mut u32, work: Work, c
 pub unsafe fn post_and_wait(
     handle: SendRingHandle,
     cq: CompletionRingHandle,
-    work: Work,
+    work: *const Work,
     count: u32,
     elapsed: *mut u64,
 ) {
+    // SAFETY: the caller's promise.
+    let work = unsafe { *work };
     // SAFETY: the caller's promise.
     let Some(mut sq) = (unsafe { ThreadSendQueue::<8>::new(&handle) }) else { return };
     // SAFETY: the caller's promise.
@@ -258,11 +275,13 @@ pub unsafe fn proxy_and_wait(
     fifo: *mut u64,
     mask: u32,
     completed: *const u32,
-    work: Work,
+    work: *const Work,
     count: u32,
     batch: u32,
     elapsed: *mut u64,
 ) {
+    // SAFETY: the caller's promise.
+    let work = unsafe { *work };
     let deadline = efa_gpu_device::Deadline::after(PATIENCE);
     let start = globaltimer();
     let (mut i, mut late) = (0, false);
@@ -304,12 +323,13 @@ pub unsafe fn compute(data: *mut f32, steps: u32) {
 /// # Safety
 /// As [`compute`]; with `post`, as [`post_one`].
 #[kernel]
-pub unsafe fn dormant(data: *mut f32, steps: u32, post: u32, handle: SendRingHandle, work: Work) {
+pub unsafe fn dormant(data: *mut f32, steps: u32, post: u32, handle: SendRingHandle, work: *const Work) {
     // SAFETY: the caller's promise.
     unsafe {
         let result = iterate(*data.add(thread::index_1d() as usize), steps);
         *data.add(thread::index_1d() as usize) = result;
         if post != 0 && thread::first() {
+            let work = &*work;
             if let Some(mut sq) = ThreadSendQueue::<8>::new(&handle) {
                 let _ = sq.post(work.to(), &work.request(0), 0);
                 sq.ring();

@@ -1,7 +1,7 @@
 //! From a post to its completion: posted by the kernel itself, or by way of a proxy, a thread of the processor that takes requests from a queue in
 //! host memory and posts them. The NIC is another thread in both cases, which completes at once whatever it is rung for.
 
-use crate::gpu::Arg::{Address, Completions, Number, Send, Work};
+use crate::gpu::Arg::{Address, Completions, Number, Send};
 use crate::gpu::{Gpu, Place, Plain};
 use crate::posts::{ENTRIES, Ring, WORK};
 use crate::{Row, median};
@@ -81,7 +81,7 @@ impl Bench<'_> {
             let (producer, consumer) = (base, base);
             let send = Send(Plain(SendRingHandle { producer, ..self.send }));
             let cq = Completions(Plain(CompletionRingHandle { consumer, ..self.cq }));
-            Ok(("post_and_wait", vec![send, cq, Work(Plain(WORK)), Number(COUNT)]))
+            Ok(("post_and_wait", vec![send, cq, WORK.place()?, Number(COUNT)]))
         })
     }
 
@@ -96,7 +96,7 @@ impl Bench<'_> {
                 }
                 half(self.completed).store(0, Release);
                 let args =
-                    [Address(self.fifo), Number(FIFO - 1), Address(self.completed), Work(Plain(WORK)), Number(COUNT)];
+                    [Address(self.fifo), Number(FIFO - 1), Address(self.completed), WORK.place()?, Number(COUNT)];
                 Ok(("proxy_and_wait", args.into_iter().chain([Number(batch)]).collect()))
             });
             self.stop.store(true, Relaxed);

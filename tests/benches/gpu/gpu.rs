@@ -1,6 +1,5 @@
 //! The GPU, its kernels, and memory.
 
-use crate::posts::Work;
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, result, sys,
 };
@@ -87,7 +86,6 @@ pub(crate) enum Arg {
     Number(u32),
     Send(Plain<SendRingHandle>),
     Completions(Plain<CompletionRingHandle>),
-    Work(Plain<Work>),
 }
 
 /// Plain data that goes to kernels by value, which so costs them no registers.
@@ -151,7 +149,6 @@ impl Gpu {
                 Arg::Number(number) => launch.arg(number),
                 Arg::Send(handle) => launch.arg(handle),
                 Arg::Completions(handle) => launch.arg(handle),
-                Arg::Work(work) => launch.arg(work),
             };
         }
         let config = LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 };

@@ -33,6 +33,13 @@ pub(crate) const WORK: Work =
     Work { ah: 3, qpn: 17, qkey: 0x1234, lkey: 0x42, rkey: 0x99, length: 4096, local: 1 << 40, remote: 1 << 41 };
 
 impl Work {
+    /// In memory that kernels reach.
+    pub(crate) fn place(self) -> Result<Arg, Box<dyn Error>> {
+        let at = Place::Host.allocate(size_of::<Self>())?;
+        Place::Host.write(at, &[self])?;
+        Ok(Address(at))
+    }
+
     /// The WQE of a request, without what its place in the ring says.
     fn wqe(&self, number: u32) -> Result<Wqe64, EncodeError> {
         let at = u64::from(number) * 64;
@@ -115,8 +122,7 @@ fn posts(
     let rings = (0..queues).map(|_| Ring::new(place)).collect::<Result<Vec<_>, _>>()?;
     let (handles, elapsed) = (Place::Host.allocate(64 * queues)?, Place::Host.allocate(8 * queues)?);
     let (vendor, queue) = (kernel.starts_with("dp_"), Place::Gpu.allocate(4096)?);
-    let work = Place::Host.allocate(size_of::<Work>())?;
-    Place::Host.write(work, &[WORK])?;
+    let work = WORK.place()?;
     let mut times = Vec::new();
     for _ in 0..LAUNCHES {
         Place::Host.write(handles, &rings.iter().map(Ring::handle).collect::<Vec<_>>())?;
@@ -125,9 +131,9 @@ fn posts(
             gpu.run("dp_create", 1, 1, &[Address(queue), Address(handles)])?;
         }
         let first = match (vendor, queues) {
-            (true, _) => [Address(queue), Address(work)],
-            (false, 1) => [Send(Plain(rings[0].handle())), Arg::Work(Plain(WORK))],
-            (false, _) => [Address(handles), Arg::Work(Plain(WORK))],
+            (true, _) => [Address(queue), work],
+            (false, 1) => [Send(Plain(rings[0].handle())), work],
+            (false, _) => [Address(handles), work],
         };
         let args: Vec<Arg> = first.iter().chain(args).copied().chain([Address(elapsed)]).collect();
         gpu.run(kernel, queues as u32, threads, &args)?;
@@ -202,7 +208,7 @@ pub(crate) fn many_queues(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn E
 
 /// Many warps that post to one queue.
 pub(crate) fn shared(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>> {
-    let ring = Ring::new(place)?;
+    let (ring, work) = (Ring::new(place)?, WORK.place()?);
     let mut rows = Vec::new();
     let cases = [(1, 1), (1, 2), (1, 8), (1, 32), (8, 1), (32, 1)].map(|(blocks, warps)| (blocks, warps, MAX_BATCH));
     for (blocks, warps, max_batch) in cases.into_iter().chain([(1, 8, 512), (32, 1, 512)]) {
@@ -216,7 +222,7 @@ pub(crate) fn shared(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>
         for _ in 0..LAUNCHES {
             Place::Gpu.write(at, &state)?;
             place.write(ring.doorbell, &[0u32])?;
-            let args = [Send(Plain(handle)), Address(at), Arg::Work(Plain(WORK)), Number(count), Address(times)];
+            let args = [Send(Plain(handle)), Address(at), work, Number(count), Address(times)];
             // One block more, which gives room back.
             gpu.run("post_shared", blocks + 1, 32 * warps, &args)?;
             let times: Vec<[u64; 2]> = Place::Host.read(times, all as usize)?;

@@ -31,6 +31,12 @@ impl Machine for OnExecutor {
             as u64
     }
 
+    fn state(&mut self, words: &[u32]) -> u64 {
+        let at = self.allocate(4 * words.len());
+        super::store(at, words);
+        at
+    }
+
     fn watchdog(&mut self) -> WatchdogHandle {
         let report = self.report.unwrap_or_else(|| self.allocate(size_of::<Waited>()));
         self.report = Some(report);

@@ -1,9 +1,10 @@
 //! Kernels on a GPU.
 
 use super::{Machine, Poster};
-use efa_direct::cuda::{Gpu, Module, PinnedMemory, Shape, Stream, Watchdog};
+use efa_direct::cuda::{Gpu, GpuMemory, Kernel, Module, PinnedMemory, Shape, Stream, Watchdog};
 use efa_gpu_kernels::traffic::{Receiving, Sending};
 use efa_io::handle::WatchdogHandle;
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// The project's kernels as PTX: the files that the environment variable `EFA_KERNELS` names, with colons between, or that
@@ -26,10 +27,11 @@ pub fn kernels(gpu: &Gpu) -> Module {
 /// Runs kernels on a GPU.
 pub struct OnGpu {
     gpu: Gpu,
-    module: Module,
+    kernels: HashMap<&'static str, Kernel>,
     streams: [Stream; 2],
     watchdogs: [Watchdog; 2],
     memory: Vec<PinnedMemory>,
+    state: Option<GpuMemory>,
 }
 
 impl OnGpu {
@@ -39,12 +41,17 @@ impl OnGpu {
     /// Whatever CUDA refuses.
     pub fn new(gpu: &Gpu, patience: Duration) -> Self {
         let stream = || gpu.stream().expect("a stream");
+        let module = kernels(gpu);
+        // All of them now: CUDA loads a kernel when it is first asked for, and may wait for those that run.
+        let names = ["send_by_thread", "send_wide", "send_by_warp", "send_by_many", "receive"];
+        let kernels = names.map(|name| (name, module.kernel(name).expect("a kernel of ours"))).into();
         Self {
             gpu: gpu.clone(),
-            module: kernels(gpu),
+            kernels,
             streams: [stream(), stream()],
             watchdogs: [(); 2].map(|()| gpu.watchdog(patience).expect("a watchdog")),
             memory: Vec::new(),
+            state: None,
         }
     }
 }
@@ -55,13 +62,20 @@ impl Machine for OnGpu {
         self.memory.last().expect("it was pushed").addr()
     }
 
+    fn state(&mut self, words: &[u32]) -> u64 {
+        let words: &[u8] = bytemuck::cast_slice(words);
+        let memory = self.state.get_or_insert_with(|| self.gpu.allocate(words.len() as u64).expect("GPU memory"));
+        memory.write(0, words).expect("it fits: a machine is for one traffic");
+        memory.addr()
+    }
+
     fn watchdog(&mut self) -> WatchdogHandle {
         self.watchdogs[0].handle()
     }
 
     fn run(&mut self, poster: Poster, sending: Sending, mut receiving: Receiving) -> Result<(), String> {
         let (name, blocks, threads) = poster.kernel();
-        let [sender, receiver] = [name, "receive"].map(|name| self.module.kernel(name).expect("a kernel of ours"));
+        let [sender, receiver] = [name, "receive"].map(|name| &self.kernels[name]);
         receiving.watchdog = self.watchdogs[1].handle();
         // SAFETY: the kernels take these, and all addresses are those of memory and queues that live on and are theirs.
         let running = unsafe {

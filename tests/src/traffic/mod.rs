@@ -105,6 +105,9 @@ pub trait Machine {
     /// Zeroed memory that kernels and this process reach under one address. It is never freed.
     fn allocate(&mut self, bytes: usize) -> u64;
 
+    /// The words of a shared queue's state, where the kernels' atomics work on them; gives their address.
+    fn state(&mut self, words: &[u32]) -> u64;
+
     /// How long a kernel may wait.
     fn watchdog(&mut self) -> WatchdogHandle;
 
@@ -132,7 +135,6 @@ pub struct Traffic<'m> {
     ends: Ends,
     rng: fastrand::Rng,
     /// Where kernels find and leave things.
-    state: u64,
     jobs: u64,
     statuses: u64,
     arrivals: u64,
@@ -181,9 +183,7 @@ impl<'m> Traffic<'m> {
     /// Traffic between these two, by kernels of this machine.
     pub fn new(machine: &'m mut dyn Machine, ends: Ends, seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let words = efa_gpu_device::shared_state(&ends.send).count();
-        let [state, jobs, statuses, arrivals, sent, taken, inline] = [
-            4 * words,
+        let [jobs, statuses, arrivals, sent, taken, inline] = [
             MOST * size_of::<Job>(),
             MOST * 4,
             MOST * size_of::<Arrival>(),
@@ -202,7 +202,6 @@ impl<'m> Traffic<'m> {
             machine,
             ends,
             rng,
-            state,
             jobs,
             statuses,
             arrivals,
@@ -228,16 +227,17 @@ impl<'m> Traffic<'m> {
         let (jobs, messages) = self.plan(mix);
         store(self.jobs, &jobs);
         store(self.statuses, &vec![0u32; jobs.len()]);
-        if let Poster::Many(..) = poster {
-            store(self.state, &efa_gpu_device::shared_state(&self.ends.send).collect::<Vec<_>>());
-        }
+        let state = match poster {
+            Poster::Many(..) => self.machine.state(&efa_gpu_device::shared_state(&self.ends.send).collect::<Vec<_>>()),
+            _ => 0,
+        };
         let (ah, qpn, qkey) = self.ends.to;
         let watchdog = self.machine.watchdog();
         let sending = Sending {
             send: self.ends.send,
             cq: self.ends.send_cq,
             watchdog,
-            state: self.state,
+            state,
             jobs: self.jobs,
             statuses: self.statuses,
             outcome: self.sent,

@@ -99,7 +99,14 @@ impl Module {
         // SAFETY: the module lives; name and pointer are valid for the call.
         unsafe { cuda!(cuModuleGetFunction(&mut function, module.raw, wanted.as_ptr())) }
             .map_err(|source| GpuError::NoKernel { name: name.into(), source })?;
-        let takes = (module.context.info.driver >= TELLS_ARGUMENTS).then(|| arguments(function));
+        let tells = module.context.info.driver >= TELLS_ARGUMENTS;
+        if tells {
+            // Now, rather than at the first launch, which would wait for kernels that run.
+            // SAFETY: the module lives.
+            unsafe { cuda!(cuFuncLoad(function)) }
+                .map_err(|source| GpuError::NoKernel { name: name.into(), source })?;
+        }
+        let takes = tells.then(|| arguments(function));
         Ok(Kernel { function, name: name.into(), takes, module: module.clone() })
     }
 }

@@ -254,6 +254,11 @@ pub(crate) fn place() -> [u32; 4] {
     simt::place().0
 }
 
+/// Zero.
+pub(crate) fn opaque_zero() -> u32 {
+    0
+}
+
 /// Marks what happens seldom.
 #[inline(always)]
 pub(crate) fn rarely() {}

@@ -447,6 +447,25 @@ pub(crate) fn place() -> [u32; 4] {
     unsafe { [_block_idx_x() as u32, _grid_dim_x() as u32, _thread_idx_x() as u32, _block_dim_x() as u32] }
 }
 
+/// Zero, though the assembler cannot know it, nor that all lanes have the same.
+///
+/// What lanes have in common it otherwise keeps in uniform registers and in constant memory, from where every use fetches it anew: a loop that posts
+/// waits for that.
+#[inline(always)]
+pub(crate) fn opaque_zero() -> u32 {
+    let zero;
+    // SAFETY: arithmetic.
+    unsafe {
+        asm!(
+            "{{ .reg .f32 %f; .reg .pred %p; cvt.rn.f32.u32 %f, {lane}; setp.gt.f32 %p, %f, 0f42C80000; selp.u32 {zero}, 1, 0, %p; }}",
+            lane = in(reg32) lane(),
+            zero = out(reg32) zero,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    zero
+}
+
 /// Marks what happens seldom: the compiler makes a branch of it, instead of computing both and choosing.
 #[inline(always)]
 pub(crate) fn rarely() {

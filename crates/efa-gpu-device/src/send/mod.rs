@@ -22,6 +22,8 @@ pub enum PostError {
     TimedOut(TimedOut),
     /// The request cannot be.
     Encode(EncodeError),
+    /// A request of another lane cannot be.
+    Neighbour,
     /// More buffers than a receive takes, or none.
     ReceiveBuffers {
         /// Buffers given.
@@ -77,12 +79,11 @@ where
         if handle.wqe_size as usize != <Wqe<W> as SendWqe>::SIZE {
             return None;
         }
-        // Zero, but not as far as the assembler knows. It keeps what all lanes have in common in uniform registers, and arithmetic on those takes
-        // about twice as long: a loop that posts waits for it.
-        let nothing = arch::lane() >> 5;
+        // What every post takes is to stay in registers.
+        let nothing = arch::opaque_zero();
         let producer = handle.producer + nothing;
         Some(Self {
-            slots: handle.ring as *mut u64,
+            slots: (handle.ring + u64::from(nothing)) as *mut u64,
             doorbell: handle.doorbell as *mut u32,
             mask: handle.mask,
             max_batch: handle.max_batch,

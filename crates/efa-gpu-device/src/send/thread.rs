@@ -4,7 +4,7 @@ use super::{PostError, Ring, no_room};
 use crate::arch;
 use crate::completion::{CompletionQueue, Entry};
 use crate::time::Deadline;
-use efa_io::{Destination, Operation, SendRingHandle, SendWqe, Wqe};
+use efa_io::{Destination, EncodeError, Operation, SendRingHandle, SendWqe, Wqe};
 
 /// A send queue that one thread posts to: its counters are that thread's.
 ///
@@ -59,19 +59,43 @@ where
     ) -> Result<(), PostError> {
         self.make_room(count)?;
         let mut i = 0;
-        while i < count {
-            let (to, request, req_id) = request(i);
-            if let Err(error) = request.check(&self.ring.limits) {
+        // Two at a time: what one waits for, the other fills.
+        while i + 1 < count {
+            let [(to, one, id), (other_to, other, other_id)] = [request(i), request(i + 1)];
+            if let Err(error) = one.check(&self.ring.limits) {
                 arch::rarely();
-                self.ring.left -= i;
-                return Err(PostError::Encode(error));
+                return self.stop_after(i, error);
             }
-            self.ring.store(0, request.wqe(to), req_id);
+            if let Err(error) = other.check(&self.ring.limits) {
+                arch::rarely();
+                self.ring.store(0, one.wqe(to), id);
+                self.ring.placed = self.ring.placed.wrapping_add(1);
+                return self.stop_after(i + 1, error);
+            }
+            let (one, other) = (one.wqe(to), other.wqe(other_to));
+            self.ring.store(0, one, id);
+            self.ring.store(1, other, other_id);
+            self.ring.placed = self.ring.placed.wrapping_add(2);
+            i += 2;
+        }
+        if i < count {
+            let (to, one, id) = request(i);
+            if let Err(error) = one.check(&self.ring.limits) {
+                arch::rarely();
+                return self.stop_after(i, error);
+            }
+            self.ring.store(0, one.wqe(to), id);
             self.ring.placed = self.ring.placed.wrapping_add(1);
-            i += 1;
         }
         self.ring.left -= count;
         Ok(())
+    }
+
+    /// The end of many requests of which so many were placed.
+    #[inline(always)]
+    fn stop_after(&mut self, placed: u32, error: EncodeError) -> Result<(), PostError> {
+        self.ring.left -= placed;
+        Err(PostError::Encode(error))
     }
 
     /// Sees to it that `count` requests can be placed, in one batch.
