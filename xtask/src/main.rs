@@ -2,12 +2,12 @@
 
 mod apt;
 mod checks;
+mod gpu;
 mod toolchain;
 mod vendor;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
-use efa_gpu_builder::{Arch, PtxBuilder};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -30,6 +30,8 @@ enum Chore {
     },
     /// Everything that proves the project on this machine. With CI=true, what cannot run is a failure.
     Test,
+    /// Kernels on the GPU of this machine: a million operations, every byte checked, and all of efa-direct's CUDA.
+    Gpu,
     /// Brings the vendor's library and programs that use it into target/vendor, from Debian unstable; tests run them.
     Vendor,
     /// Brings a Rust toolchain that compiles to PTX and NVIDIA's ptxas into target/toolchain, where the machine has none.
@@ -66,12 +68,20 @@ enum Bench {
 
 fn main() -> Result<()> {
     match Args::parse().chore {
-        Chore::Demo { args } => run(cargo().args(["run", "--quiet", "--package", "efa-cli", "--", "demo"]).args(args)),
+        Chore::Demo { args } => {
+            let mut demo = cargo();
+            demo.args(["run", "--quiet", "--package", "efa-cli", "--", "demo"]).args(&args);
+            if args.iter().any(|arg| arg.ends_with("gpu")) {
+                demo.envs(gpu::environment()?);
+            }
+            run(&mut demo)
+        }
         Chore::Test => checks::run_all(),
+        Chore::Gpu => gpu::test(),
         Chore::Vendor => vendor::bring(),
         Chore::Toolchain => toolchain::bring(),
         Chore::Bindings { bless } => bindings(bless),
-        Chore::Bench { which: Bench::Gpu, args } => bench_gpu(&args),
+        Chore::Bench { which: Bench::Gpu, args } => gpu::bench(&args),
         Chore::Bench { which, args } => {
             let (package, bench) = match which {
                 Bench::Posts => ("efa-direct", "post_poll"),
@@ -86,46 +96,6 @@ fn main() -> Result<()> {
     }
 }
 
-/// Compiles the kernels for the GPU that is here and has the benchmark run them.
-fn bench_gpu(args: &[String]) -> Result<()> {
-    toolchain::bring()?;
-    let query = Command::new("nvidia-smi").args(["--query-gpu=compute_cap", "--format=csv,noheader"]).output();
-    let answer = query.context("nvidia-smi, which tells what GPU there is, could not be started: is there one?")?;
-    let number: u32 = String::from_utf8_lossy(&answer.stdout).lines().next().unwrap_or("").replace('.', "").parse()?;
-    let arch = Arch::ALL.into_iter().rfind(|arch| arch.number() <= number);
-    let Some(arch) = arch else {
-        bail!("the GPU has compute capability {number}, {} or more is needed", Arch::ALL[0].number())
-    };
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/efa-gpu-kernels");
-    let built = PtxBuilder::new(folder.display().to_string()).arch(arch).out_dir(target().join("kernels")).build()?;
-    let [kernels] = built.modules() else { bail!("one architecture gives one file") };
-    let mut bench = cargo();
-    bench.args(["bench", "--package", "efa-tests", "--bench", "gpu", "--"]).arg(&kernels.path);
-    let mut args = args.iter();
-    while let Some(arg) = args.next() {
-        bench.arg(arg);
-        if arg == "--dp-direct" {
-            let folder =
-                args.next().context("--dp-direct takes the folder of an efa-dp-direct, the one with CUDA in it")?;
-            bench.arg(compile_dp_direct(Path::new(folder), arch)?);
-        }
-    }
-    run(&mut bench)
-}
-
-/// Compiles the vendor's device functions, and kernels that call them, with the machine's nvcc.
-fn compile_dp_direct(folder: &Path, arch: Arch) -> Result<PathBuf> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/benches/gpu/dp_direct.cu");
-    let ptx = target().join("kernels/dp_direct.ptx");
-    let mut nvcc = Command::new("nvcc");
-    nvcc.args(["-O3", "-ptx", &format!("-arch={arch}"), "-o"]).arg(&ptx).arg(source);
-    for part in ["CUDA/common", "CUDA/device"] {
-        nvcc.arg("-I").arg(folder.join(part));
-    }
-    run(&mut nvcc)?;
-    Ok(ptx)
-}
-
 /// Has bindgen read the headers, with the libclang that came along or the machine's own, and the test compare or write.
 fn bindings(bless: Option<String>) -> Result<()> {
     vendor::bring()?;
@@ -137,12 +107,12 @@ fn bindings(bless: Option<String>) -> Result<()> {
 }
 
 /// The cargo that runs this.
-fn cargo() -> Command {
+pub(crate) fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
 /// Runs a command that prints for itself, and exits as it does.
-fn run(command: &mut Command) -> Result<()> {
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("starting {command:?}"))?;
     match status.code() {
         Some(0) => Ok(()),

@@ -1,6 +1,6 @@
 //! `efa demo`: two processes on this machine, over a network that only reorders, then over one that also loses and doubles.
 
-use crate::node::{Listening, Work};
+use crate::node::{Listening, Poster, Work};
 use crate::process::Process;
 use crate::report::{NodeReport, Words};
 use anyhow::{Context, Result};
@@ -35,6 +35,9 @@ pub(crate) struct Options {
     /// Kill node 1 in the middle of a third run, and show what node 0 makes of it.
     #[arg(long)]
     kill: bool,
+    /// Who posts node 0's writes, and polls their completions.
+    #[arg(long, value_enum, default_value_t)]
+    poster: Poster,
     /// Print the runs as JSON.
     #[arg(long)]
     json: bool,
@@ -60,7 +63,7 @@ struct Demo {
 
 /// Runs the demonstration; whether every word of both runs matched and, with `--kill`, the survivor learnt of its loss.
 pub(crate) fn main(options: &Options) -> Result<bool> {
-    let Options { work, loss, dup, jitter, partition, .. } = options;
+    let Options { work, loss, dup, jitter, partition, poster, .. } = options;
     work.total()?; // complain here rather than twice below
     let good = format!("soft:udp=127.0.0.1:0,seed={}", work.seed);
     let mut bad = format!("{good},loss={loss},dup={dup},jitter={jitter},mtu={SMALL_MTU}");
@@ -74,14 +77,14 @@ pub(crate) fn main(options: &Options) -> Result<bool> {
     let mut demo = Demo { ok: true, runs: Vec::new() };
     let mut traces = Traces::new(options.trace.as_deref());
     for (network, device) in networks {
-        let run = Run { network, nodes: run(&device, work, &mut traces)? };
+        let run = Run { network, nodes: run(&device, work, *poster, &mut traces)? };
         let matches = run.words().is_some_and(|words| words.matching == words.total && words.total > 0);
         demo.add(run, matches, options.json);
     }
     if options.kill {
         let device = format!("{good},delay=100ms"); // so that the writes are still under way when node 1 dies
         let work = Work { count: 2000, size: 64, ..*work };
-        let nodes = vec![run_and_kill(&device, &work, &mut traces)?];
+        let nodes = vec![run_and_kill(&device, &work, *poster, &mut traces)?];
         let run = Run { network: "100ms one way; node 1 is killed".into(), nodes };
         let told = run.nodes[0].failure.is_some();
         demo.add(run, told, options.json);
@@ -155,34 +158,36 @@ impl Run {
 }
 
 /// Starts both nodes, 0 first.
-fn spawn_both(device: &str, work: &Work, traces: &mut Traces) -> Result<[Process; 2]> {
-    let mut target = spawn(device, work, ["--listen", "127.0.0.1:0"], traces)?;
+fn spawn_both(device: &str, work: &Work, poster: Poster, traces: &mut Traces) -> Result<[Process; 2]> {
+    let mut target = spawn(device, work, &["--listen", "127.0.0.1:0"], traces)?;
     let Listening { listening } = target.line().context("starting node 1")?;
-    let writer = spawn(device, work, ["--connect", &listening.to_string()], traces)?;
+    let to = listening.to_string();
+    let poster = if poster == Poster::Gpu { "gpu" } else { "cpu" };
+    let writer = spawn(device, work, &["--connect", &to, "--poster", poster], traces)?;
     Ok([writer, target])
 }
 
 /// Both nodes as processes.
-fn run(device: &str, work: &Work, traces: &mut Traces) -> Result<Vec<NodeReport>> {
-    let [mut writer, mut target] = spawn_both(device, work, traces)?;
+fn run(device: &str, work: &Work, poster: Poster, traces: &mut Traces) -> Result<Vec<NodeReport>> {
+    let [mut writer, mut target] = spawn_both(device, work, poster, traces)?;
     let first = report(&mut writer).context("node 0")?;
     let second = report(&mut target).context("node 1")?;
     Ok(vec![first, second])
 }
 
 /// Both nodes as processes, of which node 1 is killed once the first writes have arrived. What node 0 says.
-fn run_and_kill(device: &str, work: &Work, traces: &mut Traces) -> Result<NodeReport> {
-    let [mut writer, mut target] = spawn_both(device, work, traces)?;
+fn run_and_kill(device: &str, work: &Work, poster: Poster, traces: &mut Traces) -> Result<NodeReport> {
+    let [mut writer, mut target] = spawn_both(device, work, poster, traces)?;
     std::thread::sleep(Duration::from_secs(1));
     target.kill()?;
     writer.line().context("node 0")
 }
 
 /// Starts a node.
-fn spawn(device: &str, work: &Work, role: [&str; 2], traces: &mut Traces) -> Result<Process> {
+fn spawn(device: &str, work: &Work, role: &[&str], traces: &mut Traces) -> Result<Process> {
     let Work { size, count, seed, timeout } = work;
     let numbers = [("--size", size), ("--count", count), ("--seed", seed), ("--timeout", timeout)];
-    let fixed = ["node", "--json", "--device", device].into_iter().chain(role).map(String::from);
+    let fixed = ["node", "--json", "--device", device].into_iter().chain(role.iter().copied()).map(String::from);
     let work = numbers.into_iter().flat_map(|(name, value)| [name.to_string(), value.to_string()]);
     Process::spawn(fixed.chain(work).map(OsString::from).chain(traces.options()))
 }

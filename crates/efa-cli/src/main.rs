@@ -11,6 +11,7 @@
 
 mod demo;
 mod dissect;
+mod kernel;
 mod node;
 mod process;
 mod report;

@@ -2,15 +2,18 @@
 //!
 //! The nodes tell each other where they are over TCP, a line of JSON each way, as perftest does.
 
+use crate::kernel::{Machine, Queues};
 use crate::process;
 use crate::report::{EndpointReport, Entry, Failure, NodeReport, Packets, RegionReport, Words};
 use crate::watch::Watch;
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use efa_direct::{
-    Access, Completion, CompletionKind, CpuCompletionQueue, CqConfig, Device, Endpoint, ProtectionDomain, QpConfig,
-    RdmaWrite, Region, RemoteRegion,
+    Access, Completion, CompletionKind, CompletionQueue, CpuCompletionQueue, CqConfig, Device, Endpoint, Peer,
+    ProtectionDomain, QpConfig, RdmaWrite, Region, RemoteRegion, SendQueue, Status,
 };
+use efa_gpu_kernels::traffic::Job;
+use efa_io::Wqe64;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io::BufReader;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -21,6 +24,8 @@ use std::time::{Duration, Instant};
 const FIRST_IMM: u32 = 0x1000;
 /// Sends and receives that may be outstanding.
 const DEPTH: u32 = 128;
+/// Writes for a doorbell, of a kernel.
+const KERNEL_BATCH: u32 = 16;
 
 /// What `efa node` takes.
 #[derive(Args, Clone, Debug)]
@@ -36,12 +41,25 @@ pub(crate) struct Options {
     pub(crate) connect: Option<SocketAddr>,
     #[command(flatten)]
     pub(crate) work: Work,
+    /// Who posts node 0's writes, and polls their completions.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) poster: Poster,
     /// Print the report as a line of JSON.
     #[arg(long)]
     pub(crate) json: bool,
     /// Write what the device did to this file, for `chrome://tracing` or ui.perfetto.dev. Software devices only.
     #[arg(long)]
     pub(crate) trace: Option<PathBuf>,
+}
+
+/// Who posts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Poster {
+    /// This processor.
+    #[default]
+    Cpu,
+    /// A kernel: on the GPU if there is one, in the executor otherwise.
+    Gpu,
 }
 
 /// What is to be done; node 0's word counts.
@@ -209,38 +227,12 @@ fn write(options: &Options, to: SocketAddr) -> Result<(NodeReport, bool)> {
     let peer = pd.peer(&endpoint_of(&theirs)?)?;
     let remote = RemoteRegion { addr: theirs.region.addr, rkey: theirs.region.rkey, len: theirs.region.len };
 
-    let (mut sq, mut cq) = (qp.send.into_cpu(), cq.into_cpu());
-    let (mut wqe, mut doorbell, mut completion) = (None, None, None);
-    let (mut posted, mut completed, mut failure) = (0, 0, None);
-    let start = Instant::now();
-    while completed < work.count && failure.is_none() {
-        while posted < work.count && sq.room() > 0 {
-            let range = posted * work.size..(posted + 1) * work.size;
-            let request = RdmaWrite::new(region.slice(range.clone())?, remote.slice(range)?)
-                .imm(FIRST_IMM.wrapping_add(posted as u32));
-            if wqe.is_none() {
-                let preview = sq.preview(&peer, request, posted)?;
-                wqe = Some(Entry::new(preview.as_bytes(), &preview));
-            }
-            sq.post(&peer, request, posted)?;
-            posted += 1;
-            if doorbell.is_none() {
-                sq.ring();
-                doorbell = Some(sq.doorbell().value());
-            }
-        }
-        sq.ring();
-        let done = next_completion(&mut cq, &work, &device)?;
-        if !done.status.is_ok() {
-            failure = Some(Failure::new(done.wr_id, done.status));
-        }
-        if completion.is_none() || failure.is_some() {
-            let entry = cq.peek_back(1);
-            completion = Some(Entry::new(entry.as_bytes(), &entry));
-        }
-        completed += 1;
-    }
-    let microseconds = start.elapsed().as_micros() as u64;
+    let writes = Writes { work, peer: &peer, region: &region, remote: &remote, device: &device };
+    let posted = match options.poster {
+        Poster::Cpu => writes.by_processor(qp.send, cq)?,
+        Poster::Gpu => writes.by_kernel(qp.send, cq)?,
+    };
+    let Posted { poster, wqe, doorbell, completion, completed, failure, microseconds } = posted;
     let good = match failure {
         None => {
             let verdict: Words = wire.hear()?;
@@ -256,6 +248,7 @@ fn write(options: &Options, to: SocketAddr) -> Result<(NodeReport, bool)> {
         region: described,
         operations: completed,
         size: work.size,
+        poster,
         wqe,
         doorbell,
         completion,
@@ -268,6 +261,103 @@ fn write(options: &Options, to: SocketAddr) -> Result<(NodeReport, bool)> {
     };
     watch.export(options.trace.as_deref(), 0)?;
     Ok((report, good))
+}
+
+/// Node 0's writes.
+struct Writes<'a> {
+    work: Work,
+    peer: &'a Peer,
+    region: &'a Region<'a>,
+    remote: &'a RemoteRegion,
+    device: &'a Device,
+}
+
+/// What came of them.
+struct Posted {
+    poster: Option<String>,
+    wqe: Option<Entry>,
+    doorbell: Option<u32>,
+    completion: Option<Entry>,
+    completed: u64,
+    failure: Option<Failure>,
+    microseconds: u64,
+}
+
+impl Writes<'_> {
+    /// Write number `k`.
+    fn request(&self, k: u64) -> Result<RdmaWrite<'_>> {
+        let range = k * self.work.size..(k + 1) * self.work.size;
+        let write = RdmaWrite::new(self.region.slice(range.clone())?, self.remote.slice(range)?);
+        Ok(write.imm(FIRST_IMM.wrapping_add(k as u32)))
+    }
+
+    /// Posts them from here.
+    fn by_processor(&self, send: SendQueue<8>, cq: CompletionQueue) -> Result<Posted> {
+        let work = self.work;
+        let (mut sq, mut cq) = (send.into_cpu(), cq.into_cpu());
+        let (mut wqe, mut doorbell, mut completion) = (None, None, None);
+        let (mut posted, mut completed, mut failure) = (0, 0, None);
+        let start = Instant::now();
+        while completed < work.count && failure.is_none() {
+            while posted < work.count && sq.room() > 0 {
+                let request = self.request(posted)?;
+                if wqe.is_none() {
+                    let preview = sq.preview(self.peer, request, posted)?;
+                    wqe = Some(Entry::new(preview.as_bytes(), &preview));
+                }
+                sq.post(self.peer, request, posted)?;
+                posted += 1;
+                if doorbell.is_none() {
+                    sq.ring();
+                    doorbell = Some(sq.doorbell().value());
+                }
+            }
+            sq.ring();
+            let done = next_completion(&mut cq, &work, self.device)?;
+            if !done.status.is_ok() {
+                failure = Some(Failure::new(done.wr_id, done.status));
+            }
+            if completion.is_none() || failure.is_some() {
+                let entry = cq.peek_back(1);
+                completion = Some(Entry::new(entry.as_bytes(), &entry));
+            }
+            completed += 1;
+        }
+        let microseconds = start.elapsed().as_micros() as u64;
+        Ok(Posted { poster: None, wqe, doorbell, completion, completed, failure, microseconds })
+    }
+
+    /// Has a kernel post them, which is given both rings for as long.
+    fn by_kernel(&self, send: SendQueue<8>, cq: CompletionQueue) -> Result<Posted> {
+        let machine = Machine::find();
+        let poster = Some(machine.describe());
+        let queues = Queues { send: send.into_gpu(), cq: cq.into_gpu()? };
+        let to = self.peer.destination();
+        let job = |k: u64| -> Result<Job> {
+            let at = k * self.work.size;
+            let (local, remote) =
+                (self.region.slice(at..at + self.work.size)?.buf(), self.remote.slice(at..at + self.work.size)?.buf());
+            let imm = FIRST_IMM.wrapping_add(k as u32);
+            let (lkey, length) = (local.lkey.get(), local.length);
+            let (local, remote, rkey) = (local.addr, remote.addr, remote.rkey);
+            Ok(Job { kind: Job::WRITE_IMM, imm, length, lkey, rkey, split: 0, local, remote })
+        };
+        let jobs = (0..self.work.count).map(job).collect::<Result<Vec<_>>>()?;
+        let limits = queues.send.handle().limits;
+        let (local, remote) = (self.region.slice(..self.work.size)?.buf(), self.remote.slice(..self.work.size)?.buf());
+        let first: Wqe64 = efa_io::RdmaWrite::new(local, remote).imm(FIRST_IMM).encode(&limits, to)?;
+        let wqe = Some(Entry::new(first.as_bytes(), &first));
+        let doorbell = Some(self.work.count.min(KERNEL_BATCH.into()) as u32);
+        let start = Instant::now();
+        let (queues, done) = machine.run(queues, to, &jobs, KERNEL_BATCH, self.work.patience())?;
+        let microseconds = start.elapsed().as_micros() as u64;
+        let entry = queues.cq.into_idle(done.sent.consumed).into_cpu().peek_back(1);
+        let failed = done.statuses.iter().position(|&status| status > 1);
+        let failure = failed.map(|k| Failure::new(k as u64, Status::from_code((done.statuses[k] - 1) as u8)));
+        let completion = Some(Entry::new(entry.as_bytes(), &entry));
+        let completed = done.statuses.iter().filter(|&&status| status != 0).count() as u64;
+        Ok(Posted { poster, wqe, doorbell, completion, completed, failure, microseconds })
+    }
 }
 
 /// Node 1.
@@ -332,6 +422,7 @@ fn be_written_to(options: &Options, at: SocketAddr) -> Result<(NodeReport, bool)
         region: described,
         operations: work.count,
         size: work.size,
+        poster: None,
         wqe: None,
         doorbell: None,
         completion,

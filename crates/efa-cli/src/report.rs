@@ -17,6 +17,8 @@ pub(crate) struct NodeReport {
     pub(crate) operations: u64,
     /// Bytes of each.
     pub(crate) size: u64,
+    /// Who posted them, if not this processor (node 0).
+    pub(crate) poster: Option<String>,
     /// The first WQE (node 0).
     pub(crate) wqe: Option<Entry>,
     /// Value of the doorbell after the first WQE (node 0).
@@ -174,6 +176,9 @@ impl Display for NodeReport {
         writeln!(text, "device {}", self.device)?;
         writeln!(text, "GID {gid}, QP number {qpn}, qkey {qkey:#x}")?;
         writeln!(text, "region of {len} bytes at {addr:#x}, lkey {lkey:#x}, rkey {rkey:#x}")?;
+        if let Some(poster) = &self.poster {
+            writeln!(text, "posted and polled by {poster}")?;
+        }
         if let (Some(wqe), Some(doorbell)) = (&self.wqe, self.doorbell) {
             writeln!(
                 text,

@@ -40,6 +40,22 @@ fn two_processes_exchange_a_write_over_a_good_network_and_over_a_bad_one() {
 }
 
 #[test]
+fn a_kernel_posts_instead_of_the_processor_and_the_report_says_where_it_ran() {
+    let demo = demo(&["--poster", "gpu", "--count", "200", "--size", "512"]);
+    for run in demo["runs"].as_array().unwrap() {
+        assert_eq!(words(run), (200 * 64, 200 * 64));
+        let writer = &run["nodes"][0];
+        let poster = writer["poster"].as_str().unwrap();
+        assert!(
+            poster.starts_with("a kernel on the GPU") || poster.starts_with("a kernel in the executor"),
+            "{poster}"
+        );
+        assert_eq!((&writer["doorbell"], &writer["completions"]), (&16.into(), &200.into()));
+        assert!(writer["completion"]["fields"].as_str().unwrap().contains("send queue, ok"));
+    }
+}
+
+#[test]
 fn many_writes_survive_heavy_loss_and_say_how_many_packets_were_resent() {
     let demo = demo(&["--count", "300", "--size", "1024", "--loss", "0.3", "--dup", "0.2", "--seed", "9"]);
     let bad = &demo["runs"][1];

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `measure.rs` | measure the queues: how long posting and polling take, by who does it |
 //! | `nic.rs` | the software NIC, `efa-gpu-nic` |
+//! | `ptx.rs` | none: where they are as PTX, for hosts |
 //! | `traffic.rs` | post whatever they are told, and write down what completes: what tests run |
 
 #![cfg_attr(target_arch = "nvptx64", no_std)]
@@ -11,7 +12,12 @@
 
 pub mod measure;
 pub mod nic;
+#[cfg(not(target_arch = "nvptx64"))]
+mod ptx;
 pub mod traffic;
+
+#[cfg(not(target_arch = "nvptx64"))]
+pub use ptx::{VARIABLE, ptx};
 
 #[cfg(target_arch = "nvptx64")]
 #[panic_handler]

@@ -242,7 +242,7 @@ impl Sending {
     }
 }
 
-/// One thread posts the jobs, in order, `batch` to a doorbell, and takes their completions.
+/// One thread posts the jobs, in order, `batch` to a doorbell, and takes their completions. After one that failed it posts no more.
 ///
 /// # Safety
 /// A single thread, with queues of its own that hold nothing, and addresses that are what they should be.
@@ -279,10 +279,11 @@ where
     };
     let (Some(mut sq), Some(mut cq)) = (sq, cq) else { return };
     let (to, deadline) = (told.to(), watchdog.deadline());
-    let mut number = 0;
-    while number < told.count {
+    let (mut number, mut failed) = (0, false);
+    while number < told.count && !failed {
         let waited = sq.wait_for_room(&mut cq, 1, deadline, |entry| {
             told.note(&entry);
+            failed |= !entry.status().is_ok();
             Some(entry)
         });
         if let Err(PostError::TimedOut(waited)) = waited {

@@ -7,19 +7,12 @@ use efa_io::handle::WatchdogHandle;
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// The project's kernels as PTX: the files that the environment variable `EFA_KERNELS` names, with colons between, or that
-/// `cargo xtask bench gpu` has left; each as `….sm_90.ptx`.
+/// The project's kernels, which [`efa_gpu_kernels::ptx`] finds.
 ///
 /// # Panics
 /// There are none.
 pub fn kernels(gpu: &Gpu) -> Module {
-    let paths = std::env::var("EFA_KERNELS").expect("EFA_KERNELS names the kernels' PTX: cargo xtask gpu sets it");
-    let read = |path: &str| {
-        let arch = path.rsplit_once(".sm_").and_then(|(_, rest)| rest.strip_suffix(".ptx")?.parse().ok());
-        let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        (arch.unwrap_or_else(|| panic!("{path}: a name that ends with its architecture, as in .sm_90.ptx")), text)
-    };
-    let all: Vec<(u32, String)> = paths.split(':').map(read).collect();
+    let all = efa_gpu_kernels::ptx().unwrap_or_else(|problem| panic!("{problem}"));
     let all: Vec<(u32, &str)> = all.iter().map(|(arch, text)| (*arch, text.as_str())).collect();
     gpu.load(&all).expect("the kernels load")
 }

@@ -1,0 +1,191 @@
+//! Writes that a kernel posts: on a GPU if there is one, in the executor otherwise.
+
+use anyhow::{Context, Result, anyhow, ensure};
+use efa_direct::cuda::{Gpu, Module, PinnedMemory, Shape};
+use efa_direct::{Error, GpuCompletionQueue, GpuSendQueue};
+use efa_gpu_device::simt::Executor;
+use efa_gpu_kernels::traffic::{Job, Sending, Sent, send_by_thread};
+use efa_io::handle::{Waited, WatchdogHandle};
+use efa_io::{CompletionRingHandle, Destination, SendRingHandle};
+use std::time::Duration;
+
+/// Jobs of a launch, at most: their numbers are request ids of 16 bits.
+const MOST: usize = 1 << 14;
+
+/// Whoever runs kernels here.
+pub(crate) enum Machine {
+    Gpu(Box<(Gpu, Module)>),
+    /// None, and why.
+    Executor(String),
+}
+
+/// What came of jobs.
+pub(crate) struct Done {
+    /// By job: 0 if it did not complete, else its status plus 1.
+    pub(crate) statuses: Vec<u32>,
+    /// How far the queues are.
+    pub(crate) sent: Sent,
+}
+
+/// Queues that a kernel has.
+pub(crate) struct Queues {
+    pub(crate) send: GpuSendQueue<8>,
+    pub(crate) cq: GpuCompletionQueue,
+}
+
+impl Machine {
+    /// A GPU with kernels for it, or the executor.
+    pub(crate) fn find() -> Self {
+        let gpu = || -> Result<(Gpu, Module)> {
+            let gpu = Gpu::open(0)?;
+            let kernels = efa_gpu_kernels::ptx().map_err(|problem| anyhow!(problem))?;
+            let kernels: Vec<(u32, &str)> = kernels.iter().map(|(arch, text)| (*arch, text.as_str())).collect();
+            let module = gpu.load(&kernels)?;
+            Ok((gpu, module))
+        };
+        gpu().map_or_else(|error| Self::Executor(format!("{error:#}")), |found| Self::Gpu(Box::new(found)))
+    }
+
+    /// Which it is.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Self::Gpu(found) => format!("a kernel on the GPU, {}", found.0.info().name),
+            Self::Executor(why) => format!("a kernel in the executor, on this processor: {why}"),
+        }
+    }
+
+    /// Has a kernel post all jobs, `batch` to a doorbell, and take their completions.
+    pub(crate) fn run(
+        &self,
+        queues: Queues,
+        to: Destination,
+        jobs: &[Job],
+        batch: u32,
+        patience: Duration,
+    ) -> Result<(Queues, Done)> {
+        let Queues { send, cq } = queues;
+        match self {
+            Self::Gpu(found) => {
+                let (gpu, module) = &**found;
+                let (send, cq) = (gpu.map(send).map_err(Error::from)?, gpu.map(cq).map_err(Error::from)?);
+                let run = OnGpu::new(gpu, module, jobs.len())?;
+                let done = in_rounds(jobs, send.handle(), cq.handle(), |send, cq, jobs| {
+                    run.round(send, cq, to, jobs, batch, patience)
+                })?;
+                drop(run);
+                Ok((Queues { send: send.unmap(), cq: cq.unmap() }, done))
+            }
+            Self::Executor(_) => {
+                let done = in_rounds(jobs, send.handle(), cq.handle(), |send, cq, jobs| {
+                    in_executor(send, cq, to, jobs, batch, patience)
+                })?;
+                Ok((Queues { send, cq }, done))
+            }
+        }
+    }
+}
+
+/// Has `round` do the jobs, as many at a time as have numbers, until one fails.
+fn in_rounds(
+    jobs: &[Job],
+    mut send: SendRingHandle,
+    mut cq: CompletionRingHandle,
+    mut round: impl FnMut(SendRingHandle, CompletionRingHandle, &[Job]) -> Result<Done>,
+) -> Result<Done> {
+    let sent = Sent { posted: send.producer, consumed: cq.consumer };
+    let mut all = Done { statuses: Vec::new(), sent };
+    for jobs in jobs.chunks(MOST) {
+        let done = round(send, cq, jobs)?;
+        (send.producer, cq.consumer) = (done.sent.posted, done.sent.consumed);
+        let good = done.statuses.iter().all(|&status| status == 1);
+        all.statuses.extend(done.statuses);
+        all.sent = done.sent;
+        if !good {
+            break;
+        }
+    }
+    Ok(all)
+}
+
+/// What the kernel is told, but for addresses.
+fn told(send: SendRingHandle, cq: CompletionRingHandle, to: Destination, count: usize, batch: u32) -> Sending {
+    let watchdog = WatchdogHandle { report: 0, timeout_ns: 0 };
+    let (ah, qpn, qkey, count) = (to.ah.into(), to.qpn.into(), to.qkey, count as u32);
+    Sending { send, cq, watchdog, state: 0, jobs: 0, statuses: 0, outcome: 0, count, batch, ah, qpn, qkey, reserved: 0 }
+}
+
+fn in_executor(
+    send: SendRingHandle,
+    cq: CompletionRingHandle,
+    to: Destination,
+    jobs: &[Job],
+    batch: u32,
+    patience: Duration,
+) -> Result<Done> {
+    let (mut statuses, mut sent, mut waited) = (vec![0u32; jobs.len()], Sent::default(), [0u32; 4]);
+    let told = Sending {
+        watchdog: WatchdogHandle { report: waited.as_mut_ptr() as u64, timeout_ns: patience.as_nanos() as u64 },
+        jobs: jobs.as_ptr() as u64,
+        statuses: statuses.as_mut_ptr() as u64,
+        outcome: &raw mut sent as u64,
+        ..told(send, cq, to, jobs.len(), batch)
+    };
+    // SAFETY: the addresses are those of values that live on in this function, and of rings that were handed over to this kernel alone.
+    let run = Executor::new(1).timeout(patience * 2).launch(1, 1, || unsafe { send_by_thread(told) }).run();
+    run.context("the executor")?;
+    let waited: Waited = bytemuck::cast(waited);
+    ensure!(waited.what == Waited::NOTHING, "the kernel waited {patience:?} in vain for {waited}");
+    Ok(Done { statuses, sent })
+}
+
+/// A kernel on a GPU, and memory for what it is told and says.
+struct OnGpu<'a> {
+    gpu: &'a Gpu,
+    module: &'a Module,
+    jobs: PinnedMemory,
+    statuses: PinnedMemory,
+    sent: PinnedMemory,
+}
+
+impl<'a> OnGpu<'a> {
+    fn new(gpu: &'a Gpu, module: &'a Module, jobs: usize) -> Result<Self> {
+        let jobs = jobs.min(MOST);
+        Ok(Self {
+            gpu,
+            module,
+            jobs: gpu.pinned(jobs * size_of::<Job>())?,
+            statuses: gpu.pinned(jobs * 4)?,
+            sent: gpu.pinned(size_of::<Sent>())?,
+        })
+    }
+
+    fn round(
+        &self,
+        send: SendRingHandle,
+        cq: CompletionRingHandle,
+        to: Destination,
+        jobs: &[Job],
+        batch: u32,
+        patience: Duration,
+    ) -> Result<Done> {
+        let mut statuses = vec![0u32; jobs.len()];
+        self.jobs.write(0, bytemuck::cast_slice(jobs))?;
+        self.statuses.write(0, bytemuck::cast_slice(&statuses))?;
+        let (watchdog, stream) = (self.gpu.watchdog(patience)?, self.gpu.stream()?);
+        let told = Sending {
+            watchdog: watchdog.handle(),
+            jobs: self.jobs.addr(),
+            statuses: self.statuses.addr(),
+            outcome: self.sent.addr(),
+            ..told(send, cq, to, jobs.len(), batch)
+        };
+        let kernel = self.module.kernel("send_by_thread")?;
+        // SAFETY: the kernel takes this; the addresses are those of memory that lives on until it is over, and of rings that were handed over to it alone.
+        let running = unsafe { kernel.launch(&stream, Shape::new(1, 1), (told,)) }?;
+        running.wait_watched(&watchdog)?;
+        let mut sent = Sent::default();
+        self.statuses.read(0, bytemuck::cast_slice_mut(&mut statuses))?;
+        self.sent.read(0, bytemuck::bytes_of_mut(&mut sent))?;
+        Ok(Done { statuses, sent })
+    }
+}
