@@ -37,6 +37,9 @@
 //! }
 //! ```
 //!
+//! A kernel that takes handles by value has them in constant memory: they cost no registers. Several requests are placed in fewer instructions by
+//! [`post_many`](ThreadSendQueue::post_many).
+//!
 //! What would overflow the ring or its completion queue is refused before a byte is written, and nothing is rung over `max_batch`: a queue
 //! counts what is outstanding, and only a completion that was polled, [settled](ThreadSendQueue::settle) once, makes room.
 //!

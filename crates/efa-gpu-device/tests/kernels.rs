@@ -1,12 +1,24 @@
-//! The measuring kernels, compiled for every architecture and assembled. Takes a PTX toolchain: `cargo xtask toolchain`.
+//! The project's kernels, compiled for every architecture and assembled. Takes a PTX toolchain: `cargo xtask toolchain`.
 
 use efa_gpu_builder::PtxBuilder;
 use std::path::Path;
 
 const NEEDS: &str = "cargo xtask toolchain brings what this needs";
 
-/// Most registers of a posting kernel, its loops and its requests included. The aim is 40 (`results/gpu.md` says what is missing).
-const MOST: u32 = 56;
+/// Most registers of kernels that post or poll, their loops and their requests included.
+const MOST: &[(&str, u32)] = &[
+    ("post_one", 40),
+    // Of the oldest architecture; 40 on the others.
+    ("post_thread", 43),
+    ("post_warp", 40),
+    // Any of those who post to one queue may have to ring for all: 42, and 50 on the oldest.
+    ("post_shared", 50),
+    ("poll_thread", 24),
+    ("poll_warp", 24),
+];
+
+/// Most registers that a posting call costs a kernel which never takes it.
+const DORMANT: u32 = 8;
 
 #[test]
 #[ignore = "needs a PTX toolchain and ptxas: cargo xtask toolchain"]
@@ -16,11 +28,18 @@ fn posting_and_polling_stay_in_registers_on_every_architecture() {
     let report = built.assemble().expect(NEEDS);
     println!("{report}");
     assert_eq!(built.warnings(), [""; 0]);
+    // No kernel of ours spills, or has anything in local memory.
     assert_eq!(report.outside_registers().count(), 0, "\n{report}");
     for module in built.modules() {
-        for name in ["post_thread", "post_warp", "poll_thread", "poll_warp"] {
-            let kernel = report.get(module.arch, name).expect("the kernel is in the PTX");
-            assert!(kernel.registers <= Some(MOST), "\n{report}");
+        let registers = |name| report.get(module.arch, name).and_then(|kernel| kernel.registers).expect("it is there");
+        for &(name, most) in MOST {
+            assert!(
+                registers(name) <= most,
+                "{name} for {}: {} registers, {most} at most",
+                module.arch,
+                registers(name)
+            );
         }
+        assert!(registers("dormant") <= registers("compute") + DORMANT, "\n{report}");
     }
 }

@@ -309,6 +309,12 @@ fn run(config: Config) {
             let before = last.replace(value);
             let more = value.wrapping_sub(before);
             assert!((1..=config.max_batch).contains(&more), "a doorbell that tells of {more} WQEs");
+            // What is stored ahead of the last doorbell is a batch at most.
+            (config.max_batch..config.entries()).map(|ahead| before.wrapping_add(ahead)).for_each(|at| {
+                let word = memory.ring[(at & (config.entries() - 1)) as usize].0[0].load(Ordering::Relaxed);
+                let is_of_this_lap = (word >> 24 & 1 != 0) == (at >> config.shift & 1 != 0);
+                assert!(word == 0 || !is_of_this_lap, "WQE {at} was stored after doorbell {before}");
+            });
             // A NIC may look at this very moment.
             (0..more)
                 .for_each(|i| _ = config.check(before.wrapping_add(i), memory.wqe(before.wrapping_add(i), &config)));

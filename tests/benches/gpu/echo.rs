@@ -1,12 +1,14 @@
 //! From a post to its completion: posted by the kernel itself, or by way of a proxy, a thread of the processor that takes requests from a queue in
-//! host memory and posts them. The NIC is another thread in both cases, which completes at once whatever it is rung for.
+//! host memory and posts them. The NIC is another thread in both cases, which completes at once whatever it is rung for. And through the NIC that is a
+//! kernel, with everything in the GPU's memory, which moves the bytes, too.
 
 use crate::gpu::Arg::{Address, Completions, Number, Send};
 use crate::gpu::{Gpu, Place, Plain};
-use crate::posts::{ENTRIES, Ring, WORK};
+use crate::posts::{ENTRIES, Ring, WORK, Work};
 use crate::{Row, median};
 use efa_io::op::RdmaHead;
 use efa_io::*;
+use efa_tests::traffic::World;
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
 use std::thread;
@@ -43,7 +45,7 @@ struct Bench<'a> {
     stop: AtomicBool,
 }
 
-pub(crate) fn all(gpu: &Gpu) -> Result<Vec<Row>, Box<dyn Error>> {
+pub(crate) fn all(gpu: &Gpu, kernels: &str) -> Result<Vec<Row>, Box<dyn Error>> {
     let host = Place::Host;
     let (mask, shift) = (ENTRIES as u32 - 1, ENTRIES.ilog2());
     let bench = |completes: bool| -> Result<Bench<'_>, Box<dyn Error>> {
@@ -67,11 +69,49 @@ pub(crate) fn all(gpu: &Gpu) -> Result<Vec<Row>, Box<dyn Error>> {
     let direct = bench(true)?.direct()?;
     let proxied = bench(true)?.proxied(1)?;
     let rate = bench(false)?.proxied(BATCH)?;
+    let nic = through_the_nic(gpu, kernels)?;
     Ok(vec![
+        Row::new(Place::Gpu, "post to completion, 64 bytes through the NIC kernel", nic),
         Row::new(host, "post to completion, by the kernel", direct),
         Row { ours: Some(direct), ..Row::new(host, "post to completion, by way of a proxy", proxied) },
         Row::new(host, format!("handed to a proxy that posts, {BATCH} at a time"), rate),
     ])
+}
+
+/// Nanoseconds from a post to its completion, through the NIC that is a kernel.
+fn through_the_nic(gpu: &Gpu, kernels: &str) -> Result<f64, Box<dyn Error>> {
+    let ours = efa_direct::cuda::Gpu::open(0)?;
+    let module = ours.load(&[(ours.info().arch(), &std::fs::read_to_string(kernels)?)])?;
+    let (elapsed, work) = (Place::Host.allocate(8)?, Place::Host.allocate(size_of::<Work>())?);
+    let mut world = World::start(&ours, &module, 0, false, [1024, 64], 1 << 20);
+    let ends = world.ends();
+    let (ah, qpn, qkey) = ends.to;
+    let told = Work {
+        ah: ah.into(),
+        qpn: qpn.into(),
+        qkey,
+        lkey: ends.source.lkey,
+        rkey: ends.target.rkey,
+        length: 64,
+        local: ends.source.addr,
+        remote: ends.target.addr,
+    };
+    Place::Host.write(work, &[told])?;
+    let (mut send, mut cq) = (ends.send, ends.send_cq);
+    let mut times = Vec::new();
+    for _ in 0..LAUNCHES {
+        let args = [Send(Plain(send)), Completions(Plain(cq)), Address(work), Number(COUNT), Address(elapsed)];
+        gpu.start("post_and_wait", 1, 1, &args)?;
+        // Not for all kernels: the NIC runs on.
+        gpu.finish()?;
+        let ns = word(elapsed).load(Acquire);
+        assert_ne!(ns, 0, "a completion is missing, or no good");
+        times.push(ns as f64 / f64::from(COUNT));
+        (send.producer, cq.consumer) = (send.producer.wrapping_add(COUNT), cq.consumer.wrapping_add(COUNT));
+    }
+    world.stop();
+    drop(ends);
+    Ok(median(times))
 }
 
 impl Bench<'_> {

@@ -122,7 +122,7 @@ impl Gpu {
         Ok(Self {
             name: context.name()?,
             driver: driver.trim().into(),
-            stream: context.default_stream(),
+            stream: context.new_stream()?,
             ours: load(kernels)?,
             vendor: vendor.map(load).transpose()?,
         })

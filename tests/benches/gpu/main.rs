@@ -112,7 +112,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         show(posts::shared(&gpu, place)?);
         show(polls::all(&gpu, place)?);
     }
-    show(echo::all(&gpu)?);
+    show(echo::all(&gpu, &kernels)?);
     let usage = gpu.usage()?;
     println!("\n{:20} {:>9} {:>12}", "kernel", "registers", "local bytes");
     for Usage { name, registers, local } in &usage {

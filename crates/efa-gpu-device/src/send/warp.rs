@@ -65,28 +65,14 @@ where
         self.make_room(count * LANES)?;
         let lane = arch::lane();
         let mut i = 0;
-        // Two at a time: what one waits for, the other fills.
-        while i + 1 < count {
-            let [(to, one, id), (other_to, other, other_id)] = [request(i), request(i + 1)];
-            let checked = one.check(&self.ring.limits).and(other.check(&self.ring.limits));
-            if arch::ballot(ALL, checked.is_ok()) != ALL {
-                arch::rarely();
-                break;
-            }
-            let (one, other) = (one.wqe(to), other.wqe(other_to));
-            self.ring.store(lane, one, id);
-            self.ring.store(LANES + lane, other, other_id);
-            self.placed(2 * LANES);
-            i += 2;
-        }
         while i < count {
-            let (to, one, id) = request(i);
-            let checked = one.check(&self.ring.limits);
+            let (to, request, id) = request(i);
+            let checked = request.check(&self.ring.limits);
             if arch::ballot(ALL, checked.is_ok()) != ALL {
                 arch::rarely();
                 return checked.map_err(PostError::Encode).and(Err(PostError::Neighbour));
             }
-            self.ring.store(lane, one.wqe(to), id);
+            self.ring.store(lane, request.wqe(to), id);
             self.placed(LANES);
             i += 1;
         }

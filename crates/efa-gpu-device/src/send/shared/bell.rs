@@ -13,7 +13,8 @@
 //!
 //! Why the device sees every WQE that it is told of: a poster's WQE comes before its fence and its mark, the look at the mark before the ringer's
 //! fence and the doorbell. The first fence reaches as far as the ringer, the second as far as the device, and causality order is transitive (PTX
-//! ISA, "Memory consistency model", "Causality order"). In the same way one ringer's doorbell comes before the next one's.
+//! ISA, "Memory consistency model", "Causality order"). In the same way one ringer's doorbell comes before the next one's. And requests that were rung
+//! for count as the batch's until a fence of system scope is behind their doorbell: the device has it before the first WQE of the next batch.
 
 use super::{MARKS, RELIEF, ROOM, room};
 use crate::arch;
@@ -25,8 +26,8 @@ const BATON: u32 = 2;
 /// Laps that a mark tells apart: as many as a 30-bit number has values.
 const LAP: u32 = u32::MAX << 2;
 
-/// What the word for relief says: nobody asks for it; who has the baton does; somebody waits for it; it has been given away, and the next word says where
-/// it lies.
+/// What the word for relief says: nobody asks for it; who has the baton does; somebody waits for it; it has been given away, and the next two words say
+/// where it lies, and how many requests are owed to the batch.
 const NOBODY: u32 = 0;
 const WANTED: u32 = 1;
 const CLAIMED: u32 = 2;
@@ -83,7 +84,7 @@ impl Bell {
         if finder != 0 {
             arch::rarely();
             let at = arch::shuffle(group, at, finder.trailing_zeros());
-            self.ring_from(group, at, at.wrapping_add(1));
+            self.ring_from(group, at, at.wrapping_add(1), 0);
         } else if arch::ballot(group, relief == WANTED) != 0 {
             arch::rarely();
             self.relieve(group);
@@ -94,7 +95,7 @@ impl Bell {
     #[inline(always)]
     fn relieve(self, group: u32) {
         let leader = group.trailing_zeros();
-        let (mut claimed, mut at) = (false, 0);
+        let (mut claimed, mut at, mut owed) = (false, 0, 0);
         if arch::lane() == leader {
             // SAFETY: words of the state.
             unsafe {
@@ -105,20 +106,22 @@ impl Bell {
                     // What the other one has rung before what this one rings; and where.
                     arch::fence_gpu();
                     at = arch::load_gpu(self.relief().add(1));
+                    owed = arch::load_gpu(self.relief().add(2));
                     arch::store_gpu(self.relief(), NOBODY);
                 }
             }
         }
         if arch::ballot(group, claimed) != 0 {
             let at = arch::shuffle(group, at, leader);
-            self.ring_from(group, at, at);
+            self.ring_from(group, at, at, owed);
         }
     }
 
     /// Rings from slot `at` on, as far as every slot is ready, which all before `end` are, and passes the baton on. Only one group at a time is here: who
-    /// has it.
+    /// has it. `owed` requests were rung for and still count as the batch's, by the leader: the next batch may begin when it is sure that the device gets
+    /// the doorbell first.
     #[inline(always)]
-    fn ring_from(self, group: u32, mut at: u32, mut end: u32) {
+    fn ring_from(self, group: u32, mut at: u32, mut end: u32, mut owed: u32) {
         let leader = group.trailing_zeros();
         let mut doorbells = 0;
         loop {
@@ -128,17 +131,11 @@ impl Bell {
                 arch::fence_system();
                 arch::sync_warp(group);
                 if arch::lane() == leader {
-                    // SAFETY: the ring's doorbell, and a word of the state.
-                    unsafe {
-                        arch::store_doorbell(self.doorbell, end);
-                        // The doorbell before what is stored for the next batch, which has begun, and before whoever rings next.
-                        arch::fence_gpu();
-                        arch::fetch_add_relaxed_gpu_u64(
-                            self.state.add(ROOM).cast(),
-                            room::in_batch(end.wrapping_sub(at)),
-                        );
-                    }
+                    self.give_back(owed);
+                    // SAFETY: the ring's doorbell.
+                    unsafe { arch::store_doorbell(self.doorbell, end) };
                 }
+                owed = end.wrapping_sub(at);
                 at = end;
                 doorbells += 1;
                 if doorbells < PATIENCE {
@@ -151,8 +148,7 @@ impl Bell {
                 // SAFETY: as above.
                 let claimed = arch::lane() == leader && unsafe { arch::load_gpu(self.relief()) } == CLAIMED;
                 if arch::ballot(group, claimed) != 0 {
-                    self.hand_over(group, at);
-                    return;
+                    return self.hand_over(group, at, owed);
                 }
                 continue;
             }
@@ -163,28 +159,42 @@ impl Bell {
                 unsafe {
                     claimed = doorbells >= PATIENCE && arch::exchange_relaxed_gpu(self.relief(), NOBODY) == CLAIMED;
                     if !claimed {
+                        if owed != 0 {
+                            // The device gets the doorbell before the next batch, and before what whoever rings next rings.
+                            arch::fence_system();
+                        }
+                        self.give_back(owed);
                         left = arch::exchange_relaxed_gpu(self.mark(at), lap | BATON) != lap | READY;
                     }
                 }
             }
             if arch::ballot(group, claimed) != 0 {
-                self.hand_over(group, at);
-                return;
+                return self.hand_over(group, at, owed);
             }
             if arch::ballot(group, left) != 0 {
                 return;
             }
-            (end, doorbells) = (at.wrapping_add(1), 0);
+            (end, doorbells, owed) = (at.wrapping_add(1), 0, 0);
+        }
+    }
+
+    /// So many requests are the batch's no more. A fence of system scope is behind their doorbell.
+    #[inline(always)]
+    fn give_back(self, count: u32) {
+        if count != 0 {
+            // SAFETY: a word of the state.
+            unsafe { arch::fetch_add_relaxed_gpu_u64(self.state.add(ROOM).cast(), room::in_batch(count)) };
         }
     }
 
     /// Gives the baton to who waits for it.
     #[inline(always)]
-    fn hand_over(self, group: u32, at: u32) {
+    fn hand_over(self, group: u32, at: u32, owed: u32) {
         if arch::lane() == group.trailing_zeros() {
             // SAFETY: words of the state.
             unsafe {
                 arch::store_gpu(self.relief().add(1), at);
+                arch::store_gpu(self.relief().add(2), owed);
                 // That, and the doorbell, before whoever rings next.
                 arch::fence_gpu();
                 arch::store_gpu(self.relief(), HANDED);

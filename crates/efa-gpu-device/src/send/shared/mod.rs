@@ -54,8 +54,8 @@ mod room {
     }
 }
 
-/// The words that [`SharedSendQueue`]s of this ring have in common, as they are in the beginning. They go to memory of the GPU, or that a GPU
-/// reaches, aligned to 128 bytes.
+/// The words that [`SharedSendQueue`]s of this ring have in common, as they are in the beginning. They go to the GPU's own memory, aligned to 128
+/// bytes: with the state in host memory, posters on an H100 waited for ever.
 pub fn shared_state(handle: &SendRingHandle) -> impl Iterator<Item = u32> + use<> {
     let counters = [(ROOM, handle.max_batch), (ROOM + 1, handle.credits), (RESERVED, handle.producer)];
     let counter = move |word| counters.iter().find(|counter| counter.0 == word).map_or(0, |counter| counter.1);
@@ -88,7 +88,7 @@ where
     ///
     /// # Safety
     /// The handle is of a queue that was handed over to this GPU, and `state` are the words that [`shared_state`] gave for it, which nobody has changed
-    /// but values of this type; both addresses are valid here for as long as the queue is used. Nobody else posts there.
+    /// but values of this type, in this GPU's own memory; both addresses are valid here for as long as the queue is used. Nobody else posts there.
     #[inline(always)]
     pub unsafe fn new(handle: &SendRingHandle, state: *mut u32) -> Option<Self> {
         if handle.wqe_size as usize != <Wqe<W> as SendWqe>::SIZE
