@@ -1,4 +1,4 @@
-//! Two nodes on the NIC that runs as a kernel, everything in the GPU's memory.
+//! Two nodes on the NIC that runs as a kernel, everything in the memory of a GPU, or of two.
 
 use super::{Area, Bytes, Ends};
 use efa_direct::cuda::{Gpu, GpuMemory, Module, PinnedWords, Running, Shape, Stream};
@@ -58,11 +58,19 @@ impl Bytes for GpuMemory {
 }
 
 impl World {
-    /// Starts a NIC with two nodes, which executes and completes in the order that `seed` gives; send queues of `entries`, areas of `bytes`.
+    /// Starts a NIC with two nodes, which executes and completes in the order that `seed` gives; send queues of `entries`, areas of `bytes`. Node B's
+    /// areas are in the memory of `far`, which may be another GPU.
     ///
     /// # Panics
     /// Whatever CUDA refuses.
-    pub fn start(gpu: &Gpu, module: &Module, seed: u64, wide: bool, [entries, receives]: [u32; 2], bytes: u64) -> Self {
+    pub fn start(
+        [gpu, far]: [&Gpu; 2],
+        module: &Module,
+        seed: u64,
+        wide: bool,
+        [entries, receives]: [u32; 2],
+        bytes: u64,
+    ) -> Self {
         let mut memory = OnGpu { gpu: gpu.clone(), pieces: Vec::new() };
         let mut builder = Builder::new(seed);
         builder.idle_timeout_ns(60_000_000_000);
@@ -70,14 +78,14 @@ impl World {
         let [pd_a, pd_b] = [a, b].map(|device| builder.domain(device).expect("a domain"));
         let [to_b, _to_a] = [(pd_a, b), (pd_b, a)].map(|(pd, to)| builder.address_handle(pd, to).expect("a handle"));
         let mtu = DeviceConfig::default().mtu;
-        let area = |builder: &mut Builder, pd, len: u64| {
-            let piece = gpu.allocate(len).expect("GPU memory");
+        let area = |builder: &mut Builder, on: &Gpu, pd, len: u64| {
+            let piece = on.allocate(len).expect("GPU memory");
             let keys = builder.region(pd, piece.addr(), len, Access::ALL).expect("a region");
             Area { addr: piece.addr(), lkey: keys.lkey, rkey: keys.rkey, len, bytes: Box::new(piece) }
         };
-        let [source, sink] = [(); 2].map(|()| area(&mut builder, pd_a, bytes));
-        let [target, origin] = [(); 2].map(|()| area(&mut builder, pd_b, bytes));
-        let inbox = area(&mut builder, pd_b, (mtu * receives).into());
+        let [source, sink] = [(); 2].map(|()| area(&mut builder, gpu, pd_a, bytes));
+        let [target, origin] = [(); 2].map(|()| area(&mut builder, far, pd_b, bytes));
+        let inbox = area(&mut builder, far, pd_b, (mtu * receives).into());
         let cqs = [(); 2].map(|()| builder.completion_queue(&mut memory, entries + receives).expect("a queue"));
         let qkey = 0x1234;
         let [qp_a, qp_b] = [(pd_a, cqs[0]), (pd_b, cqs[1])].map(|(pd, cq)| {

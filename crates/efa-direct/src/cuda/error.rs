@@ -44,6 +44,16 @@ pub enum GpuError {
         /// How many there are.
         count: usize,
     },
+    /// Two GPUs that do not reach each other's memory.
+    #[error(
+        "GPU {from} does not reach the memory of GPU {to}: it takes NVLink or a common PCIe root, and an IOMMU that lets it (nvidia-smi topo -p2p r)"
+    )]
+    NoPeer {
+        /// Whose kernels would.
+        from: usize,
+        /// Whose memory.
+        to: usize,
+    },
     /// A call into CUDA failed.
     #[error(transparent)]
     Cuda(#[from] CudaError),

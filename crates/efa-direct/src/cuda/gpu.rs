@@ -121,6 +121,27 @@ impl Gpu {
         Ok((0..count()?).map(|ordinal| find(ordinal).map(|(_, info)| info)).collect::<Result<_, _>>()?)
     }
 
+    /// From here on this GPU's kernels reach the other one's memory, under the addresses that it has there: over NVLink or PCIe.
+    ///
+    /// # Errors
+    /// [`GpuError::NoPeer`] if the two do not reach each other, or what CUDA answers.
+    pub fn reach(&self, other: &Gpu) -> Result<(), Error> {
+        let (mut can, [from, to]) = (0, [self, other].map(|gpu| gpu.context.device));
+        // SAFETY: both devices exist; the number is valid for the call.
+        unsafe { cuda!(cuDeviceCanAccessPeer(&mut can, from, to)) }.map_err(GpuError::from)?;
+        if can == 0 {
+            let [from, to] = [self, other].map(|gpu| gpu.info().ordinal);
+            return Err(GpuError::NoPeer { from, to }.into());
+        }
+        let _current = self.context.enter().map_err(GpuError::from)?;
+        // SAFETY: the other context is retained. It stays reachable as long as either context lives, which hurts nobody.
+        let answer = unsafe { cuda!(cuCtxEnablePeerAccess(other.context.context, 0)) };
+        match answer {
+            Err(error) if error.code == sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED as u32 => Ok(()),
+            answer => Ok(answer.map_err(GpuError::from)?),
+        }
+    }
+
     /// What it is.
     pub fn info(&self) -> &GpuInfo {
         &self.context.info
