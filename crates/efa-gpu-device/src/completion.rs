@@ -2,7 +2,7 @@
 
 use crate::arch;
 use crate::time::{Deadline, TimedOut};
-use crate::warp::{ALL, Warp};
+use crate::warp::{ALL, LANES, Warp};
 use efa_io::handle::Waited;
 use efa_io::ring::CqDoorbell;
 use efa_io::{Completion, CompletionRingHandle, Cqe32, DecodeError, Status};
@@ -164,6 +164,40 @@ impl CompletionQueue {
             self.report();
         }
         entry.filter(|_| arch::lane() < count)
+    }
+
+    /// Takes as many completions as there are, `N` for each lane at most, and hands them to `each` in every lane, `N` times one or none; gives their number.
+    /// One fence and one report are for all of them, so this takes more a second than [`poll_warp`](Self::poll_warp), where there are many; a single
+    /// one comes later by a fence. All lanes have this value with the same counter in it, and call this together.
+    #[inline(always)]
+    pub fn poll_many_warp<const N: usize>(&mut self, _: Warp, mut each: impl FnMut(Option<Entry>)) -> u32 {
+        let at = self.consumer.wrapping_add(arch::lane());
+        let slots = core::array::from_fn::<_, N, _>(|i| {
+            let at = at.wrapping_add(i as u32 * LANES);
+            // SAFETY: the entry is inside the ring.
+            (at, unsafe { arch::load_pair(self.slot(at)) })
+        });
+        let (mut count, mut goes_on) = (0, true);
+        for (at, first) in slots {
+            // Without a gap, from the first one on.
+            let fresh = arch::ballot(ALL, self.is_fresh(first[0], at)).trailing_ones();
+            count += if goes_on { fresh } else { 0 };
+            goes_on &= fresh == LANES;
+        }
+        if count == 0 {
+            return 0;
+        }
+        // What the device wrote before these entries, before what is read after them.
+        arch::fence_system();
+        for (i, (at, first)) in slots.into_iter().enumerate() {
+            let is_there = i as u32 * LANES + arch::lane() < count;
+            each(is_there.then(|| self.entry(self.slot(at), first)));
+        }
+        self.consumer = self.consumer.wrapping_add(count);
+        if arch::lane() == 0 {
+            self.report();
+        }
+        count
     }
 
     /// Says how far this is, where somebody wants to know.

@@ -35,7 +35,7 @@ pub unsafe fn load_acquire_system_u32(from: *const u32) -> u32 {
     unsafe { arch::load_doorbell(from) }
 }
 
-/// Loads two words, each whole, in no particular order.
+/// Loads two words at once.
 ///
 /// # Safety
 /// `from` is valid for reads of two words, aligned to 16 bytes, and only accessed atomically.

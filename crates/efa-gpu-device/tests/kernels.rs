@@ -15,6 +15,7 @@ const MOST: &[(&str, u32)] = &[
     ("post_shared", 50),
     ("poll_thread", 24),
     ("poll_warp", 24),
+    ("poll_warp_many", 64),
 ];
 
 /// Most registers that a posting call costs a kernel which never takes it.

@@ -129,6 +129,61 @@ fn a_warp_writes_many_laps_with_lanes_that_have_nothing_and_lanes_that_are_refus
 }
 
 #[test]
+fn a_warp_places_many_requests_together_or_those_before_one_that_is_refused() {
+    writes(110, 20, QpConfig::new(128, 1), |executor, pair, write, settled| {
+        let side = &pair.sides[0];
+        let kernel = || {
+            // SAFETY: one warp, whose lanes all do the same with the queues, which are no other's.
+            let (mut sq, mut cq) = unsafe {
+                (
+                    WarpSendQueue::<8>::new(&side.send.handle()).unwrap(),
+                    CompletionQueue::new(&side.sent.handle()).unwrap(),
+                )
+            };
+            let lane = u64::from(warp::lane_id());
+            let mut each = |entry: Option<Entry>| entry.inspect(|entry| settled(entry));
+            let (mut next, mut round) = (0, 0);
+            while WORDS - next >= 32 {
+                round += 1;
+                let count = (round % 4 + 1).min((WORDS - next) / 32) as u32;
+                // Every third time, one lane's last request is too long.
+                let refused = if round % 3 == 0 { round % 32 } else { 32 };
+                let request = |number: u32| {
+                    let i = next + 32 * u64::from(number) + lane;
+                    let one = write(i);
+                    let is_long = lane == refused && number + 1 == count;
+                    let length = if is_long { u32::MAX } else { one.local.length };
+                    (pair.to(), RdmaWrite { local: LocalBuf { length, ..one.local }, ..one }, i)
+                };
+                let before = sq.room();
+                let result = sq.post_many(count, request);
+                let placed = before - sq.room();
+                match result {
+                    Err(PostError::Full) => {
+                        assert_eq!((ballot(true), placed), (warp::ALL, 0));
+                        sq.wait_for_room(&mut cq, 32 * count, soon(), &mut each).unwrap();
+                    }
+                    Ok(()) => assert_eq!((refused, placed), (32, 32 * count)),
+                    Err(error) => {
+                        assert_eq!(placed, 32 * (count - 1));
+                        assert_eq!(is_too_long(Err(error)), lane == refused);
+                        assert_eq!(error == PostError::Neighbour, lane != refused);
+                    }
+                }
+                next += u64::from(placed);
+            }
+            sq.wait_for_room(&mut cq, 32, soon(), &mut each).unwrap();
+            let last = next + lane;
+            let request = (last < WORDS).then(|| write(last));
+            sq.post(request.as_ref().map(|request| (pair.to(), request)), last).unwrap();
+            sq.wait_for_room(&mut cq, 128, soon(), &mut each).unwrap();
+            assert_eq!((u64::from(sq.posted()), u64::from(cq.consumed())), (WORDS, WORDS));
+        };
+        executor.launch(1, 32, kernel).run().map(drop)
+    });
+}
+
+#[test]
 fn warps_of_several_blocks_write_through_one_queue_and_another_polls() {
     writes(104, 30, QpConfig::new(64, 1), |executor, pair, write, settled| {
         let handle = pair.sides[0].send.handle();
@@ -160,9 +215,16 @@ fn warps_of_several_blocks_write_through_one_queue_and_another_polls() {
             // SAFETY: one warp, which alone polls.
             let (mut cq, whole) =
                 unsafe { (CompletionQueue::new(&pair.sides[0].sent.handle()).unwrap(), Warp::whole()) };
+            let settle = |entry: Option<Entry>| assert_eq!(queue.settle_warp(whole, entry.inspect(settled)), None);
+            let mut round = 0;
             while u64::from(cq.consumed()) < WORDS {
-                let entry = cq.poll_warp(whole).inspect(settled);
-                assert_eq!(queue.settle_warp(whole, entry), None);
+                round += 1;
+                if round % 2 == 0 {
+                    settle(cq.poll_warp(whole));
+                } else {
+                    let before = cq.consumed();
+                    assert_eq!(cq.poll_many_warp::<2>(whole, settle), cq.consumed() - before);
+                }
             }
             // SAFETY: the whole warp is here.
             unsafe { warp::sync_warp(warp::ALL) };

@@ -400,3 +400,32 @@ pub unsafe fn poll_warp(handle: CompletionRingHandle, count: u32, elapsed: *mut 
         unsafe { *elapsed = if good >= count { globaltimer() - start } else { 0 } };
     }
 }
+
+/// The same, 256 at a time.
+///
+/// # Safety
+/// As [`poll_warp`].
+#[kernel]
+pub unsafe fn poll_warp_many(handle: CompletionRingHandle, count: u32, elapsed: *mut u64) {
+    // SAFETY: the caller's promise.
+    let Some(mut cq) = (unsafe { CompletionQueue::new(&handle) }) else { return };
+    let start = globaltimer();
+    let (mut taken, mut bad) = (0, 0);
+    while taken < count {
+        // SAFETY: the caller's promise; the loop is the same for all lanes.
+        let whole = unsafe { Warp::whole() };
+        let fresh = cq.poll_many_warp::<8>(whole, |entry| {
+            bad += u32::from(entry.is_some_and(|entry| !entry.status().is_ok()));
+        });
+        if fresh == 0 {
+            break;
+        }
+        taken += fresh;
+    }
+    // SAFETY: all lanes come here.
+    let bad = unsafe { warp::warp_vote_ballot(warp::ALL, bad != 0) };
+    if warp::lane_id() == 0 {
+        // SAFETY: the caller's promise.
+        unsafe { *elapsed = if taken >= count && bad == 0 { globaltimer() - start } else { 0 } };
+    }
+}

@@ -17,6 +17,7 @@ const KERNELS: &[&str] = &[
     "post_shared",
     "poll_thread",
     "poll_warp",
+    "poll_warp_many",
     "post_and_wait",
     "proxy_and_wait",
     "compute",

@@ -17,12 +17,14 @@ pub(crate) fn all(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>> {
     for (who, threads) in [("thread", 1), ("warp", 32)] {
         let row = Row::new(place, format!("polled by a {who}"), polls(gpu, place, &format!("poll_{who}"), threads)?);
         let ours = row.ns;
-        rows.push(if place == Place::Gpu && threads == 32 { row.aim_rate(200.0) } else { row });
+        rows.push(row);
         if gpu.has_vendor() {
             let ns = polls(gpu, place, &format!("dp_poll_{who}"), threads)?;
             rows.push(Row { ours: Some(ours), ..Row::new(place, format!("polled by a {who}, efa-dp-direct"), ns) });
         }
     }
+    let many = Row::new(place, "polled by a warp, 256 at a time", polls(gpu, place, "poll_warp_many", 32)?);
+    rows.push(if place == Place::Gpu { many.aim_rate(200.0) } else { many });
     Ok(rows)
 }
 

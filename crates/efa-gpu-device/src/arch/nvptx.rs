@@ -95,17 +95,17 @@ pub(crate) unsafe fn load_relaxed(from: *const u64) -> u64 {
     value
 }
 
-/// Loads two words, in no particular order.
+/// Loads two words at once.
 ///
 /// # Safety
 /// `from` is valid for reads of two words of a ring, aligned to 16 bytes.
 #[inline(always)]
 pub(crate) unsafe fn load_pair(from: *mut u64) -> [u64; 2] {
     let (a, b);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's promise. As in `load_acquire_pair`.
     unsafe {
         asm!(
-            "ld.relaxed.sys.v2.u64 {{{a}, {b}}}, [{from}];",
+            "{{ .reg .b128 %both; ld.relaxed.sys.b128 %both, [{from}]; mov.b128 {{{a}, {b}}}, %both; }}",
             a = out(reg64) a,
             b = out(reg64) b,
             from = in(reg64) from,
