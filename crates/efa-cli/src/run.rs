@@ -51,6 +51,8 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     let mut command = node.command(program);
     command.args(arguments);
     bind_to_this_process(&mut command, files);
+    // From here on: what comes before the program is there waits for it.
+    let signals = SignalsInfo::<WithOrigin>::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])?;
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
@@ -59,7 +61,7 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
             return Ok(ExitCode::from(if error.kind() == ErrorKind::NotFound { 127 } else { 126 }));
         }
     };
-    pass_signals_on(&child)?;
+    pass_on(signals, &child);
     let status = child.wait().context("waiting for the program")?;
     drop(node);
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
@@ -110,9 +112,8 @@ fn bind_to_this_process(command: &mut Command, files: Rlimit) {
 }
 
 /// The program gets the signals that this process gets, and what becomes of them is its affair.
-fn pass_signals_on(child: &Child) -> Result<()> {
+fn pass_on(mut signals: SignalsInfo<WithOrigin>, child: &Child) {
     let pid = Pid::from_child(child);
-    let mut signals = SignalsInfo::<WithOrigin>::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])?;
     std::thread::spawn(move || {
         for origin in signals.forever() {
             // What a terminal sends, it has sent to the program as well.
@@ -123,5 +124,4 @@ fn pass_signals_on(child: &Child) -> Result<()> {
             }
         }
     });
-    Ok(())
 }
