@@ -167,8 +167,8 @@ impl CompletionQueue {
     }
 
     /// Takes as many completions as there are, `N` for each lane at most, and hands them to `each` in every lane, `N` times one or none; gives their number.
-    /// One fence and one report are for all of them, so this takes more a second than [`poll_warp`](Self::poll_warp), where there are many; a single
-    /// one comes later by a fence. All lanes have this value with the same counter in it, and call this together.
+    /// All are loaded at once and there is one report for them, so this takes more a second than [`poll_warp`](Self::poll_warp), where there are many; a
+    /// single one comes later by a load. All lanes have this value with the same counter in it, and call this together.
     #[inline(always)]
     pub fn poll_many_warp<const N: usize>(&mut self, _: Warp, mut each: impl FnMut(Option<Entry>)) -> u32 {
         let at = self.consumer.wrapping_add(arch::lane());
@@ -187,8 +187,13 @@ impl CompletionQueue {
         if count == 0 {
             return 0;
         }
-        // What the device wrote before these entries, before what is read after them.
-        arch::fence_system();
+        // What the device wrote before these entries, before what is read after them: it writes them in their order, and the last one once more tells that
+        // it came so far. A fence would do the same, and waits for this warp's stores as well.
+        let last = self.consumer.wrapping_add(count - 1);
+        // SAFETY: the entry is inside the ring.
+        if !self.is_fresh(unsafe { arch::load_acquire(self.slot(last)) }, last) {
+            return 0;
+        }
         for (i, (at, first)) in slots.into_iter().enumerate() {
             let is_there = i as u32 * LANES + arch::lane() < count;
             each(is_there.then(|| self.entry(self.slot(at), first)));
