@@ -17,28 +17,29 @@
 //! What is done a [`CompletionQueue`] tells, polled by one thread or a warp, or a [`CompletionCounter`], without a word about which.
 //!
 //! ```
-//! use efa_gpu_device::{CompletionQueue, PostError, ThreadSendQueue};
-//! use efa_io::{Destination, LocalBuf, RdmaWrite, RemoteBuf};
+//! use efa_gpu_device::{CompletionQueue, Deadline, ThreadSendQueue, kernel};
+//! use efa_io::{CompletionRingHandle, Destination, RdmaWrite, SendRingHandle};
 //!
-//! /// What a kernel does with its queues, as one thread.
-//! fn write(
-//!     sq: &mut ThreadSendQueue<8>, cq: &mut CompletionQueue, peer: Destination, local: LocalBuf, remote: RemoteBuf,
-//! ) -> Result<bool, PostError> {
-//!     sq.post(peer, &RdmaWrite::new(local, remote), 7)?;
-//!     sq.ring();
-//!     let done = loop {
-//!         if let Some(entry) = cq.poll() {
-//!             break entry;
+//! /// Writes, and says how it went: a [`Status`](efa_io::Status), or nothing if there was no room, or no answer within a second.
+//! ///
+//! /// # Safety
+//! /// One thread; the queues were handed over to it, and `status` is valid for writes.
+//! #[kernel]
+//! pub unsafe fn write(sq: SendRingHandle, cq: CompletionRingHandle, to: Destination, request: RdmaWrite, status: *mut u32) {
+//!     let Some(mut sq) = (unsafe { ThreadSendQueue::<8>::new(&sq) }) else { return };
+//!     let Some(mut cq) = (unsafe { CompletionQueue::new(&cq) }) else { return };
+//!     if sq.post(to, &request, 7).is_ok() {
+//!         sq.ring();
+//!         if let Ok(done) = cq.wait(Deadline::after(1_000_000_000)) {
+//!             unsafe { *status = u32::from(done.status().code()) };
+//!             sq.settle(done);
 //!         }
-//!     };
-//!     let good = done.status().is_ok();
-//!     sq.settle(done);
-//!     Ok(good)
+//!     }
 //! }
 //! ```
 //!
 //! A kernel that takes handles by value has them in constant memory: they cost no registers. Several requests are placed in fewer instructions by
-//! [`post_many`](ThreadSendQueue::post_many).
+//! [`post_many`](ThreadSendQueue::post_many), and a warp takes most completions a second by [`poll_many_warp`](CompletionQueue::poll_many_warp).
 //!
 //! What would overflow the ring or its completion queue is refused before a byte is written, and nothing is rung over `max_batch`: a queue
 //! counts what is outstanding, and only a completion that was polled, [settled](ThreadSendQueue::settle) once, makes room.
