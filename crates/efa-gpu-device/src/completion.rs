@@ -56,7 +56,8 @@ impl CompletionQueue {
     ///
     /// # Safety
     /// The handle is of a completion queue that was handed over to this thread or warp, and to nobody else; its addresses are valid here for as long as
-    /// the queue is used.
+    /// the queue is used. A warp calls only the methods that say so, all lanes together; a thread only the others. An entry is settled with a queue that
+    /// completes here: queue pairs of two devices may have the same number.
     #[inline(always)]
     pub unsafe fn new(handle: &CompletionRingHandle) -> Option<Self> {
         (handle.cqe_size as usize == Cqe32::SIZE).then_some(Self {
@@ -112,19 +113,15 @@ impl CompletionQueue {
         Some(entry)
     }
 
-    /// Takes as many completions as there are, `most` at most, and says once how far this is; gives their number. For one thread.
+    /// Takes as many completions as there are, `most` at most; gives their number. For one thread.
     #[inline(always)]
     pub fn poll_many(&mut self, most: u32, mut each: impl FnMut(Entry)) -> u32 {
         let mut count = 0;
         while count < most
-            && let Some(entry) = self.look(self.consumer)
+            && let Some(entry) = self.poll()
         {
-            self.consumer = self.consumer.wrapping_add(1);
             count += 1;
             each(entry);
-        }
-        if count != 0 {
-            self.report();
         }
         count
     }
@@ -156,21 +153,32 @@ impl CompletionQueue {
     #[inline(always)]
     pub fn poll_warp(&mut self, _: Warp) -> Option<Entry> {
         let entry = self.look(self.consumer.wrapping_add(arch::lane()));
-        let fresh = arch::ballot(ALL, entry.is_some());
+        // In a ring of fewer entries than lanes, the last lanes look at the first entries again, as those of the next lap.
+        let fresh = arch::ballot(ALL, entry.is_some() && arch::lane() <= self.mask);
         // Those without a gap before them: the device writes them in order, but lanes look at different moments.
         let count = fresh.trailing_ones();
         self.consumer = self.consumer.wrapping_add(count);
-        if count != 0 && arch::lane() == 0 {
-            self.report();
+        if count != 0 && !self.doorbell.is_null() {
+            // When all lanes have what they took.
+            arch::sync_warp(ALL);
+            if arch::lane() == 0 {
+                self.report();
+            }
         }
         entry.filter(|_| arch::lane() < count)
     }
 
-    /// Takes as many completions as there are, `N` for each lane at most, and hands them to `each` in every lane, `N` times one or none; gives their number.
-    /// All are loaded at once and there is one report for them, so this takes more a second than [`poll_warp`](Self::poll_warp), where there are many; a
-    /// single one comes later by a load. All lanes have this value with the same counter in it, and call this together.
+    /// Takes as many completions as there are, `N` for each lane at most, and hands them to `each`, in every lane one or none at a time; gives their
+    /// number. All are loaded at once, so this takes more a second than [`poll_warp`](Self::poll_warp), where there are many; a single one comes later by
+    /// a load. On a queue with events, whose device wants to know of what is taken before anything is done with it, it takes 32 at most. All lanes have
+    /// this value with the same counter in it, and call this together.
     #[inline(always)]
-    pub fn poll_many_warp<const N: usize>(&mut self, _: Warp, mut each: impl FnMut(Option<Entry>)) -> u32 {
+    pub fn poll_many_warp<const N: usize>(&mut self, warp: Warp, mut each: impl FnMut(Option<Entry>)) -> u32 {
+        if !self.doorbell.is_null() {
+            let before = self.consumer;
+            each(self.poll_warp(warp));
+            return self.consumer.wrapping_sub(before);
+        }
         let at = self.consumer.wrapping_add(arch::lane());
         let slots = core::array::from_fn::<_, N, _>(|i| {
             let at = at.wrapping_add(i as u32 * LANES);
@@ -178,9 +186,10 @@ impl CompletionQueue {
             (at, unsafe { arch::load_pair(self.slot(at)) })
         });
         let (mut count, mut goes_on) = (0, true);
-        for (at, first) in slots {
-            // Without a gap, from the first one on.
-            let fresh = arch::ballot(ALL, self.is_fresh(first[0], at)).trailing_ones();
+        for (i, (at, first)) in slots.iter().enumerate() {
+            // Without a gap, from the first one on, and none twice.
+            let is_in_ring = i as u32 * LANES + arch::lane() <= self.mask;
+            let fresh = arch::ballot(ALL, is_in_ring && self.is_fresh(first[0], *at)).trailing_ones();
             count += if goes_on { fresh } else { 0 };
             goes_on &= fresh == LANES;
         }
@@ -191,16 +200,14 @@ impl CompletionQueue {
         // it came so far. A fence would do the same, and waits for this warp's stores as well.
         let last = self.consumer.wrapping_add(count - 1);
         // SAFETY: the entry is inside the ring.
-        if !self.is_fresh(unsafe { arch::load_acquire(self.slot(last)) }, last) {
+        let is_there = self.is_fresh(unsafe { arch::load_acquire(self.slot(last)) }, last);
+        if arch::ballot(ALL, is_there) != ALL {
             return 0;
         }
+        self.consumer = self.consumer.wrapping_add(count);
         for (i, (at, first)) in slots.into_iter().enumerate() {
             let is_there = i as u32 * LANES + arch::lane() < count;
             each(is_there.then(|| self.entry(self.slot(at), first)));
-        }
-        self.consumer = self.consumer.wrapping_add(count);
-        if arch::lane() == 0 {
-            self.report();
         }
         count
     }

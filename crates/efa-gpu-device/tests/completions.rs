@@ -2,17 +2,18 @@
 
 mod soft;
 
-use efa_direct::{Access, QpConfig};
+use efa_direct::{Access, CqConfig, QpConfig};
 use efa_gpu_device::simt::Executor;
+use efa_gpu_device::warp::{self, Warp};
 use efa_gpu_device::{
-    CompletionCounter, CompletionQueue, CounterError, Deadline, PostError, RecvQueue, ThreadSendQueue, TimedOut,
-    Watchdog, thread,
+    CompletionCounter, CompletionQueue, CounterError, Deadline, Entry, PostError, RecvQueue, ThreadSendQueue, TimedOut,
+    Watchdog, mem, thread,
 };
 use efa_io::cqe::Received;
 use efa_io::handle::{Waited, WatchdogHandle};
-use efa_io::{CounterHandle, Event, OpCode, RdmaWrite, RemoteBuf, Send};
+use efa_io::{CompletionRingHandle, CounterHandle, Cqe32, Event, OpCode, RdmaWrite, RemoteBuf, Send};
 use soft::{Pair, WORDS, local, remote, soon, words};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -189,4 +190,86 @@ fn a_watchdog_ends_what_waits_in_vain_and_its_first_report_stays() {
         reports.insert(what);
     }
     assert_eq!(reports.len(), 2, "now one is first, now the other");
+}
+
+/// A completion queue's ring of 16 entries.
+#[repr(align(128))]
+struct Ring([AtomicU64; 64]);
+
+#[test]
+fn a_warp_takes_no_entry_twice_from_a_ring_of_fewer_entries_than_lanes() {
+    for (seed, many) in (0..300).flat_map(|seed| [(seed, false), (seed, true)]) {
+        let ring = Ring([const { AtomicU64::new(0) }; 64]);
+        let words = |i: usize| ring.0[4 * i].as_ptr();
+        let handle = CompletionRingHandle {
+            ring: words(0) as u64,
+            doorbell: 0,
+            mask: 15,
+            shift: 4,
+            cqe_size: Cqe32::SIZE as u32,
+            consumer: 0,
+        };
+        let taken = Cell::new(0);
+        let device = || {
+            for i in 0..16 {
+                // A send's completion, of the first lap.
+                // SAFETY: a word of the ring.
+                unsafe { mem::store_release_system(words(i), 3 << 24) };
+            }
+        };
+        let poller = || {
+            // SAFETY: one warp, which has the queue alone.
+            let (mut cq, whole) = unsafe { (CompletionQueue::new(&handle).unwrap(), Warp::whole()) };
+            let count = |entry: Option<Entry>| taken.set(taken.get() + u32::from(entry.is_some()));
+            while cq.consumed() < 16 {
+                if warp::lane_id() < 16 {
+                    // The others look earlier.
+                    thread::nanosleep(500);
+                }
+                if many {
+                    cq.poll_many_warp::<2>(whole, count);
+                } else {
+                    count(cq.poll_warp(whole));
+                }
+            }
+            assert_eq!(cq.consumed(), 16, "entries that nobody wrote");
+        };
+        Executor::new(seed).launch(1, 1, device).launch(1, 32, poller).run().unwrap();
+        assert_eq!(taken.get(), 16);
+    }
+}
+
+#[test]
+fn what_is_posted_while_completions_are_handed_out_finds_room_in_their_queue() {
+    const WRITES: u32 = 400;
+    // A queue with events drops what its device thinks it has no room for.
+    let pair = Pair::with_cqs(112, QpConfig::<8>::new(16, 1), CqConfig::new(16).events());
+    let [a, b] = &pair.sides;
+    let source = a.pd.allocate(8, Access::LOCAL_READ).unwrap();
+    let target = b.pd.allocate(8, Access::ALL).unwrap();
+    assert_ne!(a.sent.handle().doorbell, 0);
+    let kernel = || {
+        // SAFETY: only this thread has the queues, which outlive the run.
+        let (mut sq, mut cq) = unsafe {
+            (ThreadSendQueue::<8>::new(&a.send.handle()).unwrap(), CompletionQueue::new(&a.sent.handle()).unwrap())
+        };
+        let write = RdmaWrite::new(local(&source, 0, 8), remote(&target, 0));
+        let (mut posted, mut done) = (sq.room(), 0);
+        sq.post_many(posted, |_| (pair.to(), write, 0)).unwrap();
+        sq.ring();
+        let end = soon();
+        while done < WRITES && !end.passed() {
+            done += cq.poll_many(u32::MAX, |entry| {
+                assert_eq!(sq.settle(entry), None);
+                if posted < WRITES {
+                    sq.post(pair.to(), &write, 0).unwrap();
+                    sq.ring();
+                    posted += 1;
+                    thread::nanosleep(2000);
+                }
+            });
+        }
+        assert_eq!((posted, done), (WRITES, WRITES));
+    };
+    Executor::new(1).launch(1, 1, kernel).run().unwrap();
 }

@@ -143,6 +143,10 @@ fn a_warp_places_many_requests_together_or_those_before_one_that_is_refused() {
             let lane = u64::from(warp::lane_id());
             let mut each = |entry: Option<Entry>| entry.inspect(|entry| settled(entry));
             let (mut next, mut round) = (0, 0);
+            for too_many in [5, 1 << 27, u32::MAX] {
+                let refused = sq.post_many(too_many, |_| (pair.to(), write(0), 0));
+                assert_eq!((refused, sq.room()), (Err(PostError::Full), 128));
+            }
             while WORDS - next >= 32 {
                 round += 1;
                 let count = (round % 4 + 1).min((WORDS - next) / 32) as u32;

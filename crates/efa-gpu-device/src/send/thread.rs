@@ -50,7 +50,8 @@ where
     /// instructions than [`post`](Self::post) as often.
     ///
     /// # Errors
-    /// No room for all of them, and then nothing was written; or a request that cannot be, and then those before it are placed.
+    /// No room for all of them in one batch ([`PostError::Full`], always if the device's `max_batch` is less), and then nothing was written; or a request
+    /// that cannot be, and then those before it are placed.
     #[inline(always)]
     pub fn post_many<O: Operation<W>>(
         &mut self,
@@ -58,19 +59,20 @@ where
         mut request: impl FnMut(u32) -> (Destination, O, u64),
     ) -> Result<(), PostError> {
         self.make_room(count)?;
+        self.ring.left -= count;
         let mut i = 0;
         // Two at a time: what one waits for, the other fills.
         while i + 1 < count {
             let [(to, one, id), (other_to, other, other_id)] = [request(i), request(i + 1)];
             if let Err(error) = one.check(&self.ring.limits) {
                 arch::rarely();
-                return self.stop_after(i, error);
+                return self.stop(count - i, error);
             }
             if let Err(error) = other.check(&self.ring.limits) {
                 arch::rarely();
                 self.ring.store(0, one.wqe(to), id);
                 self.ring.placed = self.ring.placed.wrapping_add(1);
-                return self.stop_after(i + 1, error);
+                return self.stop(count - i - 1, error);
             }
             let (one, other) = (one.wqe(to), other.wqe(other_to));
             self.ring.store(0, one, id);
@@ -82,19 +84,18 @@ where
             let (to, one, id) = request(i);
             if let Err(error) = one.check(&self.ring.limits) {
                 arch::rarely();
-                return self.stop_after(i, error);
+                return self.stop(count - i, error);
             }
             self.ring.store(0, one.wqe(to), id);
             self.ring.placed = self.ring.placed.wrapping_add(1);
         }
-        self.ring.left -= count;
         Ok(())
     }
 
-    /// The end of many requests of which so many were placed.
+    /// The end of many requests of which so many were not placed.
     #[inline(always)]
-    fn stop_after(&mut self, placed: u32, error: EncodeError) -> Result<(), PostError> {
-        self.ring.left -= placed;
+    fn stop(&mut self, remaining: u32, error: EncodeError) -> Result<(), PostError> {
+        self.ring.left += remaining;
         Err(PostError::Encode(error))
     }
 
@@ -133,7 +134,7 @@ where
     /// this queue, once it has looked at them.
     ///
     /// # Errors
-    /// [`PostError::TimedOut`]: there was still no room when the deadline passed. What came meanwhile is settled.
+    /// [`PostError::TimedOut`]: there was still no room when the deadline had passed and no completion was left. What came meanwhile is settled.
     #[inline(always)]
     pub fn wait_for_room(
         &mut self,

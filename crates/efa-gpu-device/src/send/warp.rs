@@ -23,12 +23,12 @@ where
     ///
     /// # Safety
     /// The handle is of a queue that was handed over to this warp, and to nobody else; its addresses are valid here for as long as the queue is
-    /// used. All lanes of the warp call this together, and every method after it, with the same handle.
+    /// used. All lanes of the warp call this together, and every method after it, with the same handle, numbers and deadlines.
     #[inline(always)]
     pub unsafe fn new(handle: &SendRingHandle) -> Option<Self> {
         // SAFETY: the caller's promise.
         let ring = unsafe { Ring::new(handle) }?;
-        (ring.max_batch >= ALL.count_ones()).then_some(Self { ring })
+        (ring.max_batch >= LANES).then_some(Self { ring })
     }
 
     /// Places the requests of all lanes that have one. `req_id` comes back in a request's completion.
@@ -62,7 +62,7 @@ where
         count: u32,
         mut request: impl FnMut(u32) -> (Destination, O, u64),
     ) -> Result<(), PostError> {
-        self.make_room(count * LANES)?;
+        self.make_room(count.min(u32::MAX / LANES) * LANES)?;
         let lane = arch::lane();
         let mut i = 0;
         while i < count {
@@ -106,9 +106,9 @@ where
         if self.ring.unrung() == 0 {
             return;
         }
-        // Each lane's stores before the fence, each lane's fence before the doorbell.
-        arch::fence_system();
+        // All lanes' stores before the fence of the lane that rings.
         arch::sync_warp(ALL);
+        arch::fence_system();
         if arch::lane() == 0 {
             self.ring.store_doorbell();
         }
@@ -125,7 +125,8 @@ where
     /// to be settled: all those of this queue, once it has looked at them.
     ///
     /// # Errors
-    /// [`PostError::TimedOut`], in all lanes: there was still no room when the deadline of one of them passed. What came meanwhile is settled.
+    /// [`PostError::TimedOut`], in all lanes: there was still no room when the deadline had passed and no completion was left. What came meanwhile is
+    /// settled.
     #[inline(always)]
     pub fn wait_for_room(
         &mut self,

@@ -23,13 +23,13 @@ where
     pub(crate) endpoint: efa_direct::Endpoint,
 }
 
-pub(crate) fn side<const W: usize>(device: &str, config: QpConfig<W>) -> Side<W>
+pub(crate) fn side<const W: usize>(device: &str, config: QpConfig<W>, cqs: CqConfig) -> Side<W>
 where
     Wqe<W>: SendWqe,
 {
     let device = Device::open(device).unwrap();
     let pd = device.alloc_pd().unwrap();
-    let [sent, received] = [256, 256].map(|entries| device.create_cq(CqConfig::new(entries)).unwrap());
+    let [sent, received] = [cqs, cqs].map(|cq| device.create_cq(cq).unwrap());
     let qp = pd.create_qp(&sent, &received, config).unwrap().activate(5).unwrap();
     let [sent, received] = [sent, received].map(|cq| cq.into_gpu().unwrap());
     let (send, recv) = (qp.send.into_gpu(), qp.recv.into_gpu());
@@ -50,7 +50,11 @@ where
     Wqe<W>: SendWqe,
 {
     pub(crate) fn new(first: u32, config: QpConfig<W>) -> Self {
-        let sides = [first, first + 1].map(|i| side(&format!("soft{i}"), config));
+        Self::with_cqs(first, config, CqConfig::new(256))
+    }
+
+    pub(crate) fn with_cqs(first: u32, config: QpConfig<W>, cqs: CqConfig) -> Self {
+        let sides = [first, first + 1].map(|i| side(&format!("soft{i}"), config, cqs));
         let peers = [0, 1].map(|i| sides[i].pd.peer(&sides[1 - i].endpoint).unwrap());
         Self { sides, peers }
     }

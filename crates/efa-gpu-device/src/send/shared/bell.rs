@@ -127,9 +127,9 @@ impl Bell {
         loop {
             end = end.wrapping_add(self.ready_from(group, end));
             if end != at {
-                // What the marks told of, before the doorbell.
-                arch::fence_system();
+                // What the marks told all lanes of, before the fence of the lane that rings.
                 arch::sync_warp(group);
+                arch::fence_system();
                 if arch::lane() == leader {
                     self.give_back(owed);
                     // SAFETY: the ring's doorbell.
