@@ -9,8 +9,8 @@ use efa_io::handle::{Waited, WatchdogHandle};
 use efa_io::{CompletionRingHandle, Destination, SendRingHandle};
 use std::time::Duration;
 
-/// Jobs of a launch, at most: their numbers are request ids of 16 bits.
-const MOST: usize = 1 << 14;
+/// Jobs of a launch, at most. Each launch has the time of one completion.
+const MOST: usize = 1 << 10;
 
 /// Whoever runs kernels here.
 pub(crate) enum Machine {
@@ -182,7 +182,13 @@ impl<'a> OnGpu<'a> {
         let kernel = self.module.kernel("send_by_thread")?;
         // SAFETY: the kernel takes this; the addresses are those of memory that lives on until it is over, and of rings that were handed over to it alone.
         let running = unsafe { kernel.launch(&stream, Shape::new(1, 1), (told,)) }?;
-        running.wait_watched(&watchdog)?;
+        let outcome = running.wait_watched(&watchdog);
+        if !running.is_done() {
+            // It may still reach all of that: none of it can be taken back, and nothing be done but to end.
+            eprintln!("efa: {:#}", anyhow!(outcome.unwrap_err()));
+            std::process::exit(1);
+        }
+        outcome?;
         let mut sent = Sent::default();
         self.statuses.read(0, bytemuck::cast_slice_mut(&mut statuses))?;
         self.sent.read(0, bytemuck::bytes_of_mut(&mut sent))?;

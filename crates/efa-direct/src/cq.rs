@@ -90,8 +90,6 @@ pub(crate) struct CqShared {
     ledgers: Mutex<Vec<Arc<QpLedgers>>>,
     /// Moves on with every change of `ledgers`.
     version: AtomicU32,
-    /// Keeps the memory of the ring, if it is not the provider's.
-    _memory: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Drop for CqShared {
@@ -113,7 +111,6 @@ impl CqShared {
             lingering: AtomicU32::new(0),
             ledgers: Mutex::default(),
             version: AtomicU32::new(1),
-            _memory: None,
         }
     }
 
@@ -273,9 +270,8 @@ pub(crate) fn create_external(
     memory: DmabufRange<'_>,
     owner: Option<Arc<dyn Any + Send + Sync>>,
 ) -> Result<ExternalCompletionQueue, Error> {
-    let raw = provider.create_cq_in(CqRequest { entries: config.entries, events: config.events }, memory)?;
-    let mut shared = CqShared::new(provider, raw.cqn, raw.size.entries());
-    shared._memory = owner;
+    let raw = provider.create_cq_in(CqRequest { entries: config.entries, events: config.events }, memory, owner)?;
+    let shared = CqShared::new(provider, raw.cqn, raw.size.entries());
     Ok(ExternalCompletionQueue::new(shared, raw.size, raw.entry_size))
 }
 

@@ -17,7 +17,7 @@
 //! ```text
 //! send ring ──▶ decode ──▶ check ──▶ take a receive ──▶ copy ──▶ fence ──▶ completion entries
 //!                             │            │ none
-//!                             │            └──▶ parked: tried again, however long it takes
+//!                             │            └──▶ parked: tried again, as long as the NIC runs
 //!                             └──▶ a status
 //! ```
 //!

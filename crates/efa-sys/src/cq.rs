@@ -4,6 +4,7 @@ use crate::device::{Context, destroyed, set_nonblocking, size, wait_readable};
 use crate::error::Error;
 use crate::pd::thread_safe;
 use crate::sys::*;
+use std::any::Any;
 use std::ffi::c_void;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -87,7 +88,7 @@ impl Drop for CompChannel {
 }
 
 /// Memory of a DMA-BUF for a completion ring.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct ExternalRing<'f> {
     /// The DMA-BUF.
     pub fd: BorrowedFd<'f>,
@@ -97,6 +98,8 @@ pub struct ExternalRing<'f> {
     pub len: u64,
     /// Where this process sees the ring, if it does. libefa reads there if it is to poll.
     pub buffer: Option<NonNull<u8>>,
+    /// Keeps the memory: it lives as long as the device writes there.
+    pub owner: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// What a completion queue is to be like.
@@ -119,6 +122,8 @@ pub struct Cq {
     cq: NonNull<ibv_cq_ex>,
     context: Arc<Context>,
     _channel: Option<Arc<CompChannel>>,
+    /// Keeps the ring's memory, if it is not libefa's.
+    memory: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Cq {
@@ -141,7 +146,8 @@ impl Cq {
         // SAFETY: context and channel live, the attributes are valid for the call and as long as it is told.
         let cq = unsafe { create(context.as_ptr(), &mut ex, &mut efa, size(&efa)) };
         let cq = NonNull::new(cq).ok_or_else(|| Error::last("efadv_create_cq"))?;
-        Ok(Self { cq, context: context.clone(), _channel: attr.channel.cloned() })
+        let memory = attr.external.as_ref().and_then(|ring| ring.owner.clone());
+        Ok(Self { cq, context: context.clone(), _channel: attr.channel.cloned(), memory })
     }
 
     /// The queue, for functions of [`sys`](crate::sys). It lives as long as `self`.
@@ -187,7 +193,12 @@ impl Drop for Cq {
     fn drop(&mut self) {
         if let Ok(destroy) = self.context.verbs().ibv_destroy_cq() {
             // SAFETY: it lives, and no queue pair completes in it: that would keep it.
-            destroyed("ibv_destroy_cq", unsafe { destroy(ibv_cq_ex_to_cq(self.as_ptr())) });
+            let answer = unsafe { destroy(ibv_cq_ex_to_cq(self.as_ptr())) };
+            destroyed("ibv_destroy_cq", answer);
+            if answer != 0 {
+                // The device may go on writing there.
+                std::mem::forget(self.memory.take());
+            }
         }
     }
 }

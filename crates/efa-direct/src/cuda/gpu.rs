@@ -73,6 +73,11 @@ impl Drop for Current<'_> {
 }
 
 impl Context {
+    /// Whether both are the GPU's one context.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.context == other.context
+    }
+
     /// Makes the context current.
     pub(super) fn enter(&self) -> Result<Current<'_>, CudaError> {
         // SAFETY: the context is retained as long as `self`.

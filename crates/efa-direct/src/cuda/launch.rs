@@ -88,7 +88,8 @@ impl Kernel {
     /// ([`takes`](Self::takes)).
     ///
     /// # Errors
-    /// [`GpuError::Arguments`], or [`GpuError::Launch`] with CUDA's answer.
+    /// [`GpuError::Arguments`], [`GpuError::ForeignStream`], or [`GpuError::Launch`] with CUDA's answer: the kernel does not run.
+    /// [`GpuError::KernelFailed`]: it ran, and is over.
     ///
     /// # Safety
     /// - The kernel takes arguments of these types, and does what it may do with them.
@@ -100,7 +101,7 @@ impl Kernel {
         let mut args = args;
         let kernel = || self.name.to_string();
         let context = &self.module.context;
-        if !Arc::ptr_eq(context, &stream.context) {
+        if !context.is_same(&stream.context) {
             return Err(GpuError::ForeignStream { kernel: kernel() }.into());
         }
         let _current = context.enter()?;
@@ -134,9 +135,11 @@ impl Kernel {
         let module = ManuallyDrop::new(self.module.clone());
         let running = Running { kernel: self.name.clone(), launched, end, module };
         if let Err(source) = running.end.record(stream) {
-            // Nobody will know when it is over.
-            std::mem::forget(running);
-            return Err(GpuError::Launch { kernel: kernel(), source }.into());
+            // Nobody will be able to tell when it is over; so it is over before anybody hears of this, or the context has died with it.
+            let raw = stream.raw();
+            // SAFETY: the stream lives.
+            let _ = unsafe { cuda!(cuStreamSynchronize(raw)) };
+            return Err(GpuError::KernelFailed { kernel: kernel(), source }.into());
         }
         Ok(running)
     }

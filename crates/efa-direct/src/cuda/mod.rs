@@ -19,7 +19,13 @@
 //! let watchdog = gpu.watchdog(Duration::from_secs(2))?;
 //! // SAFETY: the kernel takes these three handles, and all that they stand for lives until it is over.
 //! let running = unsafe { kernel.launch(&stream, Shape::new(1, 32), (send.handle(), cq.handle(), watchdog.handle())) }?;
-//! running.wait_watched(&watchdog)?;
+//! let outcome = running.wait_watched(&watchdog);
+//! if !running.is_done() {
+//!     // It hangs, and may still reach what it was given: nothing of that may go away.
+//!     eprintln!("{outcome:?}");
+//!     std::process::exit(1);
+//! }
+//! outcome?;
 //! # Ok::<(), efa_direct::Error>(())
 //! ```
 //!

@@ -273,12 +273,18 @@ pub unsafe trait Provider: Send + Sync + 'static {
     /// The device refused.
     fn create_cq(&self, request: CqRequest) -> Result<RawCq, Error>;
 
-    /// Creates a completion queue in memory that this process cannot touch: one ring, without doorbell.
+    /// Creates a completion queue in memory that this process cannot touch: one ring, without doorbell. `owner` is kept until it is destroyed, and for
+    /// good if that fails.
     ///
     /// # Errors
     /// The device refused, or cannot, which is what this provided method says.
-    fn create_cq_in(&self, request: CqRequest, memory: DmabufRange<'_>) -> Result<RawExternalCq, Error> {
-        let _ = (request, memory);
+    fn create_cq_in(
+        &self,
+        request: CqRequest,
+        memory: DmabufRange<'_>,
+        owner: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Result<RawExternalCq, Error> {
+        let _ = (request, memory, owner);
         Err(Error::Control(ControlError::Unsupported("completion queues in memory of others")))
     }
 

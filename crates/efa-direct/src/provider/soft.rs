@@ -19,6 +19,7 @@ use efa_soft::{
     Gid, LinkConfig, LinkCounters, QpConfig, QpState, Transport, WqInfo,
 };
 use parking_lot::{Mutex, RwLock};
+use std::any::Any;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
@@ -284,7 +285,12 @@ unsafe impl Provider for Soft {
         complete().inspect_err(|_| self.destroy_cq(cq.cqn))
     }
 
-    fn create_cq_in(&self, _: CqRequest, _: DmabufRange<'_>) -> Result<RawExternalCq, Error> {
+    fn create_cq_in(
+        &self,
+        _: CqRequest,
+        _: DmabufRange<'_>,
+        _: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Result<RawExternalCq, Error> {
         Err(Error::Control(ControlError::Unsupported(
             "completion queues in GPU memory, which its CPU cannot map: choose `CqPlace::PinnedHost`, or a NIC that runs as a kernel \
              (crate efa-gpu-nic)",

@@ -296,6 +296,7 @@ impl Builder {
             return Err(Error::Unsupported("RDMA write"));
         }
         limit("queue pairs", self.queue_pairs.len() as u64 + 1, u64::from(0x1_0000 - FIRST_QPN))?;
+        limit("bytes of an RDMA operation", max_rdma_bytes.into(), 1 << 31)?;
         limit("inline bytes", config.inline_bytes.into(), 80)?;
         limit("buffers in a receive", config.recv_bufs.into(), MAX_RECV_BUFS.into())?;
         let recv_bufs = config.recv_bufs.max(1);
@@ -359,7 +360,7 @@ impl Builder {
             mask: send.mask(),
             shift: send.log2(),
             wqe_size: wqe_size as u32,
-            max_batch: (max_tx_batch * 64 / wqe_size as u32).min(send.entries()).max(1),
+            max_batch: (max_tx_batch.saturating_mul(64) / wqe_size as u32).min(send.entries()).max(1),
             producer: self.first,
             credits: send.entries(),
             qpn,

@@ -328,7 +328,12 @@ unsafe impl Provider for Verbs {
         Ok(RawCq { cqn, rings, events: channel.map(|channel| Box::new(Events(channel)) as Box<dyn EventSource>) })
     }
 
-    fn create_cq_in(&self, request: CqRequest, memory: DmabufRange<'_>) -> Result<RawExternalCq, Error> {
+    fn create_cq_in(
+        &self,
+        request: CqRequest,
+        memory: DmabufRange<'_>,
+        owner: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Result<RawExternalCq, Error> {
         if !self.facts.can(EFADV_DEVICE_ATTR_CAPS_CQ_WITH_EXT_MEM_DMABUF) {
             return Err(ControlError::Unsupported("completion queues in memory of others").into());
         }
@@ -341,7 +346,7 @@ unsafe impl Provider for Verbs {
         let attr = CqAttr {
             entries: request.entries,
             efa_wc_flags: if with_sgid { EFADV_WC_EX_WITH_SGID.into() } else { 0 },
-            external: Some(ExternalRing { fd, offset, len, buffer: None }),
+            external: Some(ExternalRing { fd, offset, len, buffer: None, owner }),
             ..CqAttr::default()
         };
         let cq = Arc::new(Cq::create(&self.context, &attr)?);
