@@ -153,10 +153,9 @@ impl CompletionQueue {
     #[inline(always)]
     pub fn poll_warp(&mut self, _: Warp) -> Option<Entry> {
         let entry = self.look(self.consumer.wrapping_add(arch::lane()));
-        // In a ring of fewer entries than lanes, the last lanes look at the first entries again, as those of the next lap.
-        let fresh = arch::ballot(ALL, entry.is_some() && arch::lane() <= self.mask);
+        let fresh = arch::ballot(ALL, entry.is_some());
         // Those without a gap before them: the device writes them in order, but lanes look at different moments.
-        let count = fresh.trailing_ones();
+        let count = self.once(fresh.trailing_ones());
         self.consumer = self.consumer.wrapping_add(count);
         if count != 0 && !self.doorbell.is_null() {
             // When all lanes have what they took.
@@ -186,13 +185,13 @@ impl CompletionQueue {
             (at, unsafe { arch::load_pair(self.slot(at)) })
         });
         let (mut count, mut goes_on) = (0, true);
-        for (i, (at, first)) in slots.iter().enumerate() {
-            // Without a gap, from the first one on, and none twice.
-            let is_in_ring = i as u32 * LANES + arch::lane() <= self.mask;
-            let fresh = arch::ballot(ALL, is_in_ring && self.is_fresh(first[0], *at)).trailing_ones();
+        for (at, first) in slots {
+            // Without a gap, from the first one on.
+            let fresh = arch::ballot(ALL, self.is_fresh(first[0], at)).trailing_ones();
             count += if goes_on { fresh } else { 0 };
             goes_on &= fresh == LANES;
         }
+        let count = self.once(count);
         if count == 0 {
             return 0;
         }
@@ -210,6 +209,13 @@ impl CompletionQueue {
             each(is_there.then(|| self.entry(self.slot(at), first)));
         }
         count
+    }
+
+    /// Of `count` entries looked at, those that are no other's again: what lanes beyond the ring's end look at are entries of its beginning, as those of
+    /// the next lap.
+    #[inline(always)]
+    fn once(&self, count: u32) -> u32 {
+        if count <= self.mask { count } else { self.mask + 1 }
     }
 
     /// Says how far this is, where somebody wants to know.

@@ -59,20 +59,19 @@ where
         mut request: impl FnMut(u32) -> (Destination, O, u64),
     ) -> Result<(), PostError> {
         self.make_room(count)?;
-        self.ring.left -= count;
         let mut i = 0;
         // Two at a time: what one waits for, the other fills.
         while i + 1 < count {
             let [(to, one, id), (other_to, other, other_id)] = [request(i), request(i + 1)];
             if let Err(error) = one.check(&self.ring.limits) {
                 arch::rarely();
-                return self.stop(count - i, error);
+                return self.stop_after(i, error);
             }
             if let Err(error) = other.check(&self.ring.limits) {
                 arch::rarely();
                 self.ring.store(0, one.wqe(to), id);
                 self.ring.placed = self.ring.placed.wrapping_add(1);
-                return self.stop(count - i - 1, error);
+                return self.stop_after(i + 1, error);
             }
             let (one, other) = (one.wqe(to), other.wqe(other_to));
             self.ring.store(0, one, id);
@@ -84,18 +83,19 @@ where
             let (to, one, id) = request(i);
             if let Err(error) = one.check(&self.ring.limits) {
                 arch::rarely();
-                return self.stop(count - i, error);
+                return self.stop_after(i, error);
             }
             self.ring.store(0, one.wqe(to), id);
             self.ring.placed = self.ring.placed.wrapping_add(1);
         }
+        self.ring.left -= count;
         Ok(())
     }
 
-    /// The end of many requests of which so many were not placed.
+    /// The end of many requests of which so many were placed.
     #[inline(always)]
-    fn stop(&mut self, remaining: u32, error: EncodeError) -> Result<(), PostError> {
-        self.ring.left += remaining;
+    fn stop_after(&mut self, placed: u32, error: EncodeError) -> Result<(), PostError> {
+        self.ring.left -= placed;
         Err(PostError::Encode(error))
     }
 
