@@ -145,6 +145,17 @@ fn a_region_of_a_dma_buf_is_source_and_target_or_refused() {
 }
 
 /// Writes from the region into the other side's memory and back, to another place of the region, of which byte 0 is byte `at` of `memory`.
+#[test]
+fn a_piece_of_a_dma_buf_keeps_its_place_of_a_page() {
+    let pd = device(0).0.alloc_pd().unwrap();
+    let memory = SharedMemory::shareable(2 * PAGE as usize).unwrap();
+    let named = |addr| pd.register_external(ExternalMemory::dmabuf(piece(&memory, 0x40, PAGE), addr), Access::ALL);
+    let error = named(ELSEWHERE).unwrap_err();
+    assert!(matches!(error, Error::DmabufPlace { addr: ELSEWHERE, offset: 0x40 }), "{error}");
+    assert!(error.to_string().ends_with("the address has to end in 0x040"), "{error}");
+    assert!(!matches!(named(ELSEWHERE + 0x40), Err(Error::DmabufPlace { .. })));
+}
+
 fn exchange(a: &mut Side, b: &mut Side, region: &ExternalRegion, memory: &dyn Backing, at: usize) {
     let bytes: Vec<u8> = (0..1000u32).map(|i| (i * 7) as u8).collect();
     assert!(memory.write(at + 10, &bytes));

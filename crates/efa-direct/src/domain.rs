@@ -140,7 +140,7 @@ impl ProtectionDomain {
     /// Registers memory that this process cannot touch.
     ///
     /// # Errors
-    /// The device refused, in all ways in which it could reach the memory.
+    /// The device refused, in all ways in which it could reach the memory; or [`Error::DmabufPlace`].
     pub fn register_external(&self, memory: ExternalMemory<'_>, access: Access) -> Result<ExternalRegion, Error> {
         ExternalRegion::register(self.inner.clone(), memory, access)
     }

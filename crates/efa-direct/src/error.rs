@@ -108,6 +108,17 @@ pub enum Error {
         /// What came of its address.
         by_address: String,
     },
+    /// A piece of a DMA-BUF that is to be named by addresses at another place of a page than it has there.
+    #[error(
+        "bytes of a DMA-BUF from {offset:#x} on, named by addresses from {addr:#x} on: pages have 4096 bytes, so the address has to end in {:#05x}",
+        offset % 4096
+    )]
+    DmabufPlace {
+        /// Address of the first byte, as work requests would name it.
+        addr: u64,
+        /// Where it is in the DMA-BUF.
+        offset: u64,
+    },
     /// Whatever goes wrong with a GPU.
     #[cfg(feature = "cuda")]
     #[error(transparent)]

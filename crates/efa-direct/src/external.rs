@@ -16,6 +16,9 @@ use std::ops::RangeBounds;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+/// Bytes of a page, as NICs see memory.
+const PAGE: u64 = 4096;
+
 /// A piece of a DMA-BUF.
 #[derive(Clone, Copy, Debug)]
 pub struct DmabufRange<'f> {
@@ -142,6 +145,11 @@ impl ExternalRegion {
         if addr.checked_add(len).is_none() {
             let expected = "an address whose region ends below 2^64";
             return Err(ControlError::Invalid { what: "region address", value: addr, expected }.into());
+        }
+        if let Ok(DmabufRange { offset, .. }) = memory.dmabuf
+            && (addr ^ offset) % PAGE != 0
+        {
+            return Err(Error::DmabufPlace { addr, offset });
         }
         let registration = domain.provider.register_external(domain.pd, memory, access)?;
         match Lkey::new(registration.keys.lkey) {
