@@ -7,7 +7,7 @@ use crate::request::{decode, phase_and_id};
 use crate::tables::{Control, Progress, QueuePair, World};
 use crate::transfer::Transfer;
 use efa_gpu_device::warp::{self, ALL, LANES, Warp};
-use efa_gpu_device::{Deadline, globaltimer, mem, thread};
+use efa_gpu_device::{Deadline, mem, thread};
 use efa_io::cqe::Received;
 use efa_io::{Destination, Doorbell, Event, FlatRequest, LocalBuf, OpCode, RemoteBuf, Status};
 
@@ -15,12 +15,11 @@ use efa_io::{Destination, Doorbell, Event, FlatRequest, LocalBuf, OpCode, Remote
 const PATIENCE: u32 = 64;
 /// How long it sleeps, in nanoseconds.
 const NAP: u32 = 200;
-/// Rounds from one look at the control words, which the host's memory may hold, to the next; and from one note there to the next.
+/// Rounds from one look at the stop word, which the host's memory may hold, to the next.
 const STOP_EVERY: u32 = 16;
-const BUSY_EVERY: u32 = 256;
 
-/// Is the NIC until the host says stop, or until there was nothing to do for the world's idle timeout. All threads of the grid call this; with a `seed`
-/// other than zero requests are executed and completed in another order than they were posted in.
+/// Is the NIC until the host says stop; a warp ends before if its queue pairs had nothing to do for the world's idle timeout. All threads of the grid call
+/// this; with a `seed` other than zero requests are executed and completed in another order than they were posted in.
 ///
 /// # Safety
 /// `world` and all that it names is as [`tables`](crate::tables) describes it, and stays so until the grid has ended; the NIC's rows are nobody else's.
@@ -49,28 +48,18 @@ pub unsafe fn run(world: *const World, seed: u64) {
         }
         // SAFETY: words that are only accessed atomically; all lanes come here, since what decides is the same for all.
         unsafe {
-            // To stop, or because it has timed out: one word.
-            let ends = || u32::from(mem::load_acquire_system(control.cast()) != 0);
-            if round.is_multiple_of(STOP_EVERY) && nic.uniform(ends) != 0 {
+            if round.is_multiple_of(STOP_EVERY)
+                && nic.uniform(|| mem::load_acquire_system_u32(&raw const (*control).stop)) != 0
+            {
                 return;
             }
             if !busy && quiet > PATIENCE && warp::warp_vote_ballot(ALL, deadline.passed()) != 0 {
-                // Unless another warp had something to do meanwhile: what it does may lead to something here.
-                let busy_ns = || mem::load_relaxed_system(&raw const (*control).busy_ns);
-                let since = || globaltimer().saturating_sub(busy_ns());
-                if nic.uniform(|| u32::from(since() >= world.idle_timeout_ns)) != 0 {
-                    mem::store_relaxed_system_u32(&raw mut (*control).timed_out, 1);
-                    return;
-                }
-                deadline = Deadline::after(world.idle_timeout_ns);
+                mem::store_relaxed_system_u32(&raw mut (*control).timed_out, 1);
+                return;
             }
         }
         round = round.wrapping_add(1);
         if busy {
-            if (quiet != 0 || round.is_multiple_of(BUSY_EVERY)) && warp::lane_id() == 0 {
-                // SAFETY: as above.
-                unsafe { mem::store_relaxed_system(&raw mut (*control).busy_ns, globaltimer()) };
-            }
             quiet = 0;
         } else if quiet <= PATIENCE {
             if quiet == 0 {

@@ -54,10 +54,8 @@ pub struct World {
 pub struct Control {
     /// The host stores something else than zero here, and the NIC ends.
     pub stop: u32,
-    /// Something else than zero: the NIC has ended, or is about to, because it had nothing to do for too long.
+    /// Something else than zero: a warp has ended because it had nothing to do for too long.
     pub timed_out: u32,
-    /// When a warp last had something to do, by the GPU's clock; now and then noted.
-    pub busy_ns: u64,
 }
 
 /// A queue pair, as it stays.

@@ -6,7 +6,6 @@ use common::*;
 use efa_gpu_device::simt::Executor;
 use efa_gpu_nic::host::{Access, Builder, DeviceConfig, Error, HostMemory, QpConfig};
 use efa_io::*;
-use std::time::{Duration, Instant};
 
 fn write(world: &TestWorld, from: usize, to: usize) -> Wqe64 {
     wqe(RdmaWrite::new(world.local(from, 0, 8), world.remote(to, 64)), world.to(from, to))
@@ -93,25 +92,6 @@ fn a_nic_without_work_ends_by_itself_also_if_a_send_waits_for_ever() {
         Executor::new(1).launch(1, 32, || unsafe { efa_gpu_nic::run(placed, 1) }).run().unwrap();
         assert!(world.timed_out());
     }
-}
-
-#[test]
-fn a_warp_without_work_stays_as_long_as_another_has_some() {
-    let idle = Duration::from_millis(400);
-    let world = TestWorld::of(2, |_, setup| setup.idle_timeout_ns = idle.as_nanos() as u64);
-    world.run(0, || {
-        let (mut a, mut b) = (world.poster(A), world.poster(B));
-        let start = Instant::now();
-        while start.elapsed() < 3 * idle {
-            a.put(write(&world, A, B));
-            a.ring();
-            a.completion();
-        }
-        assert!(!world.timed_out());
-        b.put(write(&world, B, A));
-        b.ring();
-        b.completion();
-    });
 }
 
 #[test]
