@@ -35,30 +35,160 @@ pub(crate) unsafe fn store_entry<const W: usize>(to: *mut u64, words: &[u64; W])
     }
 }
 
-/// Stores a doorbell's value: exactly one store of this size, that nothing merges or repeats.
-///
-/// # Safety
-/// `to` is a doorbell.
-#[inline(always)]
-pub(crate) unsafe fn store_doorbell(to: *mut u32, value: u32) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("st.mmio.relaxed.sys.u32 [{to}], {value};", to = in(reg64) to, value = in(reg32) value, options(nostack, preserves_flags));
-    }
+/// Functions that load one word, each with an instruction of its own.
+macro_rules! loads {
+    ($($(#[$doc:meta])* $name:ident($from:ty) -> $value:ty: $instruction:literal, $register:ident;)*) => {$(
+        $(#[$doc])*
+        #[inline(always)]
+        pub(crate) unsafe fn $name(from: $from) -> $value {
+            let value;
+            // SAFETY: the caller's promise.
+            unsafe {
+                asm!(
+                    concat!($instruction, " {value}, [{from}];"),
+                    value = out($register) value,
+                    from = in(reg64) from,
+                    options(nostack, preserves_flags)
+                );
+            }
+            value
+        }
+    )*};
 }
 
-/// Loads a word, and everything that was stored before it was.
-///
-/// # Safety
-/// `from` is a word of a ring.
-#[inline(always)]
-pub(crate) unsafe fn load_acquire(from: *mut u64) -> u64 {
-    let value;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("ld.acquire.sys.u64 {value}, [{from}];", value = out(reg64) value, from = in(reg64) from, options(nostack, preserves_flags));
-    }
-    value
+loads! {
+    /// Loads a word, and everything that was stored before it was.
+    ///
+    /// # Safety
+    /// `from` is a word of a ring.
+    load_acquire(*mut u64) -> u64: "ld.acquire.sys.u64", reg64;
+    /// Loads a word.
+    ///
+    /// # Safety
+    /// `from` is valid for reads.
+    load_relaxed(*const u64) -> u64: "ld.relaxed.sys.u64", reg64;
+    /// Loads a doorbell's value, and everything that was stored before it was.
+    ///
+    /// # Safety
+    /// `from` is valid for reads.
+    load_doorbell(*const u32) -> u32: "ld.acquire.sys.u32", reg32;
+    /// Loads a word that other threads of this GPU write.
+    ///
+    /// # Safety
+    /// `from` is valid for reads.
+    load_gpu(*const u32) -> u32: "ld.relaxed.gpu.u32", reg32;
+    /// Loads a word that other threads of this GPU write.
+    ///
+    /// # Safety
+    /// `from` is valid for reads.
+    load_gpu_u64(*const u64) -> u64: "ld.relaxed.gpu.u64", reg64;
+    /// Loads 32 bits.
+    ///
+    /// # Safety
+    /// `from` is valid for reads, and aligned.
+    load_u32_system(*const u32) -> u32: "ld.relaxed.sys.u32", reg32;
+}
+
+/// Functions that store one word.
+macro_rules! stores {
+    ($($(#[$doc:meta])* $name:ident($to:ty, $value:ty): $instruction:literal, $register:ident;)*) => {$(
+        $(#[$doc])*
+        #[inline(always)]
+        pub(crate) unsafe fn $name(to: $to, value: $value) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                asm!(
+                    concat!($instruction, " [{to}], {value};"),
+                    to = in(reg64) to,
+                    value = in($register) value,
+                    options(nostack, preserves_flags)
+                );
+            }
+        }
+    )*};
+}
+
+stores! {
+    /// Stores a doorbell's value: exactly one store of this size, that nothing merges or repeats.
+    ///
+    /// # Safety
+    /// `to` is a doorbell.
+    store_doorbell(*mut u32, u32): "st.mmio.relaxed.sys.u32", reg32;
+    /// Stores a word behind everything stored before, as any observer in the system sees it.
+    ///
+    /// # Safety
+    /// `to` is a word of a ring.
+    store_release(*mut u64, u64): "st.release.sys.u64", reg64;
+    /// Stores a word that other threads of this GPU read.
+    ///
+    /// # Safety
+    /// `to` is valid for writes, and only accessed atomically.
+    store_gpu(*mut u32, u32): "st.relaxed.gpu.u32", reg32;
+    /// Stores 32 bits.
+    ///
+    /// # Safety
+    /// `to` is valid for writes, and aligned.
+    store_u32_system(*mut u32, u32): "st.relaxed.sys.u32", reg32;
+    /// Stores a word.
+    ///
+    /// # Safety
+    /// `to` is valid for writes, and aligned.
+    store_u64_system(*mut u64, u64): "st.relaxed.sys.u64", reg64;
+}
+
+/// Functions that change one word at once, and give what it was.
+macro_rules! updates {
+    ($($(#[$doc:meta])* $name:ident($to:ty) -> $value:ty: $instruction:literal, $register:ident;)*) => {$(
+        $(#[$doc])*
+        #[inline(always)]
+        pub(crate) unsafe fn $name(to: $to, operand: $value) -> $value {
+            let was;
+            // SAFETY: the caller's promise.
+            unsafe {
+                asm!(
+                    concat!($instruction, " {was}, [{to}], {operand};"),
+                    was = out($register) was,
+                    to = in(reg64) to,
+                    operand = in($register) operand,
+                    options(nostack, preserves_flags)
+                );
+            }
+            was
+        }
+    )*};
+}
+
+updates! {
+    /// Adds to a word that other threads of this GPU add to, and gives what it was; sees what they stored before they added, and is seen by them.
+    ///
+    /// # Safety
+    /// `to` is valid for reads and writes, and only accessed atomically.
+    fetch_add_gpu(*mut u32) -> u32: "atom.add.acq_rel.gpu.u32", reg32;
+    /// The same, without any order with other memory.
+    ///
+    /// # Safety
+    /// As [`fetch_add_gpu`].
+    fetch_add_relaxed_gpu(*mut u32) -> u32: "atom.add.relaxed.gpu.u32", reg32;
+    /// Adds to two numbers in one word, as [`fetch_add_gpu`] does to one.
+    ///
+    /// # Safety
+    /// As [`fetch_add_gpu`]; aligned to 8 bytes.
+    fetch_add_gpu_u64(*mut u64) -> u64: "atom.add.acq_rel.gpu.u64", reg64;
+    /// The same, and only sees.
+    ///
+    /// # Safety
+    /// As [`fetch_add_gpu`]; aligned to 8 bytes.
+    fetch_add_acquire_gpu_u64(*mut u64) -> u64: "atom.add.acquire.gpu.u64", reg64;
+    /// The same, without any order with other memory.
+    ///
+    /// # Safety
+    /// As [`fetch_add_gpu`]; aligned to 8 bytes.
+    fetch_add_relaxed_gpu_u64(*mut u64) -> u64: "atom.add.relaxed.gpu.u64", reg64;
+    /// Replaces a word and gives what it was, without any order with other memory.
+    ///
+    /// # Safety
+    /// As [`fetch_add_gpu`].
+    exchange_relaxed_gpu(*mut u32) -> u32: "atom.exch.relaxed.gpu.b32", reg32;
 }
 
 /// Loads two words at once, and everything that was stored before they were.
@@ -79,20 +209,6 @@ pub(crate) unsafe fn load_acquire_pair(from: *mut u64) -> [u64; 2] {
         );
     }
     in_one_access(a, b)
-}
-
-/// Loads a word.
-///
-/// # Safety
-/// `from` is valid for reads.
-#[inline(always)]
-pub(crate) unsafe fn load_relaxed(from: *const u64) -> u64 {
-    let value;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("ld.relaxed.sys.u64 {value}, [{from}];", value = out(reg64) value, from = in(reg64) from, options(nostack, preserves_flags));
-    }
-    value
 }
 
 /// Has the assembler keep the load of both words one access. Of what a kernel never looks at it fetches nothing, and what is left in pieces, each in its
@@ -141,46 +257,6 @@ pub(crate) unsafe fn store_pair(to: *mut u64, words: [u64; 2]) {
     }
 }
 
-/// Stores a word behind everything stored before, as any observer in the system sees it.
-///
-/// # Safety
-/// `to` is a word of a ring.
-#[inline(always)]
-pub(crate) unsafe fn store_release(to: *mut u64, value: u64) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("st.release.sys.u64 [{to}], {value};", to = in(reg64) to, value = in(reg64) value, options(nostack, preserves_flags));
-    }
-}
-
-/// Loads a doorbell's value, and everything that was stored before it was.
-///
-/// # Safety
-/// `from` is valid for reads.
-#[inline(always)]
-pub(crate) unsafe fn load_doorbell(from: *const u32) -> u32 {
-    let value;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("ld.acquire.sys.u32 {value}, [{from}];", value = out(reg32) value, from = in(reg64) from, options(nostack, preserves_flags));
-    }
-    value
-}
-
-/// Loads a word that other threads of this GPU write.
-///
-/// # Safety
-/// `from` is valid for reads.
-#[inline(always)]
-pub(crate) unsafe fn load_gpu(from: *const u32) -> u32 {
-    let value;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("ld.relaxed.gpu.u32 {value}, [{from}];", value = out(reg32) value, from = in(reg64) from, options(nostack, preserves_flags));
-    }
-    value
-}
-
 /// Loads four words that other threads of this GPU write, each whole, in no particular order.
 ///
 /// # Safety
@@ -201,152 +277,6 @@ pub(crate) unsafe fn load_four_gpu(from: *const u32) -> [u32; 4] {
         );
     }
     [a, b, c, d]
-}
-
-/// Stores a word that other threads of this GPU read.
-///
-/// # Safety
-/// `to` is valid for writes, and only accessed atomically.
-#[inline(always)]
-pub(crate) unsafe fn store_gpu(to: *mut u32, value: u32) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("st.relaxed.gpu.u32 [{to}], {value};", to = in(reg64) to, value = in(reg32) value, options(nostack, preserves_flags));
-    }
-}
-
-/// Adds to a word that other threads of this GPU add to, and gives what it was; sees what they stored before they added, and is seen by them.
-///
-/// # Safety
-/// `to` is valid for reads and writes, and only accessed atomically.
-#[inline(always)]
-pub(crate) unsafe fn fetch_add_gpu(to: *mut u32, value: u32) -> u32 {
-    let was;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "atom.add.acq_rel.gpu.u32 {was}, [{to}], {value};",
-            was = out(reg32) was,
-            to = in(reg64) to,
-            value = in(reg32) value,
-            options(nostack, preserves_flags)
-        );
-    }
-    was
-}
-
-/// The same, without any order with other memory.
-///
-/// # Safety
-/// As [`fetch_add_gpu`].
-#[inline(always)]
-pub(crate) unsafe fn fetch_add_relaxed_gpu(to: *mut u32, value: u32) -> u32 {
-    let was;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "atom.add.relaxed.gpu.u32 {was}, [{to}], {value};",
-            was = out(reg32) was,
-            to = in(reg64) to,
-            value = in(reg32) value,
-            options(nostack, preserves_flags)
-        );
-    }
-    was
-}
-
-/// Adds to two numbers in one word, as [`fetch_add_gpu`] does to one.
-///
-/// # Safety
-/// As [`fetch_add_gpu`]; aligned to 8 bytes.
-#[inline(always)]
-pub(crate) unsafe fn fetch_add_gpu_u64(to: *mut u64, value: u64) -> u64 {
-    let was;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "atom.add.acq_rel.gpu.u64 {was}, [{to}], {value};",
-            was = out(reg64) was,
-            to = in(reg64) to,
-            value = in(reg64) value,
-            options(nostack, preserves_flags)
-        );
-    }
-    was
-}
-
-/// The same, and only sees.
-///
-/// # Safety
-/// As [`fetch_add_gpu`]; aligned to 8 bytes.
-#[inline(always)]
-pub(crate) unsafe fn fetch_add_acquire_gpu_u64(to: *mut u64, value: u64) -> u64 {
-    let was;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "atom.add.acquire.gpu.u64 {was}, [{to}], {value};",
-            was = out(reg64) was,
-            to = in(reg64) to,
-            value = in(reg64) value,
-            options(nostack, preserves_flags)
-        );
-    }
-    was
-}
-
-/// The same, without any order with other memory.
-///
-/// # Safety
-/// As [`fetch_add_gpu`]; aligned to 8 bytes.
-#[inline(always)]
-pub(crate) unsafe fn fetch_add_relaxed_gpu_u64(to: *mut u64, value: u64) -> u64 {
-    let was;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "atom.add.relaxed.gpu.u64 {was}, [{to}], {value};",
-            was = out(reg64) was,
-            to = in(reg64) to,
-            value = in(reg64) value,
-            options(nostack, preserves_flags)
-        );
-    }
-    was
-}
-
-/// Loads a word that other threads of this GPU write.
-///
-/// # Safety
-/// `from` is valid for reads.
-#[inline(always)]
-pub(crate) unsafe fn load_gpu_u64(from: *const u64) -> u64 {
-    let value;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("ld.relaxed.gpu.u64 {value}, [{from}];", value = out(reg64) value, from = in(reg64) from, options(nostack, preserves_flags));
-    }
-    value
-}
-
-/// Replaces a word and gives what it was, without any order with other memory.
-///
-/// # Safety
-/// As [`fetch_add_gpu`].
-#[inline(always)]
-pub(crate) unsafe fn exchange_relaxed_gpu(to: *mut u32, new: u32) -> u32 {
-    let was;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!(
-            "atom.exch.relaxed.gpu.b32 {was}, [{to}], {new};",
-            was = out(reg32) was,
-            to = in(reg64) to,
-            new = in(reg32) new,
-            options(nostack, preserves_flags)
-        );
-    }
-    was
 }
 
 /// Replaces a word if it is `current`, and gives what it was; ordered like [`fetch_add_gpu`].
@@ -495,20 +425,6 @@ pub(crate) unsafe fn load_u8_system(from: *const u8) -> u8 {
     value as u8
 }
 
-/// Loads 32 bits.
-///
-/// # Safety
-/// `from` is valid for reads, and aligned.
-#[inline(always)]
-pub(crate) unsafe fn load_u32_system(from: *const u32) -> u32 {
-    let value;
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("ld.relaxed.sys.u32 {value}, [{from}];", value = out(reg32) value, from = in(reg64) from, options(nostack, preserves_flags));
-    }
-    value
-}
-
 /// Stores a byte.
 ///
 /// # Safety
@@ -518,29 +434,5 @@ pub(crate) unsafe fn store_u8_system(to: *mut u8, value: u8) {
     // SAFETY: the caller's promise.
     unsafe {
         asm!("st.relaxed.sys.u8 [{to}], {value};", to = in(reg64) to, value = in(reg16) u16::from(value), options(nostack, preserves_flags));
-    }
-}
-
-/// Stores 32 bits.
-///
-/// # Safety
-/// `to` is valid for writes, and aligned.
-#[inline(always)]
-pub(crate) unsafe fn store_u32_system(to: *mut u32, value: u32) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("st.relaxed.sys.u32 [{to}], {value};", to = in(reg64) to, value = in(reg32) value, options(nostack, preserves_flags));
-    }
-}
-
-/// Stores a word.
-///
-/// # Safety
-/// `to` is valid for writes, and aligned.
-#[inline(always)]
-pub(crate) unsafe fn store_u64_system(to: *mut u64, value: u64) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        asm!("st.relaxed.sys.u64 [{to}], {value};", to = in(reg64) to, value = in(reg64) value, options(nostack, preserves_flags));
     }
 }
