@@ -69,34 +69,28 @@ impl Machine {
                 let (gpu, module) = &**found;
                 let (send, cq) = (gpu.map(send).map_err(Error::from)?, gpu.map(cq).map_err(Error::from)?);
                 let run = OnGpu::new(gpu, module, jobs.len())?;
-                let done = in_rounds(jobs, send.handle(), cq.handle(), |send, cq, jobs| {
-                    run.round(send, cq, to, jobs, batch, patience)
-                })?;
+                let told = told(send.handle(), cq.handle(), to, batch);
+                let done = in_rounds(jobs, told, |told, jobs| run.round(told, jobs, patience))?;
                 drop(run);
                 Ok((Queues { send: send.unmap(), cq: cq.unmap() }, done))
             }
             Self::Executor(_) => {
-                let done = in_rounds(jobs, send.handle(), cq.handle(), |send, cq, jobs| {
-                    in_executor(send, cq, to, jobs, batch, patience)
-                })?;
+                let told = told(send.handle(), cq.handle(), to, batch);
+                let done = in_rounds(jobs, told, |told, jobs| in_executor(told, jobs, patience))?;
                 Ok((Queues { send, cq }, done))
             }
         }
     }
 }
 
-/// Has `round` do the jobs, as many at a time as have numbers, until one fails.
-fn in_rounds(
-    jobs: &[Job],
-    mut send: SendRingHandle,
-    mut cq: CompletionRingHandle,
-    mut round: impl FnMut(SendRingHandle, CompletionRingHandle, &[Job]) -> Result<Done>,
-) -> Result<Done> {
-    let sent = Sent { posted: send.producer, consumed: cq.consumer };
+/// Has `round` do the jobs, some at a time, until one fails.
+fn in_rounds(jobs: &[Job], mut told: Sending, mut round: impl FnMut(Sending, &[Job]) -> Result<Done>) -> Result<Done> {
+    let sent = Sent { posted: told.send.producer, consumed: told.cq.consumer };
     let mut all = Done { statuses: Vec::new(), sent };
     for jobs in jobs.chunks(MOST) {
-        let done = round(send, cq, jobs)?;
-        (send.producer, cq.consumer) = (done.sent.posted, done.sent.consumed);
+        told.count = jobs.len() as u32;
+        let done = round(told, jobs)?;
+        (told.send.producer, told.cq.consumer) = (done.sent.posted, done.sent.consumed);
         let good = done.statuses.iter().all(|&status| status == 1);
         all.statuses.extend(done.statuses);
         all.sent = done.sent;
@@ -107,28 +101,35 @@ fn in_rounds(
     Ok(all)
 }
 
-/// What the kernel is told, but for addresses.
-fn told(send: SendRingHandle, cq: CompletionRingHandle, to: Destination, count: usize, batch: u32) -> Sending {
+/// What the kernel is told, but for jobs and addresses.
+fn told(send: SendRingHandle, cq: CompletionRingHandle, to: Destination, batch: u32) -> Sending {
     let watchdog = WatchdogHandle { report: 0, timeout_ns: 0 };
-    let (ah, qpn, qkey, count) = (to.ah.into(), to.qpn.into(), to.qkey, count as u32);
-    Sending { send, cq, watchdog, state: 0, jobs: 0, statuses: 0, outcome: 0, count, batch, ah, qpn, qkey, reserved: 0 }
+    let (ah, qpn, qkey) = (to.ah.into(), to.qpn.into(), to.qkey);
+    Sending {
+        send,
+        cq,
+        watchdog,
+        state: 0,
+        jobs: 0,
+        statuses: 0,
+        outcome: 0,
+        count: 0,
+        batch,
+        ah,
+        qpn,
+        qkey,
+        reserved: 0,
+    }
 }
 
-fn in_executor(
-    send: SendRingHandle,
-    cq: CompletionRingHandle,
-    to: Destination,
-    jobs: &[Job],
-    batch: u32,
-    patience: Duration,
-) -> Result<Done> {
+fn in_executor(told: Sending, jobs: &[Job], patience: Duration) -> Result<Done> {
     let (mut statuses, mut sent, mut waited) = (vec![0u32; jobs.len()], Sent::default(), [0u32; 4]);
     let told = Sending {
         watchdog: WatchdogHandle { report: waited.as_mut_ptr() as u64, timeout_ns: patience.as_nanos() as u64 },
         jobs: jobs.as_ptr() as u64,
         statuses: statuses.as_mut_ptr() as u64,
         outcome: &raw mut sent as u64,
-        ..told(send, cq, to, jobs.len(), batch)
+        ..told
     };
     // SAFETY: the addresses are those of values that live on in this function, and of rings that were handed over to this kernel alone.
     let run = Executor::new(1).timeout(patience * 2).launch(1, 1, || unsafe { send_by_thread(told) }).run();
@@ -159,15 +160,7 @@ impl<'a> OnGpu<'a> {
         })
     }
 
-    fn round(
-        &self,
-        send: SendRingHandle,
-        cq: CompletionRingHandle,
-        to: Destination,
-        jobs: &[Job],
-        batch: u32,
-        patience: Duration,
-    ) -> Result<Done> {
+    fn round(&self, told: Sending, jobs: &[Job], patience: Duration) -> Result<Done> {
         let mut statuses = vec![0u32; jobs.len()];
         self.jobs.write(0, bytemuck::cast_slice(jobs))?;
         self.statuses.write(0, bytemuck::cast_slice(&statuses))?;
@@ -177,7 +170,7 @@ impl<'a> OnGpu<'a> {
             jobs: self.jobs.addr(),
             statuses: self.statuses.addr(),
             outcome: self.sent.addr(),
-            ..told(send, cq, to, jobs.len(), batch)
+            ..told
         };
         let kernel = self.module.kernel("send_by_thread")?;
         // SAFETY: the kernel takes this; the addresses are those of memory that lives on until it is over, and of rings that were handed over to it alone.
