@@ -38,9 +38,7 @@ impl Machine {
     pub(crate) fn find() -> Self {
         let gpu = || -> Result<(Gpu, Module)> {
             let gpu = Gpu::open(0)?;
-            let kernels = efa_gpu_kernels::ptx().map_err(|problem| anyhow!(problem))?;
-            let kernels: Vec<(u32, &str)> = kernels.iter().map(|(arch, text)| (*arch, text.as_str())).collect();
-            let module = gpu.load(&kernels)?;
+            let module = gpu.load(&efa_gpu_kernels::ptx().map_err(|problem| anyhow!(problem))?)?;
             Ok((gpu, module))
         };
         gpu().map_or_else(|error| Self::Executor(format!("{error:#}")), |found| Self::Gpu(Box::new(found)))

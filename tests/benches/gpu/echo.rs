@@ -81,7 +81,7 @@ pub(crate) fn all(gpu: &Gpu, kernels: &str) -> Result<Vec<Row>, Box<dyn Error>> 
 /// Nanoseconds from a post to its completion, through the NIC that is a kernel.
 fn through_the_nic(gpu: &Gpu, kernels: &str) -> Result<f64, Box<dyn Error>> {
     let ours = efa_direct::cuda::Gpu::open(0)?;
-    let module = ours.load(&[(ours.info().arch(), &std::fs::read_to_string(kernels)?)])?;
+    let module = ours.load(&[(ours.info().arch(), std::fs::read_to_string(kernels)?)])?;
     let (elapsed, work) = (Place::Host.allocate(8)?, Place::Host.allocate(size_of::<Work>())?);
     let mut world = World::start([&ours, &ours], &module, 0, false, [1024, 64], 1 << 20);
     let ends = world.ends();

@@ -12,9 +12,7 @@ use std::time::Duration;
 /// # Panics
 /// There are none.
 pub fn kernels(gpu: &Gpu) -> Module {
-    let all = efa_gpu_kernels::ptx().unwrap_or_else(|problem| panic!("{problem}"));
-    let all: Vec<(u32, &str)> = all.iter().map(|(arch, text)| (*arch, text.as_str())).collect();
-    gpu.load(&all).expect("the kernels load")
+    gpu.load(&efa_gpu_kernels::ptx().unwrap_or_else(|problem| panic!("{problem}"))).expect("the kernels load")
 }
 
 /// Runs kernels on a GPU.

@@ -45,9 +45,10 @@ unsafe impl Send for Kernel {}
 unsafe impl Sync for Kernel {}
 
 /// The newest of these architectures that a GPU of architecture `gpu` runs.
-fn choose<'p>(gpu: u32, kernels: &[(u32, &'p str)]) -> Result<(u32, &'p str), GpuError> {
+fn choose(gpu: u32, kernels: &[(u32, impl AsRef<str>)]) -> Result<(u32, &str), GpuError> {
     let fits = kernels.iter().filter(|(arch, _)| *arch <= gpu).max_by_key(|(arch, _)| *arch);
-    fits.copied().ok_or_else(|| GpuError::NoArchitecture { gpu, have: kernels.iter().map(|(arch, _)| *arch).collect() })
+    fits.map(|(arch, ptx)| (*arch, ptx.as_ref()))
+        .ok_or_else(|| GpuError::NoArchitecture { gpu, have: kernels.iter().map(|(arch, _)| *arch).collect() })
 }
 
 impl Gpu {
@@ -58,7 +59,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`GpuError::NoArchitecture`], or [`GpuError::Compile`] with what the driver's compiler says.
-    pub fn load(&self, kernels: &[(u32, &str)]) -> Result<Module, Error> {
+    pub fn load(&self, kernels: &[(u32, impl AsRef<str>)]) -> Result<Module, Error> {
         let (arch, ptx) = choose(self.info().arch(), kernels)?;
         let refused = |log: String, source| Error::Gpu(GpuError::Compile { arch, log, source });
         let image = CString::new(ptx).map_err(|error| {
@@ -171,7 +172,7 @@ mod tests {
             error,
             "the GPU is of architecture sm_75, the kernels were compiled for sm_80, sm_90, sm_100: compile them for sm_75 or older"
         );
-        assert!(choose(90, &[]).unwrap_err().to_string().contains("compiled for nothing"));
+        assert!(choose(90, &[(0, ""); 0]).unwrap_err().to_string().contains("compiled for nothing"));
     }
 
     #[test]
