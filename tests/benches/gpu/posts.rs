@@ -110,10 +110,12 @@ impl Ring {
 }
 
 /// Nanoseconds for a WQE: medians over launches of a kernel that posts `each` to every ring, and writes how long that took, by ring.
+#[expect(clippy::too_many_arguments, reason = "a case is what it is made of")]
 fn posts(
     gpu: &Gpu,
     place: Place,
     queues: usize,
+    max_batch: u32,
     each: u32,
     kernel: &str,
     threads: u32,
@@ -125,14 +127,15 @@ fn posts(
     let work = WORK.place()?;
     let mut times = Vec::new();
     for _ in 0..LAUNCHES {
-        Place::Host.write(handles, &rings.iter().map(Ring::handle).collect::<Vec<_>>())?;
+        let handle = |ring: &Ring| SendRingHandle { max_batch, ..ring.handle() };
+        Place::Host.write(handles, &rings.iter().map(handle).collect::<Vec<_>>())?;
         Place::Host.write(elapsed, &vec![0u64; queues])?;
         if vendor {
             gpu.run("dp_create", 1, 1, &[Address(queue), Address(handles)])?;
         }
         let first = match (vendor, queues) {
             (true, _) => [Address(queue), work],
-            (false, 1) => [Send(Plain(rings[0].handle())), work],
+            (false, 1) => [Send(Plain(handle(&rings[0]))), work],
             (false, _) => [Address(handles), work],
         };
         let args: Vec<Arg> = first.iter().chain(args).copied().chain([Address(elapsed)]).collect();
@@ -154,7 +157,7 @@ pub(crate) fn alone(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>>
     let mut beside = |ours: Row, kernel: &str, threads: u32, args: &[Arg]| -> Result<(), Box<dyn Error>> {
         let peer = gpu.has_vendor().then(|| {
             let each = if threads == 1 { count } else { lanes * 32 };
-            let ns = posts(gpu, place, 1, each, kernel, threads, args)?;
+            let ns = posts(gpu, place, 1, MAX_BATCH, each, kernel, threads, args)?;
             Ok::<_, Box<dyn Error>>(Row {
                 ours: Some(ours.ns),
                 ..Row::new(place, format!("{}, efa-dp-direct", ours.what), ns)
@@ -165,12 +168,12 @@ pub(crate) fn alone(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>>
         Ok(())
     };
     let host = place == Place::Host;
-    let one = posts(gpu, place, 1, count, "post_one", 1, &[Number(count)])?;
+    let one = posts(gpu, place, 1, MAX_BATCH, count, "post_one", 1, &[Number(count)])?;
     let one = Row::new(place, "one thread, 1 per doorbell", one);
     beside(if host { one.aim(640.0) } else { one }, "dp_post_thread", 1, &[Number(count), Number(1)])?;
     for batch in [16, 32] {
         let args = [Number(count), Number(batch)];
-        let row = posts(gpu, place, 1, count, "post_thread", 1, &args)?;
+        let row = posts(gpu, place, 1, MAX_BATCH, count, "post_thread", 1, &args)?;
         let row = Row::new(place, format!("one thread, {batch} per doorbell"), row);
         beside(if host && batch == 32 { row.aim(60.0) } else { row }, "dp_post_thread", 1, &args)?;
     }
@@ -179,7 +182,7 @@ pub(crate) fn alone(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>>
         let row = Row::new(
             place,
             format!("one warp, {} per doorbell", 32 * rounds),
-            posts(gpu, place, 1, lanes * 32, "post_warp", 32, &args)?,
+            posts(gpu, place, 1, MAX_BATCH, lanes * 32, "post_warp", 32, &args)?,
         );
         let row = match (host, rounds) {
             (true, 1) => row.aim_rate(45.0),
@@ -188,8 +191,17 @@ pub(crate) fn alone(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>>
         };
         beside(row, "dp_post_warp", 32, &args)?;
     }
+    // Where two batches exceed what the device takes, a second fence orders the doorbell between them.
+    for (batch, max_batch) in [(1, 32), (32, 64), (32, 32)] {
+        let ns = posts(gpu, place, 1, max_batch, count, "post_thread", 1, &[Number(count), Number(batch)])?;
+        rows.push(Row::new(place, format!("one thread, {batch} per doorbell, batches of {max_batch}"), ns));
+    }
+    for max_batch in [64, 32] {
+        let ns = posts(gpu, place, 1, max_batch, lanes * 32, "post_warp", 32, &[Number(lanes), Number(1)])?;
+        rows.push(Row::new(place, format!("one warp, 32 per doorbell, batches of {max_batch}"), ns));
+    }
     for batch in [1, 32] {
-        let ns = posts(gpu, place, 1, count, "post_unfenced", 1, &[Number(count), Number(batch)])?;
+        let ns = posts(gpu, place, 1, MAX_BATCH, count, "post_unfenced", 1, &[Number(count), Number(batch)])?;
         rows.push(Row::new(place, format!("one thread, {batch} per doorbell, no fence (floor)"), ns));
     }
     Ok(rows)
@@ -199,7 +211,7 @@ pub(crate) fn alone(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>>
 pub(crate) fn many_queues(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>> {
     let lanes = 16 * ENTRIES as u32 / 32;
     let row = |queues: usize| {
-        let ns = posts(gpu, place, queues, lanes * 32, "post_warps", 32, &[Number(lanes), Number(4)])?;
+        let ns = posts(gpu, place, queues, MAX_BATCH, lanes * 32, "post_warps", 32, &[Number(lanes), Number(4)])?;
         let row = Row::new(place, format!("{queues} warps, each its queue, 128 per doorbell"), ns);
         Ok(if place == Place::Host && queues == QUEUES { row.aim_rate(760.0) } else { row })
     };

@@ -1,4 +1,18 @@
 //! Send queues, by who posts to them.
+//!
+//! # Batches
+//!
+//! A device takes at most `max_batch` WQEs between two doorbells, *as they arrive there*. A doorbell is a store like any other: without a fence behind it the
+//! WQEs of the next batch may overtake it, and then both batches lie in front of the device at once. efa-dp-direct fences on both sides of each doorbell,
+//! libefa starts a new write-combining section behind each (`mmio_wc_start` in `efa_post_send`, rdma-core).
+//!
+//! A fence is most of what a post costs, so these queues pay once per doorbell: the fence in front of doorbell k + 1 also has doorbell k behind it. A batch is
+//! therefore counted from the last doorbell that some fence is behind, [`Ring::ordered`], and a fence of its own is spent only where the requests since then
+//! would exceed `max_batch`: never, as long as two batches together do not.
+//!
+//! Why that is enough (PTX ISA, "Memory consistency model"): a system fence between the doorbell's store and a WQE's store, in one thread's program order, puts the
+//! first before the second in causality order for every observer of system scope, the device among them. In a warp the doorbell is lane 0's: what orders it
+//! for the other lanes is said at [`WarpSendQueue`].
 
 mod shared;
 mod thread;
@@ -59,6 +73,8 @@ struct Ring<const W: usize> {
     placed: u32,
     rung: u32,
     settled: u32,
+    /// Requests rung for by a doorbell that a fence is behind: whatever is stored from here on reaches the device after it.
+    ordered: u32,
     /// Requests that can be placed before anything else is to be looked at: room, and what a batch may hold.
     left: u32,
     qpn: u32,
@@ -91,6 +107,8 @@ where
             placed: producer,
             rung: producer,
             settled: producer,
+            // Whoever had the ring before has seen everything complete, so its doorbells have arrived.
+            ordered: producer,
             left: 0,
             qpn: handle.qpn,
             req_id_64: handle.req_id_64 != 0,
@@ -110,10 +128,34 @@ where
         self.placed.wrapping_sub(self.rung)
     }
 
+    /// Requests that may still be placed before a doorbell has to be ordered.
+    #[inline(always)]
+    fn batch(&self) -> u32 {
+        self.max_batch - self.placed.wrapping_sub(self.ordered)
+    }
+
+    /// Whether `count` requests need another doorbell first: more than `max_batch` would be unrung.
+    #[inline(always)]
+    fn needs_doorbell(&self, count: u32) -> bool {
+        self.unrung() != 0 && self.max_batch - self.unrung() < count
+    }
+
+    /// Whether `count` requests need a fence first, behind the last doorbell.
+    #[inline(always)]
+    fn needs_fence(&self, count: u32) -> bool {
+        self.batch() < count && self.rung != self.ordered
+    }
+
+    /// A fence of system scope, executed just now, is behind the last doorbell.
+    #[inline(always)]
+    fn fenced(&mut self) {
+        self.ordered = self.rung;
+    }
+
     /// Works out how many requests are [`left`](Self::left), which are `count` at least; or there is no room for those.
     #[inline(always)]
     fn look_around(&mut self, count: u32) -> Result<(), PostError> {
-        let (room, batch) = (self.room(), self.max_batch - self.unrung());
+        let (room, batch) = (self.room(), self.batch());
         self.left = if room < batch { room } else { batch };
         if self.left >= count { Ok(()) } else { Err(PostError::Full) }
     }

@@ -59,19 +59,21 @@ where
         mut request: impl FnMut(u32) -> (Destination, O, u64),
     ) -> Result<(), PostError> {
         self.make_room(count)?;
+        // Before `request` runs, which is the caller's code and may unwind: a count that is too small refuses, one that is too large overflows.
+        self.ring.left -= count;
         let mut i = 0;
         // Two at a time: what one waits for, the other fills.
         while i + 1 < count {
             let [(to, one, id), (other_to, other, other_id)] = [request(i), request(i + 1)];
             if let Err(error) = one.check(&self.ring.limits) {
                 arch::rarely();
-                return self.stop_after(i, error);
+                return self.stop_short(count - i, error);
             }
             if let Err(error) = other.check(&self.ring.limits) {
                 arch::rarely();
                 self.ring.store(0, one.wqe(to), id);
                 self.ring.placed = self.ring.placed.wrapping_add(1);
-                return self.stop_after(i + 1, error);
+                return self.stop_short(count - i - 1, error);
             }
             let (one, other) = (one.wqe(to), other.wqe(other_to));
             self.ring.store(0, one, id);
@@ -83,19 +85,18 @@ where
             let (to, one, id) = request(i);
             if let Err(error) = one.check(&self.ring.limits) {
                 arch::rarely();
-                return self.stop_after(i, error);
+                return self.stop_short(1, error);
             }
             self.ring.store(0, one.wqe(to), id);
             self.ring.placed = self.ring.placed.wrapping_add(1);
         }
-        self.ring.left -= count;
         Ok(())
     }
 
-    /// The end of many requests of which so many were placed.
+    /// The end of many requests of which so many were not placed.
     #[inline(always)]
-    fn stop_after(&mut self, placed: u32, error: EncodeError) -> Result<(), PostError> {
-        self.ring.left -= placed;
+    fn stop_short(&mut self, missing: u32, error: EncodeError) -> Result<(), PostError> {
+        self.ring.left += missing;
         Err(PostError::Encode(error))
     }
 
@@ -104,8 +105,12 @@ where
     fn make_room(&mut self, count: u32) -> Result<(), PostError> {
         if self.ring.left < count {
             arch::rarely();
-            if self.ring.unrung() != 0 && self.ring.max_batch - self.ring.unrung() < count {
+            if self.ring.needs_doorbell(count) {
                 self.ring();
+            }
+            if self.ring.needs_fence(count) {
+                arch::fence_system();
+                self.ring.fenced();
             }
             self.ring.look_around(count)?;
         }
@@ -119,6 +124,7 @@ where
     pub fn ring(&mut self) {
         if self.ring.unrung() != 0 {
             arch::fence_system();
+            self.ring.fenced();
             self.ring.store_doorbell();
             self.ring.rung = self.ring.placed;
         }

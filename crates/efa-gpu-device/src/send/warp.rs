@@ -11,6 +11,9 @@ use efa_io::{Destination, Operation, SendRingHandle, SendWqe, Wqe};
 ///
 /// Every lane has this value, with the same counters in it: all lanes make the same calls, with their own requests. So there is one reservation, a fence
 /// that all lanes execute at once, and one doorbell.
+///
+/// That fence orders the doorbell before it as well, for every lane: lane 0 stored that one, then all lanes met at the barrier in front of the fence, and
+/// causality order is transitive. So a lane's WQE behind the fence reaches the device after it.
 pub struct WarpSendQueue<const W: usize> {
     ring: Ring<W>,
 }
@@ -90,8 +93,14 @@ where
     fn make_room(&mut self, count: u32) -> Result<(), PostError> {
         if count > self.ring.left {
             arch::rarely();
-            if self.ring.unrung() != 0 && self.ring.max_batch - self.ring.unrung() < count {
+            if self.ring.needs_doorbell(count) {
                 self.ring();
+            }
+            if self.ring.needs_fence(count) {
+                // Lane 0's doorbell before its fence, and that before what any lane stores behind the barrier.
+                arch::fence_system();
+                arch::sync_warp(ALL);
+                self.ring.fenced();
             }
             self.ring.look_around(count)?;
         }
@@ -109,6 +118,7 @@ where
         // All lanes' stores before the fence of the lane that rings.
         arch::sync_warp(ALL);
         arch::fence_system();
+        self.ring.fenced();
         if arch::lane() == 0 {
             self.ring.store_doorbell();
         }
