@@ -234,8 +234,9 @@ pub struct RawQp {
 /// provider, which logs it.
 ///
 /// # Safety
-/// Once [`deregister`](Self::deregister) has returned, nobody accesses the bytes of that registration any more, whatever else
-/// has happened to the device.
+/// Once [`deregister`](Self::deregister) has ended, nobody accesses the bytes of that registration any more, whatever else has happened to the device; nor
+/// those of one that [`register`](Self::register) or [`register_external`](Self::register_external) refused. Unwinding is an end, too: where code of others
+/// runs inside, such as what listens to `tracing`, the memory is taken back by a guard.
 pub unsafe trait Provider: Send + Sync + 'static {
     /// What the device is and can do.
     fn attributes(&self) -> &DeviceAttributes;

@@ -124,6 +124,15 @@ impl Soft {
         answer.map_err(Error::Control)
     }
 
+    /// Registers memory that can be taken back.
+    fn lend(&self, pd: u32, lent: Arc<Lent>, addr: u64, access: Access) -> Result<Registration, Error> {
+        // The device may have it by the time that the call fails, or unwinds.
+        let unless_registered = TakeBack(&lent);
+        let keys = self.call(|device| device.register(pd, lent.clone(), addr, access))?;
+        std::mem::forget(unless_registered);
+        Ok(Registration { keys, token: Some(lent) })
+    }
+
     fn destroy(&self, what: &'static str, f: impl FnOnce(&mut Device) -> Result<(), ControlError>) {
         if let Err(error) = self.call(f) {
             tracing::error!(%error, what, "the device refused to destroy an object");
@@ -156,16 +165,31 @@ fn raw_wq(wq: &WqInfo) -> Result<RawRing, Error> {
 struct Lent {
     len: usize,
     memory: RwLock<Option<Arc<dyn Backing>>>,
+    /// What keeps the memory alive, as long as it is lent.
+    owner: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
 }
 
 impl Lent {
-    fn new(memory: Arc<dyn Backing>) -> Arc<Self> {
-        Arc::new(Self { len: memory.len(), memory: RwLock::new(Some(memory)) })
+    fn new(memory: Arc<dyn Backing>, owner: Option<Arc<dyn Any + Send + Sync>>) -> Arc<Self> {
+        Arc::new(Self { len: memory.len(), memory: RwLock::new(Some(memory)), owner: Mutex::new(owner) })
     }
 
     /// From here on nobody reaches the bytes.
     fn take_back(&self) {
-        *self.memory.write() = None;
+        // Out of the lock first: what is dropped may be anybody's, and may unwind.
+        let memory = self.memory.write().take();
+        let owner = self.owner.lock().take();
+        drop((memory, owner));
+    }
+}
+
+/// Takes lent memory back when it goes, also when it goes because something unwinds: what stands behind a [`Port`], and what listens to `tracing`, is
+/// anybody's code.
+struct TakeBack<'l>(&'l Lent);
+
+impl Drop for TakeBack<'_> {
+    fn drop(&mut self) {
+        self.0.take_back();
     }
 }
 
@@ -212,7 +236,9 @@ impl Drop for SoftEvents {
     }
 }
 
-// SAFETY: owned bytes are kept alive by whoever can reach them, borrowed ones are taken back in `deregister`.
+// SAFETY: bytes with an owner are kept alive by the `HostMemory` that the device has of them. All others are `Lent`, and a `TakeBack` takes them from the
+// device when `deregister` ends, and when `lend` ends without success, in whatever way they end; no access is under way then, since it holds the lock
+// that taking back waits for.
 unsafe impl Provider for Soft {
     fn attributes(&self) -> &DeviceAttributes {
         &self.attributes
@@ -236,9 +262,7 @@ unsafe impl Provider for Soft {
             let keys = self.call(|device| device.register(pd, Arc::new(memory), addr, access))?;
             return Ok(Registration { keys, token: None });
         }
-        let lent = Lent::new(Arc::new(memory));
-        let keys = self.call(|device| device.register(pd, lent.clone(), addr, access))?;
-        Ok(Registration { keys, token: Some(lent) })
+        self.lend(pd, Lent::new(Arc::new(memory), None), addr, access)
     }
 
     fn register_external(&self, pd: u32, memory: ExternalMemory<'_>, access: Access) -> Result<Registration, Error> {
@@ -249,17 +273,13 @@ unsafe impl Provider for Soft {
             let (what, expected) = ("length of the backing", "that of the memory");
             return Err(ControlError::Invalid { what, value: backing.len() as u64, expected }.into());
         }
-        let lent = Lent::new(backing);
-        let keys = self.call(|device| device.register(pd, lent.clone(), memory.addr(), access))?;
-        Ok(Registration { keys, token: Some(lent) })
+        self.lend(pd, Lent::new(backing, memory.owner()), memory.addr(), access)
     }
 
     fn deregister(&self, registration: &Registration) {
-        self.destroy("memory region", |device| device.deregister(registration.keys.lkey));
         let lent = registration.token.as_ref().and_then(|token| token.downcast_ref::<Lent>());
-        if let Some(lent) = lent {
-            lent.take_back(); // whatever became of the device
-        }
+        let _taken_back = lent.map(TakeBack); // whatever becomes of the call, and of the device
+        self.destroy("memory region", |device| device.deregister(registration.keys.lkey));
     }
 
     fn create_cq(&self, request: CqRequest) -> Result<RawCq, Error> {
