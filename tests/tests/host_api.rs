@@ -216,12 +216,54 @@ fn a_ring_changes_hands_only_when_drained_and_keeps_its_counter() {
     let gpu = refused.queue.into_idle().unwrap().into_gpu();
     let handle = gpu.handle();
     assert_eq!((handle.producer, handle.mask, handle.credits, handle.wqe_size), (3, 15, 16, 64));
-    let gpu = gpu.into_idle(10, 9).unwrap_err().queue;
-    let mut sq = gpu.into_idle(10, 10).unwrap().into_cpu();
+    // SAFETY: nobody drives the ring, and the device was told of nothing more.
+    let gpu = unsafe { gpu.into_idle(10, 9) }.unwrap_err().queue;
+    // SAFETY: as above.
+    let mut sq = unsafe { gpu.into_idle(10, 10) }.unwrap().into_cpu();
     assert_eq!(sq.room(), 16);
     sq.post(a.peer.as_ref().unwrap(), SendInline::new(b"x"), 1).unwrap();
     sq.ring();
     assert_eq!(sq.doorbell().value(), 11);
+}
+
+#[test]
+fn a_number_is_not_given_out_again_while_completions_of_its_last_life_lie_unpolled() {
+    for wide_ids in [false, true] {
+        let sim = Sim::new(LinkConfig::default());
+        let device = sim.add(0, |config| {
+            config.req_id_64 = wide_ids;
+            config.max_qp = 1 << 15; // which leaves nothing to tell lives apart by
+        });
+        let pd = device.alloc_pd().unwrap();
+        let nobody = pd.peer(&Endpoint { gid: Gid::local(99), qpn: 5, qkey: 5 }).unwrap();
+        let mut cq = device.create_cq(CqConfig::new(64)).unwrap().into_cpu();
+        let life = |cq: &CpuCompletionQueue, completes: bool| {
+            let qp = pd.create_qp(cq, cq, QpConfig::new(2, 1)).unwrap().activate(1).unwrap();
+            let mut sq = qp.send.into_cpu();
+            if completes {
+                sq.post(&nobody, SendInline::new(b"x"), 111).unwrap();
+                sq.ring();
+                qp.control.fail().unwrap();
+            }
+            qp.endpoint.qpn
+        };
+        let mut numbers = vec![life(&cq, true), life(&cq, true), life(&cq, true)];
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), 3, "each completion is of a number of its own");
+
+        let qp = pd.create_qp(&cq, &cq, QpConfig::new(2, 1)).unwrap().activate(1).unwrap();
+        assert!(!numbers.contains(&qp.endpoint.qpn));
+        let mut sq = qp.send.into_cpu();
+        sq.post(&nobody, SendInline::new(b"x"), 222).unwrap();
+        sq.ring();
+        assert_eq!((cq.poll_one(), cq.skipped(), sq.outstanding(), sq.room()), (None, 3, 1, 1));
+        // The ring was empty, so the numbers are free.
+        assert!(numbers.contains(&life(&cq, false)));
+        qp.control.fail().unwrap();
+        let done = cq.poll_one().unwrap();
+        assert_eq!((done.wr_id, done.status, done.qpn), (222, Status::Flushed, qp.endpoint.qpn));
+    }
 }
 
 #[test]

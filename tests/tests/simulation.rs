@@ -28,12 +28,12 @@ fn plan(seed: u64, operations: u64) -> Plan {
         seed,
         ..LinkConfig::default()
     };
-    Plan { seed, operations, link, chaos: true }
+    Plan { seed, operations, link, chaos: true, churn: false }
 }
 
-#[test]
-fn every_byte_lands_once_and_every_operation_completes_once_whatever_goes_wrong() {
-    let operations = number("EFA_SIM_OPS").unwrap_or(1_000_000);
+/// Runs so many operations, unless the environment says otherwise, as one run for each seed; `check` gets what came of each.
+fn simulate(operations: u64, plan: impl Fn(u64, u64) -> Plan + Sync, check: impl Fn(&Outcome) + Sync) {
+    let operations = number("EFA_SIM_OPS").unwrap_or(operations);
     let (seeds, share) = match number("EFA_SIM_SEED") {
         Some(seed) => (seed..=seed, operations),
         None => (1..=operations.div_ceil(SHARE), SHARE.min(operations)),
@@ -49,15 +49,31 @@ fn every_byte_lands_once_and_every_operation_completes_once_whatever_goes_wrong(
             assert_eq!(sends + writes + reads + datagrams + refused, share);
             // The simulation proves nothing if nothing went wrong.
             if share > 50_000 {
-                let Outcome { resent, duplicates, corrupt, not_ready, qp_failures, deaths, doomed, .. } = outcome;
-                let much = [resent, duplicates, corrupt, not_ready, doomed];
-                assert!(much.iter().all(|&count| count > 100) && qp_failures > 10 && deaths > 0, "{outcome:?}");
+                check(&outcome);
             }
         }
     };
     std::thread::scope(|scope| {
         scope.spawn(work);
         work();
+    });
+}
+
+#[test]
+fn every_byte_lands_once_and_every_operation_completes_once_whatever_goes_wrong() {
+    simulate(1_000_000, plan, |outcome| {
+        let Outcome { resent, duplicates, corrupt, not_ready, qp_failures, deaths, doomed, .. } = *outcome;
+        let much = [resent, duplicates, corrupt, not_ready, doomed];
+        assert!(much.iter().all(|&count| count > 100) && qp_failures > 10 && deaths > 0, "{outcome:?}");
+    });
+}
+
+#[test]
+fn a_completion_of_a_queue_pair_that_is_gone_counts_for_no_other_though_numbers_come_again() {
+    let churn = |seed, operations| Plan { churn: true, ..plan(seed, operations) };
+    simulate(250_000, churn, |outcome| {
+        let Outcome { dropped, numbers_again, skipped, .. } = *outcome;
+        assert!(dropped > 1000 && numbers_again > 500 && skipped > 1000, "{outcome:?}");
     });
 }
 
@@ -70,7 +86,7 @@ fn one_seed_gives_one_run() {
 #[test]
 fn a_perfect_network_resends_nothing_however_often_receivers_are_not_ready() {
     let link = LinkConfig { reorder: false, delay: Duration::from_micros(5), ..LinkConfig::default() };
-    let outcome = run(Plan { seed: 3, operations: 5000, link, chaos: false });
+    let outcome = run(Plan { seed: 3, operations: 5000, link, chaos: false, churn: false });
     assert_eq!((outcome.resent, outcome.duplicates), (0, 0), "{outcome:?}");
     assert!(outcome.not_ready > 0, "{outcome:?}");
 }

@@ -351,7 +351,8 @@ impl Writes<'_> {
         let start = Instant::now();
         let (queues, done) = machine.run(queues, to, &jobs, KERNEL_BATCH, self.work.patience())?;
         let microseconds = start.elapsed().as_micros() as u64;
-        let entry = queues.cq.into_idle(done.sent.consumed).into_cpu().peek_back(1);
+        // SAFETY: the kernel has ended, and told how many it took.
+        let entry = unsafe { queues.cq.into_idle(done.sent.consumed) }.into_cpu().peek_back(1);
         let failed = done.statuses.iter().position(|&status| status > 1);
         let failure = failed.map(|k| Failure::new(k as u64, Status::from_code((done.statuses[k] - 1) as u8)));
         let completion = Some(Entry::new(entry.as_bytes(), &entry));

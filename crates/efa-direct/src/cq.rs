@@ -6,8 +6,10 @@
 use crate::error::Error;
 use crate::external::{DmabufRange, ExternalCompletionQueue};
 use crate::ledger::QpLedgers;
+use crate::promises::Promises;
 use crate::provider::{CqRequest, EventSource, Provider};
 use crate::ring::RawRing;
+use efa_io::handle::unique_tag;
 use efa_io::ring::CqDoorbell;
 use efa_io::{CompletionRingHandle, Cqe, Cqe16, Cqe32, Event, OpCode, Status};
 use parking_lot::Mutex;
@@ -78,15 +80,14 @@ impl Default for Completion {
 pub(crate) struct CqShared {
     pub(crate) provider: Arc<dyn Provider>,
     pub(crate) cqn: u32,
+    /// Tells it from every other one of the process.
+    pub(crate) tag: u32,
     /// Entries of each sub-queue.
     entries: u32,
+    pub(crate) promises: Promises,
     /// By sub-queue; none if this process cannot touch them.
     rings: Box<[RawRing]>,
     events: Option<Box<dyn EventSource>>,
-    /// Entries promised to rings.
-    reserved: Mutex<u32>,
-    /// Of these, entries of queue pairs that are gone, whose completions may still stand in the ring.
-    lingering: AtomicU32,
     ledgers: Mutex<Vec<Arc<QpLedgers>>>,
     /// Moves on with every change of `ledgers`.
     version: AtomicU32,
@@ -104,43 +105,14 @@ impl CqShared {
         Self {
             provider,
             cqn,
+            tag: unique_tag(),
             entries,
+            promises: Promises::new(entries),
             rings: Box::default(),
             events: None,
-            reserved: Mutex::new(0),
-            lingering: AtomicU32::new(0),
             ledgers: Mutex::default(),
             version: AtomicU32::new(1),
         }
-    }
-
-    pub(crate) fn reserve(&self, asked: u32) -> Result<(), Error> {
-        let mut reserved = self.reserved.lock();
-        // Which sub-queue a ring completes in is the device's choice: what one of them holds has to be enough for all.
-        let entries = self.entries;
-        match reserved.checked_add(asked).filter(|&sum| sum <= entries) {
-            Some(sum) => {
-                *reserved = sum;
-                Ok(())
-            }
-            None => Err(Error::CompletionQueueTooSmall { entries, reserved: *reserved, asked }),
-        }
-    }
-
-    pub(crate) fn release(&self, entries: u32) {
-        *self.reserved.lock() -= entries;
-    }
-
-    /// Releases entries once the reader has found the ring empty after this call.
-    pub(crate) fn release_when_drained(&self, entries: u32) {
-        self.lingering.fetch_add(entries, Release);
-    }
-
-    /// The reader found the ring empty after it had seen `entries` linger.
-    #[cold]
-    fn drained(&self, entries: u32) {
-        self.lingering.fetch_sub(entries, Relaxed);
-        self.release(entries);
     }
 
     pub(crate) fn announce(&self, ledgers: &Arc<QpLedgers>) {
@@ -350,15 +322,15 @@ impl CpuCompletionQueue {
     #[inline(always)]
     fn take<T>(&mut self, put: impl FnOnce(Completion) -> T) -> Option<T> {
         loop {
-            // Read before the ring is: a queue pair that is gone by now writes nothing more.
-            let lingering = self.shared.lingering.load(Acquire);
+            // Asked before the ring is looked at: a queue pair that is gone by now writes nothing more.
+            let gone = self.shared.promises.gone();
             // All that a send's entry says is in the first half.
             let Some(entry) = self.fresh().map(Cqe16::from_words) else {
                 if self.seek() {
                     continue;
                 }
-                if lingering != 0 {
-                    self.shared.drained(lingering);
+                if gone != 0 {
+                    self.shared.promises.found_empty(gone);
                 }
                 return None;
             };
@@ -548,14 +520,29 @@ impl GpuCompletionQueue {
             ring: ring.addr(),
             doorbell: ring.doorbell_addr(),
             mask: size.mask(),
-            shift: size.log2(),
-            cqe_size: ring.entry_size() as u32,
+            shift: size.log2() as u16,
+            cqe_size: ring.entry_size() as u16,
             consumer: self.queue.consumers[0],
+            tag: self.queue.shared.tag,
         }
     }
 
+    /// The reader has found the ring empty: what queue pairs that were dropped before had of it, their share and their number, is free again. A CPU's
+    /// reader says this by itself.
+    ///
+    /// # Safety
+    /// The reader did find it empty, after every one of these queue pairs was dropped.
+    pub unsafe fn found_empty(&self) {
+        let promises = &self.queue.shared.promises;
+        promises.found_empty(promises.gone());
+    }
+
     /// Takes the ring back, given how many entries its reader took, counted from the ring's creation.
-    pub fn into_idle(self, consumer: u32) -> CompletionQueue {
+    ///
+    /// # Safety
+    /// The reader has stopped, reads no more by any handle, and took so many entries. With another number entries would be taken twice, or be
+    /// overwritten before they are.
+    pub unsafe fn into_idle(self, consumer: u32) -> CompletionQueue {
         CompletionQueue { consumers: [consumer].into(), ..self.queue }
     }
 }

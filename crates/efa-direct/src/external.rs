@@ -225,15 +225,24 @@ impl ExternalCompletionQueue {
         self.size.entries()
     }
 
+    /// The reader has found the ring empty: what queue pairs that were dropped before had of it, their share and their number, is free again.
+    ///
+    /// # Safety
+    /// The reader did find it empty, after every one of these queue pairs was dropped.
+    pub unsafe fn found_empty(&self) {
+        self.shared.promises.found_empty(self.shared.promises.gone());
+    }
+
     /// What whoever polls it needs to know, who sees the ring at `addr`. There is no doorbell, and nothing has been polled.
     pub fn handle_at(&self, addr: u64) -> CompletionRingHandle {
         CompletionRingHandle {
             ring: addr,
             doorbell: 0,
             mask: self.size.mask(),
-            shift: self.size.log2(),
-            cqe_size: self.entry_size as u32,
+            shift: self.size.log2() as u16,
+            cqe_size: self.entry_size as u16,
             consumer: 0,
+            tag: self.shared.tag,
         }
     }
 }

@@ -31,6 +31,13 @@ impl Credits {
         self.limit
     }
 
+    /// Requests without completion, of those that were posted. A device that completes what was never posted has lost its count: then the ring is full,
+    /// lest it overflow.
+    #[inline(always)]
+    pub(crate) fn outstanding(self, posted: u32, completed: u32) -> u32 {
+        posted.wrapping_sub(completed).min(self.limit)
+    }
+
     /// Whether one more fits.
     #[inline]
     pub(crate) fn check(self, outstanding: u32) -> Result<(), PostError> {
@@ -162,6 +169,14 @@ mod tests {
             }
         }
         assert!(posted > 1000);
+    }
+
+    #[test]
+    fn a_ring_whose_device_completed_more_than_was_posted_is_full() {
+        let credits = Credits::new(16, 16);
+        assert_eq!(credits.outstanding(3, 1), 2);
+        assert_eq!(credits.outstanding(0, 1), 16);
+        assert!(credits.check(credits.outstanding(0, 1)).is_err());
     }
 
     #[test]

@@ -77,6 +77,7 @@ mod error;
 mod external;
 mod ledger;
 mod op;
+mod promises;
 pub mod provider;
 mod qp;
 mod recv;

@@ -5,7 +5,7 @@ use crate::cq::CqShared;
 use crate::domain::{DomainInner, Endpoint};
 use crate::error::Error;
 use crate::ledger::{Credits, Ledger, QpLedgers};
-use crate::provider::{QpRequest, RawQp};
+use crate::provider::{Provider, QpRequest, RawQp};
 use crate::recv::RecvQueue;
 use crate::send::SendQueue;
 use efa_io::{SendWqe, Wqe};
@@ -153,27 +153,84 @@ struct Share {
 
 impl Share {
     fn of(cq: &Arc<CqShared>, entries: u32) -> Result<Self, Error> {
-        cq.reserve(entries)?;
+        cq.promises.reserve(entries)?;
         Ok(Self { cq: cq.clone(), entries })
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.cq.release(std::mem::take(&mut self.entries));
+        self.cq.promises.release(std::mem::take(&mut self.entries));
+    }
+}
+
+impl QpInner {
+    pub(crate) fn send_cq(&self) -> &CqShared {
+        &self.send.cq
+    }
+
+    pub(crate) fn recv_cq(&self) -> &CqShared {
+        &self.recv.cq
     }
 }
 
 impl Drop for QpInner {
     fn drop(&mut self) {
-        self.domain.provider.destroy_qp(self.qpn);
-        for share in [&mut self.send, &mut self.recv] {
-            share.cq.forget(&self.ledgers);
-            if *self.activated.get_mut() {
-                // Its completions may still stand in the ring: its share is free once the reader is past them.
-                share.cq.release_when_drained(std::mem::take(&mut share.entries));
+        let (qpn, ledgers) = (self.qpn, &self.ledgers);
+        let mut shares = [&mut self.send, &mut self.recv];
+        // What was never active has completed nothing: its share and its number are free at once.
+        let activated = *self.activated.get_mut();
+        let mut entries = [0; 2];
+        if activated {
+            // Taken before the device is called: should that unwind, they stay promised.
+            entries = shares.each_mut().map(|share| std::mem::take(&mut share.entries));
+            shares.iter().for_each(|share| share.cq.promises.leaves(qpn));
+        }
+        self.domain.provider.destroy_qp(qpn);
+        for (share, entries) in shares.iter().zip(entries) {
+            share.cq.forget(ledgers);
+            if activated {
+                share.cq.promises.left(qpn, entries);
             }
         }
+    }
+}
+
+/// A queue pair that the provider has created, and destroys again unless this is forgotten.
+struct Unwanted<'p> {
+    provider: &'p dyn Provider,
+    qpn: u16,
+}
+
+impl Drop for Unwanted<'_> {
+    fn drop(&mut self) {
+        self.provider.destroy_qp(self.qpn);
+    }
+}
+
+/// Has the provider create a queue pair whose number is free in both completion queues: a device may give out that of one which is gone while completions
+/// of it lie unpolled. Such a queue pair is put aside until there is one of another number.
+fn create_with_free_number<'p>(
+    provider: &'p dyn Provider,
+    request: QpRequest,
+    cqs: [&CqShared; 2],
+) -> Result<(RawQp, Unwanted<'p>), Error> {
+    let mut aside: Vec<(RawQp, Unwanted<'p>)> = Vec::new();
+    loop {
+        let raw = match provider.create_qp(request) {
+            Ok(raw) => raw,
+            Err(source) if aside.is_empty() => return Err(source),
+            Err(source) => {
+                let numbers = aside.iter().map(|(raw, _)| raw.qpn).collect();
+                return Err(Error::NumbersInUse { numbers, source: Box::new(source) });
+            }
+        };
+        let unwanted = Unwanted { provider, qpn: raw.qpn };
+        if !cqs.iter().any(|cq| cq.promises.remembers(raw.qpn)) {
+            return Ok((raw, unwanted));
+        }
+        tracing::debug!(qpn = raw.qpn, "completions of an earlier queue pair of this number may lie unpolled");
+        aside.push((raw, unwanted));
     }
 }
 
@@ -197,7 +254,7 @@ where
         let send = Share::of(send_cq, config.send_share.unwrap_or(config.send_entries))?;
         let recv = Share::of(recv_cq, config.recv_share.unwrap_or(config.recv_entries))?;
         let is_srd = config.transport == Transport::Srd;
-        let raw = provider.create_qp(QpRequest {
+        let request = QpRequest {
             transport: config.transport,
             rnr_retry: config.rnr_retry,
             pd: domain.pd,
@@ -209,12 +266,12 @@ where
             inline_bytes,
             inline_write: wide && attributes.rdma_write && is_srd,
             unsolicited_write_recv: config.unsolicited_write_recv,
-        })?;
+        };
+        let (raw, unwanted) = create_with_free_number(&*provider, request, [send_cq, recv_cq])?;
         let send_credits = Credits::new(config.send_entries, send.entries);
         let recv_credits = Credits::new(config.recv_entries, recv.entries);
         let (asked, found) = (<Wqe<W> as SendWqe>::SIZE, raw.send.entry_size());
         if asked != found {
-            provider.destroy_qp(raw.qpn);
             return Err(Error::WqeSize { asked, found });
         }
         let ledgers = Arc::new(QpLedgers {
@@ -231,6 +288,7 @@ where
             activated: AtomicBool::new(false),
             counters: Mutex::default(),
         });
+        std::mem::forget(unwanted); // `inner` destroys it
         send_cq.announce(&inner.ledgers);
         if !Arc::ptr_eq(send_cq, recv_cq) {
             recv_cq.announce(&inner.ledgers);

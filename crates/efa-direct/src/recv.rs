@@ -81,7 +81,7 @@ impl CpuRecvQueue {
         }
         if queue.posted.wrapping_sub(self.completed) >= queue.credits.limit() {
             self.completed = queue.qp.ledgers.recv.completed();
-            queue.credits.check(queue.posted.wrapping_sub(self.completed))?;
+            queue.credits.check(queue.credits.outstanding(queue.posted, self.completed))?;
         }
         // A batch never ends inside a receive.
         if queue.producer.wrapping_sub(self.rung) + bufs.len() as u32 > queue.max_batch {
@@ -118,7 +118,7 @@ impl CpuRecvQueue {
 
     /// Receives posted and not yet seen to complete.
     pub fn outstanding(&self) -> u32 {
-        self.queue.posted.wrapping_sub(self.queue.qp.ledgers.recv.completed())
+        self.queue.credits.outstanding(self.queue.posted, self.queue.qp.ledgers.recv.completed())
     }
 
     /// Takes the ring back from the CPU, once every receive posted has completed and been polled; failing the queue pair
@@ -153,8 +153,9 @@ impl GpuRecvQueue {
             max_batch: queue.max_batch,
             producer: queue.producer,
             credits: queue.credits.limit(),
-            max_bufs: queue.max_bufs.into(),
-            qpn: queue.qp.qpn.into(),
+            max_bufs: queue.max_bufs,
+            qpn: queue.qp.qpn,
+            cq: queue.qp.recv_cq().tag,
             posted: queue.posted,
         }
     }
@@ -164,7 +165,16 @@ impl GpuRecvQueue {
     ///
     /// # Errors
     /// Receives are outstanding.
-    pub fn into_idle(mut self, producer: u32, posted: u32, completed: u32) -> Result<RecvQueue, NotDrained<Self>> {
+    ///
+    /// # Safety
+    /// The driver has stopped and posts no more by any handle, and the numbers are true; as for
+    /// [`GpuSendQueue::into_idle`](crate::GpuSendQueue::into_idle).
+    pub unsafe fn into_idle(
+        mut self,
+        producer: u32,
+        posted: u32,
+        completed: u32,
+    ) -> Result<RecvQueue, NotDrained<Self>> {
         match posted.wrapping_sub(completed) {
             0 => {
                 self.queue.producer = producer;

@@ -125,9 +125,10 @@ impl RawRing {
         counter as usize * self.entry_size
     }
 
-    /// Stores `value` in the doorbell register, behind every entry stored before.
+    /// Stores `value` in the doorbell register, behind every entry stored before. Says whether entries stored from here on may overtake it: then it is the
+    /// doorbell before this one that they cannot.
     #[inline(always)]
-    pub(crate) fn ring(&self, value: u32) {
+    pub(crate) fn ring(&self, value: u32) -> bool {
         if self.write_combining {
             flush_write_combining();
         }
@@ -135,6 +136,21 @@ impl RawRing {
             // SAFETY: `new`'s contract.
             unsafe { AtomicU32::from_ptr(doorbell.as_ptr()) }.store(value, Release);
         }
+        self.write_combining
+    }
+
+    /// Orders the last doorbell before entries that are stored from here on.
+    #[inline(always)]
+    pub(crate) fn order_doorbell(&self) {
+        if self.write_combining {
+            flush_write_combining();
+        }
+    }
+
+    /// The same ring, as if it were device memory: what is done about its order can be tested then.
+    #[cfg(test)]
+    pub(crate) fn pretend_write_combining(&mut self) {
+        self.write_combining = true;
     }
 }
 

@@ -3,6 +3,13 @@
 //! A [`SendQueue`] is a ring that nobody posts to. [`into_cpu`](SendQueue::into_cpu) and [`into_gpu`](SendQueue::into_gpu)
 //! consume it: CPU and GPU keep separate producer counters, and a ring with two producers is corrupt. The way back needs the ring to
 //! be drained, and carries its counter over.
+//!
+//! # Batches
+//!
+//! A device takes at most `max_batch` WQEs between two doorbells, as they arrive there. Where the ring is mapped write-combining, WQEs of the next batch may
+//! overtake a doorbell until a store fence stands between them: libefa puts one behind each (`mmio_wc_start` in `efa_post_send`). The fence in front of doorbell
+//! k + 1 has doorbell k behind it as well, so here a batch is counted from the last doorbell that some fence is behind, and another fence is spent only where the
+//! requests since then would exceed `max_batch`: never, as long as two batches together do not.
 
 use crate::domain::Peer;
 use crate::error::{Error, PostError};
@@ -43,6 +50,8 @@ where
     queue: SendQueue<W>,
     /// Producer counter at the last doorbell.
     rung: u32,
+    /// Producer counter at the last doorbell that every WQE stored from now on is behind; a batch is counted from here.
+    ordered: u32,
     /// Completions seen so far; refreshed when the ring seems full.
     completed: u32,
     /// Offset of the place of the next WQE in the ring, in bytes.
@@ -103,7 +112,7 @@ where
         let (rung, completed, domain) = (self.producer, self.producer, self.qp.domain.tag);
         let slot = self.ring.size().slot(self.producer);
         let (at, lap) = (CpuSendQueue::<W>::offset(slot), self.producer.wrapping_sub(slot));
-        CpuSendQueue { queue: self, rung, completed, at, stop: at, lap, phase: 0, domain }
+        CpuSendQueue { queue: self, rung, ordered: rung, completed, at, stop: at, lap, phase: 0, domain }
     }
 
     /// Hands the ring to a GPU, or to anyone else who drives it through a [`SendRingHandle`].
@@ -186,7 +195,12 @@ where
         let (producer, size) = (self.producer(), self.queue.ring.size());
         if producer.wrapping_sub(self.completed) >= self.queue.credits.limit() {
             self.completed = self.queue.ledgers.send.completed();
-            self.queue.credits.check(producer.wrapping_sub(self.completed))?;
+            self.queue.credits.check(self.queue.credits.outstanding(producer, self.completed))?;
+        }
+        if producer.wrapping_sub(self.ordered) >= self.queue.max_batch {
+            // Everything since is rung for: `ring_if_due` sees to that, unless a doorbell came in between and this is about that one.
+            self.queue.ring.order_doorbell();
+            self.ordered = self.rung;
         }
         let slot = size.slot(producer);
         (self.at, self.lap) = (Self::offset(slot), producer.wrapping_sub(slot));
@@ -198,9 +212,9 @@ where
     /// Works out how far posting may go on without looking around.
     #[inline(always)]
     fn plan(&mut self, producer: u32) {
-        // Saturating: a device that completes what was never posted must not take this queue along.
-        let room = self.queue.credits.limit().saturating_sub(producer.wrapping_sub(self.completed));
-        let batch = self.queue.max_batch - producer.wrapping_sub(self.rung);
+        let credits = self.queue.credits;
+        let room = credits.limit() - credits.outstanding(producer, self.completed);
+        let batch = self.queue.max_batch - producer.wrapping_sub(self.ordered);
         let stop = producer.wrapping_sub(self.lap) + room.min(batch);
         self.stop = Self::offset(stop.min(self.queue.ring.size().entries()));
     }
@@ -210,7 +224,8 @@ where
     pub fn ring(&mut self) {
         let producer = self.producer();
         if producer != self.rung {
-            self.queue.ring.ring(Doorbell::new(producer).value());
+            let orders_the_last_one = self.queue.ring.ring(Doorbell::new(producer).value());
+            self.ordered = if orders_the_last_one { self.rung } else { producer };
             self.rung = producer;
             self.plan(producer);
         }
@@ -218,12 +233,12 @@ where
 
     /// Work requests posted and not yet seen to complete.
     pub fn outstanding(&self) -> u32 {
-        self.producer().wrapping_sub(self.queue.ledgers.send.completed())
+        self.queue.credits.outstanding(self.producer(), self.queue.ledgers.send.completed())
     }
 
     /// Requests that can be posted now.
     pub fn room(&self) -> u32 {
-        self.queue.credits.limit().saturating_sub(self.outstanding())
+        self.queue.credits.limit() - self.outstanding()
     }
 
     /// Most WQEs between two doorbells; the queue rings by itself when there are so many.
@@ -280,11 +295,12 @@ where
             doorbell: queue.ring.doorbell_addr(),
             mask: size.mask(),
             shift: size.log2(),
-            wqe_size: queue.ring.entry_size() as u32,
+            wqe_size: queue.ring.entry_size() as u16,
+            qpn: queue.qp.qpn,
+            cq: queue.qp.send_cq().tag,
             max_batch: queue.max_batch,
             producer: queue.producer,
             credits: queue.credits.limit(),
-            qpn: queue.qp.qpn.into(),
             req_id_64: queue.req_id_64.into(),
             limits: queue.bounds.limits,
         }
@@ -295,8 +311,12 @@ where
     ///
     /// # Errors
     /// The two differ: work requests are outstanding.
+    ///
+    /// # Safety
+    /// The driver has stopped and posts no more by any handle, and the numbers are true. Of a GPU's ring the host sees nothing: with other numbers the next
+    /// owner overwrites WQEs that the device has not read yet.
     #[expect(clippy::result_large_err, reason = "the queue goes back whole, and rarely")]
-    pub fn into_idle(mut self, producer: u32, completed: u32) -> Result<SendQueue<W>, NotDrained<Self>> {
+    pub unsafe fn into_idle(mut self, producer: u32, completed: u32) -> Result<SendQueue<W>, NotDrained<Self>> {
         match producer.wrapping_sub(completed) {
             0 => {
                 self.queue.producer = producer;
@@ -330,6 +350,34 @@ mod tests {
     fn ring_words(sq: &CpuSendQueue<8>) -> Vec<[u64; 8]> {
         let ring = &sq.queue.ring;
         (0..ring.size().entries()).filter_map(|slot| ring.load_if(slot, |_| true)).collect()
+    }
+
+    #[test]
+    fn a_write_combining_ring_never_has_more_than_max_batch_before_the_device() -> Result<(), Error> {
+        for (max_batch, every) in [(4, 1), (4, 2), (4, 3), (4, 4), (4, 100), (2, 1), (1, 1)] {
+            let device = Device::open("soft41")?;
+            let pd = device.alloc_pd()?;
+            let cq = device.create_cq(CqConfig::new(512))?;
+            let qp = pd.create_qp(&cq, &cq, QpConfig::new(256, 1))?.activate(1)?;
+            let nobody = pd.peer(&Endpoint { gid: Gid::local(99), qpn: 1, qkey: 1 })?;
+            let mut sq = qp.send.into_cpu();
+            sq.queue.ring.pretend_write_combining();
+            sq.queue.max_batch = max_batch;
+            let mut fences = 0;
+            for i in 0..200 {
+                let (rung, ordered) = (sq.rung, sq.ordered);
+                sq.post(&nobody, SendInline::new(b"x"), i)?;
+                fences += u32::from(sq.rung == rung && sq.ordered != ordered);
+                // All of these may be there when the doorbell behind `ordered` arrives.
+                assert!(sq.producer().wrapping_sub(sq.ordered) <= max_batch);
+                if (i + 1) % every == 0 {
+                    sq.ring();
+                }
+            }
+            let two_batches_fit = 2 * every <= max_batch.into();
+            assert_eq!(fences == 0, two_batches_fit, "{every} of at most {max_batch} took {fences} fences more");
+        }
+        Ok(())
     }
 
     #[test]

@@ -149,8 +149,9 @@ fn rings_are_mapped_wherever_their_pages_are_and_taken_back() {
         // Once more, while the other rings of the page are mapped or not.
         let send = gpu.map(send).unwrap();
         drop(recv);
-        let cq = cq.unmap().into_idle(0).into_cpu();
-        let send = send.unmap().into_idle(0, 0).unwrap().into_cpu();
+        // SAFETY: no kernel had them.
+        let (cq, send) = unsafe { (cq.unmap().into_idle(0), send.unmap().into_idle(0, 0)) };
+        let (cq, send) = (cq.into_cpu(), send.unwrap().into_cpu());
         drop((send, cq));
     }
 }
@@ -162,7 +163,7 @@ struct RecvRing([u32; 8]);
 impl RecvRing {
     fn of(handle: efa_io::RecvRingHandle) -> Self {
         let efa_io::RecvRingHandle { mask, shift, max_batch, producer, credits, max_bufs, qpn, posted, .. } = handle;
-        Self([mask, shift, max_batch, producer, credits, max_bufs, qpn, posted])
+        Self([mask, shift, max_batch, producer, credits, max_bufs.into(), qpn.into(), posted])
     }
 }
 
@@ -196,8 +197,11 @@ fn a_kernel_posts_a_write_from_gpu_memory_into_gpu_memory() {
     assert!(to.read_vec(0, 1030).unwrap().iter().all(|&byte| byte == 0));
     assert!(to.read_vec(51_030, 1000).unwrap().iter().all(|&byte| byte == 0));
     // What the kernel did, for the way back.
-    assert!(send.unmap().into_idle(1, 1).is_ok());
-    drop(cq.unmap().into_idle(1));
+    // SAFETY: the kernel is over; it posted one request and took its completion.
+    unsafe {
+        assert!(send.unmap().into_idle(1, 1).is_ok());
+        drop(cq.unmap().into_idle(1));
+    }
 }
 
 #[test]

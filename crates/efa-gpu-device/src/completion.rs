@@ -7,15 +7,20 @@ use efa_io::handle::Waited;
 use efa_io::ring::CqDoorbell;
 use efa_io::{Completion, CompletionRingHandle, Cqe32, DecodeError, Status};
 
-/// A completion, taken from its queue: what it says, and, of a request, the right to post another. It can be settled once.
+/// A completion, taken from its queue: what it says, and, of a request, the right to post another. It can be settled once, and only with
+/// the queue that its request was posted to.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Entry(Cqe32);
+pub struct Entry {
+    cqe: Cqe32,
+    /// Tag of the completion queue that it was taken from.
+    cq: u32,
+}
 
 impl Entry {
     /// How the request went.
     #[inline(always)]
     pub fn status(&self) -> Status {
-        self.0.status()
+        self.cqe.status()
     }
 
     /// Everything that the entry says.
@@ -24,20 +29,34 @@ impl Entry {
     /// The entry makes no sense.
     #[inline(always)]
     pub fn completion(&self) -> Result<Completion, DecodeError> {
-        self.0.decode()
+        self.cqe.decode()
     }
 
     /// Whether it completes a request of this queue pair's send queue.
     #[inline(always)]
-    pub(crate) fn is_send_of(&self, qpn: u32) -> bool {
-        self.0.is_send() && u32::from(self.0.qpn()) == qpn
+    pub(crate) fn is_send_of(&self, owner: Owner) -> bool {
+        self.cqe.is_send() && self.is_of(owner)
     }
 
     /// Whether it completes a receive that was posted to this queue pair.
     #[inline(always)]
-    pub(crate) fn is_receive_of(&self, qpn: u32) -> bool {
-        !self.0.is_send() && !self.0.is_unsolicited() && u32::from(self.0.qpn()) == qpn
+    pub(crate) fn is_receive_of(&self, owner: Owner) -> bool {
+        !self.cqe.is_send() && !self.cqe.is_unsolicited() && self.is_of(owner)
     }
+
+    #[inline(always)]
+    fn is_of(&self, owner: Owner) -> bool {
+        self.cq == owner.cq && u32::from(self.cqe.qpn()) == owner.qpn
+    }
+}
+
+/// Whose a completion is: a queue pair's number, among those that complete in one completion queue. Devices have numbers of their own, and give one out
+/// again; in one completion queue a number is one queue pair's as long as an entry of it may be there.
+#[derive(Clone, Copy)]
+pub(crate) struct Owner {
+    pub(crate) qpn: u32,
+    /// The completion queue's tag.
+    pub(crate) cq: u32,
 }
 
 /// A completion queue with entries of 32 bytes, polled by one thread, or by a warp whose lanes all have this value.
@@ -49,6 +68,7 @@ pub struct CompletionQueue {
     shift: u32,
     /// Entries taken.
     consumer: u32,
+    tag: u32,
 }
 
 impl CompletionQueue {
@@ -56,16 +76,16 @@ impl CompletionQueue {
     ///
     /// # Safety
     /// The handle is of a completion queue that was handed over to this thread or warp, and to nobody else; its addresses are valid here for as long as
-    /// the queue is used. A warp calls only the methods that say so, all lanes together; a thread only the others. An entry is settled with a queue that
-    /// completes here: queue pairs of two devices may have the same number.
+    /// the queue is used. A warp calls only the methods that say so, all lanes together; a thread only the others.
     #[inline(always)]
     pub unsafe fn new(handle: &CompletionRingHandle) -> Option<Self> {
         (handle.cqe_size as usize == Cqe32::SIZE).then_some(Self {
             slots: handle.ring as *mut u64,
             doorbell: handle.doorbell as *mut u32,
             mask: handle.mask,
-            shift: handle.shift,
+            shift: handle.shift.into(),
             consumer: handle.consumer,
+            tag: handle.tag,
         })
     }
 
@@ -96,12 +116,12 @@ impl CompletionQueue {
     fn entry(&self, entry: *mut u64, [first, second]: [u64; 2]) -> Entry {
         let half = Cqe32::from_words([first, second, 0, 0]);
         if half.is_all_in_first_half() {
-            return Entry(half);
+            return Entry { cqe: half, cq: self.tag };
         }
         arch::rarely();
         // SAFETY: the entry is inside the ring.
         let [third, fourth] = unsafe { arch::load_pair(entry.add(2)) };
-        Entry(Cqe32::from_words([first, second, third, fourth]))
+        Entry { cqe: Cqe32::from_words([first, second, third, fourth]), cq: self.tag }
     }
 
     /// Takes the next completion, if there is one. For one thread.

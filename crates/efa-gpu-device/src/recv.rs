@@ -1,7 +1,7 @@
 //! Receive queues.
 
 use crate::arch;
-use crate::completion::Entry;
+use crate::completion::{Entry, Owner};
 use crate::send::PostError;
 use efa_io::rx::RxBuf;
 use efa_io::{LocalBuf, RecvRingHandle, RxDesc};
@@ -23,7 +23,7 @@ pub struct RecvQueue {
     /// Receives placed, and settled.
     posted: u32,
     settled: u32,
-    qpn: u32,
+    owner: Owner,
 }
 
 impl RecvQueue {
@@ -39,13 +39,13 @@ impl RecvQueue {
             doorbell: handle.doorbell as *mut u32,
             mask: handle.mask,
             max_batch: handle.max_batch,
-            max_bufs: handle.max_bufs,
+            max_bufs: handle.max_bufs.into(),
             credits: handle.credits,
             placed: handle.producer,
             rung: handle.producer,
             posted: handle.posted,
             settled: handle.posted,
-            qpn: handle.qpn,
+            owner: Owner { qpn: handle.qpn.into(), cq: handle.cq },
         }
     }
 
@@ -106,7 +106,7 @@ impl RecvQueue {
     /// took none.
     #[inline(always)]
     pub fn settle(&mut self, done: Entry) -> Option<Entry> {
-        if !done.is_receive_of(self.qpn) || self.room() == self.credits {
+        if !done.is_receive_of(self.owner) || self.room() == self.credits {
             return Some(done);
         }
         self.settled = self.settled.wrapping_add(1);

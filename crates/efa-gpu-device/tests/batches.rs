@@ -68,10 +68,11 @@ fn handle(ring: &Ring, bell: &AtomicU32, max_batch: u32) -> SendRingHandle {
         mask: ENTRIES - 1,
         shift: ENTRIES.ilog2(),
         wqe_size: 64,
+        qpn: 5,
+        cq: 1,
         max_batch,
         producer: 0,
         credits: ENTRIES,
-        qpn: 5,
         req_id_64: 0,
         limits: Limits::of_queue(8192, 1 << 20),
     }

@@ -192,6 +192,40 @@ fn a_watchdog_ends_what_waits_in_vain_and_its_first_report_stays() {
     assert_eq!(reports.len(), 2, "now one is first, now the other");
 }
 
+#[test]
+fn an_entry_is_settled_with_the_queue_pair_that_completes_there_and_not_with_one_of_another_device_that_has_its_number()
+{
+    // The first queue pairs of two devices.
+    let [a, b] = [130, 132].map(|first| Pair::new(first, QpConfig::new(16, 16)));
+    let [ours, theirs] = [&a, &b].map(|pair| pair.sides[0].send.handle());
+    assert_eq!(ours.qpn, theirs.qpn);
+    assert_eq!((ours.cq, ours.cq == theirs.cq), (a.sides[0].sent.handle().tag, false));
+    let ring = Ring([const { AtomicU64::new(0) }; 64]);
+    for (i, word) in ring.0.iter().step_by(4).enumerate() {
+        // Completions of sends by that queue pair, of the first lap: phase, and the queue's kind in the flags.
+        word.store(i as u64 | 3 << 24 | u64::from(ours.qpn) << 32, Ordering::Relaxed);
+    }
+    let handle = CompletionRingHandle { ring: ring.0.as_ptr() as u64, mask: 15, shift: 4, ..a.sides[0].sent.handle() };
+    let kernel = || {
+        // SAFETY: one thread has the queues, whose memory outlives the run.
+        let (mut sq, mut other, mut cq) = unsafe {
+            (
+                ThreadSendQueue::<8>::new(&ours).unwrap(),
+                ThreadSendQueue::<8>::new(&theirs).unwrap(),
+                CompletionQueue::new(&CompletionRingHandle { doorbell: 0, ..handle }).unwrap(),
+            )
+        };
+        for (sq, pair) in [(&mut sq, &a), (&mut other, &b)] {
+            sq.post(pair.to(), &efa_io::SendInline::new(b"x"), 0).unwrap();
+        }
+        let entry = cq.poll().unwrap();
+        let entry = other.settle(entry).expect("another queue's, though the number is the same");
+        assert_eq!((sq.room(), other.room()), (15, 15));
+        assert_eq!((sq.settle(entry), sq.room()), (None, 16));
+    };
+    Executor::new(1).launch(1, 1, kernel).run().unwrap();
+}
+
 /// A completion queue's ring of 16 entries.
 #[repr(align(128))]
 struct Ring([AtomicU64; 64]);
@@ -206,8 +240,9 @@ fn a_warp_takes_no_entry_twice_from_a_ring_of_fewer_entries_than_lanes() {
             doorbell: 0,
             mask: 15,
             shift: 4,
-            cqe_size: Cqe32::SIZE as u32,
+            cqe_size: Cqe32::SIZE as u16,
             consumer: 0,
+            tag: 1,
         };
         let taken = Cell::new(0);
         let device = || {

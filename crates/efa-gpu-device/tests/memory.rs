@@ -215,10 +215,11 @@ fn send_handle(ring: u64, doorbell: u64) -> SendRingHandle {
         mask,
         shift,
         wqe_size,
+        qpn: 1,
+        cq: 1,
         max_batch,
         producer: 0,
         credits,
-        qpn: 1,
         req_id_64: 1,
         limits,
     }
@@ -278,6 +279,7 @@ fn the_queues_ring_behind_what_they_ring_for() {
                 credits,
                 max_bufs,
                 qpn: 1,
+                cq: 1,
                 posted: 0,
             };
             // SAFETY: as for the thread's send queue.

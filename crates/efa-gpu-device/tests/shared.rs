@@ -69,10 +69,11 @@ impl Config {
             mask: self.entries() - 1,
             shift: self.shift,
             wqe_size: 64,
+            qpn: QPN,
+            cq: 1,
             max_batch: self.max_batch,
             producer: self.producer,
             credits: self.credits,
-            qpn: QPN.into(),
             req_id_64: 1,
             limits: Limits::of_queue(4096, 1 << 20),
         }
@@ -83,9 +84,10 @@ impl Config {
             ring: memory.completions.as_ptr() as u64,
             doorbell: memory.reader.as_ptr() as u64,
             mask: self.entries() - 1,
-            shift: self.shift,
+            shift: self.shift as u16,
             cqe_size: 32,
             consumer: 0,
+            tag: 1,
         }
     }
 }

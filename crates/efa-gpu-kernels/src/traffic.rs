@@ -401,7 +401,7 @@ pub unsafe fn send_by_many(told: Sending) {
             // SAFETY: all lanes come here.
             if unsafe { warp::warp_vote_ballot(warp::ALL, watchdog.deadline().passed()) } != 0 {
                 let (what, seen) = (Waited::SEND_ROOM, sq.room());
-                return watchdog.report(TimedOut(Waited { what, number: told.send.qpn, seen, wanted: 1 }));
+                return watchdog.report(TimedOut(Waited { what, number: told.send.qpn.into(), seen, wanted: 1 }));
             }
         }
         first += (warps - 1) * warp::LANES;

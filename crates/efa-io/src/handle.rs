@@ -21,15 +21,17 @@ pub struct SendRingHandle {
     /// log2 of the entries.
     pub shift: u32,
     /// Bytes of an entry: 64 or 128.
-    pub wqe_size: u32,
+    pub wqe_size: u16,
+    /// Queue pair number, as completions name it.
+    pub qpn: u16,
+    /// Tag of the completion queue where its requests complete ([`CompletionRingHandle::tag`]).
+    pub cq: u32,
     /// Most WQEs between two doorbells.
     pub max_batch: u32,
     /// Producer counter at the time of the hand-over.
     pub producer: u32,
     /// Most work requests that may be outstanding: entries, or less where the completion queue holds less.
     pub credits: u32,
-    /// Queue pair number, as completions name it.
-    pub qpn: u32,
     /// 1 if request ids have 64 bits, else 0.
     pub req_id_64: u32,
     /// What a WQE may ask for.
@@ -55,9 +57,11 @@ pub struct RecvRingHandle {
     /// Most receives that may be outstanding.
     pub credits: u32,
     /// Most buffers of one receive.
-    pub max_bufs: u32,
+    pub max_bufs: u16,
     /// Queue pair number, as completions name it.
-    pub qpn: u32,
+    pub qpn: u16,
+    /// Tag of the completion queue where its receives complete ([`CompletionRingHandle::tag`]).
+    pub cq: u32,
     /// Receives posted at the time of the hand-over.
     pub posted: u32,
 }
@@ -75,11 +79,28 @@ pub struct CompletionRingHandle {
     /// Entries minus one.
     pub mask: u32,
     /// log2 of the entries.
-    pub shift: u32,
+    pub shift: u16,
     /// Bytes of an entry: 16 or 32.
-    pub cqe_size: u32,
+    pub cqe_size: u16,
     /// Consumer counter at the time of the hand-over.
     pub consumer: u32,
+    /// Tells it from every other completion queue of the process ([`unique_tag`]).
+    ///
+    /// Queue pair numbers do not say whose a completion is: queue pairs of two devices may have the same one. The completion queue and the number do,
+    /// since a number is not given out again as long as the queue may hold completions of its last life.
+    pub tag: u32,
+}
+
+/// A number for a completion queue that no other of this process has: 1 and on. 0 is nobody's.
+#[cfg(target_has_atomic = "32")]
+pub fn unique_tag() -> u32 {
+    use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    // Coming round would take 2^32 queues, each a call into a driver.
+    match NEXT.fetch_add(1, Relaxed) {
+        0 => unique_tag(),
+        tag => tag,
+    }
 }
 
 /// A completion counter.

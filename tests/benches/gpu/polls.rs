@@ -39,8 +39,8 @@ fn polls(gpu: &Gpu, place: Place, kernel: &str, threads: u32) -> Result<f64, Box
     let entries = (0..CQES as u32).map(entry).collect::<Result<Vec<_>, _>>()?;
     let (ring, handle, elapsed) = (place.allocate(CQES * 32)?, Place::Host.allocate(64)?, Place::Host.allocate(8)?);
     place.write(ring, &entries)?;
-    let (mask, shift) = (CQES as u32 - 1, CQES.ilog2());
-    let queue = CompletionRingHandle { ring, doorbell: 0, mask, shift, cqe_size: 32, consumer: 0 };
+    let (mask, shift) = (CQES as u32 - 1, CQES.ilog2() as u16);
+    let queue = CompletionRingHandle { ring, doorbell: 0, mask, shift, cqe_size: 32, consumer: 0, tag: 1 };
     Place::Host.write(handle, &[queue])?;
     let first = if kernel.starts_with("dp_") { Address(handle) } else { Completions(Plain(queue)) };
     let mut times = Vec::new();

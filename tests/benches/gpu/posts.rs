@@ -73,6 +73,7 @@ impl Ring {
             producer: 0,
             credits: ENTRIES as u32,
             qpn: 5,
+            cq: 1,
             req_id_64: 0,
             limits: Limits::of_queue(8192, 1 << 30),
         }

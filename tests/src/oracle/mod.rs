@@ -9,6 +9,9 @@
 //! down. Queue pairs fail and are replaced, and nodes die and come back as another life of themselves. What that leaves
 //! undecided, an operation that may or may not have happened, is *doomed*: whatever status it ends with is right, its message
 //! arrives once or not at all, and its slots rest until no late packet can reach them.
+//!
+//! With *churn*, queue pairs live for a few messages only, and go while their completions lie unpolled. Devices then have few numbers for
+//! them, and completion queues are polled now and then, so that a number comes round while completions of its last life are there.
 
 mod node;
 mod op;
@@ -47,6 +50,8 @@ pub struct Plan {
     pub link: LinkConfig,
     /// Whether further faults come and go, queue pairs fail and nodes die.
     pub chaos: bool,
+    /// Whether queue pairs live for a few messages only.
+    pub churn: bool,
 }
 
 /// How it went.
@@ -82,6 +87,12 @@ pub struct Outcome {
     pub qp_failures: u64,
     /// Nodes that died and came back.
     pub deaths: u64,
+    /// Queue pairs that were dropped, whatever they had under way.
+    pub dropped: u64,
+    /// Queue pairs with the number of an earlier one.
+    pub numbers_again: u64,
+    /// Completions of queue pairs that were gone.
+    pub skipped: u64,
 }
 
 /// An operation under way.
@@ -114,6 +125,7 @@ struct World {
     seed: u64,
     operations: u64,
     chaos: bool,
+    churn: bool,
     sim: Sim,
     weather: Weather,
     rng: fastrand::Rng,
@@ -152,11 +164,12 @@ impl Drop for PrintOnPanic {
 impl World {
     fn new(plan: &Plan) -> Self {
         let sim = Sim::new(plan.link);
-        let nodes: Vec<Node> = (0..NODES).map(|n| Node::new(&sim, n, 0)).collect();
+        let nodes: Vec<Node> = (0..NODES).map(|n| Node::new(&sim, n, 0, plan.churn)).collect();
         let mut world = Self {
             seed: plan.seed,
             operations: plan.operations,
             chaos: plan.chaos,
+            churn: plan.churn,
             sim,
             weather: Weather::new(plan.link),
             rng: fastrand::Rng::with_seed(plan.seed),
@@ -199,6 +212,9 @@ impl World {
             } else if self.chaos {
                 self.weather.clear(&self.sim, &self.nodes);
             }
+            if self.churn && posting && self.rng.u8(..) < 64 {
+                self.drop_qp();
+            }
             for _ in 0..self.rng.usize(..8) {
                 if self.next.id > self.operations || !self.post_next() {
                     break;
@@ -214,7 +230,9 @@ impl World {
             self.sim.step(Duration::from_micros(200));
             let mut progress = false;
             for n in 0..NODES {
-                while let Some(completion) = self.nodes[n].cq.poll_one() {
+                let most = if self.churn && posting { self.rng.usize(..32) } else { usize::MAX };
+                for _ in 0..most {
+                    let Some(completion) = self.nodes[n].cq.poll_one() else { break };
                     progress = true;
                     self.take(n, completion);
                 }
@@ -255,6 +273,26 @@ impl World {
         self.outcome.duplicates += counters.duplicate_pkts;
         self.outcome.corrupt += counters.corrupt_pkts;
         self.outcome.not_ready += counters.rnr_sent;
+        self.outcome.skipped += self.nodes[n].cq.skipped();
+        self.outcome.numbers_again += self.nodes[n].numbers_again;
+    }
+
+    /// A queue pair goes, with whatever it has under way or unpolled, and another takes its place.
+    fn drop_qp(&mut self) {
+        let (n, q) = (self.rng.usize(..NODES), self.rng.usize(..QPS));
+        self.outcome.dropped += 1;
+        self.doom(|op| op.involves(n, q));
+        self.nodes[n].replace_qp(q);
+        self.introduce(n);
+        // Nobody is told how its own operations went: a completion that says so would be taken for another's.
+        let own = |p: &Pending| !p.completed && (p.op.from, p.op.qp_index()) == (n, q);
+        let own: Vec<u64> = self.pending.iter().filter(|(_, p)| own(p)).map(|(&id, _)| id).collect();
+        for id in own {
+            if let Some(pending) = self.pending.get_mut(&id) {
+                (pending.completed, pending.doomed) = (true, true);
+            }
+            self.finish(id);
+        }
     }
 
     /// Now and then a queue pair fails, or a node dies.
@@ -305,7 +343,7 @@ impl World {
         self.sim.kill(n);
         // What the dead node's objects do when they go must not meet its successor.
         let life = self.nodes.remove(n).life + 1;
-        self.nodes.insert(n, Node::new(&self.sim, n, life));
+        self.nodes.insert(n, Node::new(&self.sim, n, life, self.churn));
         self.introduce(n);
         // Nobody is left who could be told how the node's own operations went.
         let own: Vec<u64> = self.pending.iter().filter(|(_, p)| p.op.from == n).map(|(&id, _)| id).collect();

@@ -5,7 +5,7 @@ use crate::Sim;
 use efa_direct::*;
 use efa_io::{SendWqe, Wqe};
 use efa_soft::Time;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// The unreliable queue pair; the reliable ones are 0, with 64-byte WQEs, and 1, with 128-byte WQEs and unsolicited writes.
@@ -94,11 +94,14 @@ pub(super) struct Node {
     /// How often the node was born before.
     pub(super) life: u64,
     pub(super) born_at: Time,
+    /// Numbers that queue pairs had, and how often one came again.
+    numbers: HashSet<u16>,
+    pub(super) numbers_again: u64,
 }
 
 impl Node {
-    /// Node number `n`, in its life number `life`.
-    pub(super) fn new(sim: &Sim, n: usize, life: u64) -> Self {
+    /// Node number `n`, in its life number `life`. With few numbers, those of its queue pairs come round after some lives.
+    pub(super) fn new(sim: &Sim, n: usize, life: u64, few_numbers: bool) -> Self {
         // Every kind of device meets every other: 16- and 64-bit request ids, one and several sub-queues, one and several paths.
         let device = sim.add(n as u32, |config| {
             config.mtu = MTU as u32;
@@ -106,11 +109,17 @@ impl Node {
             config.req_id_64 = n == 1;
             config.sub_cqs = [1, 1, 3][n];
             config.paths = [4, 1, 2][n];
+            if few_numbers {
+                config.max_qp = 1 << 14; // which leaves two bits to tell lives apart by
+            }
         });
         let pd = Arc::new(device.alloc_pd().unwrap());
         let cq = device.create_cq(CqConfig::new(4096)).unwrap().into_cpu();
+        let qps = std::array::from_fn(|q| Qp::new(&device, &pd, &cq, q));
         Self {
-            qps: std::array::from_fn(|q| Qp::new(&device, &pd, &cq, q)),
+            numbers: qps.iter().map(|qp| qp.endpoint.qpn).collect(),
+            numbers_again: 0,
+            qps,
             cq,
             peers: HashMap::new(),
             stage: Slots::new(&pd, Access::LOCAL_READ, false),
@@ -124,10 +133,12 @@ impl Node {
         }
     }
 
-    /// Puts a new queue pair in the place of one that failed.
+    /// Puts a new queue pair in the place of another.
     pub(super) fn replace_qp(&mut self, q: usize) {
         let (device, pd, cq) = (&self.device, &self.pd, &self.cq);
-        let old = std::mem::replace(&mut self.qps[q], Qp::new(device, pd, cq, q));
+        let new = Qp::new(device, pd, cq, q);
+        self.numbers_again += u64::from(!self.numbers.insert(new.endpoint.qpn));
+        let old = std::mem::replace(&mut self.qps[q], new);
         old.check_counter();
     }
 

@@ -1,7 +1,7 @@
 //! Faults that come and go.
 
-use super::NODES;
 use super::node::Node;
+use super::{NODES, REST};
 use crate::Sim;
 use efa_soft::{Faults, LinkConfig, PathConfig, Time};
 use std::time::Duration;
@@ -44,7 +44,11 @@ impl Weather {
                 faults.rx_buffer = rng.usize(5_000..100_000);
             }),
             9 => set_faults(&nodes[somebody], |faults| faults.wqe_time = Duration::from_nanos(rng.u64(..50_000))),
-            10 => set_port(&nodes[somebody], false),
+            10 => {
+                // What is under way waits meanwhile, for less than slots rest.
+                self.until = self.until.min(sim.now() + REST / 2);
+                set_port(&nodes[somebody], false);
+            }
             _ => {}
         }
         link.paths = paths;

@@ -74,11 +74,14 @@ macro_rules! rings {
                     let $queue = self.2;
                     $back
                 };
-                send.into_idle(ends.send.producer, ends.send.producer).expect("nothing is outstanding").into_cpu();
                 let Ends { recv: handle, .. } = ends;
-                recv.into_idle(handle.producer, handle.posted, handle.posted)
-                    .expect("nothing is outstanding")
-                    .into_cpu();
+                // SAFETY: the kernels have ended; these are the counters that they left, when everything had completed.
+                unsafe {
+                    let send = send.into_idle(ends.send.producer, ends.send.producer);
+                    send.expect("nothing is outstanding").into_cpu();
+                    let recv = recv.into_idle(handle.producer, handle.posted, handle.posted);
+                    recv.expect("nothing is outstanding").into_cpu();
+                }
                 for (cq, consumer) in [
                     (
                         {
@@ -95,7 +98,9 @@ macro_rules! rings {
                         ends.recv_cq.consumer,
                     ),
                 ] {
-                    assert_eq!(cq.into_idle(consumer).into_cpu().poll_one(), None, "everything was taken");
+                    // SAFETY: as above.
+                    let mut cq = unsafe { cq.into_idle(consumer) }.into_cpu();
+                    assert_eq!(cq.poll_one(), None, "everything was taken");
                 }
             }
         }

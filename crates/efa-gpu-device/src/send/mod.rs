@@ -23,6 +23,7 @@ pub use thread::ThreadSendQueue;
 pub use warp::WarpSendQueue;
 
 use crate::arch;
+use crate::completion::Owner;
 use crate::time::TimedOut;
 use efa_io::handle::Waited;
 use efa_io::{EncodeError, Limits, SendRingHandle, SendWqe, Wqe};
@@ -77,7 +78,7 @@ struct Ring<const W: usize> {
     ordered: u32,
     /// Requests that can be placed before anything else is to be looked at: room, and what a batch may hold.
     left: u32,
-    qpn: u32,
+    owner: Owner,
     req_id_64: bool,
     limits: Limits,
 }
@@ -110,7 +111,7 @@ where
             // Whoever had the ring before has seen everything complete, so its doorbells have arrived.
             ordered: producer,
             left: 0,
-            qpn: handle.qpn,
+            owner: Owner { qpn: handle.qpn.into(), cq: handle.cq },
             req_id_64: handle.req_id_64 != 0,
             limits: handle.limits,
         })

@@ -158,7 +158,7 @@ where
                         self.settle(done);
                     }
                 }
-                None if deadline.passed() => return Err(no_room(self.ring.qpn, self.room(), count)),
+                None if deadline.passed() => return Err(no_room(self.ring.owner.qpn, self.room(), count)),
                 None => {}
             }
         }
@@ -174,7 +174,7 @@ where
     /// Takes back the room of a request that is done. A completion of something else is given back.
     #[inline(always)]
     pub fn settle(&mut self, done: Entry) -> Option<Entry> {
-        if !done.is_send_of(self.ring.qpn) || self.ring.room() == self.ring.credits {
+        if !done.is_send_of(self.ring.owner) || self.ring.room() == self.ring.credits {
             return Some(done);
         }
         self.ring.settled = self.ring.settled.wrapping_add(1);

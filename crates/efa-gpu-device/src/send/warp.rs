@@ -155,7 +155,7 @@ where
             let done = each(entry);
             self.settle(done);
             if !anything && arch::ballot(ALL, deadline.passed()) != 0 {
-                return Err(no_room(self.ring.qpn, self.room(), count));
+                return Err(no_room(self.ring.owner.qpn, self.room(), count));
             }
         }
         Ok(())
@@ -170,7 +170,7 @@ where
     /// Takes back the room of the requests that are done: each lane's completion, or none. A lane whose completion is of something else gets it back.
     #[inline(always)]
     pub fn settle(&mut self, done: Option<Entry>) -> Option<Entry> {
-        let is_ours = done.as_ref().is_some_and(|done| done.is_send_of(self.ring.qpn));
+        let is_ours = done.as_ref().is_some_and(|done| done.is_send_of(self.ring.owner));
         let outstanding = self.ring.credits - self.ring.room();
         let count = arch::ballot(ALL, is_ours).count_ones().min(outstanding);
         self.ring.settled = self.ring.settled.wrapping_add(count);

@@ -4,6 +4,7 @@ use super::{Error, Memory};
 use crate::tables::{Ah, Control, Cq, FIRST_AH, FIRST_QPN, NO_AH, Progress, QueuePair, Region, World};
 use bytemuck::Zeroable;
 use efa_gpu_device::warp::LANES;
+use efa_io::handle::unique_tag;
 use efa_io::{CompletionRingHandle, Cqe32, Limits, RecvRingHandle, RingSize, RxDesc, SendRingHandle};
 use std::mem::offset_of;
 use std::ops::BitOr;
@@ -167,6 +168,15 @@ impl Placed {
     }
 }
 
+/// A completion queue in the making.
+#[derive(Clone, Copy)]
+struct CompletionQueue {
+    row: Cq,
+    /// Entries that its queue pairs may have outstanding.
+    needs: u64,
+    tag: u32,
+}
+
 /// A world in the making.
 pub struct Builder {
     rng: fastrand::Rng,
@@ -176,7 +186,7 @@ pub struct Builder {
     /// Each domain's device.
     domains: Vec<u32>,
     regions: Vec<Region>,
-    completion_queues: Vec<(Cq, u64)>,
+    completion_queues: Vec<CompletionQueue>,
     address_handles: Vec<Ah>,
     queue_pairs: Vec<QueuePair>,
     progress: Vec<Progress>,
@@ -270,7 +280,8 @@ impl Builder {
     pub fn completion_queue(&mut self, memory: &mut dyn Memory, entries: u32) -> Result<CqId, Error> {
         let size = ring_size("completion queue entries", entries, MAX_CQ_ENTRIES)?;
         let ring = allocate(memory, "a completion queue", size.entries() as usize * Cqe32::SIZE)?;
-        self.completion_queues.push((Cq { ring, mask: size.mask(), shift: size.log2(), ..Cq::zeroed() }, 0));
+        let row = Cq { ring, mask: size.mask(), shift: size.log2(), ..Cq::zeroed() };
+        self.completion_queues.push(CompletionQueue { row, needs: 0, tag: unique_tag() });
         Ok(CqId(self.completion_queues.len() as u32 - 1))
     }
 
@@ -279,9 +290,13 @@ impl Builder {
     /// # Errors
     /// No such completion queue.
     pub fn completions(&self, cq: CqId) -> Result<CompletionRingHandle, Error> {
-        let (Cq { ring, mask, shift, .. }, _) =
-            *self.completion_queues.get(cq.0 as usize).ok_or(Error::NoSuch { kind: "completion queue", id: cq.0 })?;
-        Ok(CompletionRingHandle { ring, doorbell: 0, mask, shift, cqe_size: Cqe32::SIZE as u32, consumer: 0 })
+        let CompletionQueue { row: Cq { ring, mask, shift, .. }, tag, .. } = *self.find(cq)?;
+        let (shift, cqe_size) = (shift as u16, Cqe32::SIZE as u16);
+        Ok(CompletionRingHandle { ring, doorbell: 0, mask, shift, cqe_size, consumer: 0, tag })
+    }
+
+    fn find(&self, cq: CqId) -> Result<&CompletionQueue, Error> {
+        self.completion_queues.get(cq.0 as usize).ok_or(Error::NoSuch { kind: "completion queue", id: cq.0 })
     }
 
     /// Adds a queue pair, ready to send, whose rings and doorbells go to `memory`.
@@ -359,11 +374,12 @@ impl Builder {
             doorbell: send_doorbell,
             mask: send.mask(),
             shift: send.log2(),
-            wqe_size: wqe_size as u32,
+            wqe_size: wqe_size as u16,
+            qpn: qpn as u16,
+            cq: self.find(config.send_cq)?.tag,
             max_batch: (max_tx_batch.saturating_mul(64) / wqe_size as u32).min(send.entries()).max(1),
             producer: self.first,
             credits: send.entries(),
-            qpn,
             req_id_64: req_id_64.into(),
             limits,
         };
@@ -375,8 +391,9 @@ impl Builder {
             max_batch: recv.entries(),
             producer: self.first,
             credits: config.recv_entries,
-            max_bufs: recv_bufs,
-            qpn,
+            max_bufs: recv_bufs as u16,
+            qpn: qpn as u16,
+            cq: self.find(config.recv_cq)?.tag,
             posted: 0,
         };
         Ok(Queues { qpn: qpn as u16, send, recv })
@@ -384,10 +401,10 @@ impl Builder {
 
     /// Notes that these more requests may complete there at once.
     fn complete_at(&mut self, more: [(CqId, u32); 2]) -> Result<(), Error> {
-        let mut all: Vec<u64> = self.completion_queues.iter().map(|(_, needs)| *needs).collect();
+        let mut all: Vec<u64> = self.completion_queues.iter().map(|cq| cq.needs).collect();
         for (CqId(cq), entries) in more {
             let (row, needs) = match (self.completion_queues.get(cq as usize), all.get_mut(cq as usize)) {
-                (Some((row, _)), Some(needs)) => (row, needs),
+                (Some(cq), Some(needs)) => (cq.row, needs),
                 _ => return Err(Error::NoSuch { kind: "completion queue", id: cq }),
             };
             *needs += u64::from(entries);
@@ -396,7 +413,7 @@ impl Builder {
                 return Err(Error::CqTooSmall { cq, holds, needs: *needs });
             }
         }
-        self.completion_queues.iter_mut().zip(all).for_each(|((_, needs), all)| *needs = all);
+        self.completion_queues.iter_mut().zip(all).for_each(|(cq, all)| cq.needs = all);
         Ok(())
     }
 
@@ -427,7 +444,7 @@ impl Builder {
         for (index, ah) in self.address_handles.iter().enumerate() {
             peers[ah.pd as usize * devices + ah.target as usize] = FIRST_AH + index as u32;
         }
-        let cqs: Vec<Cq> = self.completion_queues.iter().map(|(cq, _)| *cq).collect();
+        let cqs: Vec<Cq> = self.completion_queues.iter().map(|cq| cq.row).collect();
         let mut place = |what, bytes: &[u8]| {
             let at = allocate(memory, what, bytes.len())?;
             memory.write(at, bytes).map_err(|source| Error::Memory { what, source })?;

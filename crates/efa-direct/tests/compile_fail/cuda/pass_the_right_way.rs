@@ -18,7 +18,8 @@ fn run(gpu: &Gpu, ptx: &[(u32, &str)]) -> Result<(), Error> {
     // SAFETY: it is never run.
     let running = unsafe { kernel.launch(&stream, Shape::new(1, 32), args) }?;
     running.wait_watched(&watchdog)?;
-    let idle = send.unmap().into_idle(0, 0)?;
+    // SAFETY: the kernel is over, and posted nothing.
+    let idle = unsafe { send.unmap().into_idle(0, 0) }?;
     drop(idle.into_cpu());
     Ok(())
 }

@@ -14,7 +14,7 @@ mod bell;
 
 use super::PostError;
 use crate::arch;
-use crate::completion::Entry;
+use crate::completion::{Entry, Owner};
 use crate::time::Deadline;
 use crate::warp::{ALL, LANES, Warp};
 use bell::{Bell, TOGETHER, before, first_marks};
@@ -74,7 +74,7 @@ where
 {
     slots: *mut u64,
     bell: Bell,
-    qpn: u32,
+    owner: Owner,
     req_id_64: bool,
     limits: Limits,
 }
@@ -100,7 +100,7 @@ where
         Some(Self {
             slots: handle.ring as *mut u64,
             bell: Bell { doorbell: handle.doorbell as *mut u32, state, mask: handle.mask, shift: handle.shift },
-            qpn: handle.qpn,
+            owner: Owner { qpn: handle.qpn.into(), cq: handle.cq },
             req_id_64: handle.req_id_64 != 0,
             limits: handle.limits,
         })
@@ -158,7 +158,9 @@ where
     ) -> Result<(), PostError> {
         loop {
             match self.post(to, request, req_id) {
-                Err(PostError::Full) if deadline.passed() => return Err(super::no_room(self.qpn, self.room(), 1)),
+                Err(PostError::Full) if deadline.passed() => {
+                    return Err(super::no_room(self.owner.qpn, self.room(), 1));
+                }
                 Err(PostError::Full) => arch::nanosleep(200),
                 answer => return answer,
             }
@@ -238,7 +240,7 @@ where
     /// Takes back the room of a request that is done. A completion of something else is given back.
     #[inline(always)]
     pub fn settle(&self, done: Entry) -> Option<Entry> {
-        if !done.is_send_of(self.qpn) {
+        if !done.is_send_of(self.owner) {
             return Some(done);
         }
         // SAFETY: a word of the state.
@@ -249,7 +251,7 @@ where
     /// The same for a warp: each lane's completion, or none. All lanes call this together.
     #[inline(always)]
     pub fn settle_warp(&self, _: Warp, done: Option<Entry>) -> Option<Entry> {
-        let is_ours = done.as_ref().is_some_and(|done| done.is_send_of(self.qpn));
+        let is_ours = done.as_ref().is_some_and(|done| done.is_send_of(self.owner));
         let count = arch::ballot(ALL, is_ours).count_ones();
         if count != 0 && arch::lane() == 0 {
             // SAFETY: a word of the state.
