@@ -145,7 +145,9 @@ struct mr *ibv_reg_mr(struct pd *pd, void *addr, size_t length, int access) {
     return mr;
 }
 struct mr *ibv_reg_dmabuf_mr(struct pd *pd, uint64_t offset, size_t length, uint64_t iova, int fd, int access) {
-    (void)offset, (void)fd;
+    (void)fd;
+    // It takes DMA-BUFs from their beginning on.
+    if (offset) { errno = EOPNOTSUPP; return NULL; }
     return ibv_reg_mr(pd, (void *)iova, length, access);
 }
 int ibv_dereg_mr(struct mr *mr) {
@@ -186,16 +188,23 @@ int ibv_get_cq_event(struct channel *channel, struct cq **cq, void **context) {
 }
 void ibv_ack_cq_events(struct cq *cq, unsigned count) { (void)cq, (void)count; }
 
+// Bytes of a completion, which old devices have smaller.
+#ifdef SMALL
+enum { ENTRY = 16 };
+#else
+enum { ENTRY = 32 };
+#endif
+
 struct cq *efadv_create_cq(struct context *context, struct cq_init_ex *init, struct efa_cq_init *efa, uint32_t size) {
     (void)size;
     struct cq *cq = calloc(1, sizeof *cq);
     cq->context = context, cq->channel = init->channel, cq->handle = number(context, &context->cqs);
     if (cq->channel) cq->channel->users++;
-    for (cq->entries = 128; cq->entries < init->cqe;) cq->entries *= 2;
+    for (cq->entries = 1; cq->entries < init->cqe;) cq->entries *= 2;
     if (efa->flags) { cq->ring = efa->buffer; return cq; }
     // A file of its own, so that the mapping is nobody else's.
     int fd = memfd_create("ring", MFD_CLOEXEC);
-    cq->bytes = 32 * cq->entries;
+    cq->bytes = ENTRY * cq->entries;
     if (fd < 0 || ftruncate(fd, cq->bytes)) return NULL;
     cq->ring = mmap(NULL, cq->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     close(fd);
@@ -211,7 +220,7 @@ int ibv_destroy_cq(struct cq *cq) {
 struct cq_attr { uint64_t comp_mask; void *buffer; uint32_t entry_size, num_entries; void *doorbell; };
 int efadv_query_cq(struct cq *cq, struct cq_attr *attr, uint32_t size) {
     (void)size;
-    attr->buffer = cq->ring, attr->entry_size = 32, attr->num_entries = cq->entries, attr->doorbell = NULL;
+    attr->buffer = cq->ring, attr->entry_size = ENTRY, attr->num_entries = cq->entries, attr->doorbell = NULL;
     return 0;
 }
 
