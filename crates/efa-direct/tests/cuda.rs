@@ -76,6 +76,26 @@ fn a_gpu_is_found_with_its_properties() {
 
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
+fn a_gpu_tells_whether_kernels_see_what_nics_write_in_order_and_flushes_if_it_says_that_it_can() {
+    let (_guard, gpu) = gpu();
+    let (info, ordering) = (gpu.info(), gpu.rdma_writes_ordering());
+    println!("{}: NICs' writes are ordered for {ordering:?}; flush by the CPU: {}", info.name, info.rdma_flush);
+    match gpu.flush_rdma_writes() {
+        Ok(()) => assert!(info.rdma_flush || ordering == RdmaWritesOrdering::AllDevices),
+        Err(Error::Gpu(GpuError::NoFlush { .. })) => {
+            assert!(!info.rdma_flush && ordering < RdmaWritesOrdering::AllDevices);
+        }
+        Err(error) => panic!("{error}"),
+    }
+    // A software device's writes are in order on every GPU: its completions may be polled beside memory that it writes.
+    let ([a, _b], _peers) = nodes(82);
+    let memory = gpu.allocate(4096).unwrap();
+    let (_mapped, _region) =
+        (gpu.map(a.cq.into_gpu().unwrap()).unwrap(), a.pd.register_gpu(&memory, .., Access::ALL).unwrap());
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
 fn gpu_memory_is_zeroed_and_copies_are_exact_at_any_offset() {
     let (_guard, gpu) = gpu();
     for len in [1u64, 4096, 100_000, 3 << 20] {

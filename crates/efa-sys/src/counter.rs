@@ -1,22 +1,25 @@
 //! Completion counters: numbers that the device counts up in this process's memory.
 
-use crate::device::{Context, destroyed, size};
+use crate::device::{Context, size};
 use crate::error::Error;
-use crate::pd::{memory_at, memory_in, thread_safe};
+use crate::object::Object;
+use crate::pd::{memory_at, memory_in};
 use crate::sys::*;
 use std::any::Any;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-thread_safe!(CompCounter);
-
 /// A completion counter: two numbers, of completions that went well and of others.
 pub struct CompCounter {
-    counter: NonNull<ibv_comp_cntr>,
+    counter: Object<ibv_comp_cntr, Parts>,
+}
+
+/// What a counter is made of.
+struct Parts {
     context: Arc<Context>,
     /// Keeps the memory that the device writes to, if it is not libefa's.
-    memory: Option<Arc<dyn Any + Send + Sync>>,
+    _memory: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// Which of a counter's two numbers.
@@ -37,7 +40,8 @@ impl CompCounter {
         Self::with(context, efadv_comp_cntr_init_attr::default(), None)
     }
 
-    /// Creates one whose numbers are at these addresses, in memory that lives as long as `owner`.
+    /// Creates one whose numbers are at these addresses, in memory that lives as long as `owner`, which is kept until
+    /// the counter is destroyed, and for good if that fails.
     ///
     /// # Errors
     /// As for [`create`](Self::create).
@@ -59,7 +63,8 @@ impl CompCounter {
         Self::with(context, attr, Some(owner))
     }
 
-    /// Creates one whose numbers are in a DMA-BUF, so many bytes from its beginning, in memory that `owner` keeps.
+    /// Creates one whose numbers are in a DMA-BUF, so many bytes from its beginning. `owner` is kept until the counter
+    /// is destroyed, and for good if that fails.
     ///
     /// # Errors
     /// As for [`create`](Self::create), or the device cannot reach the memory.
@@ -86,10 +91,21 @@ impl CompCounter {
     ) -> Result<Self, Error> {
         let mut attr = ibv_comp_cntr_init_attr { type_: IBV_COMP_CNTR_TYPE_WRS, ..Default::default() };
         let create = context.libraries().efa()?.efadv_create_comp_cntr()?;
-        // SAFETY: the context is open, the attributes are valid for the call and as long as it is told.
-        let counter = unsafe { create(context.as_ptr(), &mut attr, &mut efa, size(&efa)) };
-        let counter = NonNull::new(counter).ok_or_else(|| Error::last("efadv_create_comp_cntr"))?;
-        Ok(Self { counter, context: context.clone(), memory })
+        let destroy = ("ibv_destroy_comp_cntr", context.verbs().ibv_destroy_comp_cntr()?);
+        let parts = Parts { context: context.clone(), _memory: memory };
+        // SAFETY: the context is open: `parts` keeps it. Both attributes are this function's own, and `efa` has the
+        // size that is told. What the device writes to is in `memory`, as `create_at`'s caller says, or is the
+        // DMA-BUF's, which the kernel keeps; so the counter uses nothing but `parts`.
+        let counter = unsafe {
+            let counter = create(context.as_ptr(), &mut attr, &mut efa, size(&efa));
+            Object::new("efadv_create_comp_cntr", counter, destroy, parts)?
+        };
+        Ok(Self { counter })
+    }
+
+    /// The device that it is of.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.counter.parts().context
     }
 
     /// The counter, for functions of [`sys`](crate::sys). It lives as long as `self`.
@@ -99,7 +115,7 @@ impl CompCounter {
 
     /// The kernel's number of it.
     pub fn handle(&self) -> u32 {
-        // SAFETY: it lives, and its number does not change.
+        // SAFETY: it lives as long as `self.counter`, and the library set its number when it made it, and never again.
         unsafe { (*self.as_ptr()).handle }
     }
 
@@ -108,13 +124,13 @@ impl CompCounter {
     /// # Errors
     /// The call failed.
     pub fn read(&self, which: CounterValue) -> Result<u64, Error> {
-        let verbs = self.context.verbs();
+        let verbs = self.context().verbs();
         let (call, read) = match which {
             CounterValue::Completions => ("ibv_read_comp_cntr", verbs.ibv_read_comp_cntr()?),
             CounterValue::Errors => ("ibv_read_err_comp_cntr", verbs.ibv_read_err_comp_cntr()?),
         };
         let mut value = 0;
-        // SAFETY: it lives, and the value is valid for the call.
+        // SAFETY: it lives as long as `self.counter`; `value` is this function's own.
         Error::check(call, unsafe { read(self.as_ptr(), &mut value) }).map(|()| value)
     }
 
@@ -123,12 +139,12 @@ impl CompCounter {
     /// # Errors
     /// The call failed.
     pub fn set(&self, which: CounterValue, value: u64) -> Result<(), Error> {
-        let verbs = self.context.verbs();
+        let verbs = self.context().verbs();
         let (call, set) = match which {
             CounterValue::Completions => ("ibv_set_comp_cntr", verbs.ibv_set_comp_cntr()?),
             CounterValue::Errors => ("ibv_set_err_comp_cntr", verbs.ibv_set_err_comp_cntr()?),
         };
-        // SAFETY: it lives.
+        // SAFETY: it lives as long as `self.counter`.
         Error::check(call, unsafe { set(self.as_ptr(), value) })
     }
 
@@ -137,26 +153,12 @@ impl CompCounter {
     /// # Errors
     /// The call failed.
     pub fn add(&self, which: CounterValue, amount: u64) -> Result<(), Error> {
-        let verbs = self.context.verbs();
+        let verbs = self.context().verbs();
         let (call, add) = match which {
             CounterValue::Completions => ("ibv_inc_comp_cntr", verbs.ibv_inc_comp_cntr()?),
             CounterValue::Errors => ("ibv_inc_err_comp_cntr", verbs.ibv_inc_err_comp_cntr()?),
         };
-        // SAFETY: it lives.
+        // SAFETY: it lives as long as `self.counter`.
         Error::check(call, unsafe { add(self.as_ptr(), amount) })
-    }
-}
-
-impl Drop for CompCounter {
-    fn drop(&mut self) {
-        if let Ok(destroy) = self.context.verbs().ibv_destroy_comp_cntr() {
-            // SAFETY: it lives, and no queue pair counts in it: that would keep it.
-            let answer = unsafe { destroy(self.as_ptr()) };
-            destroyed("ibv_destroy_comp_cntr", answer);
-            if answer != 0 {
-                // The device may go on writing there.
-                std::mem::forget(self.memory.take());
-            }
-        }
     }
 }

@@ -1,8 +1,8 @@
 //! Completion queues and the channels that their events come through.
 
-use crate::device::{Context, destroyed, set_nonblocking, size, wait_readable};
+use crate::device::{Context, set_nonblocking, size, wait_readable};
 use crate::error::Error;
-use crate::pd::thread_safe;
+use crate::object::{Object, of_one_device};
 use crate::sys::*;
 use std::any::Any;
 use std::ffi::c_void;
@@ -12,12 +12,9 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
-thread_safe!(CompChannel, Cq);
-
 /// A completion event channel.
 pub struct CompChannel {
-    channel: NonNull<ibv_comp_channel>,
-    context: Arc<Context>,
+    channel: Object<ibv_comp_channel, Arc<Context>>,
 }
 
 impl CompChannel {
@@ -26,18 +23,26 @@ impl CompChannel {
     /// # Errors
     /// The call failed.
     pub fn create(context: &Arc<Context>) -> Result<Self, Error> {
-        // SAFETY: the context is open.
-        let channel = unsafe { context.verbs().ibv_create_comp_channel()?(context.as_ptr()) };
-        let channel = NonNull::new(channel).ok_or_else(|| Error::last("ibv_create_comp_channel"))?;
-        let channel = Self { channel, context: context.clone() };
+        let create = context.verbs().ibv_create_comp_channel()?;
+        let destroy = ("ibv_destroy_comp_channel", context.verbs().ibv_destroy_comp_channel()?);
+        // SAFETY: the context is open, and is all that a channel is made of.
+        let channel =
+            unsafe { Object::new("ibv_create_comp_channel", create(context.as_ptr()), destroy, context.clone())? };
+        let channel = Self { channel };
         set_nonblocking(channel.fd())?;
         Ok(channel)
     }
 
     /// The descriptor that becomes readable with an event.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the channel lives, and its descriptor is open as long.
+        // SAFETY: the channel lives as long as `self.channel`; the library opened the descriptor with it, and closes it
+        // when it destroys it.
         unsafe { BorrowedFd::borrow_raw((*self.channel.as_ptr()).fd) }
+    }
+
+    /// The device that it is of.
+    pub fn context(&self) -> &Arc<Context> {
+        self.channel.parts()
     }
 
     /// Takes an event and acknowledges it; gives the handle of its completion queue. Does not wait.
@@ -45,17 +50,20 @@ impl CompChannel {
     /// # Errors
     /// The call failed.
     pub fn take_event(&self) -> Result<Option<u32>, Error> {
-        let verbs = self.context.verbs();
+        let verbs = self.context().verbs();
         let (get, acknowledge) = (verbs.ibv_get_cq_event()?, verbs.ibv_ack_cq_events()?);
         let (mut cq, mut cq_context) = (std::ptr::null_mut(), std::ptr::null_mut::<c_void>());
-        // SAFETY: the channel lives; the rest is valid for the call, which does not wait: the descriptor is non-blocking.
+        // SAFETY: the channel lives as long as `self.channel`; the two pointers are this function's own. The call does
+        // not wait: `create` made the descriptor non-blocking.
         if unsafe { get(self.channel.as_ptr(), &mut cq, &mut cq_context) } != 0 {
             return match Error::last("ibv_get_cq_event") {
                 error if matches!(error.errno(), Some(libc::EAGAIN | libc::EINTR)) => Ok(None),
                 error => Err(error),
             };
         }
-        // SAFETY: a queue with an event that was not acknowledged cannot be destroyed; it is acknowledged once.
+        // SAFETY: the queue lives until the event is acknowledged, which happens here, once: destroying it waits until
+        // as many events are as the kernel has handed out (`ibv_cmd_destroy_cq`), and hands out no more. Its number
+        // does not change.
         unsafe {
             let handle = (*cq).handle;
             acknowledge(cq, 1);
@@ -78,15 +86,6 @@ impl CompChannel {
     }
 }
 
-impl Drop for CompChannel {
-    fn drop(&mut self) {
-        if let Ok(destroy) = self.context.verbs().ibv_destroy_comp_channel() {
-            // SAFETY: it lives, and no completion queue uses it: that would keep it.
-            destroyed("ibv_destroy_comp_channel", unsafe { destroy(self.channel.as_ptr()) });
-        }
-    }
-}
-
 /// Memory of a DMA-BUF for a completion ring.
 #[derive(Clone)]
 pub struct ExternalRing<'f> {
@@ -96,9 +95,10 @@ pub struct ExternalRing<'f> {
     pub offset: u64,
     /// Bytes of the ring.
     pub len: u64,
-    /// Where this process sees the ring, if it does. libefa reads there if it is to poll.
+    /// Where this process sees the ring, if it does. libefa reads there, and nowhere else, if [`sys`](crate::sys) is
+    /// used to poll.
     pub buffer: Option<NonNull<u8>>,
-    /// Keeps the memory: it lives as long as the device writes there.
+    /// Keeps the memory. It is kept until the queue is destroyed, and for good if that fails.
     pub owner: Option<Arc<dyn Any + Send + Sync>>,
 }
 
@@ -119,19 +119,28 @@ pub struct CqAttr<'a> {
 
 /// A completion queue.
 pub struct Cq {
-    cq: NonNull<ibv_cq_ex>,
+    cq: Object<ibv_cq, Parts>,
+}
+
+/// What a queue is made of.
+struct Parts {
     context: Arc<Context>,
     _channel: Option<Arc<CompChannel>>,
     /// Keeps the ring's memory, if it is not libefa's.
-    memory: Option<Arc<dyn Any + Send + Sync>>,
+    _memory: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Cq {
     /// Creates one (`efadv_create_cq`). Its entries have 32 bytes.
     ///
     /// # Errors
-    /// The device refused: too many entries, or it has no events or takes no external memory.
+    /// The device refused: too many entries, or it has no events or takes no external memory. [`Error::TwoDevices`]:
+    /// the channel is of another one.
     pub fn create(context: &Arc<Context>, attr: &CqAttr<'_>) -> Result<Self, Error> {
+        if let Some(channel) = attr.channel {
+            let others = [("completion channel", channel.context())];
+            of_one_device("efadv_create_cq", ("completion queue", context), others)?;
+        }
         let channel = attr.channel.map_or(std::ptr::null_mut(), |channel| channel.channel.as_ptr());
         let mut ex = ibv_cq_init_attr_ex { cqe: attr.entries, channel, wc_flags: attr.wc_flags, ..Default::default() };
         let mut efa = efadv_cq_init_attr { wc_flags: attr.efa_wc_flags, ..Default::default() };
@@ -143,27 +152,37 @@ impl Cq {
             efa.ext_mem_dmabuf.fd = ring.fd.as_raw_fd();
         }
         let create = context.libraries().efa()?.efadv_create_cq()?;
-        // SAFETY: context and channel live, the attributes are valid for the call and as long as it is told.
-        let cq = unsafe { create(context.as_ptr(), &mut ex, &mut efa, size(&efa)) };
-        let cq = NonNull::new(cq).ok_or_else(|| Error::last("efadv_create_cq"))?;
-        let memory = attr.external.as_ref().and_then(|ring| ring.owner.clone());
-        Ok(Self { cq, context: context.clone(), _channel: attr.channel.cloned(), memory })
+        let destroy = ("ibv_destroy_cq", context.verbs().ibv_destroy_cq()?);
+        let parts = Parts {
+            context: context.clone(),
+            _channel: attr.channel.cloned(),
+            _memory: attr.external.as_ref().and_then(|ring| ring.owner.clone()),
+        };
+        // SAFETY: the context is open, and the channel lives and is of this context: `parts` keeps both. Both
+        // attributes are this function's own, and `efa` has the size that is told. The ring is libefa's, or the
+        // DMA-BUF's, which the kernel keeps; so the queue uses nothing but `parts`.
+        let cq = unsafe {
+            let cq = ibv_cq_ex_to_cq(create(context.as_ptr(), &mut ex, &mut efa, size(&efa)));
+            Object::new("efadv_create_cq", cq, destroy, parts)?
+        };
+        Ok(Self { cq })
     }
 
     /// The queue, for functions of [`sys`](crate::sys). It lives as long as `self`.
     pub fn as_ptr(&self) -> *mut ibv_cq_ex {
-        self.cq.as_ptr()
+        // libefa made the extended form, which begins with the other.
+        self.cq.as_ptr().cast()
     }
 
     /// The kernel's number of it, by which events name it.
     pub fn handle(&self) -> u32 {
-        // SAFETY: it lives, and its number does not change.
+        // SAFETY: it lives as long as `self.cq`, and the library set its number when it made it, and never again.
         unsafe { (*self.as_ptr()).handle }
     }
 
     /// The device that it is of.
     pub fn context(&self) -> &Arc<Context> {
-        &self.context
+        &self.cq.parts().context
     }
 
     /// Its ring. Buffer and doorbell are valid as long as `self`; entries are those of each sub-queue. The doorbell is null on a queue without
@@ -173,9 +192,9 @@ impl Cq {
     /// The library is older than rdma-core 59.
     pub fn query(&self) -> Result<efadv_cq_attr, Error> {
         let mut attr = efadv_cq_attr::default();
-        let query = self.context.libraries().efa()?.efadv_query_cq()?;
-        // SAFETY: the queue lives, the attributes are valid for the call and as long as it is told.
-        let answer = unsafe { query(ibv_cq_ex_to_cq(self.as_ptr()), &mut attr, size(&attr)) };
+        let query = self.context().libraries().efa()?.efadv_query_cq()?;
+        // SAFETY: the queue lives as long as `self.cq`; `attr` is this function's own, and has the size that is told.
+        let answer = unsafe { query(self.cq.as_ptr(), &mut attr, size(&attr)) };
         Error::check("efadv_query_cq", answer).map(|()| attr)
     }
 
@@ -184,21 +203,8 @@ impl Cq {
     /// # Errors
     /// The library is older than rdma-core 43.
     pub fn as_efadv(&self) -> Result<*mut efadv_cq, Error> {
-        // SAFETY: the queue lives, and is EFA's.
-        Ok(unsafe { self.context.libraries().efa()?.efadv_cq_from_ibv_cq_ex()?(self.as_ptr()) })
-    }
-}
-
-impl Drop for Cq {
-    fn drop(&mut self) {
-        if let Ok(destroy) = self.context.verbs().ibv_destroy_cq() {
-            // SAFETY: it lives, and no queue pair completes in it: that would keep it.
-            let answer = unsafe { destroy(ibv_cq_ex_to_cq(self.as_ptr())) };
-            destroyed("ibv_destroy_cq", answer);
-            if answer != 0 {
-                // The device may go on writing there.
-                std::mem::forget(self.memory.take());
-            }
-        }
+        // SAFETY: the queue lives as long as `self.cq`, and is EFA's: `efadv_create_cq`, which made it, refuses other
+        // devices.
+        Ok(unsafe { self.context().libraries().efa()?.efadv_cq_from_ibv_cq_ex()?(self.as_ptr()) })
     }
 }

@@ -1,6 +1,7 @@
 //! Devices and contexts: what there is, and what is open.
 
 use crate::error::Error;
+use crate::object::Object;
 use crate::sys::{self, *};
 use std::ffi::{CStr, OsStr, c_char, c_int};
 use std::io;
@@ -16,6 +17,7 @@ pub struct DeviceList {
     libraries: &'static Libraries,
     list: NonNull<*mut ibv_device>,
     len: usize,
+    free: unsafe extern "C" fn(*mut *mut ibv_device),
 }
 
 /// A device that is not open.
@@ -32,16 +34,18 @@ impl DeviceList {
     /// # Errors
     /// The kernel has no RDMA, for example.
     pub fn get(libraries: &'static Libraries) -> Result<Self, Error> {
+        let (get, free) = (libraries.verbs.ibv_get_device_list()?, libraries.verbs.ibv_free_device_list()?);
         let mut len: c_int = 0;
-        // SAFETY: `len` is valid for the call.
-        let list = unsafe { libraries.verbs.ibv_get_device_list()?(&mut len) };
+        // SAFETY: `len` is this function's own.
+        let list = unsafe { get(&mut len) };
         let list = NonNull::new(list).ok_or_else(|| Error::last("ibv_get_device_list"))?;
-        Ok(Self { libraries, list, len: usize::try_from(len).unwrap_or(0) })
+        Ok(Self { libraries, list, len: usize::try_from(len).unwrap_or(0), free })
     }
 
     /// The devices.
     pub fn iter(&self) -> impl Iterator<Item = Device<'_>> {
-        // SAFETY: the library made a list of this length, which is freed with `self`.
+        // SAFETY: the library made a list of this length in `get`, and freed it is when `self` is dropped. It does not
+        // change in between.
         let devices = unsafe { std::slice::from_raw_parts(self.list.as_ptr(), self.len) };
         let libraries = self.libraries;
         devices
@@ -52,22 +56,22 @@ impl DeviceList {
 
 impl Drop for DeviceList {
     fn drop(&mut self) {
-        if let Ok(free) = self.libraries.verbs.ibv_free_device_list() {
-            // SAFETY: the library made the list, and no `Device` of it is left.
-            unsafe { free(self.list.as_ptr()) };
-        }
+        // SAFETY: the library made the list in `get`, and this is the only call. No `Device` of it is left: they borrow
+        // `self`. A device that is open the library keeps by itself.
+        unsafe { (self.free)(self.list.as_ptr()) };
     }
 }
 
 fn text(chars: &[c_char]) -> &CStr {
-    // SAFETY: characters are bytes of the same number.
+    // SAFETY: as many bytes, of any value: a character is one.
     let bytes = unsafe { std::slice::from_raw_parts(chars.as_ptr().cast::<u8>(), chars.len()) };
     CStr::from_bytes_until_nul(bytes).unwrap_or_default()
 }
 
 impl<'l> Device<'l> {
     fn raw(&self) -> &'l ibv_device {
-        // SAFETY: the list keeps the device, and nobody writes it.
+        // SAFETY: the library keeps the device as long as the list, which outlives `'l`. It wrote its fields before it
+        // was in any list (`try_driver`), and writes none of them again.
         unsafe { self.device.as_ref() }
     }
 
@@ -91,7 +95,7 @@ impl<'l> Device<'l> {
     /// # Errors
     /// The library lacks the call.
     pub fn guid(&self) -> Result<u64, Error> {
-        // SAFETY: the device is in its list.
+        // SAFETY: the device is in its list, which outlives `'l`.
         Ok(u64::from_be(unsafe { self.libraries.verbs.ibv_get_device_guid()?(self.device.as_ptr()) }))
     }
 
@@ -100,11 +104,13 @@ impl<'l> Device<'l> {
     /// # Errors
     /// Usually a missing device file, or no permission on it.
     pub fn open(&self) -> Result<Context, Error> {
-        let close = self.libraries.verbs.ibv_close_device()?;
-        // SAFETY: the device is in its list.
-        let context = unsafe { self.libraries.verbs.ibv_open_device()?(self.device.as_ptr()) };
-        let context = NonNull::new(context).ok_or_else(|| Error::last("ibv_open_device"))?;
-        let context = Context { libraries: self.libraries, context, close, sysfs: self.sysfs().into() };
+        let verbs = &self.libraries.verbs;
+        let (open, close) = (verbs.ibv_open_device()?, ("ibv_close_device", verbs.ibv_close_device()?));
+        // SAFETY: the device is in its list, which outlives `'l`; from here on the context keeps it. There is nothing
+        // else that it is made of.
+        let context = unsafe { Object::new("ibv_open_device", open(self.device.as_ptr()), close, ())? };
+        let (name, sysfs) = (self.name().into(), self.sysfs().into());
+        let context = Context { libraries: self.libraries, context, name, sysfs };
         set_nonblocking(context.async_fd())?;
         Ok(context)
     }
@@ -113,15 +119,10 @@ impl<'l> Device<'l> {
 /// A device that is open. Everything made of it keeps it open.
 pub struct Context {
     libraries: &'static Libraries,
-    context: NonNull<ibv_context>,
-    close: unsafe extern "C" fn(*mut ibv_context) -> c_int,
+    context: Object<ibv_context, ()>,
+    name: String,
     sysfs: PathBuf,
 }
-
-// SAFETY: libibverbs' functions may be called from any thread, for any object (`ibv_open_device(3)`, documentation of rdma-core).
-unsafe impl Send for Context {}
-// SAFETY: as for `Send`.
-unsafe impl Sync for Context {}
 
 /// Something that happened to a device or one of its objects, which no completion tells of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,6 +161,11 @@ impl Context {
         &self.libraries.verbs
     }
 
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Its directory in sysfs.
     pub fn sysfs(&self) -> &Path {
         &self.sysfs
@@ -171,7 +177,7 @@ impl Context {
     /// The call failed.
     pub fn query_device(&self) -> Result<ibv_device_attr_ex, Error> {
         let mut attr = ibv_device_attr_ex::default();
-        // SAFETY: the context is open, the attributes are valid for the call.
+        // SAFETY: the context is open as long as `self.context`; what is written to is this function's own.
         let answer = unsafe { ibv_query_device_ex(self.verbs(), self.as_ptr(), &mut attr)? };
         Error::check("ibv_query_device_ex", answer).map(|()| attr)
     }
@@ -182,7 +188,7 @@ impl Context {
     /// It is no EFA device (`EOPNOTSUPP`), or there is no libefa.
     pub fn query_efa(&self) -> Result<efadv_device_attr, Error> {
         let mut attr = efadv_device_attr::default();
-        // SAFETY: as in `query_device`; the size given is that of the attributes.
+        // SAFETY: as in `query_device`; the size that is told is that of the attributes.
         let answer = unsafe { self.libraries.efa()?.efadv_query_device()?(self.as_ptr(), &mut attr, size(&attr)) };
         Error::check("efadv_query_device", answer).map(|()| attr)
     }
@@ -217,7 +223,7 @@ impl Context {
         let mut gid = ibv_gid { raw: [0; 16] };
         // SAFETY: as in `query_device`.
         let answer = unsafe { self.verbs().ibv_query_gid()?(self.as_ptr(), port, index.into(), &mut gid) };
-        // SAFETY: all of the union is bytes.
+        // SAFETY: all of the union is 16 bytes, which were set above or by the library.
         Error::check("ibv_query_gid", answer).map(|()| unsafe { gid.raw })
     }
 
@@ -255,14 +261,15 @@ impl Context {
     /// None, or the library is older than rdma-core 65.
     pub fn comp_cntr_caps(&self) -> Result<ibv_comp_cntr_caps, Error> {
         let mut caps = ibv_comp_cntr_caps::default();
-        // SAFETY: as in `query_device`; the size given is that of the capabilities.
+        // SAFETY: as in `query_device`; the size that is told is that of the capabilities.
         let answer = unsafe { self.verbs()._ibv_query_comp_cntr_caps()?(self.as_ptr(), &mut caps, size_of_val(&caps)) };
         Error::check("ibv_query_comp_cntr_caps", answer).map(|()| caps)
     }
 
     /// The descriptor that becomes readable with an asynchronous event.
     pub fn async_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is open as long as the context is.
+        // SAFETY: the context is open as long as `self.context`; the library opened the descriptor with it, and closes
+        // it when it closes that.
         unsafe { BorrowedFd::borrow_raw((*self.as_ptr()).async_fd) }
     }
 
@@ -273,7 +280,8 @@ impl Context {
     pub fn next_async_event(&self) -> Result<Option<AsyncEvent>, Error> {
         let acknowledge = self.verbs().ibv_ack_async_event()?;
         let mut event = ibv_async_event::default();
-        // SAFETY: the context is open, the event is valid for the call, which does not wait: the descriptor is non-blocking.
+        // SAFETY: the context is open as long as `self.context`; the event is this function's own. The call does not
+        // wait: `open` made the descriptor non-blocking.
         if unsafe { self.verbs().ibv_get_async_event()?(self.as_ptr(), &mut event) } != 0 {
             return match Error::last("ibv_get_async_event") {
                 error if matches!(error.errno(), Some(libc::EAGAIN | libc::EINTR)) => Ok(None),
@@ -281,7 +289,9 @@ impl Context {
             };
         }
         let kind = event.event_type;
-        // SAFETY: the kind tells which field is set, and an object with an event that was not acknowledged cannot be destroyed.
+        // SAFETY: the kind tells which field is set (`ibv_get_async_event(3)`). A queue or queue pair lives until the
+        // event is acknowledged, which happens below: destroying it waits until as many events are as the kernel has
+        // handed out (`ibv_cmd_destroy_cq`, `ibv_cmd_destroy_qp`). Its number does not change.
         let element = unsafe {
             match kind {
                 IBV_EVENT_CQ_ERR => AsyncElement::Cq((*event.element.cq).handle),
@@ -303,16 +313,9 @@ impl Context {
                 _ => AsyncElement::Device,
             }
         };
-        // SAFETY: it was fetched above, and is acknowledged once.
+        // SAFETY: it was fetched above, and is acknowledged here alone.
         unsafe { acknowledge(&mut event) };
         Ok(Some(AsyncEvent { kind, element }))
-    }
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        // SAFETY: whatever was made of the context is destroyed: it keeps the context.
-        destroyed("ibv_close_device", unsafe { (self.close)(self.as_ptr()) });
     }
 }
 
@@ -321,18 +324,11 @@ pub(crate) fn size<T>(value: &T) -> u32 {
     size_of_val(value) as u32
 }
 
-/// Objects are destroyed in the right order by construction, so a refusal is news that nobody can act upon.
-pub(crate) fn destroyed(call: &'static str, answer: c_int) {
-    if let Err(error) = Error::check(call, answer) {
-        tracing::error!(%error, "an object could not be destroyed");
-    }
-}
-
 /// Has reads of a descriptor, which are the library's, not wait.
 pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<(), Error> {
-    // SAFETY: the descriptor is open.
+    // SAFETY: a borrowed descriptor is open; this asks for a number.
     let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
-    // SAFETY: as above.
+    // SAFETY: as above; this sets one.
     let set = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) };
     if flags < 0 || set < 0 { Err(Error::last("fcntl")) } else { Ok(()) }
 }
@@ -342,7 +338,7 @@ pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result
     let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let seconds = timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX);
     let timeout = libc::timespec { tv_sec: seconds, tv_nsec: timeout.subsec_nanos().into() };
-    // SAFETY: one descriptor and the time are valid for the call; no signal mask is given.
+    // SAFETY: one `pollfd` and the time are this function's own; no signal mask is given.
     match unsafe { libc::ppoll(&mut poll, 1, &timeout, std::ptr::null()) } {
         0.. => Ok(poll.revents != 0),
         _ => match io::Error::last_os_error() {

@@ -51,6 +51,23 @@ pub enum Error {
         /// What would be right.
         expected: &'static str,
     },
+    /// A call that brings objects of two open devices together, not passed on.
+    #[error(
+        "{call}: the {what} is of {device}, the {other} of {other_device}{}: make both of one open device",
+        if device == other_device { " (open twice)" } else { "" }
+    )]
+    TwoDevices {
+        /// The function.
+        call: &'static str,
+        /// One of its objects.
+        what: &'static str,
+        /// The device that it is of.
+        device: String,
+        /// Another of its objects.
+        other: &'static str,
+        /// The device that this one is of.
+        other_device: String,
+    },
 }
 
 /// An error number of the operating system.

@@ -10,8 +10,9 @@
 //!                                              └──▶ CompChannel ──▶ Cq ──▶ query
 //! ```
 //!
-//! A handle destroys its object when it is dropped, and keeps whatever the object was made of, so the order is always right.
-//! Handles may be shared between threads.
+//! A handle destroys its object when it is dropped, and keeps whatever the object was made of, so the order is always
+//! right. What the kernel refuses to destroy is kept for good, with all that it was made of, memory among it. Objects
+//! go together only if they are of one open device. Handles may be shared between threads.
 //!
 //! Nothing is linked: the libraries are looked for at run time, function by function. A program that was built here starts on a machine
 //! without RDMA, and is told there what is missing; with an older library it has all that the older library has.
@@ -36,6 +37,7 @@ mod counter;
 mod cq;
 mod device;
 mod error;
+mod object;
 mod pd;
 mod qp;
 pub mod sys;

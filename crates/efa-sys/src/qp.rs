@@ -2,15 +2,14 @@
 
 use crate::counter::CompCounter;
 use crate::cq::Cq;
-use crate::device::{destroyed, size};
+use crate::device::{Context, size};
 use crate::error::Error;
-use crate::pd::{Pd, thread_safe};
+use crate::object::{Object, of_one_device};
+use crate::pd::Pd;
 use crate::sys::*;
 use std::ffi::c_int;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
-
-thread_safe!(Qp);
 
 /// How a queue pair's messages travel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,7 +48,11 @@ pub struct QpAttr {
 
 /// A queue pair.
 pub struct Qp {
-    qp: NonNull<ibv_qp>,
+    qp: Object<ibv_qp, Parts>,
+}
+
+/// What a queue pair is made of.
+struct Parts {
     pd: Arc<Pd>,
     _cqs: [Arc<Cq>; 2],
     counters: Mutex<Vec<Arc<CompCounter>>>,
@@ -59,9 +62,11 @@ impl Qp {
     /// Creates one, in the state Reset: SRD by `efadv_create_qp_ex`, UD by `ibv_create_qp_ex`.
     ///
     /// # Errors
-    /// The device refused.
+    /// The device refused. [`Error::TwoDevices`]: the domain and the queues are of several open devices.
     pub fn create(pd: &Arc<Pd>, send_cq: &Arc<Cq>, recv_cq: &Arc<Cq>, attr: &QpAttr) -> Result<Self, Error> {
-        check_recv_sge(attr.recv_sge)?;
+        let call = if attr.qp_type == QpType::Srd { "efadv_create_qp_ex" } else { "ibv_create_qp_ex" };
+        check_recv_sge(call, attr.recv_sge)?;
+        let parts = Parts::new(call, pd, send_cq, recv_cq)?;
         let context = pd.context();
         let mut ex = ibv_qp_init_attr_ex {
             send_cq: ibv_cq_ex_to_cq(send_cq.as_ptr()),
@@ -80,26 +85,31 @@ impl Qp {
             wr_flags: attr.wr_flags,
             ..Default::default()
         };
-        let (call, qp) = match attr.qp_type {
-            QpType::Srd => {
-                let create = context.libraries().efa()?.efadv_create_qp_ex()?;
-                // SAFETY: all objects named live, the attributes are valid for the call and as long as it is told.
-                ("efadv_create_qp_ex", unsafe { create(context.as_ptr(), &mut ex, &mut efa, size(&efa)) })
-            }
-            QpType::Ud => {
-                // SAFETY: as above.
-                ("ibv_create_qp_ex", unsafe { ibv_create_qp_ex(context.verbs(), context.as_ptr(), &mut ex)? })
-            }
+        let destroy = ("ibv_destroy_qp", context.verbs().ibv_destroy_qp()?);
+        // SAFETY: context, domain and queues live, and are of one context: `parts` has checked that, and keeps them.
+        // Both attributes are this function's own, and `efa` has the size that is told. The rings are libefa's; so the
+        // queue pair uses nothing but `parts`, which counters are added to.
+        let qp = unsafe {
+            let qp = match attr.qp_type {
+                QpType::Srd => {
+                    let create = context.libraries().efa()?.efadv_create_qp_ex()?;
+                    create(context.as_ptr(), &mut ex, &mut efa, size(&efa))
+                }
+                QpType::Ud => ibv_create_qp_ex(context.verbs(), context.as_ptr(), &mut ex)?,
+            };
+            Object::new(call, qp, destroy, parts)?
         };
-        Self::of(pd, send_cq, recv_cq, call, qp)
+        Ok(Self { qp })
     }
 
     /// Creates an SRD queue pair by the older `efadv_create_driver_qp`: sends only, no RDMA. Of `attr` only the sizes matter.
     ///
     /// # Errors
-    /// The device refused.
+    /// As for [`create`](Self::create).
     pub fn create_driver(pd: &Arc<Pd>, send_cq: &Arc<Cq>, recv_cq: &Arc<Cq>, attr: &QpAttr) -> Result<Self, Error> {
-        check_recv_sge(attr.recv_sge)?;
+        let call = "efadv_create_driver_qp";
+        check_recv_sge(call, attr.recv_sge)?;
+        let parts = Parts::new(call, pd, send_cq, recv_cq)?;
         let mut init = ibv_qp_init_attr {
             send_cq: ibv_cq_ex_to_cq(send_cq.as_ptr()),
             recv_cq: ibv_cq_ex_to_cq(recv_cq.as_ptr()),
@@ -108,20 +118,13 @@ impl Qp {
             ..Default::default()
         };
         let create = pd.context().libraries().efa()?.efadv_create_driver_qp()?;
-        // SAFETY: all objects named live, the attributes are valid for the call.
-        let qp = unsafe { create(pd.as_ptr(), &mut init, EFADV_QP_DRIVER_TYPE_SRD) };
-        Self::of(pd, send_cq, recv_cq, "efadv_create_driver_qp", qp)
-    }
-
-    fn of(
-        pd: &Arc<Pd>,
-        send_cq: &Arc<Cq>,
-        recv_cq: &Arc<Cq>,
-        call: &'static str,
-        qp: *mut ibv_qp,
-    ) -> Result<Self, Error> {
-        let qp = NonNull::new(qp).ok_or_else(|| Error::last(call))?;
-        Ok(Self { qp, pd: pd.clone(), _cqs: [send_cq.clone(), recv_cq.clone()], counters: Mutex::default() })
+        let destroy = ("ibv_destroy_qp", pd.context().verbs().ibv_destroy_qp()?);
+        // SAFETY: as in `create`.
+        let qp = unsafe {
+            let qp = create(pd.as_ptr(), &mut init, EFADV_QP_DRIVER_TYPE_SRD);
+            Object::new(call, qp, destroy, parts)?
+        };
+        Ok(Self { qp })
     }
 
     /// The queue pair, for functions of [`sys`](crate::sys). It lives as long as `self`.
@@ -131,13 +134,17 @@ impl Qp {
 
     /// Its number.
     pub fn number(&self) -> u32 {
-        // SAFETY: it lives, and its number does not change.
+        // SAFETY: it lives as long as `self.qp`, and the library set its number when it made it, and never again.
         unsafe { (*self.as_ptr()).qp_num }
     }
 
     /// The domain that it belongs to.
     pub fn pd(&self) -> &Arc<Pd> {
-        &self.pd
+        &self.qp.parts().pd
+    }
+
+    fn context(&self) -> &Arc<Context> {
+        self.pd().context()
     }
 
     /// Its extended form, for [`ibv_wr_start`] and its like. It lives as long as `self`.
@@ -145,8 +152,8 @@ impl Qp {
     /// # Errors
     /// It was created without operations (`EINVAL`), or the library is older than rdma-core 24.
     pub fn as_ex(&self) -> Result<NonNull<ibv_qp_ex>, Error> {
-        // SAFETY: it lives.
-        let ex = unsafe { self.pd.context().verbs().ibv_qp_to_qp_ex()?(self.as_ptr()) };
+        // SAFETY: it lives as long as `self.qp`.
+        let ex = unsafe { self.context().verbs().ibv_qp_to_qp_ex()?(self.as_ptr()) };
         NonNull::new(ex).ok_or(Error::Call { call: "ibv_qp_to_qp_ex", errno: crate::Errno(libc::EINVAL) })
     }
 
@@ -156,8 +163,9 @@ impl Qp {
     /// As for [`as_ex`](Self::as_ex), or the library is older than rdma-core 64.
     pub fn as_efadv(&self) -> Result<*mut efadv_qp, Error> {
         let ex = self.as_ex()?;
-        // SAFETY: it lives, and is EFA's.
-        Ok(unsafe { self.pd.context().libraries().efa()?.efadv_qp_from_ibv_qp_ex()?(ex.as_ptr()) })
+        // SAFETY: it lives as long as `self.qp`, and is EFA's: it is of the same context as its completion queues,
+        // which are (`Cq::as_efadv`).
+        Ok(unsafe { self.context().libraries().efa()?.efadv_qp_from_ibv_qp_ex()?(ex.as_ptr()) })
     }
 
     /// Changes what `mask` (a sum of `IBV_QP_…`) names.
@@ -165,8 +173,8 @@ impl Qp {
     /// # Errors
     /// The device refused.
     pub fn modify(&self, mut attr: ibv_qp_attr, mask: ibv_qp_attr_mask) -> Result<(), Error> {
-        let modify = self.pd.context().verbs().ibv_modify_qp()?;
-        // SAFETY: it lives, and the attributes are valid for the call.
+        let modify = self.context().verbs().ibv_modify_qp()?;
+        // SAFETY: it lives as long as `self.qp`; `attr` is this function's own, and all in it are numbers.
         Error::check("ibv_modify_qp", unsafe { modify(self.as_ptr(), &mut attr, mask as c_int) })
     }
 
@@ -217,8 +225,8 @@ impl Qp {
     /// The call failed.
     pub fn query(&self, mask: ibv_qp_attr_mask) -> Result<ibv_qp_attr, Error> {
         let (mut attr, mut init) = (ibv_qp_attr::default(), ibv_qp_init_attr::default());
-        let query = self.pd.context().verbs().ibv_query_qp()?;
-        // SAFETY: it lives, and the attributes are valid for the call.
+        let query = self.context().verbs().ibv_query_qp()?;
+        // SAFETY: it lives as long as `self.qp`; both attributes are this function's own.
         Error::check("ibv_query_qp", unsafe { query(self.as_ptr(), &mut attr, mask as c_int, &mut init) })
             .map(|()| attr)
     }
@@ -229,8 +237,9 @@ impl Qp {
     /// The library is older than rdma-core 59.
     pub fn query_wqs(&self) -> Result<(efadv_wq_attr, efadv_wq_attr), Error> {
         let (mut sq, mut rq) = (efadv_wq_attr::default(), efadv_wq_attr::default());
-        let query = self.pd.context().libraries().efa()?.efadv_query_qp_wqs()?;
-        // SAFETY: it lives, the attributes are valid for the call and as long as it is told.
+        let query = self.context().libraries().efa()?.efadv_query_qp_wqs()?;
+        // SAFETY: it lives as long as `self.qp`; both attributes are this function's own, and have the size that is
+        // told.
         let answer = unsafe { query(self.as_ptr(), &mut sq, &mut rq, size(&sq)) };
         Error::check("efadv_query_qp_wqs", answer).map(|()| (sq, rq))
     }
@@ -240,22 +249,36 @@ impl Qp {
     /// # Errors
     /// The library is older than rdma-core 36.
     pub fn data_in_order(&self, op: ibv_wr_opcode, flags: u32) -> Result<u32, Error> {
-        // SAFETY: it lives.
-        let answer = unsafe { self.pd.context().verbs().ibv_query_qp_data_in_order()?(self.as_ptr(), op, flags) };
+        // SAFETY: it lives as long as `self.qp`.
+        let answer = unsafe { self.context().verbs().ibv_query_qp_data_in_order()?(self.as_ptr(), op, flags) };
         Ok(u32::try_from(answer).unwrap_or(0))
     }
 
     /// Has `counter` count the completions of these kinds (a sum of `IBV_QP_ATTACH_COMP_CNTR_OP_…`) for as long as the queue pair lives.
     ///
     /// # Errors
-    /// The device refused.
+    /// The device refused. [`Error::TwoDevices`]: the counter is of another open device than the queue pair.
     pub fn attach_counter(&self, counter: &Arc<CompCounter>, ops: ibv_qp_attach_comp_cntr_op) -> Result<(), Error> {
+        let others = [("completion counter", counter.context())];
+        of_one_device("ibv_qp_attach_comp_cntr", ("queue pair", self.context()), others)?;
         let mut attr = ibv_qp_attach_comp_cntr_attr { op_mask: ops, ..Default::default() };
-        let attach = self.pd.context().verbs().ibv_qp_attach_comp_cntr()?;
-        // SAFETY: both live, and the attributes are valid for the call.
-        Error::check("ibv_qp_attach_comp_cntr", unsafe { attach(self.as_ptr(), counter.as_ptr(), &mut attr) })?;
-        self.counters.lock().unwrap_or_else(PoisonError::into_inner).push(counter.clone());
-        Ok(())
+        let attach = self.context().verbs().ibv_qp_attach_comp_cntr()?;
+        // Kept before it is used. Held meanwhile, so that what is taken out again is this one.
+        let mut kept = self.qp.parts().counters.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push(counter.clone());
+        // SAFETY: both live, and are of one context; `attr` is this function's own. The counter lives as long as the
+        // queue pair: it is one of its parts.
+        let answer = unsafe { attach(self.as_ptr(), counter.as_ptr(), &mut attr) };
+        Error::check("ibv_qp_attach_comp_cntr", answer).inspect_err(|_| drop(kept.pop()))
+    }
+}
+
+impl Parts {
+    /// Those of a queue pair that `call` is to make, if they are of one context.
+    fn new(call: &'static str, pd: &Arc<Pd>, send_cq: &Arc<Cq>, recv_cq: &Arc<Cq>) -> Result<Self, Error> {
+        let cqs = [("send completion queue", send_cq.context()), ("receive completion queue", recv_cq.context())];
+        of_one_device(call, ("protection domain", pd.context()), cqs)?;
+        Ok(Self { pd: pd.clone(), _cqs: [send_cq.clone(), recv_cq.clone()], counters: Mutex::default() })
     }
 }
 
@@ -272,16 +295,7 @@ impl QpAttr {
 }
 
 /// libefa divides by it (`efa_setup_qp`, `efa_calc_rq_max_depth`).
-fn check_recv_sge(sge: u32) -> Result<(), Error> {
-    let (call, what, value) = ("efadv_create_qp_ex", "recv_sge", u64::from(sge));
+fn check_recv_sge(call: &'static str, sge: u32) -> Result<(), Error> {
+    let (what, value) = ("recv_sge", u64::from(sge));
     if sge == 0 { Err(Error::Argument { call, what, value, expected: "at least 1" }) } else { Ok(()) }
-}
-
-impl Drop for Qp {
-    fn drop(&mut self) {
-        if let Ok(destroy) = self.pd.context().verbs().ibv_destroy_qp() {
-            // SAFETY: it lives, and is not used again; whatever it uses is still there.
-            destroyed("ibv_destroy_qp", unsafe { destroy(self.as_ptr()) });
-        }
-    }
 }

@@ -2,6 +2,7 @@
 
 use super::gpu::Gpu;
 use super::memory::GpuMemory;
+use super::ordering::{Claim, Role};
 use crate::counter::{CounterInner, Counting, Counts, ExternalCompletionCounter};
 use crate::device::Device;
 use crate::error::Error;
@@ -18,6 +19,7 @@ const ERRORS: u64 = 64;
 pub struct PlacedCompletionCounter {
     counter: ExternalCompletionCounter,
     memory: GpuMemory,
+    _polled: Option<Claim>,
 }
 
 impl Device {
@@ -25,11 +27,13 @@ impl Device {
     ///
     /// # Errors
     /// The device refused, or cannot; or the GPU exports no memory ([`GpuError::NoDmabuf`](super::GpuError::NoDmabuf)).
+    /// [`GpuError::Unordered`](super::GpuError::Unordered) as for [`Gpu::map`].
     pub fn create_counter_on(&self, gpu: &Gpu) -> Result<PlacedCompletionCounter, Error> {
+        let _polled = gpu.context.arrivals.claim(Role::Polled, &*self.provider)?;
         let memory = gpu.allocate(ERRORS + 8)?;
         let dmabuf = memory.dmabuf()?;
         let counter = self.create_counter_in(dmabuf.as_fd(), 0, ERRORS, Some(Arc::new(memory.clone())))?;
-        Ok(PlacedCompletionCounter { counter, memory })
+        Ok(PlacedCompletionCounter { counter, memory, _polled })
     }
 }
 

@@ -3,6 +3,7 @@
 use super::gpu::Gpu;
 use super::mapped::Mapped;
 use super::memory::GpuMemory;
+use super::ordering::{Claim, Role};
 use crate::cq::{CompletionTarget, CqConfig, CqShared, GpuCompletionQueue, Target};
 use crate::device::Device;
 use crate::error::Error;
@@ -29,7 +30,7 @@ pub struct PlacedCompletionQueue {
 
 #[derive(Debug)]
 enum Placed {
-    Gpu { queue: ExternalCompletionQueue, memory: GpuMemory },
+    Gpu { queue: ExternalCompletionQueue, memory: GpuMemory, _polled: Option<Claim> },
     Host(Mapped<GpuCompletionQueue>),
 }
 
@@ -44,16 +45,19 @@ impl Device {
     /// # Errors
     /// The device refused; it cannot write completions into GPU memory; the GPU exports no memory
     /// ([`GpuError::NoDmabuf`](super::GpuError::NoDmabuf)); or CUDA does not map the queue.
+    /// [`GpuError::Unordered`](super::GpuError::Unordered) as for [`Gpu::map`].
     pub fn create_cq_on(&self, gpu: &Gpu, config: CqConfig, place: CqPlace) -> Result<PlacedCompletionQueue, Error> {
         let inner = match place {
             CqPlace::PinnedHost => Placed::Host(gpu.map(self.create_cq(config)?.into_gpu()?)?),
             CqPlace::GpuMemory => {
+                let provider = &*self.provider;
+                let _polled = gpu.context.arrivals.claim(Role::Polled, provider)?;
                 let memory = gpu.allocate(ring_bytes(config.entries()))?;
                 let dmabuf = memory.dmabuf()?;
                 // The ring is the memory's beginning, and a whole number of pages.
                 let range = DmabufRange { fd: dmabuf.as_fd(), offset: 0, len: memory.len().next_multiple_of(4096) };
                 let queue = self.create_cq_in(config, range, Some(Arc::new(memory.clone())))?;
-                Placed::Gpu { queue, memory }
+                Placed::Gpu { queue, memory, _polled }
             }
         };
         Ok(PlacedCompletionQueue { inner })
@@ -65,7 +69,7 @@ impl PlacedCompletionQueue {
     /// is told so by the caller, in `consumer`.
     pub fn handle(&self) -> CompletionRingHandle {
         match &self.inner {
-            Placed::Gpu { queue, memory } => queue.handle_at(memory.addr()),
+            Placed::Gpu { queue, memory, .. } => queue.handle_at(memory.addr()),
             Placed::Host(queue) => queue.handle(),
         }
     }

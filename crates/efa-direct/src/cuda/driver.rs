@@ -62,16 +62,47 @@ pub(super) fn check(call: &'static str, answer: sys::CUresult) -> Result<(), Cud
     Err(CudaError { call, code: answer as u32, name, text })
 }
 
-/// What failed in a place where nobody can be told.
+/// What failed in a place where nobody can be told: something is being cleaned up, and goes on being.
 pub(super) fn log(what: &'static str, outcome: Result<(), CudaError>) {
     if let Err(error) = outcome {
-        tracing::warn!(%error, "{what}");
+        contained(|| tracing::warn!(%error, "{what}"));
     }
+}
+
+/// Calls what may run a subscriber of `tracing` in a place that must not unwind: what is left to do there would not be
+/// done. A panic has been told by then (by the panic hook), and ends here.
+pub(super) fn contained(f: impl FnOnce()) {
+    // Nothing of ours is seen broken afterwards: `f` only reads.
+    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    struct Panics;
+
+    impl tracing::Subscriber for Panics {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn event(&self, _: &tracing::Event<'_>) {
+            panic!("nothing may be logged in this test")
+        }
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
+    #[test]
+    fn logging_what_could_not_be_cleaned_up_does_not_stop_the_cleaning_up() {
+        let error = CudaError { call: "cuMemFree", code: 1, name: "a name".into(), text: "a text".into() };
+        tracing::subscriber::with_default(Panics, || log("freeing", Err(error)));
+    }
 
     #[test]
     fn a_driver_says_its_release_as_one_number() {

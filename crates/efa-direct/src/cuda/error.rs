@@ -1,5 +1,6 @@
 //! What can go wrong with a GPU, with the numbers and what to do about it.
 
+use super::ordering::RdmaWritesOrdering;
 use crate::error::Error;
 use efa_io::handle::Waited;
 use std::time::Duration;
@@ -88,6 +89,27 @@ pub enum GpuError {
     NoDmabuf {
         /// The GPU's name.
         gpu: String,
+    },
+    /// Kernels would see completions of a NIC before the bytes that they stand for.
+    #[error(
+        "{gpu} does not order what a NIC writes into its memory: a kernel that sees a completion may not see the bytes, so it has either rings and counters \
+         of NICs that its kernels poll, or memory that NICs write. Have the CPU poll for what arrives and call `Gpu::flush_rdma_writes` before \
+         it tells a kernel, and say so with `Gpu::assume_rdma_writes_flushed`; or have it arrive in host memory"
+    )]
+    Unordered {
+        /// The GPU's name.
+        gpu: String,
+    },
+    /// A GPU that cannot be made to show what a NIC wrote into its memory.
+    #[error(
+        "{gpu} cannot flush what a NIC wrote into its memory (it orders: {ordering:?}): a kernel launched after the CPU has seen the completion \
+         sees it all the same"
+    )]
+    NoFlush {
+        /// The GPU's name.
+        gpu: String,
+        /// What it orders by itself.
+        ordering: RdmaWritesOrdering,
     },
     /// A GPU that no version of the kernels is for.
     #[error(

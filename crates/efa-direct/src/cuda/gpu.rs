@@ -3,6 +3,7 @@
 use super::driver::{self, cuda, log};
 use super::error::{CudaError, GpuError};
 use super::memory::{Copier, Copiers};
+use super::ordering::{Arrivals, RdmaWritesOrdering};
 use crate::error::Error;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use std::ffi::{CStr, c_char};
@@ -27,6 +28,10 @@ pub struct GpuInfo {
     pub dmabuf: bool,
     /// Whether it shares its page tables with the processor, as a Grace Hopper or GB200 does.
     pub coherent: bool,
+    /// Which kernels see what a NIC writes into its memory in the order in which it was written.
+    pub rdma_writes_ordering: RdmaWritesOrdering,
+    /// Whether the CPU can have running kernels see what a NIC has written: [`Gpu::flush_rdma_writes`].
+    pub rdma_flush: bool,
 }
 
 impl GpuInfo {
@@ -51,6 +56,7 @@ pub(super) struct Context {
     context: sys::CUcontext,
     pub(super) info: GpuInfo,
     pub(super) copiers: Copiers,
+    pub(super) arrivals: Arc<Arrivals>,
 }
 
 // SAFETY: CUDA's functions may be called from any thread, for any object.
@@ -91,7 +97,7 @@ impl Drop for Context {
         let copiers = self.copiers.take();
         match self.enter() {
             Ok(current) => copiers.into_iter().for_each(|copier| copier.free(&current)),
-            Err(error) => tracing::warn!(%error, "what a GPU copied with is lost"),
+            Err(error) => log("freeing what a GPU copied with", Err(error)),
         }
         // SAFETY: it was retained once, by `open`.
         log("releasing a GPU's context", unsafe { cuda!(cuDevicePrimaryCtxRelease_v2(self.device)) });
@@ -108,7 +114,8 @@ impl Gpu {
         let mut context = std::ptr::null_mut();
         // SAFETY: the device exists; the pointer is valid for the call.
         unsafe { cuda!(cuDevicePrimaryCtxRetain(&mut context, device)) }?;
-        let context = Arc::new(Context { device, context, info, copiers: Copiers::default() });
+        let arrivals = Arrivals::new(&info.name, info.rdma_writes_ordering);
+        let context = Arc::new(Context { device, context, info, copiers: Copiers::default(), arrivals });
         let current = context.enter()?;
         for _ in 0..Copiers::COUNT {
             context.copiers.put(Copier::new(&current)?);
@@ -126,7 +133,8 @@ impl Gpu {
         Ok((0..count()?).map(|ordinal| find(ordinal).map(|(_, info)| info)).collect::<Result<_, _>>()?)
     }
 
-    /// From here on this GPU's kernels reach the other one's memory, under the addresses that it has there: over NVLink or PCIe.
+    /// From here on this GPU's kernels reach the other one's memory, under the addresses that it has there: over NVLink
+    /// or PCIe. Whether they see what a NIC writes there in order, [the other one](Self::rdma_writes_ordering) tells.
     ///
     /// # Errors
     /// [`GpuError::NoPeer`] if the two do not reach each other, or what CUDA answers.
@@ -173,6 +181,8 @@ fn find(ordinal: usize) -> Result<(sys::CUdevice, GpuInfo), GpuError> {
         unsafe { cuda!(cuDeviceGetAttribute(&mut value, attribute, device)) }.map(|()| value)
     };
     let is = |which| attribute(which).is_ok_and(|value| value != 0);
+    let flushes = attribute(Attribute::CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS).unwrap_or(0);
+    let by_host = sys::CUflushGPUDirectRDMAWritesOptions::CU_FLUSH_GPU_DIRECT_RDMA_WRITES_OPTION_HOST as i32;
     let (mut name, mut pci_id) = ([0; 256], [0; 64]);
     // SAFETY: the device exists; the texts are valid for the call and as long as it is told.
     unsafe {
@@ -189,6 +199,9 @@ fn find(ordinal: usize) -> Result<(sys::CUdevice, GpuInfo), GpuError> {
         driver,
         dmabuf: is(Attribute::CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED),
         coherent: is(Attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES),
+        rdma_writes_ordering: attribute(Attribute::CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING)
+            .map_or(RdmaWritesOrdering::None, RdmaWritesOrdering::of),
+        rdma_flush: flushes & by_host != 0,
     };
     Ok((device, info))
 }

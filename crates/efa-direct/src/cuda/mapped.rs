@@ -1,10 +1,12 @@
 //! Queues whose rings a GPU reaches.
 
 use super::gpu::Gpu;
+use super::ordering::{Claim, Role};
 use super::pages::{Bytes, Kind, Pages};
-use crate::counter::CompletionCounter;
+use crate::counter::{CompletionCounter, Counts};
 use crate::cq::{CompletionTarget, CqShared, GpuCompletionQueue, Target};
 use crate::error::Error;
+use crate::provider::Provider;
 use crate::recv::GpuRecvQueue;
 use crate::ring::RawRing;
 use crate::send::GpuSendQueue;
@@ -22,6 +24,11 @@ pub trait Mappable: Places {
 pub(crate) trait Places {
     /// Where the two things are, in this process, that a handle has addresses of; `None` for one that is not there.
     fn places(&self) -> [Option<Bytes>; 2];
+
+    /// Whose completions a kernel reads there, if it does.
+    fn completions_of(&self) -> Option<&dyn Provider> {
+        None
+    }
 
     /// The handle, with these addresses.
     fn handle_at(&self, addrs: [u64; 2]) -> Self::Handle
@@ -44,7 +51,7 @@ fn doorbell(ring: &RawRing) -> Option<Bytes> {
 }
 
 macro_rules! mappable {
-    ($($queue:ty => $handle:ident, $kind:ident);*) => {$(
+    ($($queue:ty => $handle:ident, $kind:ident $(, completions: $shared:ident)?);*) => {$(
         impl Mappable for $queue {
             type Handle = $handle;
         }
@@ -52,6 +59,10 @@ macro_rules! mappable {
             fn places(&self) -> [Option<Bytes>; 2] {
                 [entries(self.raw_ring(), Kind::$kind), doorbell(self.raw_ring())]
             }
+
+            $(fn completions_of(&self) -> Option<&dyn Provider> {
+                Some(&*self.$shared().provider)
+            })?
 
             fn handle_at(&self, [ring, doorbell]: [u64; 2]) -> $handle {
                 $handle { ring, doorbell, ..self.handle() }
@@ -64,7 +75,7 @@ mappable!(
     GpuSendQueue<8> => SendRingHandle, Written;
     GpuSendQueue<16> => SendRingHandle, Written;
     GpuRecvQueue => RecvRingHandle, Written;
-    GpuCompletionQueue => CompletionRingHandle, Read
+    GpuCompletionQueue => CompletionRingHandle, Read, completions: shared
 );
 
 impl Mappable for CompletionCounter {
@@ -75,6 +86,10 @@ impl Places for CompletionCounter {
     fn places(&self) -> [Option<Bytes>; 2] {
         let CounterHandle { completions, errors } = self.handle();
         [completions, errors].map(|addr| Some(Bytes { addr, len: 8, kind: Kind::Read }))
+    }
+
+    fn completions_of(&self) -> Option<&dyn Provider> {
+        Some(&*self.inner().provider)
     }
 
     fn handle_at(&self, [completions, errors]: [u64; 2]) -> CounterHandle {
@@ -90,6 +105,7 @@ pub struct Mapped<Q: Mappable> {
     // Dropped in this order: the pages are unregistered while they are there.
     pages: [Option<Pages>; 2],
     queue: Q,
+    polled: Option<Claim>,
 }
 
 /// A queue that could not be mapped, and why.
@@ -111,12 +127,17 @@ impl Gpu {
     /// Registers a queue's ring and doorbell with CUDA, or a counter's words, so that kernels reach them. A queue is mapped into one GPU.
     ///
     /// # Errors
-    /// [`GpuError::IoMemory`](super::GpuError::IoMemory) if CUDA does not take the NIC's own memory, or what else CUDA answers; with the queue.
+    /// With the queue: [`GpuError::IoMemory`](super::GpuError::IoMemory) if CUDA does not take the NIC's own memory, or
+    /// what else CUDA answers; [`GpuError::Unordered`](super::GpuError::Unordered) if kernels are to poll it for a
+    /// NIC's completions, a NIC writes into memory of the GPU ([`GpuRegion`](super::GpuRegion)), and the GPU does not
+    /// order the two.
     pub fn map<Q: Mappable>(&self, queue: Q) -> Result<Mapped<Q>, MapRefused<Q>> {
         let [first, second] = queue.places();
         let register = |bytes: Option<Bytes>| bytes.map(|bytes| Pages::register(&self.context, bytes)).transpose();
-        match register(first).and_then(|first| Ok([first, register(second)?])) {
-            Ok(pages) => Ok(Mapped { pages, queue }),
+        let claim = |provider| self.context.arrivals.claim(Role::Polled, provider);
+        let mapped = queue.completions_of().map_or(Ok(None), claim);
+        match mapped.and_then(|polled| Ok((polled, [register(first)?, register(second)?]))) {
+            Ok((polled, pages)) => Ok(Mapped { pages, queue, polled }),
             Err(error) => Err(MapRefused { queue, error: error.into() }),
         }
     }
@@ -136,8 +157,8 @@ impl<Q: Mappable> Mapped<Q> {
 
     /// Takes the queue back from the GPU. Handles given out mean nothing any more.
     pub fn unmap(self) -> Q {
-        let Self { pages, queue } = self;
-        drop(pages);
+        let Self { pages, queue, polled } = self;
+        drop((pages, polled));
         queue
     }
 }

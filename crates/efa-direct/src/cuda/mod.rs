@@ -35,12 +35,17 @@
 //! | --- | --- |
 //! | GPU | [`Gpu`], [`GpuInfo`] |
 //! | queue on a GPU | [`Mapped`], [`PlacedCompletionQueue`], [`PlacedCompletionCounter`] |
-//! | memory | [`GpuMemory`], [`GpuRegion`], [`PinnedMemory`], [`PinnedWords`] |
+//! | memory | [`GpuMemory`], [`GpuRegion`], [`PinnedMemory`], [`PinnedWords`], [`RdmaWritesOrdering`] |
 //! | kernel | [`Module`], [`Kernel`], [`Shape`], [`Stream`], [`Running`], [`Watchdog`] |
 //! | what goes wrong | [`GpuError`], [`CudaError`] |
 //!
 //! CUDA may wait for running kernels when memory is allocated, freed, mapped or unmapped, when kernels are loaded, and in functions of other libraries. While
 //! a kernel runs that waits for the program, do none of that; copies to and from [`GpuMemory`], launches and waiting are free of it.
+//!
+//! A kernel that has seen a completion sees the bytes that it stands for, in memory of its GPU too, if the GPU
+//! [orders](Gpu::rdma_writes_ordering) what NICs write. Where it does not, a GPU has either rings and counters of a NIC
+//! that its kernels poll, or memory that a NIC writes: what comes second is refused with [`GpuError::Unordered`], which
+//! says what to do. Bytes in another GPU's memory nobody checks: see there.
 //!
 //! What a kernel does nobody can check, so launching one is `unsafe`; its documentation says what the caller vouches for. Everything else is safe.
 
@@ -53,6 +58,7 @@ mod launch;
 mod mapped;
 mod memory;
 mod module;
+mod ordering;
 mod pages;
 mod pinned;
 mod region;
@@ -67,6 +73,7 @@ pub use launch::{KernelArgs, Running, Shape};
 pub use mapped::{MapRefused, Mappable, Mapped};
 pub use memory::GpuMemory;
 pub use module::{Kernel, Module};
+pub use ordering::RdmaWritesOrdering;
 pub use pinned::{PinnedMemory, PinnedWords};
 pub use region::GpuRegion;
 pub use stream::Stream;

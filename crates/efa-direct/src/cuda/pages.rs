@@ -102,19 +102,13 @@ impl Pages {
     /// Registers the pages of these bytes, as far as they are not, and finds out where `context` sees the bytes.
     pub(super) fn register(context: &Arc<Context>, bytes: Bytes) -> Result<Self, GpuError> {
         let wanted = pages_of(bytes.addr, bytes.len, page_bytes());
-        let mut registered = REGISTERED.lock();
+        // In this order: pages that are not all there give back what they took when they are dropped, and lock for
+        // that.
         let mut pages = Self { device_addr: 0, starts: Vec::new() };
-        let found = pages.take(&mut registered, context, bytes, &wanted);
-        match found {
-            Ok(device_addr) => {
-                pages.device_addr = device_addr + (bytes.addr - wanted.start);
-                Ok(pages)
-            }
-            Err(error) => {
-                pages.give_back(&mut registered);
-                Err(error)
-            }
-        }
+        let mut registered = REGISTERED.lock();
+        let device_addr = pages.take(&mut registered, context, bytes, &wanted)?;
+        pages.device_addr = device_addr + (bytes.addr - wanted.start);
+        Ok(pages)
     }
 
     /// Where the GPU sees the bytes.
@@ -162,7 +156,8 @@ impl Pages {
             if registered[place].users == 0 {
                 let entry = registered.remove(place);
                 let done = entry.context.enter().and_then(|_current| {
-                    // SAFETY: these pages were registered, and nobody uses them for a GPU any more.
+                    // SAFETY: these pages were registered with this address, and the last who had a GPU use them has
+                    // gone. Kernels that know their address are over, which launching them asked for.
                     unsafe { cuda!(cuMemHostUnregister(start as *mut _)) }
                 });
                 log("unregistering pages", done);
@@ -183,7 +178,8 @@ fn register(context: &Arc<Context>, pages: &Range<u64>, kind: Kind) -> Result<()
     let (addr, len) = (pages.start, pages.end - pages.start);
     let mut refused = None;
     for &flags in kind.flags() {
-        // SAFETY: pins or maps pages, which changes nothing for this process; if they are not there, or not of that kind, CUDA refuses.
+        // SAFETY: pins or maps pages, which changes nothing for this process; if they are not there, or not of that
+        // kind, CUDA refuses. They stay there as long as they are registered: `Mapped` has the queue that they are of.
         match unsafe { cuda!(cuMemHostRegister_v2(addr as *mut _, len as usize, flags)) } {
             Ok(()) => return Ok(()),
             Err(error) => refused = refused.or(Some(error)),
@@ -228,6 +224,25 @@ mod tests {
         let pages = Pages::register(&gpu.context, bytes(Kind::Read)).unwrap();
         assert_ne!(pages.device_addr(), 0);
         assert_eq!(pages.device_addr() % 4096, 64);
+    }
+
+    #[test]
+    #[ignore = "needs an NVIDIA GPU"]
+    fn a_refused_mapping_gives_back_what_it_took_and_lets_others_map() {
+        let gpu = Gpu::open(0).unwrap();
+        let memory = SharedMemory::zeroed(2 * 4096).unwrap();
+        let addr = memory.as_ptr() as u64;
+        let bytes = |addr, len| Bytes { addr, len, kind: Kind::Written };
+        let first = Pages::register(&gpu.context, bytes(addr, 4096)).unwrap();
+        // Its own page, and pages of the kernel's behind it.
+        for refused in [bytes(addr, 1 << 62), bytes(4096, 4096)] {
+            assert!(Pages::register(&gpu.context, refused).is_err());
+        }
+        let there = || REGISTERED.lock().iter().map(|entry| (entry.pages.start, entry.users)).collect::<Vec<_>>();
+        assert!(there().contains(&(addr, 1)) && there().iter().all(|&(start, _)| start != 4096));
+        drop(first);
+        assert!(there().iter().all(|&(start, _)| start != addr));
+        drop(Pages::register(&gpu.context, bytes(addr, 8192)).unwrap());
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Regions of GPU memory.
 
+use super::driver::contained;
 use super::gpu::Gpu;
 use super::memory::GpuMemory;
+use super::ordering::{Claim, Role};
 use crate::domain::ProtectionDomain;
 use crate::error::Error;
 use crate::external::{DmabufRange, ExternalMemory, ExternalRegion};
@@ -23,6 +25,7 @@ pub struct GpuRegion {
     region: ExternalRegion,
     memory: GpuMemory,
     start: u64,
+    _written: Option<Claim>,
 }
 
 impl ProtectionDomain {
@@ -31,6 +34,8 @@ impl ProtectionDomain {
     ///
     /// # Errors
     /// The range passes the end, or [`Error::ExternalMemory`] with what came of both attempts.
+    /// [`GpuError::Unordered`](super::GpuError::Unordered) if a NIC is to write it, kernels of the GPU poll for a NIC's
+    /// completions, and the GPU does not order the two.
     pub fn register_gpu(
         &self,
         memory: &GpuMemory,
@@ -38,6 +43,11 @@ impl ProtectionDomain {
         access: Access,
     ) -> Result<GpuRegion, Error> {
         let (start, end) = resolve(range, memory.len())?;
+        let written = if access.allows(Access::LOCAL_WRITE) || access.allows(Access::REMOTE_WRITE) {
+            memory.gpu().context.arrivals.claim(Role::Written, &*self.inner.provider)?
+        } else {
+            None
+        };
         let (addr, len) = (memory.addr() + start, end - start);
         let dmabuf = memory.dmabuf();
         let external = match &dmabuf {
@@ -49,10 +59,11 @@ impl ProtectionDomain {
             start,
             len: len as usize,
         }));
-        // SAFETY: the memory lives as long as its owner, and this process reads and writes it by copies alone.
+        // SAFETY: the bytes are allocated as long as their owner lives, and are the GPU's: this process reads and
+        // writes them by CUDA's copies alone, and has no reference to them.
         let external = unsafe { external.by_address() };
         let region = self.register_external(external, access)?;
-        Ok(GpuRegion { region, memory: memory.clone(), start })
+        Ok(GpuRegion { region, memory: memory.clone(), start, _written: written })
     }
 }
 
@@ -123,5 +134,6 @@ impl Backing for Window {
 
 /// Whether it went well. If not, the device fails the request.
 fn told(outcome: Result<(), Error>) -> bool {
-    outcome.inspect_err(|error| tracing::error!(%error, "a software device cannot reach GPU memory")).is_ok()
+    let log = |error: &Error| contained(|| tracing::error!(%error, "a software device cannot reach GPU memory"));
+    outcome.inspect_err(log).is_ok()
 }

@@ -4,6 +4,7 @@ use crate::error::Error;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use std::ffi::{CStr, OsStr, c_void};
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
 /// A release of rdma-core.
@@ -31,24 +32,26 @@ impl Version {
     }
 }
 
-/// A loaded library.
+/// A loaded library. It is never unloaded: functions of it may be in use as long as the process lives.
 pub(super) struct File {
-    library: Library,
+    library: ManuallyDrop<Library>,
     path: PathBuf,
     version: Option<Version>,
 }
 
 impl File {
     /// Loads a library, by a path or by a name that the loader searches for; `probe` is a symbol that it surely has.
-    pub(super) fn open(name: &OsStr, probe: &CStr) -> Result<Self, Error> {
-        // SAFETY: rdma-core's libraries do nothing on loading but register providers, and are not unloaded: who holds a
-        // function of theirs holds this file through a `&'static` table.
+    ///
+    /// # Safety
+    /// What loading the file runs, its initializers and those of what it needs, may run here.
+    pub(super) unsafe fn open(name: &OsStr, probe: &CStr) -> Result<Self, Error> {
+        // SAFETY: the caller vouches for its initializers. What unloading it would run does not run.
         let library =
             unsafe { Library::open(Some(name), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| Error::NoLibrary {
                 library: name.to_string_lossy().into(),
                 reason: std::error::Error::source(&error).map_or(error.to_string(), ToString::to_string),
             })?;
-        let mut file = Self { library, path: name.into(), version: None };
+        let mut file = Self { library: ManuallyDrop::new(library), path: name.into(), version: None };
         // The name is a link, the file behind it names the release.
         let found = file.symbol(probe).and_then(file_of).and_then(|path| path.canonicalize().ok());
         if let Some(path) = found {
@@ -61,7 +64,8 @@ impl File {
     /// Where a symbol is. Of several versions of it (`ibv_open_device@IBVERBS_1.0`, `…@@IBVERBS_1.1`) that is the default one, which the
     /// headers describe.
     pub(super) fn symbol(&self, name: &CStr) -> Option<*mut c_void> {
-        // SAFETY: the address is not used here.
+        // SAFETY: only the symbol's address is taken, which any type of a pointer's size may stand for; nothing is read
+        // there. The name ends with a zero.
         let symbol = unsafe { self.library.get::<*mut c_void>(name.to_bytes_with_nul()) }.ok()?;
         Some(symbol.into_raw()).filter(|address| !address.is_null())
     }
@@ -81,11 +85,12 @@ impl File {
 
 /// The file that holds an address.
 fn file_of(address: *mut c_void) -> Option<PathBuf> {
-    // SAFETY: an all-zero `Dl_info` is one, and `dladdr` takes any address.
+    // SAFETY: a `Dl_info` is four pointers, which may all be null.
     let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
-    // SAFETY: `info` is valid for the call.
+    // SAFETY: `dladdr` takes any address, and looks for it among those of loaded files; `info` is this function's own.
     let found = unsafe { libc::dladdr(address, &mut info) } != 0 && !info.dli_fname.is_null();
-    // SAFETY: `dladdr` set a string that lives as long as the library does.
+    // SAFETY: `dladdr` found a file, and set a string with a zero at its end that lives as long as that is loaded: for
+    // good, it is a `File`.
     found.then(|| PathBuf::from(unsafe { CStr::from_ptr(info.dli_fname) }.to_string_lossy().as_ref()))
 }
 

@@ -21,15 +21,22 @@ macro_rules! table {
         }
 
         impl $table {
-            /// Loads the library, by a path or by a name that the loader searches for, and looks its functions up.
+            /// Loads the library, by a path or by a name that the loader searches for, and looks its functions up. It
+            /// stays loaded for good.
             ///
             /// # Errors
             /// [`Error::NoLibrary`]. A function that is missing is an error only of its own method.
-            pub fn open(name: impl AsRef<OsStr>) -> Result<Self, Error> {
-                let file = File::open(name.as_ref(), $probe)?;
+            ///
+            /// # Safety
+            /// As for [`Libraries::open`].
+            pub unsafe fn open(name: impl AsRef<OsStr>) -> Result<Self, Error> {
+                // SAFETY: the caller vouches for the library, its initializers among it.
+                let file = unsafe { File::open(name.as_ref(), $probe) }?;
                 $(
                     let symbol = file.symbol(c_name(concat!(stringify!($name), "\0")));
-                    // SAFETY: the library's function of this name has this signature; the bindings below agree.
+                    // SAFETY: a function of this name in the library, for which the caller vouches, is the one that the
+                    // headers declare: its signature is the one here, which the bindings below agree with. The address
+                    // is not null, and stays valid: the file is never unloaded.
                     let $name = symbol.map(|symbol| unsafe { std::mem::transmute(symbol) });
                 )*
                 Ok(Self { file, $($name),* })
@@ -157,13 +164,23 @@ pub struct Libraries {
 }
 
 impl Libraries {
-    /// Loads both, by paths or by names that the loader searches for. libefa must be the file that libibverbs loads as its provider: a
-    /// second copy does not know the devices of the first.
+    /// Loads both, by paths or by names that the loader searches for. They stay loaded for good. libefa must be the
+    /// file that libibverbs loads as its provider: a second copy does not know the devices of the first.
     ///
     /// # Errors
     /// There is no libibverbs. A missing libefa is an error of [`efa`](Self::efa).
-    pub fn open(verbs: impl AsRef<OsStr>, efa: impl AsRef<OsStr>) -> Result<Self, Error> {
-        Ok(Self { verbs: Verbs::open(verbs)?, efa: Efa::open(efa) })
+    ///
+    /// # Safety
+    /// Loading a file runs code of its, and handles call whatever functions it has under the names of libibverbs and
+    /// libefa. So each file must be that library of rdma-core, of any release, or do what its headers say; the same
+    /// goes for the providers that libibverbs loads.
+    ///
+    /// ```compile_fail,E0133
+    /// efa_sys::sys::Libraries::open("/tmp/whatever.so", "/tmp/whatever.so");
+    /// ```
+    pub unsafe fn open(verbs: impl AsRef<OsStr>, efa: impl AsRef<OsStr>) -> Result<Self, Error> {
+        // SAFETY: the caller's.
+        unsafe { Ok(Self { verbs: Verbs::open(verbs)?, efa: Efa::open(efa) }) }
     }
 
     /// The machine's own, loaded with the first call.
@@ -172,7 +189,12 @@ impl Libraries {
     /// There is no libibverbs.
     pub fn get() -> Result<&'static Self, Error> {
         static LIBRARIES: OnceLock<Result<Libraries, Error>> = OnceLock::new();
-        LIBRARIES.get_or_init(|| Self::open("libibverbs.so.1", "libefa.so.1")).as_ref().map_err(Clone::clone)
+        // SAFETY: files of these names, which are rdma-core's for these two interfaces (their `SONAME`s), are found by
+        // the system's loader, where whoever set up the machine or started the process has it look. Who can put
+        // something else there has the whole process: the C library is found like this. What rdma-core's libraries run
+        // on loading is no more than registering providers.
+        let open = || unsafe { Self::open("libibverbs.so.1", "libefa.so.1") };
+        LIBRARIES.get_or_init(open).as_ref().map_err(Clone::clone)
     }
 
     /// libefa.
@@ -191,14 +213,17 @@ mod tests {
 
     #[test]
     fn a_missing_library_says_what_to_install() {
-        let error = Verbs::open("libibverbs-is-not-here.so.1").err().expect("there is no such library");
+        // SAFETY: there is no such file.
+        let error = unsafe { Verbs::open("libibverbs-is-not-here.so.1") }.err().expect("there is no such library");
         let text = error.to_string();
         assert!(text.contains("libibverbs-is-not-here.so.1 cannot be loaded"), "{text}");
         assert!(
             text.contains("cannot open shared object file") && text.contains("Debian, Ubuntu: libibverbs1"),
             "{text}"
         );
-        let both = Libraries::open("libc.so.6", "libefa-is-not-here.so.1").expect("libc stands in for libibverbs");
+        // SAFETY: libc is loaded, and has no function of libibverbs; there is no such libefa.
+        let both = unsafe { Libraries::open("libc.so.6", "libefa-is-not-here.so.1") };
+        let both = both.expect("libc stands in for libibverbs");
         let text = both.efa().err().expect("there is no such library").to_string();
         assert!(text.contains("Debian, Ubuntu: ibverbs-providers"), "{text}");
     }
@@ -212,7 +237,8 @@ mod tests {
         let status = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&file, &source]).status().unwrap();
         assert!(status.success());
         std::os::unix::fs::symlink(&file, &link).unwrap();
-        let efa = Efa::open(&link).unwrap();
+        // SAFETY: it has the one function above, which does nothing with what it is given.
+        let efa = unsafe { Efa::open(&link) }.unwrap();
         std::fs::remove_dir_all(&dir).unwrap();
 
         assert_eq!(efa.version(), Some(Version { major: 39, minor: 2 }));
@@ -227,7 +253,8 @@ mod tests {
 
     #[test]
     fn a_library_of_no_known_release_says_so() {
-        let verbs = Verbs::open("libc.so.6").unwrap();
+        // SAFETY: libc is loaded, and has no function of libibverbs.
+        let verbs = unsafe { Verbs::open("libc.so.6") }.unwrap();
         let text = verbs.ibv_open_device().unwrap_err().to_string();
         assert!(text.contains("of an unknown release has no ibv_open_device, which came with rdma-core 12"), "{text}");
     }

@@ -5,6 +5,7 @@ use efa_sys::Mr;
 use efa_sys::sys::*;
 use parking_lot::Mutex;
 use std::any::Any;
+use std::io::Write;
 use std::sync::Arc;
 
 /// The verbs' names of what a region may be used for.
@@ -23,38 +24,247 @@ pub(super) fn access_flags(access: Access) -> ibv_access_flags {
     flags
 }
 
-/// What a [`Registration`](crate::provider::Registration) of this provider carries.
-pub(super) struct Registered {
-    mr: Mutex<Option<Mr>>,
-    /// Keeps the bytes, if they are not borrowed.
-    owner: Option<Arc<dyn Any + Send + Sync>>,
-}
+/// What a [`Registration`](crate::provider::Registration) of this provider carries: the region, until it is
+/// deregistered.
+pub(super) struct Registered(Mutex<Option<Lent>>);
 
 impl Registered {
-    pub(super) fn new(mr: Mr, owner: Option<Arc<dyn Any + Send + Sync>>) -> Self {
-        Self { mr: Mutex::new(Some(mr)), owner }
+    pub(super) fn new(mr: Mr, bytes: Bytes) -> Self {
+        Self(Mutex::new(Some(Lent { parts: Some((mr, bytes)) })))
     }
 
-    /// Once this returns, nobody but this process touches the bytes; or they are kept for good, if they can be.
+    /// Takes the bytes back from the device. Once this has returned, or unwound, nobody but this process touches them;
+    /// or they are kept for good.
     pub(super) fn release(&self) {
-        let Some(mr) = self.mr.lock().take() else { return };
-        let Err(error) = mr.deregister() else { return };
-        if matches!(error.errno(), Some(libc::EIO | libc::ENODEV)) {
-            // With the device whoever could touch the memory is gone.
-            tracing::warn!(%error, "deregistering memory of a device that is gone");
-        } else if let Some(owner) = self.owner.clone() {
-            tracing::error!(%error, "memory could not be deregistered: it is kept for good");
-            std::mem::forget(owner);
-        } else {
-            tracing::error!(%error, "borrowed memory could not be deregistered, and peers may go on writing to it: aborting");
-            std::process::abort();
+        let lent = self.0.lock().take();
+        drop(lent); // behind the lock
+    }
+}
+
+/// A region, and whatever keeps its bytes. Dropping it takes the bytes back from the device, in [`Registered::release`]
+/// or wherever else that happens.
+struct Lent {
+    /// There until it is dropped.
+    parts: Option<(Mr, Bytes)>,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let Some((mr, bytes)) = self.parts.take() else { return };
+        let guard = Guard(Some(bytes));
+        match mr.deregister() {
+            Ok(()) => guard.let_go(),
+            // With whatever reason: who has lost its device (`EIO`, `ENODEV`) does not say that the device has stopped.
+            Err(error) => {
+                tracing::error!(%error, "memory could not be deregistered, and peers may go on writing to it")
+            }
+        }
+    }
+}
+
+/// What keeps the bytes of a region.
+pub(super) enum Bytes {
+    /// They are there as long as this lives.
+    Owned(Arc<dyn Any + Send + Sync>),
+    /// The kernel keeps them as long as the region exists.
+    Kernel,
+    /// Nobody does: they are somebody else's again as soon as the region is said to be gone.
+    Borrowed,
+}
+
+/// Bytes that a device may still touch. Unless they are [let go of](Self::let_go) they stay as they are, however this
+/// is dropped: what owns them is kept for good; and if nothing does, the process ends, before anybody takes them for
+/// its own again.
+struct Guard(Option<Bytes>);
+
+impl Guard {
+    /// The device touches them no more.
+    fn let_go(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        match self.0.take() {
+            None | Some(Bytes::Kernel) => {}
+            Some(Bytes::Owned(owner)) => std::mem::forget(owner),
+            Some(Bytes::Borrowed) => {
+                // Nobody may be there to listen to `tracing`, nor to this.
+                let _ = writeln!(std::io::stderr(), "efa-direct: borrowed memory could not be deregistered, aborting");
+                std::process::abort();
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Verbs;
+    use super::super::fake::{contexts, refuse, there};
     use super::*;
+    use crate::Device;
+    use crate::external::{DmabufRange, ExternalMemory};
+    use crate::provider::{CqRequest, HostRange, Provider};
+    use std::fs::File;
+    use std::os::fd::AsFd;
+    use std::os::unix::process::ExitStatusExt;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::process::Command;
+    use std::sync::Weak;
+
+    const BYTES: usize = 4096;
+
+    fn verbs() -> Arc<Verbs> {
+        let [context, _] = contexts();
+        Arc::new(Verbs::new("fake0", context).unwrap())
+    }
+
+    fn owner() -> (Arc<dyn Any + Send + Sync>, Weak<dyn Any + Send + Sync>) {
+        let owner: Arc<dyn Any + Send + Sync> = Arc::new(vec![0u8; BYTES]);
+        let weak = Arc::downgrade(&owner);
+        (owner, weak)
+    }
+
+    fn external(null: &File) -> ExternalMemory<'_> {
+        ExternalMemory::dmabuf(DmabufRange { fd: null.as_fd(), offset: 0, len: BYTES as u64 }, 0x10000)
+    }
+
+    /// A subscriber for which every event is one too many.
+    struct Panics;
+
+    impl tracing::Subscriber for Panics {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn event(&self, _: &tracing::Event<'_>) {
+            panic!("nothing may be logged in this test")
+        }
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
+    /// Calls `f`, with a subscriber that panics if `panics` says so.
+    fn under(panics: bool, f: impl FnOnce()) {
+        if panics {
+            let outcome = tracing::subscriber::with_default(Panics, || catch_unwind(AssertUnwindSafe(f)));
+            assert!(outcome.is_err(), "it is logged");
+        } else {
+            f();
+        }
+    }
+
+    #[test]
+    fn an_owner_is_kept_as_long_as_what_it_owns_is_registered_and_no_longer() {
+        let (verbs, null) = (verbs(), File::open("/dev/null").unwrap());
+        let pd = verbs.alloc_pd().unwrap();
+        let host = |owner| HostRange { ptr: std::ptr::NonNull::dangling(), len: BYTES, owner: Some(owner) };
+        let register: [&dyn Fn(Arc<dyn Any + Send + Sync>) -> _; 2] =
+            [&|owner| verbs.register(pd, host(owner), Access::ALL).unwrap(), &|owner| {
+                verbs.register_external(pd, external(&null).owned_by(owner), Access::ALL).unwrap()
+            }];
+        for register in register {
+            let (kept, is) = owner();
+            let registration = register(kept);
+            assert!(is.upgrade().is_some() && there(&verbs.context).mrs == 1);
+            verbs.deregister(&registration);
+            assert!(is.upgrade().is_none() && there(&verbs.context).mrs == 0);
+            verbs.deregister(&registration);
+            // Nobody has to ask for it.
+            let (kept, is) = owner();
+            drop(register(kept));
+            assert!(is.upgrade().is_none() && there(&verbs.context).mrs == 0);
+        }
+        // The same of rings and counters.
+        let ((ring, ring_is), (word, word_is)) = (owner(), owner());
+        let range = DmabufRange { fd: null.as_fd(), offset: 0, len: BYTES as u64 };
+        let cq = verbs.create_cq_in(CqRequest { entries: 128, events: false }, range, Some(ring)).unwrap();
+        let counter = verbs.create_counter_in(null.as_fd(), 0, 64, Some(word)).unwrap();
+        assert!(ring_is.upgrade().is_some() && word_is.upgrade().is_some());
+        verbs.destroy_cq(cq.cqn);
+        verbs.destroy_counter(counter);
+        assert!(ring_is.upgrade().is_none() && word_is.upgrade().is_none());
+    }
+
+    #[test]
+    fn an_owner_is_kept_for_good_if_the_kernel_does_not_deregister_even_if_logging_that_panics() {
+        for panics in [false, true] {
+            for errno in [libc::EBUSY, libc::EIO, libc::ENODEV] {
+                let (verbs, null) = (verbs(), File::open("/dev/null").unwrap());
+                let device = Device::from_provider(verbs.clone());
+                let pd = device.alloc_pd().unwrap();
+                let (owned, allocated) = (owner(), pd.allocate(BYTES, Access::ALL).unwrap());
+                let region = pd.register_external(external(&null).owned_by(owned.0), Access::ALL).unwrap();
+                allocated.write(0, &[7; BYTES]).unwrap();
+                let peer_sees = allocated.addr() as *const u8;
+                let ((ring, ring_is), (word, word_is)) = (owner(), owner());
+                let range = DmabufRange { fd: null.as_fd(), offset: 0, len: BYTES as u64 };
+                let cq = verbs.create_cq_in(CqRequest { entries: 128, events: false }, range, Some(ring)).unwrap();
+                let counter = verbs.create_counter_in(null.as_fd(), 0, 64, Some(word)).unwrap();
+                refuse(&verbs.context, errno);
+                under(panics, || drop(region));
+                under(panics, || drop(allocated));
+                under(panics, || verbs.destroy_cq(cq.cqn));
+                under(panics, || verbs.destroy_counter(counter));
+                assert!(owned.1.upgrade().is_some() && ring_is.upgrade().is_some() && word_is.upgrade().is_some());
+                // SAFETY: the region's memory is kept for good, which is the point; if it were not, this would fault.
+                assert_eq!(unsafe { peer_sees.read_volatile() }, 7);
+                let there = there(&verbs.context);
+                assert_eq!((there.mrs, there.cqs, there.counters, there.twice), (2, 1, 1, 0));
+                refuse(&verbs.context, 0);
+            }
+        }
+    }
+
+    /// In processes of their own, which end.
+    #[test]
+    fn borrowed_bytes_are_not_given_back_if_the_kernel_does_not_deregister() {
+        const CHILD: &str = "EFA_VERBS_BORROWED";
+        const NAME: &str =
+            concat!(module_path!(), "::borrowed_bytes_are_not_given_back_if_the_kernel_does_not_deregister");
+        let name = NAME.split_once("::").unwrap().1;
+        if let Ok(told) = std::env::var(CHILD) {
+            let words: Vec<&str> = told.split(' ').collect();
+            let [way, panics, errno] = words[..] else { panic!("{told}") };
+            let (verbs, null) = (verbs(), File::open("/dev/null").unwrap());
+            let pd = Device::from_provider(verbs.clone()).alloc_pd().unwrap();
+            let mut bytes = vec![0u8; BYTES];
+            let refuse = || refuse(&verbs.context, errno.parse().unwrap());
+            under(panics == "panics", || match way {
+                "lent" => drop(pd.with_borrowed(&mut bytes, Access::ALL, |_| refuse())),
+                _ => {
+                    // A piece that the fake does not take.
+                    let (addr, len) = (bytes.as_ptr() as u64, BYTES as u64);
+                    let piece = DmabufRange { fd: null.as_fd(), offset: 4096 + addr % 4096, len };
+                    let memory = ExternalMemory::dmabuf(piece, addr);
+                    // SAFETY: the bytes stay allocated until the region is deregistered, and nobody looks at them.
+                    let region = pd.register_external(unsafe { memory.by_address() }, Access::LOCAL_READ).unwrap();
+                    refuse();
+                    drop(region);
+                }
+            });
+            println!("the bytes were given back");
+            return;
+        }
+        for way in ["lent", "by-address"] {
+            for panics in ["quiet", "panics"] {
+                for errno in [libc::EBUSY, libc::EIO, libc::ENODEV] {
+                    let mut child = Command::new(std::env::current_exe().unwrap());
+                    child.args([name, "--exact", "--nocapture"]).env(CHILD, format!("{way} {panics} {errno}"));
+                    let output = child.output().unwrap();
+                    let told = [output.stdout, output.stderr].concat();
+                    let told = String::from_utf8_lossy(&told);
+                    assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{way} {panics} {errno}: {told}");
+                    assert!(told.contains("borrowed memory could not be deregistered"), "{told}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn memory_that_peers_may_write_is_writable_here() {

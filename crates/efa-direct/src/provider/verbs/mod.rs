@@ -4,6 +4,9 @@
 //! this crate alone: nothing here calls the vendor's `ibv_post_send` or `ibv_poll_cq`, which keep counters of their own.
 
 mod facts;
+#[cfg(test)]
+#[path = "../../../../efa-sys/tests/fake/mod.rs"]
+mod fake;
 mod hw_counters;
 mod list;
 mod memory;
@@ -18,7 +21,7 @@ use super::{
 use crate::error::Error;
 use crate::external::{DmabufRange, ExternalMemory};
 use crate::ring::RawRing;
-use efa_io::Limits;
+use efa_io::{Cqe16, Limits};
 use efa_soft::memory::SharedMemory;
 use efa_soft::{Access, AsyncEvent, ControlError, CounterOps, CounterValue, Counters, Gid, RegionKeys, Transport};
 use efa_sys::sys::*;
@@ -27,7 +30,7 @@ use efa_sys::{
     QpType,
 };
 use facts::Facts;
-use memory::{Registered, access_flags};
+use memory::{Bytes, Registered, access_flags};
 use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::HashMap;
@@ -167,7 +170,6 @@ impl Verbs {
         }
     }
 
-    /// What libefa is asked for.
     /// That the device can do what a region is to be registered for.
     fn check_access(&self, access: Access) -> Result<(), Error> {
         for (right, can, what) in [
@@ -181,6 +183,7 @@ impl Verbs {
         Ok(())
     }
 
+    /// What libefa is asked for.
     fn qp_attr(&self, request: &QpRequest) -> QpAttr {
         let is_srd = request.transport == Transport::Srd;
         let mut send_ops = IBV_QP_EX_WITH_SEND | IBV_QP_EX_WITH_SEND_WITH_IMM;
@@ -212,15 +215,17 @@ impl Verbs {
     }
 }
 
-fn registration(mr: Mr, owner: Option<Arc<dyn Any + Send + Sync>>) -> Registration {
+fn registration(mr: Mr, bytes: Bytes) -> Registration {
     let keys = RegionKeys { lkey: mr.lkey(), rkey: mr.rkey() };
-    Registration { keys, token: Some(Arc::new(Registered::new(mr, owner))) }
+    Registration { keys, token: Some(Arc::new(Registered::new(mr, bytes))) }
 }
 
 /// A ring of libefa's, which lives as long as `owner`.
 ///
 /// # Safety
-/// Buffer and doorbell are those of `owner`, and none but the holder of the ring posts to it or reads it.
+/// `owner` is a handle of efa-sys. Its library told that these are a ring of its object, so many entries of that size,
+/// and its doorbell, if it has one; or `buffer` is that of another ring as long in the same mapping. None but the
+/// holder of the ring posts to it or reads it.
 unsafe fn raw_ring(
     buffer: *mut u8,
     doorbell: *mut u32,
@@ -231,13 +236,18 @@ unsafe fn raw_ring(
 ) -> Result<RawRing, Error> {
     let size = ring_size(entries)?;
     let base = NonNull::new(buffer).ok_or(ControlError::NoMemory(entries as usize * entry_size as usize))?;
-    // SAFETY: libefa mapped a ring of this size and a doorbell behind it, aligned to pages or to entries; the caller vouches for the rest.
+    // SAFETY: libefa mapped all entries, at a page's beginning or behind other rings of whole pages, and the doorbell,
+    // a word of a device's register page. It unmaps them when it destroys the object, which the handle does when it is
+    // dropped; so they are there as long as `owner`. The library accesses neither: its posting and polling are not
+    // used, as the caller says.
     let ring = unsafe { RawRing::new(base, NonNull::new(doorbell), size, entry_size as usize, write_combining, owner) };
     Ok(ring.with_io_doorbell())
 }
 
-// SAFETY: a region is deregistered in `deregister`; if the kernel refuses, owned bytes are kept for good, and the process ends
-// rather than give borrowed ones back.
+// SAFETY: `deregister` takes the region out of its registration and drops it (`Lent`), once. Either the kernel has
+// deregistered it then, after which the device touches the bytes no more; or a guard has seen to it that they stay as
+// they are, whether logging that panics or not: what owns them is kept for good, and borrowed ones end the process, so
+// that `deregister` does not return.
 unsafe impl Provider for Verbs {
     fn attributes(&self) -> &DeviceAttributes {
         &self.attributes
@@ -257,37 +267,40 @@ unsafe impl Provider for Verbs {
     fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<Registration, Error> {
         self.check_access(access)?;
         let pd = find(&self.pds, "protection domain", pd)?;
-        // SAFETY: the bytes live as long as their owner, which the registration keeps; or if they are borrowed, until `deregister`.
-        // `region.rs` gives out no reference to them.
+        let bytes = range.owner().map_or(Bytes::Borrowed, Bytes::Owned);
+        // SAFETY: the bytes are allocated as long as their owner lives, which is kept as long as the region exists; or
+        // if they are borrowed, until it is deregistered, and without that nobody has them back (`Lent`, for both).
+        // `region.rs`, which made the range, gives out no reference to them, and copies atomically.
         let mr = unsafe { Mr::register(&pd, range.as_ptr(), range.len(), access_flags(access)) }?;
-        Ok(registration(mr, range.owner()))
+        Ok(registration(mr, bytes))
     }
 
     fn register_external(&self, pd: u32, memory: ExternalMemory<'_>, access: Access) -> Result<Registration, Error> {
         self.check_access(access)?;
         let pd = find(&self.pds, "protection domain", pd)?;
-        // An owner of its own, if it has none: what cannot be deregistered is then kept, by the kernel, instead of ending the process.
-        let owner = memory.owner().unwrap_or_else(|| Arc::new(()));
+        let bytes = |otherwise| memory.owner().map_or(otherwise, Bytes::Owned);
         let len = memory.len() as usize;
         let by_dmabuf = memory
             .as_dmabuf()
             .map(|range| Mr::register_dmabuf(&pd, range.fd, range.offset, len, memory.addr(), access_flags(access)));
         let refused = match by_dmabuf {
-            Ok(Ok(mr)) => return Ok(registration(mr, Some(owner))),
+            Ok(Ok(mr)) => return Ok(registration(mr, bytes(Bytes::Kernel))),
             Ok(Err(error)) if !memory.is_by_address() => return Err(error.into()),
             Ok(Err(error)) => error.to_string(),
             Err(reason) => reason.to_string(),
         };
         let by_address = match NonNull::new(memory.addr() as *mut u8).filter(|_| memory.is_by_address()) {
             Some(addr) => {
-                // SAFETY: `ExternalMemory::by_address`'s contract, and the registration keeps the owner.
+                // SAFETY: `ExternalMemory::by_address`'s contract: the bytes stay allocated until the region is
+                // deregistered, and as long as their owner lives. The owner is kept as long as the region exists; and
+                // if there is none, they pass for borrowed (`Lent`, for both).
                 let mr = unsafe { Mr::register(&pd, addr, len, access_flags(access)) };
                 mr.map_err(|error| error.to_string())
             }
             None => Err("which its owner does not allow".into()),
         };
         match by_address {
-            Ok(mr) => Ok(registration(mr, Some(owner))),
+            Ok(mr) => Ok(registration(mr, bytes(Bytes::Borrowed))),
             Err(by_address) => Err(Error::ExternalMemory { dmabuf: refused, by_address }),
         }
     }
@@ -302,8 +315,9 @@ unsafe impl Provider for Verbs {
     fn create_cq(&self, request: CqRequest) -> Result<RawCq, Error> {
         limit("entries of a completion queue", request.entries, self.attributes.max_cqe)?;
         let channel = if request.events { Some(Arc::new(CompChannel::create(&self.context)?)) } else { None };
-        // Whole pages, so that the mapping's length tells the number of sub-queues.
-        let entries = request.entries.max((sub_queues::page_bytes() / 32) as u32).min(self.attributes.max_cqe);
+        // Whole pages, even of the smallest entries, so that the mapping's length tells the number of sub-queues.
+        let least = sub_queues::page_bytes() / Cqe16::SIZE as u64;
+        let entries = request.entries.max(least as u32).min(self.attributes.max_cqe);
         let with_sgid = self.facts.can(EFADV_DEVICE_ATTR_CAPS_CQ_WITH_SGID);
         let attr = CqAttr {
             entries,
@@ -319,7 +333,10 @@ unsafe impl Provider for Verbs {
         let count = *self.sub_queues.get_or_init(|| sub_queues::count(ring.buffer as u64, ring_bytes));
         let rings = (0..count).map(|sub| {
             let buffer = ring.buffer.wrapping_add((sub * ring_bytes) as usize);
-            // SAFETY: the queue's own ring; libefa's polling is not used.
+            // SAFETY: `query` told the first ring, and `count` that there are so many in its mapping, one behind the
+            // other: the first queue's of whole pages, which the rings of all are, and a device has as many in each.
+            // libefa's polling is not used, and the only other holder of the queue is the table, which does nothing
+            // with it.
             unsafe { raw_ring(buffer, ring.doorbell, ring.num_entries, ring.entry_size, false, cq.clone()) }
         });
         let rings = rings.collect::<Result<_, _>>()?;
@@ -381,7 +398,8 @@ unsafe impl Provider for Verbs {
             expected: "16 bits",
         })?;
         let (sq, rq) = qp.query_wqs()?;
-        // SAFETY: the queue pair's own rings; libefa's posting is not used.
+        // SAFETY: `query_wqs` told both rings. libefa's posting is not used, and the only other holder of the queue
+        // pair is the table, which changes its state and nothing else.
         let (send, recv) = unsafe {
             (
                 raw_ring(sq.buffer, sq.doorbell, sq.num_entries, sq.entry_size, true, qp.clone())?,
@@ -463,7 +481,8 @@ unsafe impl Provider for Verbs {
             NonNull::new(word).ok_or(ControlError::NoMemory(4096))
         };
         let (completions, errors) = (word(0)?, word(64)?);
-        // SAFETY: aligned words inside the page, which is the owner and is only accessed atomically.
+        // SAFETY: both are aligned words inside the page, at 0 and 64 of 4096 bytes, and live as long as the page,
+        // which counter and words each own a part of. Here they are accessed by `CounterWord` alone, atomically.
         unsafe {
             let counter = CompCounter::create_at(&self.context, completions, errors, page.clone())?;
             let id = counter.handle();
@@ -532,6 +551,20 @@ unsafe impl Provider for Verbs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A ring that is taken for two would be read behind its end.
+    #[test]
+    fn a_device_s_first_completion_queue_tells_how_many_rings_all_have_however_small_its_entries_are() {
+        for flags in [&[][..], &["-DSMALL"]] {
+            let library: &'static Libraries = Box::leak(Box::new(fake::load(flags)));
+            let list = DeviceList::get(library).unwrap();
+            let verbs = Verbs::new("fake0", list.iter().next().unwrap().open().unwrap()).unwrap();
+            let create = |entries| verbs.create_cq(CqRequest { entries, events: false }).unwrap();
+            let (first, second) = (create(1), create(4096));
+            assert_eq!((first.rings.len(), second.rings.len()), (1, 1), "{flags:?}");
+            assert_eq!(second.rings[0].size().entries(), 4096);
+        }
+    }
 
     #[test]
     fn kinds_of_completions_have_the_bits_that_verbs_give_them() {

@@ -8,7 +8,7 @@ use std::fs;
 
 /// Bytes in front of which a mapping's length would be rounded up: no ring must be shorter.
 pub(super) fn page_bytes() -> u64 {
-    // SAFETY: asks for a number.
+    // SAFETY: asks for a number, and has no pointers.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u64::try_from(bytes).unwrap_or(4096)
 }
