@@ -110,7 +110,7 @@ impl Wire {
             // The time that is left may be none, which the call below would refuse.
             let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
             match TcpStream::connect_timeout(&address, left) {
-                Ok(stream) => return Self::new(stream, patience),
+                Ok(stream) => return Ok(Self::new(stream, patience)?),
                 Err(error) => failure = Some((address, error)),
             }
         }
@@ -118,7 +118,7 @@ impl Wire {
         Err(error).with_context(|| format!("connecting to {to} ({address})"))
     }
 
-    fn new(stream: TcpStream, patience: Duration) -> Result<Self> {
+    fn new(stream: TcpStream, patience: Duration) -> std::io::Result<Self> {
         stream.set_nodelay(true)?;
         Ok(Self { stream, patience, heard: Vec::new() })
     }
@@ -264,21 +264,27 @@ pub(crate) fn meet<T: DeserializeOwned, R>(
                 Err(why) => stranger.refuse(&why),
             }
         }
-        match listener.accept() {
-            Ok((stream, from)) => {
-                stream.set_nonblocking(true)?;
-                let deadline = Instant::now() + patience;
-                strangers.push(Stranger { wire: Wire::new(stream, patience)?, from, deadline });
+        let accepted = listener.accept().and_then(|(stream, from)| {
+            stream.set_nonblocking(true)?;
+            Ok(Stranger { wire: Wire::new(stream, patience)?, from, deadline: Instant::now() + patience })
+        });
+        let is_full = match accepted {
+            Ok(stranger) => {
+                strangers.push(stranger);
+                strangers.len() > MOST_SILENT
             }
-            Err(error) if is_passing(&error) => {}
+            Err(error) if is_passing(&error) => false,
             Err(error) => {
-                // Of one connection that broke, or for want of descriptors: others may yet come, but not at once.
+                // Of one connection that broke, or for want of descriptors.
                 eprintln!("efa: a connection did not come about: {error}; waiting on");
-                std::thread::sleep(Duration::from_millis(100));
+                if strangers.is_empty() {
+                    std::thread::sleep(Duration::from_millis(100)); // others may yet come, but not at once
+                }
+                !strangers.is_empty()
             }
-        }
-        if strangers.len() > MOST_SILENT {
-            strangers.remove(0).refuse(&anyhow!("{MOST_SILENT} others came, and it had not introduced itself yet"));
+        };
+        if is_full {
+            strangers.remove(0).refuse(&anyhow!("others came, and it had not introduced itself yet"));
         }
     }
 }

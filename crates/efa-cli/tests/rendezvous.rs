@@ -148,6 +148,23 @@ fn a_line_without_end_costs_a_listening_node_neither_memory_nor_a_long_complaint
 }
 
 #[test]
+fn a_listening_node_that_runs_out_of_descriptors_lets_silent_connections_go() {
+    let listener = Listener::start(&[]);
+    let pid = listener.child.id();
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64;
+    // Of util-linux; the node's own descriptors, and a few for connections.
+    let limit = Command::new("prlimit").args([format!("--pid={pid}"), format!("--nofile={}:", open + 5)]).status();
+    assert!(limit.unwrap().success());
+    let crowd: Vec<_> = (0..30).map(|_| listener.connect()).collect();
+    let mut peer = listener.connect();
+    peer.write_all(&hello(json!({}))).unwrap();
+    let answer = answer(peer);
+    drop(crowd);
+    // The device may want a descriptor as well; what matters is that the peer has an answer.
+    assert!(answer.starts_with("{\"Welcome\"") || answer.starts_with("{\"Refused\""), "{answer}");
+}
+
+#[test]
 fn the_time_that_a_listening_node_waits_is_its_own() {
     let listener = Listener::start(&["--timeout", "1"]);
     let mut peer = listener.connect();
