@@ -2,6 +2,7 @@
 
 use efa_direct::*;
 use efa_tests::{Side, open};
+use std::os::unix::thread::JoinHandleExt;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -17,6 +18,53 @@ fn a_wait_ends_at_its_deadline_when_nothing_comes() {
     assert!(!cq.take_event().unwrap());
     let mut plain = device.create_cq(CqConfig::new(16)).unwrap().into_cpu();
     assert!(matches!(plain.wait_event(Duration::ZERO), Err(Error::NoEvents)));
+}
+
+#[test]
+fn a_sleeper_sleeps_on_when_signals_come_and_ends_at_its_deadline() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: the action is filled in, and its handler does nothing; no other test uses this signal.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        assert_eq!(libc::sigaction(libc::SIGUSR2, &action, std::ptr::null_mut()), 0);
+    }
+    let while_ = Duration::from_millis(300);
+    for device in [open(23), Device::open("soft:udp=127.0.0.1:0").unwrap()] {
+        let mut cq = device.create_cq(CqConfig::new(16).events()).unwrap().into_cpu();
+        let sleeper = std::thread::spawn(move || {
+            let start = Instant::now();
+            (cq.wait_event(while_).unwrap(), start.elapsed())
+        });
+        while !sleeper.is_finished() {
+            // SAFETY: the thread was not joined: its handle is valid, if only as that of one that has ended.
+            unsafe { libc::pthread_kill(sleeper.as_pthread_t(), libc::SIGUSR2) };
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let (came, after) = sleeper.join().unwrap();
+        assert!(!came && after >= while_, "{came} after {after:?}");
+    }
+}
+
+#[test]
+fn the_event_of_a_completion_that_was_polled_already_wakes_nobody() {
+    let device = open(24);
+    let pd = device.alloc_pd().unwrap();
+    let cq = device.create_cq(CqConfig::new(32).events()).unwrap();
+    let qp = pd.create_qp(&cq, &cq, QpConfig::new(8, 8)).unwrap().activate(1).unwrap();
+    let other = pd.create_qp(&cq, &cq, QpConfig::new(8, 8)).unwrap().activate(2).unwrap();
+    let (peer, _known) = (pd.peer(&other.endpoint).unwrap(), pd.peer(&qp.endpoint).unwrap());
+    let local = pd.allocate(64, Access::LOCAL_READ).unwrap();
+    let remote = pd.allocate(64, Access::REMOTE_WRITE).unwrap();
+    let (mut sq, mut cq) = (qp.send.into_cpu(), cq.into_cpu());
+    cq.arm().unwrap();
+    sq.post(&peer, RdmaWrite::new(local.slice(..).unwrap(), remote.remote().slice(..).unwrap()), 1).unwrap();
+    sq.ring();
+    assert_eq!(cq.wait(PATIENCE).map(|completion| completion.wr_id), Some(1));
+    // Its event is there, or comes in a moment.
+    let (while_, start) = (Duration::from_millis(300), Instant::now());
+    assert!(!cq.wait_event(while_).unwrap());
+    assert!(start.elapsed() >= while_);
 }
 
 #[test]

@@ -41,7 +41,7 @@ impl Archive {
             release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(|it| it.trim_matches('"'))
         };
         if field("ID") != Some("debian") {
-            bail!("the packages come from Debian's archive; this machine is not Debian");
+            bail!("packages come from Debian's archive by way of this machine's apt, and this machine is not Debian");
         }
         let codename = field("VERSION_CODENAME").unwrap_or("unstable");
         let sources = sources()?;
@@ -57,6 +57,23 @@ impl Archive {
     /// Another suite of the same archive.
     pub(crate) fn with_suite(&self, suite: &str) -> Self {
         Self { suite: suite.into(), ..self.clone() }
+    }
+
+    /// Where it is.
+    pub(crate) fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    /// The keyring or key that signs it: what the machine names, or else Debian's, if that is here.
+    pub(crate) fn keyring(&self) -> Option<&str> {
+        self.signed_by.as_deref().or_else(|| Path::new(KEYRING).exists().then_some(KEYRING))
+    }
+
+    /// As a line of apt's sources.
+    pub(crate) fn line(&self) -> String {
+        let Self { uri, suite, .. } = self;
+        let key = self.keyring().map(|key| format!("[signed-by={key}] ")).unwrap_or_default();
+        format!("deb {key}{uri} {suite} main\n")
     }
 
     /// The archive of the first source of packages in one of these suites, in a file of apt's sources of either format.
@@ -99,6 +116,12 @@ impl Archive {
     }
 }
 
+/// How this machine's apt reaches archives (proxies, timeouts), in the format of its configuration.
+pub(crate) fn acquire_settings() -> Result<String> {
+    let machine = run(Command::new("apt-config").arg("dump"))?;
+    Ok(machine.lines().filter(|line| line.starts_with("Acquire")).map(|line| format!("{line}\n")).collect())
+}
+
 /// The files of apt's sources.
 fn sources() -> Result<Vec<String>> {
     let files =
@@ -126,19 +149,12 @@ impl Apt {
             Some(installed) => drop(fs::copy(installed, &status).context("copying dpkg's list of packages")?),
             None => fs::write(&status, "")?,
         }
-        let keyring = Path::new(KEYRING).exists().then(|| KEYRING.to_string());
-        let source = |Archive { uri, suite, signed_by }: &Archive| {
-            let key = signed_by.clone().or_else(|| keyring.clone()).map(|key| format!("[signed-by={key}] "));
-            format!("deb {}{uri} {suite} main\n", key.unwrap_or_default())
-        };
-        fs::write(folder.join("sources.list"), archives.iter().map(source).collect::<String>())?;
-        // How to reach an archive is the machine's to say (proxies, timeouts), all else is said here.
-        let machine = run(Command::new("apt-config").arg("dump"))?;
-        let acquire = machine.lines().filter(|line| line.starts_with("Acquire")).collect::<Vec<_>>().join("\n");
+        fs::write(folder.join("sources.list"), archives.iter().map(Archive::line).collect::<String>())?;
+        // How to reach an archive is the machine's to say, all else is said here.
+        let acquire = acquire_settings()?;
         let at = folder.display();
         let config = format!(
-            r#"{acquire}
-Acquire::Languages "none";
+            r#"{acquire}Acquire::Languages "none";
 Acquire::Retries "3";
 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 APT::Install-Recommends "false";
@@ -228,7 +244,8 @@ pub(crate) fn run(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = match command.stdin(Stdio::null()).env("LC_ALL", "C").output() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            bail!("{program} is not there: bringing Debian's packages takes its apt and dpkg")
+            let debians = program.starts_with("apt-") || program.starts_with("dpkg-");
+            bail!("{program} is not here{}", if debians { ", and Debian's apt and dpkg bring packages" } else { "" })
         }
         output => output.with_context(|| format!("starting {program}"))?,
     };

@@ -104,9 +104,13 @@ pub(crate) fn run_all() -> Result<()> {
     for check in CHECKS {
         println!("\n── {} ──", check.name);
         let start = Instant::now();
-        let verdict = match &check.needs {
-            Some(need) if !succeeds_quietly(cargo().args(need.probe)) => Verdict::Gap(need),
-            _ => {
+        let missing = check.needs.as_ref().and_then(|need| Some((need, complaint(cargo().args(need.probe))?)));
+        let verdict = match missing {
+            Some((need, complaint)) => {
+                eprintln!("{}\n{complaint}", need.what);
+                Verdict::Gap(need)
+            }
+            None => {
                 let status = cargo().args(check.args).envs(check.env.iter().copied()).status()?;
                 if status.success() { Verdict::Passed } else { Verdict::Failed }
             }
@@ -124,8 +128,13 @@ pub(crate) fn run_all() -> Result<()> {
     }
 }
 
-fn succeeds_quietly(command: &mut Command) -> bool {
-    command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+/// What a command says as it fails; nothing if it does not.
+fn complaint(command: &mut Command) -> Option<String> {
+    match command.stdin(Stdio::null()).output() {
+        Ok(output) if output.status.success() => None,
+        Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().into()),
+        Err(error) => Some(error.to_string()),
+    }
 }
 
 fn print_table(verdicts: &[(&str, Verdict, Duration)]) {
@@ -141,7 +150,7 @@ fn print_table(verdicts: &[(&str, Verdict, Duration)]) {
     }
     for (name, verdict, _) in verdicts {
         if let Verdict::Gap(need) = verdict {
-            println!("{name} could not run: {}; `{}` enables it", need.what, need.remedy);
+            println!("{name} could not run: {}; `{}` enables it, or says what is missing", need.what, need.remedy);
         }
     }
 }

@@ -3,7 +3,9 @@
 mod apt;
 mod checks;
 mod gpu;
+mod python;
 mod toolchain;
+mod trial;
 mod vendor;
 
 use anyhow::{Context, Result, bail};
@@ -30,6 +32,12 @@ enum Chore {
     },
     /// Everything that proves the project on this machine. With CI=true, what cannot run is a failure.
     Test,
+    /// Both of the above in a minimal Debian, which has git, gcc and rustup and nothing else. Takes root, debootstrap, and half an hour.
+    Trial {
+        /// Leaves the root in target/trial, to look around in it.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Kernels on the GPU of this machine: a million operations, every byte checked, and all of efa-direct's CUDA.
     Gpu,
     /// Brings the vendor's library and programs that use it into target/vendor, from Debian unstable; tests run them.
@@ -77,6 +85,7 @@ fn main() -> Result<()> {
             run(&mut demo)
         }
         Chore::Test => checks::run_all(),
+        Chore::Trial { keep } => trial::main(keep),
         Chore::Gpu => gpu::test(),
         Chore::Vendor => vendor::bring(),
         Chore::Toolchain => toolchain::bring(),

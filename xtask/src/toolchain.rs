@@ -3,11 +3,12 @@
 //! | below `target/toolchain` | what | from |
 //! | --- | --- | --- |
 //! | `root` | rustc and cargo, the sources of the standard library, what these need | the machine's own Debian, security updates included |
-//! | `bin/ptxas` | NVIDIA's assembler of PTX | PyPI, package `nvidia-cuda-nvcc`, through pip |
+//! | `bin/ptxas` | NVIDIA's assembler of PTX | PyPI, package `nvidia-cuda-nvcc`, through the machine's pip, or else Debian's |
 //!
 //! Nothing is installed, and root is not needed: packages are unpacked. `efa-gpu-builder` looks here last.
 
 use crate::apt::{Apt, Archive, INSTALLED, run};
+use crate::python::Python;
 use crate::{remove, target};
 use anyhow::{Context, Result, bail};
 use efa_gpu_builder::{Ptxas, Toolchain};
@@ -105,25 +106,21 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
 }
 
 fn fetch_ptxas(into: &Path) -> Result<()> {
+    let own = into.join("python");
+    let python = Python::find_or_bring(&own)?;
     println!("fetching ptxas from PyPI");
     let (wheels, parts) = (into.join("wheels"), into.join("parts"));
-    let python = |arguments: &[&str]| {
-        let mut python = Command::new("python3");
-        python.args(arguments);
-        python
-    };
     let pip = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", PTXAS, "--dest"];
-    run(python(&pip).arg(&wheels)).context("pip is needed: Debian's python3-pip, for one")?;
+    run(python.command(pip).arg(&wheels)).context("is PyPI reachable?")?;
     let wheel = entries(&wheels).pop().context("pip brought nothing")?;
     // A wheel is a zip file.
-    run(python(&["-m", "zipfile", "--extract"]).arg(&wheel).arg(&parts))?;
+    run(python.command(["-m", "zipfile", "--extract"]).arg(&wheel).arg(&parts))?;
     let ptxas =
         entries(&parts.join("nvidia")).into_iter().map(|cuda| cuda.join("bin/ptxas")).find(|file| file.is_file());
     let ptxas = ptxas.with_context(|| format!("{} has no ptxas", wheel.display()))?;
     make_executable(&ptxas)?;
     fs::rename(ptxas, into.join("ptxas"))?;
-    remove(&wheels)?;
-    remove(&parts)
+    [wheels, parts, own].iter().try_for_each(|part| remove(part))
 }
 
 /// Zip files keep no permissions.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde::Serialize;
 use std::ffi::OsString;
-use std::io::Read;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -195,7 +195,7 @@ fn spawn(device: &str, work: &Work, role: &[&str], traces: &mut Traces) -> Resul
 /// A node's report, once it has ended.
 fn report(node: &mut Process) -> Result<NodeReport> {
     let report = node.line()?;
-    node.out.read_to_string(&mut String::new())?;
+    io::copy(&mut node.out, &mut io::sink())?;
     node.wait()?;
     Ok(report)
 }

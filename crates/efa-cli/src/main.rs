@@ -18,6 +18,7 @@ mod report;
 mod run;
 mod soak;
 mod watch;
+mod wire;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};

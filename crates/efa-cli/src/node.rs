@@ -1,22 +1,22 @@
 //! `efa node`: one of two nodes. Node 0 writes into node 1's memory; node 1 learns of it from its completion queue alone.
 //!
-//! The nodes tell each other where they are over TCP, a line of JSON each way, as perftest does.
+//! The nodes tell each other where they are over TCP, a line of JSON each way, as perftest does. What the other node says is checked, and
+//! whoever else connects meanwhile changes nothing.
 
 use crate::kernel::{Machine, Queues};
-use crate::process;
 use crate::report::{EndpointReport, Entry, Failure, NodeReport, Packets, RegionReport, Words};
 use crate::watch::Watch;
-use anyhow::{Context, Result, bail, ensure};
+use crate::wire::{Answer, Plain, Wire, meet, resolve};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, ValueEnum};
 use efa_direct::{
-    Access, Completion, CompletionKind, CompletionQueue, CpuCompletionQueue, CqConfig, Device, Endpoint, Peer,
-    ProtectionDomain, QpConfig, RdmaWrite, Region, RemoteRegion, SendQueue, Status,
+    Access, Completion, CompletionKind, CompletionQueue, CpuCompletionQueue, CpuRecvQueue, CqConfig, Device, Endpoint,
+    Peer, ProtectionDomain, QpConfig, RdmaWrite, Region, RemoteRegion, SendQueue, Status,
 };
 use efa_gpu_kernels::traffic::Job;
 use efa_io::Wqe64;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::io::BufReader;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use serde::{Deserialize, Serialize};
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -33,12 +33,12 @@ pub(crate) struct Options {
     /// The device to open; `efa devices` lists names.
     #[arg(long, default_value = "soft:udp=127.0.0.1:0")]
     pub(crate) device: String,
-    /// Be node 1: wait at this address (port 0 takes a free one) and be written to.
-    #[arg(long, conflicts_with = "connect")]
-    pub(crate) listen: Option<SocketAddr>,
+    /// Be node 1: wait at this address (port 0 takes a free one) and be written to. Whoever connects and is no node 0 is refused.
+    #[arg(long, conflicts_with = "connect", value_name = "HOST:PORT")]
+    pub(crate) listen: Option<String>,
     /// Be node 0: go to the node at this address and write to it.
-    #[arg(long, required_unless_present = "listen")]
-    pub(crate) connect: Option<SocketAddr>,
+    #[arg(long, required_unless_present = "listen", value_name = "HOST:PORT")]
+    pub(crate) connect: Option<String>,
     #[command(flatten)]
     pub(crate) work: Work,
     /// Who posts node 0's writes, and polls their completions.
@@ -62,7 +62,7 @@ pub(crate) enum Poster {
     Gpu,
 }
 
-/// What is to be done; node 0's word counts.
+/// What is to be done; node 0's word counts, of all but the time.
 #[derive(Args, Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Work {
     /// Bytes of each write, a multiple of 8.
@@ -74,8 +74,9 @@ pub(crate) struct Work {
     /// Seed of what is written (and in `efa demo`, of the network).
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
-    /// Seconds to wait for a completion.
-    #[arg(long, default_value_t = 30)]
+    /// Seconds to wait for a completion, or for the other node's word; each node's own, at most a week.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=7 * 24 * 3600))]
+    #[serde(skip)]
     pub(crate) timeout: u64,
 }
 
@@ -95,7 +96,7 @@ struct Hello {
 
 /// Runs `efa node`; whether all went well.
 pub(crate) fn main(options: &Options) -> Result<bool> {
-    let (report, good) = match (options.listen, options.connect) {
+    let (report, good) = match (options.listen.as_deref(), options.connect.as_deref()) {
         (Some(at), _) => be_written_to(options, at)?,
         (None, Some(to)) => write(options, to)?,
         (None, None) => bail!("either --listen or --connect"),
@@ -121,7 +122,7 @@ impl Work {
         );
         ensure!(self.count > 0, "--count 0: give at least one write");
         let total = self.size.checked_mul(self.count).filter(|&total| total <= 1 << 32);
-        let total = total.with_context(|| format!("{} × {} bytes: keep it to 4 GiB", self.count, self.size))?;
+        let total = total.with_context(|| format!("{} writes of {} bytes: keep it to 4 GiB", self.count, self.size))?;
         usize::try_from(total).context("more than this machine can address")
     }
 
@@ -138,29 +139,6 @@ impl Work {
     fn block(&self, k: u64) -> Vec<u8> {
         let words = self.size / 8;
         (k * words..(k + 1) * words).flat_map(|index| self.word(index).to_le_bytes()).collect()
-    }
-}
-
-/// A connection that carries lines of JSON.
-struct Wire {
-    reader: BufReader<TcpStream>,
-    writer: TcpStream,
-}
-
-impl Wire {
-    fn new(stream: TcpStream, patience: Duration) -> Result<Self> {
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(patience))?;
-        Ok(Self { reader: BufReader::new(stream.try_clone()?), writer: stream })
-    }
-
-    fn say(&mut self, what: &impl Serialize) -> Result<()> {
-        process::say(&mut self.writer, what).context("telling the other node")
-    }
-
-    fn hear<T: DeserializeOwned>(&mut self) -> Result<T> {
-        let heard = process::hear(&mut self.reader).context("waiting for the other node's word")?;
-        heard.context("the other node closed the connection")
     }
 }
 
@@ -183,9 +161,24 @@ fn describe(endpoint: &Endpoint, region: &Region<'_>) -> (EndpointReport, Region
     (EndpointReport { gid: gid.to_string(), qpn, qkey }, region)
 }
 
-fn endpoint_of(hello: &Hello) -> Result<Endpoint> {
-    let gid = hello.endpoint.gid.parse().with_context(|| format!("the GID {:?}", hello.endpoint.gid))?;
-    Ok(Endpoint { gid, qpn: hello.endpoint.qpn, qkey: hello.endpoint.qkey })
+impl Hello {
+    fn endpoint(&self) -> Result<Endpoint> {
+        let EndpointReport { gid, qpn, qkey } = &self.endpoint;
+        // A line is short enough to be repeated, escaped.
+        let gid = gid.parse().map_err(|error| anyhow!("the other node's GID {gid:?}: {error}"))?;
+        Ok(Endpoint { gid, qpn: *qpn, qkey: *qkey })
+    }
+
+    /// The memory that it offers for so many bytes.
+    fn region(&self, total: usize) -> Result<RemoteRegion> {
+        let RegionReport { addr, len, rkey, .. } = self.region;
+        ensure!(len == total as u64, "the other node's memory has {len} bytes, asked were {total}");
+        ensure!(
+            addr.checked_add(len).is_some(),
+            "the other node's {len} bytes at {addr:#x} pass the end of all memory"
+        );
+        Ok(RemoteRegion { addr, rkey, len })
+    }
 }
 
 fn next_completion(cq: &mut CpuCompletionQueue, work: &Work, device: &Device) -> Result<Completion> {
@@ -206,7 +199,7 @@ fn open(options: &Options) -> Result<(Device, ProtectionDomain, Watch)> {
 }
 
 /// Node 0.
-fn write(options: &Options, to: SocketAddr) -> Result<(NodeReport, bool)> {
+fn write(options: &Options, to: &str) -> Result<(NodeReport, bool)> {
     let work = options.work;
     let total = work.total()?;
     let (device, pd, watch) = open(options)?;
@@ -219,13 +212,15 @@ fn write(options: &Options, to: SocketAddr) -> Result<(NodeReport, bool)> {
         region.write(k * work.size, &work.block(k))?;
     }
 
-    let stream = TcpStream::connect(to).with_context(|| format!("connecting to {to}"))?;
-    let mut wire = Wire::new(stream, work.patience())?;
+    let mut wire = Wire::connect(to, work.patience())?;
     let (endpoint, described) = describe(&qp.endpoint, &region);
     wire.say(&Hello { endpoint: endpoint.clone(), region: described.clone(), work })?;
-    let theirs: Hello = wire.hear()?;
-    let peer = pd.peer(&endpoint_of(&theirs)?)?;
-    let remote = RemoteRegion { addr: theirs.region.addr, rkey: theirs.region.rkey, len: theirs.region.len };
+    let theirs: Hello = match wire.hear()? {
+        Answer::Welcome(hello) => hello,
+        Answer::Refused(why) => bail!("the other node refused: {}", Plain(&why)),
+    };
+    let peer = pd.peer(&theirs.endpoint()?)?;
+    let remote = theirs.region(total)?;
 
     let writes = Writes { work, peer: &peer, region: &region, remote: &remote, device: &device };
     let posted = match options.poster {
@@ -235,9 +230,10 @@ fn write(options: &Options, to: SocketAddr) -> Result<(NodeReport, bool)> {
     let Posted { poster, wqe, doorbell, completion, completed, failure, microseconds } = posted;
     let good = match failure {
         None => {
-            let verdict: Words = wire.hear()?;
+            let Words { matching, total: compared } = wire.hear()?;
             wire.say(&"bye")?;
-            verdict.matching == verdict.total
+            ensure!(compared == total as u64 / 8, "the other node compared {compared} words of {}", total / 8);
+            matching == compared
         }
         Some(_) => false,
     };
@@ -361,34 +357,53 @@ impl Writes<'_> {
     }
 }
 
+/// What node 1 has for one node 0.
+struct Target<'a> {
+    work: Work,
+    region: Region<'a>,
+    cq: CompletionQueue,
+    endpoint: Endpoint,
+    rq: CpuRecvQueue,
+    /// A write with immediate consumes a receive, though it puts nothing there.
+    unused: Region<'a>,
+    /// Without it the device refuses the writer's RDMA.
+    _peer: Peer,
+}
+
+impl<'a> Target<'a> {
+    fn new(options: &Options, device: &Device, pd: &'a ProtectionDomain, theirs: &Hello) -> Result<Self> {
+        let work = Work { timeout: options.work.timeout, ..theirs.work };
+        let region = pd.allocate(work.total()?, Access::REMOTE_WRITE)?;
+        let cq = device.create_cq(CqConfig::new(2 * DEPTH))?;
+        let qp = pd.create_qp(&cq, &cq, QpConfig::new(1, DEPTH))?.activate(qkey(work.seed.wrapping_add(1)))?;
+        let unused = pd.allocate(64, Access::LOCAL_WRITE)?;
+        let mut rq = qp.recv.into_cpu();
+        for _ in 0..DEPTH {
+            rq.post(&[unused.slice(..)?], 0)?;
+        }
+        rq.ring();
+        let peer = pd.peer(&theirs.endpoint()?)?;
+        Ok(Self { work, region, cq, endpoint: qp.endpoint, rq, unused, _peer: peer })
+    }
+}
+
 /// Node 1.
-fn be_written_to(options: &Options, at: SocketAddr) -> Result<(NodeReport, bool)> {
-    let listener = TcpListener::bind(at).with_context(|| format!("listening at {at}"))?;
+fn be_written_to(options: &Options, at: &str) -> Result<(NodeReport, bool)> {
+    let (device, pd, watch) = open(options)?;
+    let at_once = resolve(at).and_then(|all| Ok(TcpListener::bind(&all[..])?));
+    let listener = at_once.with_context(|| format!("listening at {at}"))?;
     let listening = listener.local_addr()?;
     if options.json {
         println!("{}", serde_json::to_string(&Listening { listening })?);
     } else {
         println!("listening at {listening}");
     }
-    let (stream, _) = listener.accept()?;
-    let mut wire = Wire::new(stream, options.work.patience())?;
-    let theirs: Hello = wire.hear()?;
-    let work = theirs.work;
-
-    let (device, pd, watch) = open(options)?;
-    let region = pd.allocate(work.total()?, Access::REMOTE_WRITE)?;
-    let cq = device.create_cq(CqConfig::new(2 * DEPTH))?;
-    let qp = pd.create_qp(&cq, &cq, QpConfig::new(1, DEPTH))?.activate(qkey(work.seed + 1))?;
-    // A write with immediate consumes a receive, though it puts nothing there.
-    let unused = pd.allocate(64, Access::LOCAL_WRITE)?;
-    let mut rq = qp.recv.into_cpu();
-    for _ in 0..DEPTH {
-        rq.post(&[unused.slice(..)?], 0)?;
-    }
-    rq.ring();
-    let _peer = pd.peer(&endpoint_of(&theirs)?)?; // without it the device refuses the writer's RDMA
-    let (endpoint, described) = describe(&qp.endpoint, &region);
-    wire.say(&Hello { endpoint: endpoint.clone(), region: described.clone(), work })?;
+    let welcome = |theirs: Hello| Target::new(options, &device, &pd, &theirs);
+    let (mut wire, target) = meet(&listener, options.work.patience(), welcome)?;
+    drop(listener);
+    let Target { work, region, cq, endpoint, mut rq, unused, _peer } = target;
+    let (endpoint, described) = describe(&endpoint, &region);
+    wire.say(&Answer::Welcome(Hello { endpoint: endpoint.clone(), region: described.clone(), work }))?;
 
     let mut cq = cq.into_cpu();
     let mut completion = None;

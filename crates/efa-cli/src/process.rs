@@ -1,25 +1,10 @@
 //! Nodes as processes of this program, which speak in lines of JSON.
 
+use crate::wire::hear;
 use anyhow::{Context, Result, ensure};
-use serde::{Serialize, de::DeserializeOwned};
-use std::io::{BufRead, BufReader, Write};
+use serde::de::DeserializeOwned;
+use std::io::BufReader;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-
-/// Writes a line of JSON.
-pub(crate) fn say(to: &mut impl Write, what: &impl Serialize) -> Result<()> {
-    let line = serde_json::to_string(what)? + "\n";
-    to.write_all(line.as_bytes())?;
-    Ok(to.flush()?)
-}
-
-/// Reads a line of JSON; `None` at the end.
-pub(crate) fn hear<T: DeserializeOwned>(from: &mut impl BufRead) -> Result<Option<T>> {
-    let mut line = String::new();
-    if from.read_line(&mut line)? == 0 {
-        return Ok(None);
-    }
-    serde_json::from_str(&line).with_context(|| format!("it said {line:?}")).map(Some)
-}
 
 /// This program once more, ended with this value.
 pub(crate) struct Process {

@@ -422,21 +422,26 @@ impl CpuCompletionQueue {
         self.poll_one()
     }
 
-    /// Sleeps until there is a completion to poll, at most `timeout`; whether there is one. Rarely it wakes for nothing.
+    /// Sleeps until there is a completion to poll, at most `timeout`; whether there is one. Neither signals nor events of completions that
+    /// were polled already shorten that time. Rarely what there is belongs to a queue pair that is gone, and polling gives nothing.
     ///
     /// # Errors
     /// [`Error::NoEvents`] for a queue without [`CqConfig::events`], or whatever the operating system answers.
     pub fn wait_event(&mut self, timeout: Duration) -> Result<bool, Error> {
-        if self.fresh::<1>().is_some() || self.seek() {
-            return Ok(true);
+        let deadline = Instant::now().checked_add(timeout); // none: later than any clock goes
+        loop {
+            if self.fresh::<1>().is_some() || self.seek() {
+                return Ok(true);
+            }
+            self.arm()?;
+            let Some(events) = &self.shared.events else { return Err(Error::NoEvents) };
+            let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
+            if events.wait(left).map_err(Error::io("waiting for a completion event"))? {
+                self.event_came();
+            } else if left.is_zero() {
+                return Ok(self.fresh::<1>().is_some() || self.seek());
+            }
         }
-        self.arm()?;
-        let Some(events) = &self.shared.events else { return Err(Error::NoEvents) };
-        if events.wait(timeout).map_err(Error::io("waiting for a completion event"))? {
-            self.event_came();
-            return Ok(true);
-        }
-        Ok(self.fresh::<1>().is_some() || self.seek())
     }
 
     /// Takes an event that has come, so that [`event_fd`](Self::event_fd) is not readable any more; whether there was one.

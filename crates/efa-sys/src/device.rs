@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The RDMA devices of this machine, of all makes.
 pub struct DeviceList {
@@ -333,17 +333,25 @@ pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<(), Error> {
     if flags < 0 || set < 0 { Err(Error::last("fcntl")) } else { Ok(()) }
 }
 
-/// Waits at most `timeout` for a descriptor to become readable; whether it is.
-pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
+/// Waits until `deadline` (without one, for ever) for a descriptor to become readable; whether it is. Signals do not shorten that time.
+pub(crate) fn wait_readable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<bool> {
     let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    let seconds = timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX);
-    let timeout = libc::timespec { tv_sec: seconds, tv_nsec: timeout.subsec_nanos().into() };
-    // SAFETY: one `pollfd` and the time are this function's own; no signal mask is given.
-    match unsafe { libc::ppoll(&mut poll, 1, &timeout, std::ptr::null()) } {
-        0.. => Ok(poll.revents != 0),
-        _ => match io::Error::last_os_error() {
-            error if error.kind() == io::ErrorKind::Interrupted => Ok(false),
-            error => Err(error),
-        },
+    loop {
+        let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
+        // What one call cannot wait for, it is asked for again.
+        let seconds = left.as_secs().min(i32::MAX as u64) as libc::time_t;
+        let time = libc::timespec { tv_sec: seconds, tv_nsec: left.subsec_nanos().into() };
+        // SAFETY: one `pollfd` and the time are this function's own; no signal mask is given.
+        match unsafe { libc::ppoll(&mut poll, 1, &time, std::ptr::null()) } {
+            1.. => return Ok(true),
+            0 => {}
+            _ => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
+        if left.is_zero() {
+            return Ok(false);
+        }
     }
 }

@@ -4,6 +4,7 @@ use crate::errno::{Errno, Outcome};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::retry_on_intr;
 use rustix::pipe::PipeFlags;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -46,7 +47,9 @@ impl Channel {
     /// Whether the program still has its end.
     pub(crate) fn has_reader(&self) -> bool {
         let mut fds = [PollFd::new(&self.pipe, PollFlags::empty())];
-        poll(&mut fds, Some(&Timespec::default())).is_ok() && !fds[0].revents().contains(PollFlags::ERR)
+        // Even a call that does not wait may find a signal instead.
+        let polled = retry_on_intr(|| poll(&mut fds, Some(&Timespec::default())));
+        polled.is_ok() && !fds[0].revents().contains(PollFlags::ERR)
     }
 
     /// Tells the program that a completion queue has something new.

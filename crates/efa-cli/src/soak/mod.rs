@@ -17,7 +17,8 @@ mod report;
 mod setup;
 mod traffic;
 
-use crate::process::{Process, say};
+use crate::process::Process;
+use crate::wire::say;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 pub(crate) use node::{Options as NodeOptions, main as node_main};

@@ -14,7 +14,7 @@ use super::faults::Schedule;
 use super::report::{NodeReport, Packets, Rss};
 use super::setup::{Hello, Objects};
 use super::traffic::{PATIENCE, Totals, Traffic};
-use crate::process::{hear, say};
+use crate::wire::{hear, say};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -94,13 +94,21 @@ fn listen() -> Result<Receiver<Told>> {
     let (sender, receiver) = channel();
     std::thread::Builder::new().name("parent".into()).spawn(move || {
         let mut parent = BufReader::new(stdin());
-        while let Ok(Some(told)) = hear(&mut parent) {
-            let last = matches!(told, Told::Bye);
-            if sender.send(told).is_err() || last {
-                return;
+        loop {
+            match hear(&mut parent) {
+                Ok(Some(told)) => {
+                    let last = matches!(told, Told::Bye);
+                    if sender.send(told).is_err() || last {
+                        return;
+                    }
+                }
+                Ok(None) => std::process::exit(1), // it is gone, and nobody would read why
+                Err(error) => {
+                    eprintln!("efa: what the parent says: {error:#}");
+                    std::process::exit(1);
+                }
             }
         }
-        std::process::exit(1);
     })?;
     Ok(receiver)
 }

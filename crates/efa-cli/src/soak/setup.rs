@@ -163,7 +163,7 @@ impl Objects {
         let cq = || device.create_cq(CqConfig::new(COMPLETIONS).events());
         let cqs = [cq()?, cq()?];
         let narrow = QpConfig::new(SENDS, RECEIVES).recv_bufs(2);
-        let qkey = |q: u64| qkey(seed + 4 * node as u64 + q);
+        let qkey = |q: u64| qkey(seed.wrapping_add(4 * node as u64 + q));
         // Every queue pair has another pair of completion queues.
         let plain = pd.create_qp(&cqs[0], &cqs[0], narrow)?.activate(qkey(0))?;
         let wide = pd.create_qp(&cqs[0], &cqs[1], narrow.wide().unsolicited_write_recv())?.activate(qkey(1))?;

@@ -128,7 +128,7 @@ pub struct RawExternalCq {
 
 /// Where a completion queue's events arrive.
 pub trait EventSource: Send + Sync {
-    /// Waits for an event at most `timeout`, and takes it; whether one came.
+    /// Waits for an event at most `timeout`, and takes it; whether one came. A signal may end it early: callers look at the clock.
     ///
     /// # Errors
     /// The operating system refused.

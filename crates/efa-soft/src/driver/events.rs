@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A file descriptor that becomes readable when an armed completion queue gets an entry.
 pub struct EventFd(OwnedFd);
@@ -33,17 +33,29 @@ impl EventFd {
         rustix::io::read(&self.0, &mut [0; 8]).is_ok()
     }
 
-    /// Waits for an event at most `timeout`, and takes it; whether one came.
+    /// Waits for an event at most `timeout`, and takes it; whether one came. Neither signals nor others who take events here shorten
+    /// that time.
     ///
     /// # Errors
     /// Whatever `poll` answers.
     pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
-        let timeout =
-            Timespec { tv_sec: timeout.as_secs().min(i32::MAX as u64) as i64, tv_nsec: timeout.subsec_nanos().into() };
-        match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&timeout)) {
-            Ok(_) => Ok(self.take()),
-            Err(rustix::io::Errno::INTR) => Ok(false),
-            Err(error) => Err(error.into()),
+        let deadline = Instant::now().checked_add(timeout); // none: later than any clock goes
+        loop {
+            // First of all: an event that is there is taken, however late it is.
+            if self.take() {
+                return Ok(true);
+            }
+            let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return Ok(false);
+            }
+            // What `poll` cannot wait for in one go, it is asked for again.
+            let seconds = left.as_secs().min(i32::MAX as u64) as i64;
+            let left = Timespec { tv_sec: seconds, tv_nsec: left.subsec_nanos().into() };
+            match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&left)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 }
@@ -96,5 +108,75 @@ impl Waiters {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::thread::JoinHandleExt;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    use std::thread;
+
+    const WHILE: Duration = Duration::from_millis(300);
+
+    #[test]
+    fn an_event_ends_a_wait_and_is_taken() {
+        let fd = EventFd::new().unwrap();
+        assert!(!fd.wait(Duration::ZERO).unwrap());
+        fd.signal();
+        assert!(fd.wait(Duration::ZERO).unwrap(), "it is there");
+        assert!(!fd.wait(Duration::ZERO).unwrap(), "it was taken");
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| fd.wait(Duration::MAX).unwrap());
+            fd.signal();
+            assert!(waiting.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn signals_do_not_shorten_a_wait() {
+        extern "C" fn nothing(_: libc::c_int) {}
+        // SAFETY: the action is filled in, and its handler does nothing; no other test uses this signal.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
+            assert_eq!(libc::sigaction(libc::SIGUSR2, &action, std::ptr::null_mut()), 0);
+        }
+        let fd = Arc::new(EventFd::new().unwrap());
+        let waiting = thread::spawn({
+            let fd = fd.clone();
+            move || {
+                let start = Instant::now();
+                (fd.wait(WHILE).unwrap(), start.elapsed(), fd.wait(Duration::from_secs(60)).unwrap())
+            }
+        });
+        let start = Instant::now();
+        while start.elapsed() < 2 * WHILE {
+            // SAFETY: the thread was not joined: its handle is valid. It waits for the event below.
+            unsafe { libc::pthread_kill(waiting.as_pthread_t(), libc::SIGUSR2) };
+            thread::sleep(Duration::from_millis(5));
+        }
+        fd.signal();
+        let (came, after, came_later) = waiting.join().unwrap();
+        assert!(!came && after >= WHILE, "{came} after {after:?}");
+        assert!(came_later);
+    }
+
+    #[test]
+    fn who_finds_an_event_taken_by_another_waits_for_the_next() {
+        let (fd, over) = (EventFd::new().unwrap(), AtomicBool::new(false));
+        let until_over = |work: &dyn Fn()| {
+            while !over.load(Relaxed) {
+                work();
+            }
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| until_over(&|| fd.signal()));
+            scope.spawn(|| until_over(&|| _ = fd.take()));
+            let came = (0..20_000).all(|_| fd.wait(Duration::from_secs(3600)).is_ok_and(|came| came));
+            over.store(true, Relaxed);
+            assert!(came);
+        });
     }
 }
