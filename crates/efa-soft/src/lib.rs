@@ -46,7 +46,7 @@ mod time;
 pub mod trace;
 pub mod wire;
 
-pub use config::{DeviceConfig, Profile};
+pub use config::{DeviceConfig, Profile, Secret};
 pub use counter::{COUNTER_MAX, CounterOps, CounterPlace, CounterValue};
 pub use counters::{CommandCounters, Counters};
 pub use cq::{CqConfig, CqInfo, CqeSize};

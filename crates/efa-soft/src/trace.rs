@@ -197,7 +197,7 @@ impl TracedPacket {
             Body::Data(data, _) => Self::of_data(data),
             Body::Datagram(..) => Self::Datagram,
             Body::Acks { acks, .. } => Self::Acks { entries: acks.len() as u32 },
-            Body::Hello => Self::Hello,
+            Body::Hello(_) => Self::Hello,
         }
     }
 

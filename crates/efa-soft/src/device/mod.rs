@@ -22,8 +22,8 @@ mod send;
 use crate::config::DeviceConfig;
 use crate::counters::{CommandCounters, Counters};
 use crate::faults::Faults;
+use crate::packet::Transmit;
 use crate::trace::{DropReason, Subscriber, Traced};
-use crate::wire::Envelope;
 use crate::{Gid, Time};
 use flow::Flow;
 use foldhash::fast::RandomState;
@@ -70,7 +70,10 @@ pub struct Device {
     busy: VecDeque<usize>,
     /// When flows want attention; some entries are outdated.
     timers: BinaryHeap<Reverse<(Time, usize)>>,
-    hellos: VecDeque<Envelope>,
+    /// Answers to hellos, and to packets for another life of this device.
+    answers: VecDeque<Transmit>,
+    /// The last challenge that was given to a peer: no two are alike.
+    challenges: u64,
     datagrams: VecDeque<send::Datagram>,
     faults: Faults,
     inbox: receive::Inbox,
@@ -106,7 +109,8 @@ impl Device {
             last_flow: 0,
             busy: VecDeque::new(),
             timers: BinaryHeap::new(),
-            hellos: VecDeque::new(),
+            answers: VecDeque::new(),
+            challenges: 0,
             datagrams: VecDeque::new(),
             faults: Faults::default(),
             inbox: receive::Inbox::default(),
@@ -115,7 +119,7 @@ impl Device {
             port_up: true,
             counters: Counters::default(),
             commands: CommandCounters::default(),
-            rng: fastrand::Rng::with_seed(config.seed ^ config.incarnation.rotate_left(32)),
+            rng: config.rng(),
             next_pd: 1,
             next_cq: 1,
             next_counter: 1,
