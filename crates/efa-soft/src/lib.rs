@@ -27,6 +27,7 @@
 #![deny(missing_docs)]
 
 mod config;
+mod contain;
 mod counter;
 mod counters;
 mod cq;

@@ -49,6 +49,9 @@ pub enum AsyncEvent {
     CqError(u32),
     /// The queue pair with this number went to the error state by itself (`IBV_EVENT_QP_FATAL`).
     QpFatal(u16),
+    /// The device failed and does nothing any more (`IBV_EVENT_DEVICE_FATAL`): a panic came out of it. Its driver tells this; nothing on it
+    /// completes, and control calls find no device.
+    DeviceFatal,
     /// The link is up (`IBV_EVENT_PORT_ACTIVE`).
     PortActive,
     /// The link is down (`IBV_EVENT_PORT_ERR`).
@@ -89,6 +92,9 @@ pub struct Device {
     next_cq: u32,
     next_counter: u32,
     qp_generation: Vec<u16>,
+    /// It panics when it is next driven.
+    #[cfg(test)]
+    pub(crate) broken: bool,
 }
 
 impl Device {
@@ -123,6 +129,8 @@ impl Device {
             next_pd: 1,
             next_cq: 1,
             next_counter: 1,
+            #[cfg(test)]
+            broken: false,
             config,
         }
     }
@@ -196,6 +204,8 @@ impl Device {
 
     /// When [`on_timeout`](Self::on_timeout) next has something to do; sometimes there turns out to be nothing.
     pub fn poll_timeout(&self) -> Option<Time> {
+        #[cfg(test)]
+        assert!(!self.broken, "on purpose");
         let flows = self.timers.peek().map(|Reverse((at, _))| *at);
         let wqe = self.wqes_wait.then_some(self.next_wqe_at);
         [flows, wqe, self.inbox.next_time()].into_iter().flatten().min()

@@ -2,6 +2,7 @@
 
 use super::Device;
 use super::objects::Objects;
+use crate::contain::log;
 use crate::counter::CounterOps;
 use crate::mr::{Access, Pinned};
 use crate::packet::{Body, Transmit, View};
@@ -159,7 +160,7 @@ impl Device {
             Err(error) => {
                 let corrupt = matches!(error, WireError::Corrupt { .. });
                 self.counters.corrupt_pkts += u64::from(corrupt);
-                tracing::debug!(%error, "packet dropped");
+                log!(debug, %error, "packet dropped");
                 self.drop_packet(if corrupt { DropReason::Corrupt } else { DropReason::Malformed });
             }
         }
@@ -598,7 +599,7 @@ impl Objects {
     fn take_receive(&mut self, qpn: u16) -> Result<Option<Receive>, Status> {
         let qp = self.qp(qpn).map_err(|_| Status::RemoteBadDestQpn)?;
         qp.take_receive().map_err(|error| {
-            tracing::warn!(qpn, %error, "malformed receive ring: the queue pair goes to the error state");
+            log!(warn, qpn, %error, "malformed receive ring: the queue pair goes to the error state");
             self.broken.push(qpn);
             Status::RemoteBadDestQpn
         })

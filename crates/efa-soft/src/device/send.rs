@@ -3,6 +3,7 @@
 use super::flow::Flow;
 use super::objects::Objects;
 use super::{AsyncEvent, Device, DeviceEvent};
+use crate::contain::log;
 use crate::counter::CounterOps;
 use crate::mr::Access;
 use crate::packet::{Body, Payload, Span, Transmit};
@@ -69,7 +70,7 @@ impl Device {
         }
         let Ok(qp) = self.objects.qp(qpn) else { return false };
         if rung > qp.sq.size.entries() || !matches!(qp.state, QpState::ReadyToSend | QpState::Error) {
-            tracing::warn!(qpn, rung, state = ?qp.state, "a doorbell that cannot be: the queue pair goes to the error state");
+            log!(warn, qpn, rung, state = ?qp.state, "a doorbell that cannot be: the queue pair goes to the error state");
             self.fail_qp_by_itself(qpn);
             return true;
         }
@@ -119,7 +120,7 @@ impl Device {
         }
         let bytes = request.map_or(0, |request| request.op.total_bytes() as u32);
         let Some(request) = request else {
-            tracing::warn!(qpn, req_id, "malformed WQE: the queue pair goes to the error state");
+            log!(warn, qpn, req_id, "malformed WQE: the queue pair goes to the error state");
             self.objects.tracer.emit(|| Traced::Wqe { qpn, req_id, op, bytes, status: Status::QpInternal });
             self.objects.complete_send(qpn, req_id, op, Status::QpInternal);
             self.fail_qp_by_itself(qpn);

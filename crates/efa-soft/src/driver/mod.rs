@@ -2,6 +2,19 @@
 //!
 //! A driver's thread looks at the doorbells, so a program that rings one needs no system call. It spins while there
 //! is work and for a short while after, then naps between looks: [`IdleMode`] says how.
+//!
+//! # Panics
+//!
+//! Code that is not the device's may panic without harm to it: a [subscriber](crate::trace::Subscriber) and a [`Waker`] are called no more,
+//! what a subscriber of the crate `tracing` was told is lost, and where memory that somebody [lends](crate::memory::Backing) panics, the
+//! operation fails. A closure given to [`Port::with`] panics in its own thread; the device is as the calls that returned left it. A panic
+//! out of the device itself, a bug, fails that device alone: it tells [`AsyncEvent::DeviceFatal`], nothing on it completes any more, and it
+//! is gone for control calls. Other devices go on, those of the same [`Local`] too.
+//!
+//! # Fork
+//!
+//! A device belongs to the process that started it. In a child by `fork` it is gone: [`Port::with`] calls nothing, and dropping what was
+//! inherited leaves the parent's threads, sockets and devices alone. A child can start devices of its own, in a new [`Local`] or on UDP.
 
 mod events;
 mod local;
@@ -16,6 +29,11 @@ pub use udp::{Udp, UdpConfig};
 pub use worker::IdleMode;
 
 use crate::{AsyncEvent, Counters, Device, LinkConfig, LinkCounters};
+
+/// The answer to a child by `fork` that asks for something of its parent's.
+fn inherited() -> std::io::Error {
+    std::io::Error::other("the device belongs to the process from which this one was forked: start another one here")
+}
 
 /// A device that some driver runs, as control calls reach it.
 pub trait Port: Send + Sync {
@@ -43,5 +61,38 @@ pub trait Port: Send + Sync {
         let mut counters = Counters::default();
         self.with(&mut |device| counters = device.counters());
         counters
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DeviceConfig, Gid};
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_device_that_fails_says_so_and_is_gone_and_its_neighbour_goes_on() {
+        let network = Local::start(LinkConfig::default(), IdleMode::Nap).unwrap();
+        let [local, neighbour] = [0, 1].map(|index| network.add(DeviceConfig::new(Gid::local(index))));
+        let udp: Arc<dyn Port> = Arc::new(Udp::start(&UdpConfig::default(), DeviceConfig::new).unwrap());
+        for port in [&local, &udp] {
+            assert!(port.with(&mut |device| device.broken = true));
+            let start = Instant::now();
+            while port.with(&mut |_| ()) {
+                assert!(start.elapsed() < Duration::from_secs(30), "it goes on");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let event = std::iter::from_fn(|| {
+                std::thread::sleep(Duration::from_millis(1));
+                (start.elapsed() < Duration::from_secs(30)).then(|| port.next_event())
+            });
+            assert_eq!(event.flatten().next(), Some(AsyncEvent::DeviceFatal));
+        }
+        assert!(neighbour.with(&mut |_| ()));
+        drop(local);
+        // Its place is another's.
+        let successor = network.add(DeviceConfig::new(Gid::local(0)));
+        assert!(successor.with(&mut |device| assert!(device.alloc_pd().is_ok())));
     }
 }

@@ -2,7 +2,8 @@
 
 use super::events::Waiters;
 use super::worker::{Idle, IdleMode, Worker, now};
-use super::{Port, Waker};
+use super::{Port, Waker, inherited};
+use crate::contain::log;
 use crate::link::{Link, Parcel};
 use crate::{AsyncEvent, Device, DeviceConfig, Gid, LinkConfig, LinkCounters, Time};
 use parking_lot::{Mutex, MutexGuard};
@@ -97,10 +98,9 @@ impl Udp {
         let state = State { device: Device::new(config), link: Link::new(udp.link), spare: Vec::new() };
         let shared = Arc::new(Shared { state: Mutex::new(state), socket, waiters: Waiters::default() });
         let idle = udp.idle;
-        let worker = Worker::start("efa-soft-udp", {
-            let shared = shared.clone();
-            move |stop| shared.run(idle, stop)
-        })?;
+        let (running, failing) = (shared.clone(), shared.clone());
+        let run = move |stop: &AtomicBool| running.run(idle, stop);
+        let worker = Worker::start("efa-soft-udp", run, move || failing.waiters.tell(AsyncEvent::DeviceFatal))?;
         Ok(Self { shared, worker })
     }
 }
@@ -146,7 +146,9 @@ impl State {
                 Ok((len, _)) => device.handle(now, &buf[..len]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // An earlier packet to a port without listener: the peer is not there, or not yet.
-                Err(error) => tracing::debug!(%error, "receiving"),
+                Err(error) => {
+                    log!(debug, %error, "receiving");
+                }
             }
             progress = true;
         }
@@ -169,7 +171,7 @@ impl State {
             progress = true;
             // What the socket refuses is lost, like anything else on a network.
             if let Err(error) = socket.send_to(&bytes, to) {
-                tracing::debug!(%error, %to, "sending");
+                log!(debug, %error, %to, "sending");
             }
             if spare.len() < SPARE {
                 spare.push(bytes);
@@ -181,9 +183,13 @@ impl State {
 
 impl Port for Udp {
     fn with(&self, f: &mut dyn FnMut(&mut Device)) -> bool {
+        let life = self.worker.life();
+        if life.is_elsewhere() {
+            return false;
+        }
         let mut state = self.shared.state.lock();
         state.device.set_time(now());
-        let usable = !self.worker.failure().has_come();
+        let usable = !life.is_over();
         if usable {
             f(&mut state.device);
         }
@@ -191,19 +197,25 @@ impl Port for Udp {
     }
 
     fn wake(&self, cqn: u32, waker: Option<Waker>) -> std::io::Result<()> {
+        if self.worker.life().is_elsewhere() {
+            return Err(inherited());
+        }
         self.shared.waiters.wake(cqn, waker);
         Ok(())
     }
 
     fn next_event(&self) -> Option<AsyncEvent> {
-        self.shared.waiters.next_event()
+        if self.worker.life().is_elsewhere() { None } else { self.shared.waiters.next_event() }
     }
 
     fn link_counters(&self) -> LinkCounters {
-        self.shared.state.lock().link.counters()
+        let is_elsewhere = self.worker.life().is_elsewhere();
+        if is_elsewhere { LinkCounters::default() } else { self.shared.state.lock().link.counters() }
     }
 
     fn change_link(&self, change: &mut dyn FnMut(&mut LinkConfig)) {
-        change(self.shared.state.lock().link.config_mut());
+        if !self.worker.life().is_elsewhere() {
+            change(self.shared.state.lock().link.config_mut());
+        }
     }
 }
