@@ -150,6 +150,9 @@ pub enum DropReason {
     PortDown,
     /// It is to the device itself, which EFA does not deliver, or to another subnet.
     Unroutable,
+    /// It did not come from the address that it gives as its own, or was not sealed with the device's key
+    /// ([`driver`](crate::driver) says more).
+    Refused,
 }
 
 /// Somebody who watches a device. Any `FnMut(&TraceEvent)` is one.
@@ -266,6 +269,7 @@ impl fmt::Display for DropReason {
             Self::SourceGone => "its sender deregistered the memory",
             Self::PortDown => "the port is down",
             Self::Unroutable => "to itself, or to another subnet",
+            Self::Refused => "refused: not from the address that it gives, or not sealed with this device's key",
         })
     }
 }

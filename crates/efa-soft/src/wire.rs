@@ -36,7 +36,7 @@
 use crate::Gid;
 use efa_io::Status;
 
-const MAGIC: [u8; 4] = *b"EFAS";
+pub(crate) const MAGIC: [u8; 4] = *b"EFAS";
 const VERSION: u8 = 3;
 const KIND_DATA: u8 = 0;
 const KIND_ACK: u8 = 1;
@@ -52,8 +52,6 @@ const CRC: std::ops::Range<usize> = 8..12;
 const PATH: usize = 12;
 /// Bytes that every packet has.
 pub(crate) const HEADER: usize = 64;
-/// Where every packet has its sender's GID.
-const SRC: std::ops::Range<usize> = 16..32;
 /// Bytes of a hello.
 pub(crate) const HELLO: usize = HEADER + 16;
 /// Bytes that a data packet has beyond its payload.
@@ -404,10 +402,18 @@ pub fn encode_hello(buf: &mut Vec<u8>, envelope: &Envelope, hello: &Hello) {
     seal(buf);
 }
 
-/// Whose packet this claims to be; `None`: it is no packet of ours at all. Nothing else is looked at, the checksum neither.
-pub fn source(bytes: &[u8]) -> Option<Gid> {
-    let ours = bytes.len() >= HEADER && bytes[..4] == MAGIC && bytes[4] == VERSION;
-    ours.then(|| gid_at(bytes, SRC.start))
+/// Who this packet says sent it, and to whom; `None`: it is no packet of ours at all. Nothing else is looked at, the checksum neither.
+pub fn envelope(bytes: &[u8]) -> Option<Envelope> {
+    if bytes.len() < HEADER || bytes[..4] != MAGIC || bytes[4] != VERSION {
+        return None;
+    }
+    Some(Envelope {
+        src: gid_at(bytes, 16),
+        dst: gid_at(bytes, 32),
+        src_incarnation: u64_at(bytes, 48),
+        dst_incarnation: u64_at(bytes, 56),
+        path: bytes[PATH],
+    })
 }
 
 /// Parses a packet.
@@ -418,20 +424,11 @@ pub fn parse(bytes: &[u8]) -> Result<(Envelope, Packet<'_>), WireError> {
     if bytes.len() < HEADER {
         return Err(WireError::Short(bytes.len()));
     }
-    if bytes[..4] != MAGIC || bytes[4] != VERSION {
-        return Err(WireError::Foreign);
-    }
+    let envelope = envelope(bytes).ok_or(WireError::Foreign)?;
     let (found, computed) = (u32_at(bytes, CRC.start), checksum(bytes));
     if found != computed {
         return Err(WireError::Corrupt { found, computed });
     }
-    let envelope = Envelope {
-        src: gid_at(bytes, SRC.start),
-        dst: gid_at(bytes, SRC.end),
-        src_incarnation: u64_at(bytes, 48),
-        dst_incarnation: u64_at(bytes, 56),
-        path: bytes[PATH],
-    };
     let packet = match bytes[5] {
         KIND_DATA => Packet::Data(parse_data(bytes)?, &bytes[DATA_HEADER..]),
         KIND_DATAGRAM => Packet::Datagram(parse_data(bytes)?.header, &bytes[DATA_HEADER..]),
@@ -599,11 +596,11 @@ mod tests {
         let (mut buf, hello) = (Vec::new(), Hello { challenge: 5, echo: u64::MAX });
         encode_hello(&mut buf, &ENVELOPE, &hello);
         assert_eq!(parse(&buf), Ok((ENVELOPE, Packet::Hello(hello))));
-        assert_eq!((buf.len(), source(&buf)), (HELLO, Some(ENVELOPE.src)));
+        assert_eq!((buf.len(), envelope(&buf)), (HELLO, Some(ENVELOPE)));
         buf.push(0);
         seal(&mut buf);
         assert!(matches!(parse(&buf), Err(WireError::Field { field: "length of a hello", value: 81 })));
-        assert_eq!((source(&buf[..HEADER - 1]), source(&[0; 200])), (None, None));
+        assert_eq!((envelope(&buf[..HEADER - 1]), envelope(&[0; 200])), (None, None));
     }
 
     #[test]

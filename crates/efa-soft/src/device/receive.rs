@@ -102,6 +102,21 @@ impl Device {
         }
     }
 
+    /// A packet of `len` bytes arrived that its driver does not let in.
+    pub(crate) fn refuse(&mut self, now: Time, len: usize) {
+        if self.arrived(now, len) {
+            self.counters.refused_pkts += 1;
+            self.drop_packet(DropReason::Refused);
+        }
+    }
+
+    /// A packet of `len` bytes arrived again, as its driver noticed.
+    pub(crate) fn refuse_duplicate(&mut self, now: Time, len: usize) {
+        if self.arrived(now, len) {
+            self.duplicate();
+        }
+    }
+
     /// Counts a packet; whether it gets in.
     fn arrived(&mut self, now: Time, len: usize) -> bool {
         self.objects.tracer.now = now;

@@ -3,6 +3,32 @@
 //! A driver's thread looks at the doorbells, so a program that rings one needs no system call. It spins while there
 //! is work and for a short while after, then naps between looks: [`IdleMode`] says how.
 //!
+//! # Strangers on the network
+//!
+//! A device on UDP hears whoever can send it datagrams. What it promises of those that it was not meant to get:
+//!
+//! | somebody who… | without a [key](Key) | with one |
+//! | --- | --- | --- |
+//! | cannot see the packets of two devices | can end, stall or change nothing between them, nor write in another's name | the same |
+//! | sees them pass by | can do all of that | can do none of it; can still read all, and lose or delay what he likes |
+//! | has the key, or is a peer | can do to a peer what address handles, remote keys and queue keys let him | the same |
+//!
+//! Without a key this rests on two things. A datagram that did not come from the address in its sender's GID is refused. And since some
+//! networks let senders lie about that address, every packet names a number of 64 bits that the receiver has told to that address alone
+//! and that differs for every peer and every life of a device ([`DeviceConfig::incarnation_for`](crate::DeviceConfig::incarnation_for)).
+//! Unreliable datagrams (UD) name none, since no handshake comes before them: where the network lets senders lie about their address,
+//! anybody can send those who knows the queue pair's number and key. Anybody may also send as himself, from an address of his own.
+//!
+//! With a key ([`UdpConfig::key`], `keyfile=` in a [`SoftSpec`]) every datagram carries a number and a keyed hash of all its bytes. So
+//! what arrives was sent by a holder of the key, as it is, and arrives once: a datagram that is recorded and sent again is dropped, while
+//! the receiver lives and remembers the sender's life (the 4096 that it heard last). To a later life of the receiver a recorded datagram
+//! of UD can be sent again; reliable messages cannot. Holders of the key are not told apart from each other: each can speak in
+//! the name of every other, if he can lie about his address or sees the packets. Nothing is encrypted, and who hears nothing is kept
+//! from sending nothing: floods cost time and bandwidth, as on any network. No datagram is answered by a longer one.
+//!
+//! Devices with different keys, or of which one has none, do not hear each other: to each the other is unreachable. What is refused is
+//! counted ([`Counters::refused_pkts`]), and of each kind the first is logged, with the reason.
+//!
 //! # Panics
 //!
 //! Code that is not the device's may panic without harm to it: a [subscriber](crate::trace::Subscriber) and a [`Waker`] are called no more,
@@ -18,12 +44,14 @@
 
 mod events;
 mod local;
+mod seal;
 mod spec;
 mod udp;
 mod worker;
 
 pub use events::{EventFd, Waker};
 pub use local::Local;
+pub use seal::Key;
 pub use spec::SoftSpec;
 pub use udp::{Udp, UdpConfig};
 pub use worker::IdleMode;
