@@ -3,7 +3,7 @@
 use super::script::Script;
 use super::world::{LOCAL, MTU, OWN, PEER, QKEY, REMOTE, World};
 use efa_io::Status;
-use efa_soft::wire::{self, Ack, Data, Envelope, Lane, MessageHeader, Packet, WireOp};
+use efa_soft::wire::{self, Ack, Data, Envelope, Hello, Lane, MessageHeader, Packet, WireOp};
 use efa_soft::{Gid, Transmit};
 use std::ops::Range;
 
@@ -13,6 +13,9 @@ const DST: Range<usize> = 32..48;
 const SRC_INCARNATION: Range<usize> = 48..56;
 const DST_INCARNATION: Range<usize> = 56..64;
 const CHECKSUM: Range<usize> = 8..12;
+const KIND: usize = 5;
+const HELLO: u8 = 2;
+const HELLO_LEN: usize = 80;
 /// Most numbers of own messages that are remembered.
 const REMEMBERED: usize = 64;
 
@@ -55,11 +58,16 @@ fn some_gid(script: &mut Script<'_>) -> Gid {
 
 fn some_envelope(script: &mut Script<'_>) -> Envelope {
     let src = some_gid(script);
+    let known = World::config().incarnation_for(src);
     match script.byte() {
-        path @ 0..0xe0 => Envelope { src, dst: OWN, src_incarnation: 1, dst_incarnation: (path % 2).into(), path },
+        path @ 0..0xe0 => {
+            let dst_incarnation = if path % 2 == 0 { 0 } else { known };
+            Envelope { src, dst: OWN, src_incarnation: 1, dst_incarnation, path }
+        }
         path => {
             let dst = script.pick(&[OWN, OWN, OWN, PEER, OWN.in_subnet(1)]);
-            let (src_incarnation, dst_incarnation) = (script.pick(&[0, 1, 2, 3, u64::MAX]), script.pick(&[0, 1, 2]));
+            let src_incarnation = script.pick(&[0, 1, 2, 3, u64::MAX]);
+            let dst_incarnation = script.pick(&[0, known, known ^ 1]);
             Envelope { src, dst, src_incarnation, dst_incarnation, path }
         }
     }
@@ -144,7 +152,12 @@ impl World {
             0..8 => self.forge_data(script),
             8..12 => self.forge_acks(script),
             12 | 13 => self.forge_datagram(script),
-            14 => wire::encode_hello(&mut self.packet, &some_envelope(script)),
+            14 => {
+                let envelope = some_envelope(script);
+                // A device counts its challenges from 1 on.
+                let (challenge, echo) = (script.pick(&[0, 1, 7]), script.pick(&[0, 1, 2, 3, 4]));
+                wire::encode_hello(&mut self.packet, &envelope, &Hello { challenge, echo });
+            }
             _ => {
                 let count = script.byte();
                 self.packet = script.bytes(count.into()).into();
@@ -182,6 +195,9 @@ impl World {
         }
         // The peer is in its first life, and knows ours.
         self.packet[SRC_INCARNATION].copy_from_slice(&1u64.to_le_bytes());
+        if self.packet[KIND] == HELLO && self.packet.len() == HELLO_LEN {
+            self.packet[DST_INCARNATION.end..].rotate_left(8); // what was a challenge becomes the echo
+        }
         seal(&mut self.packet);
         self.deliver();
     }

@@ -664,8 +664,8 @@ fn borrowed_bytes_are_out_of_reach_after_the_call_even_of_a_device_that_was_put_
     device.modify_qp(qp.qpn, efa_soft::QpState::Init, Some(0)).unwrap();
     device.modify_qp(qp.qpn, efa_soft::QpState::ReadyToReceive, None).unwrap();
     device.create_ah(1, Gid::local(5)).unwrap();
-    let envelope =
-        Envelope { src: Gid::local(5), dst: Gid::local(77), src_incarnation: 1, dst_incarnation: 0, path: 0 };
+    let (src, dst) = (Gid::local(5), Gid::local(77));
+    let envelope = Envelope { src, dst, src_incarnation: 1, dst_incarnation: config.incarnation_for(src), path: 0 };
     let header = MessageHeader {
         rkey: remote.rkey,
         remote_addr: remote.addr,

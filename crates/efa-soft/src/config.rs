@@ -49,6 +49,16 @@ impl FromStr for Profile {
     }
 }
 
+/// A secret of 32 bytes. It is not shown by [`Debug`](fmt::Debug).
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Secret(pub [u8; 32]);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
 /// Limits, capabilities and timing of a device.
 ///
 /// Where a value comes from says [`DeviceConfig::of`]; where no public figure exists it is *assumed*.
@@ -56,8 +66,10 @@ impl FromStr for Profile {
 pub struct DeviceConfig {
     /// The device's address.
     pub gid: Gid,
-    /// Distinguishes this life of the device from earlier ones at the same address; must grow from life to life.
+    /// Distinguishes this life of the device from others at the same address: no two may have the same number and the same secret.
     pub incarnation: u64,
+    /// What makes the numbers that peers are told impossible to guess. Where strangers can send packets it must be random.
+    pub secret: Secret,
     /// Seed of everything that is random: keys, scheduling.
     pub seed: u64,
 
@@ -135,6 +147,29 @@ impl DeviceConfig {
         memory.map_err(|_| ControlError::NoMemory(bytes))
     }
 
+    /// What this life of the device is called before `peer`: a hash of [`incarnation`](Self::incarnation) and the peer's address under
+    /// [`secret`](Self::secret); never 0. Packets name it, so only the peer learns it, and whoever sees its packets.
+    pub fn incarnation_for(&self, peer: Gid) -> u64 {
+        let mut text = [0; 24];
+        text[..8].copy_from_slice(&self.incarnation.to_le_bytes());
+        text[8..].copy_from_slice(&peer.0);
+        self.hash(&text).max(1)
+    }
+
+    /// Where the device's randomness begins.
+    pub(crate) fn rng(&self) -> fastrand::Rng {
+        let mut text = [0; 16];
+        text[..8].copy_from_slice(&self.incarnation.to_le_bytes());
+        text[8..].copy_from_slice(&self.seed.to_le_bytes());
+        fastrand::Rng::with_seed(self.hash(&text))
+    }
+
+    /// A number that nobody can guess who does not know the secret. Texts of one length mean one thing.
+    fn hash(&self, text: &[u8]) -> u64 {
+        let hash = blake3::keyed_hash(&self.secret.0, text);
+        u64::from_le_bytes(std::array::from_fn(|i| hash.as_bytes()[i]))
+    }
+
     /// Whether a device can be like this.
     ///
     /// # Errors
@@ -193,6 +228,7 @@ impl DeviceConfig {
         Self {
             gid,
             incarnation: 1,
+            secret: Secret::default(),
             seed: 1,
             vendor_part_id,
             link_gbps,
@@ -232,6 +268,26 @@ impl DeviceConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_life_is_called_differs_by_peer_by_life_and_by_secret_and_no_secret_is_shown() {
+        let config = DeviceConfig::new(Gid::local(0));
+        let other_life = DeviceConfig { incarnation: 2, ..config.clone() };
+        let other_secret = DeviceConfig { secret: Secret([0xab; 32]), ..config.clone() };
+        let called = |config: &DeviceConfig, peer| config.incarnation_for(Gid::local(peer));
+        let names = [
+            called(&config, 1),
+            called(&config, 2),
+            called(&other_life, 1),
+            called(&other_secret, 1),
+            config.rng().u64(..),
+            other_secret.rng().u64(..),
+        ];
+        assert_eq!(names.iter().collect::<std::collections::HashSet<_>>().len(), names.len());
+        assert_eq!(called(&config, 1), called(&config.clone(), 1));
+        let shown = format!("{other_secret:?} {other_secret:#?}").to_lowercase();
+        assert!(!shown.contains("171") && !shown.contains("abab"), "{shown}");
+    }
 
     #[test]
     fn every_profile_is_a_possible_device_and_is_known_by_its_name() {

@@ -31,6 +31,8 @@ pub struct Counters {
     pub duplicate_pkts: u64,
     /// Packets whose checksum did not match; among `rx_drops`.
     pub corrupt_pkts: u64,
+    /// Packets that did not come from the address that they give as their own, or were not sealed with the device's key; among `rx_drops`.
+    pub refused_pkts: u64,
     /// Answers "receiver not ready" that this device sent.
     pub rnr_sent: u64,
     /// Acknowledgement packets sent; among `tx_pkts`.

@@ -27,6 +27,7 @@
 #![deny(missing_docs)]
 
 mod config;
+mod contain;
 mod counter;
 mod counters;
 mod cq;
@@ -46,7 +47,7 @@ mod time;
 pub mod trace;
 pub mod wire;
 
-pub use config::{DeviceConfig, Profile};
+pub use config::{DeviceConfig, Profile, Secret};
 pub use counter::{COUNTER_MAX, CounterOps, CounterPlace, CounterValue};
 pub use counters::{CommandCounters, Counters};
 pub use cq::{CqConfig, CqInfo, CqeSize};

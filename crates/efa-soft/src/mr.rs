@@ -1,5 +1,6 @@
 //! Memory regions: what the device may touch, for whom, and how.
 
+use crate::contain::{contain, log};
 use crate::error::ControlError;
 use crate::memory::{self, Backing};
 use std::collections::VecDeque;
@@ -47,14 +48,36 @@ pub(crate) struct Region {
 }
 
 /// A region's memory, as packets under way inside this process refer to it: until the region is deregistered.
+///
+/// A backing is not the device's code. Where it panics its bytes could not be reached, and the device goes on.
 pub(crate) struct Pinned {
-    backing: Arc<dyn Backing>,
+    /// There until it is dropped.
+    backing: Option<Arc<dyn Backing>>,
+    /// As it was when it was registered, whatever the backing says later.
+    len: usize,
     released: AtomicBool,
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let backing = self.backing.take();
+        if contain(|| drop(backing)).is_none() {
+            log!(error, "the backing of a memory region panicked when it was dropped");
+        }
+    }
+}
+
+/// What `f` answers; `false` if it panics.
+fn reach(f: impl FnOnce() -> bool) -> bool {
+    contain(f).unwrap_or_else(|| {
+        log!(error, "the backing of a memory region panicked: the operation fails");
+        false
+    })
 }
 
 impl Pinned {
     pub(crate) fn len(&self) -> usize {
-        self.backing.len()
+        self.len
     }
 
     /// Whether the region has been deregistered.
@@ -64,23 +87,23 @@ impl Pinned {
 
     /// The memory, unless the region has been deregistered.
     fn open(&self) -> Option<&dyn Backing> {
-        (!self.is_gone()).then_some(&*self.backing)
+        self.backing.as_deref().filter(|_| !self.is_gone())
     }
 
     /// As [`Backing::read`]; `false` also once the region was deregistered.
     pub(crate) fn read(&self, offset: usize, dst: &mut [u8]) -> bool {
-        self.open().is_some_and(|backing| backing.read(offset, dst))
+        self.open().is_some_and(|backing| reach(|| backing.read(offset, dst)))
     }
 
     /// As [`Backing::write`]; `false` also once the region was deregistered.
     pub(crate) fn write(&self, offset: usize, src: &[u8]) -> bool {
-        self.open().is_some_and(|backing| backing.write(offset, src))
+        self.open().is_some_and(|backing| reach(|| backing.write(offset, src)))
     }
 
     /// As [`memory::copy`]; `false` also once one of the regions was deregistered.
     pub(crate) fn copy_to(&self, from: usize, target: &Self, to: usize, len: usize) -> bool {
         let (Some(src), Some(dst)) = (self.open(), target.open()) else { return false };
-        memory::copy(src, from, dst, to, len)
+        reach(|| memory::copy(src, from, dst, to, len))
     }
 }
 
@@ -122,7 +145,8 @@ impl Regions {
         max: u32,
         rng: &mut fastrand::Rng,
     ) -> Result<RegionKeys, ControlError> {
-        if addr.checked_add(backing.len() as u64).is_none() {
+        let len = backing.len();
+        if addr.checked_add(len as u64).is_none() {
             return Err(ControlError::Invalid {
                 what: "region address",
                 value: addr,
@@ -142,7 +166,7 @@ impl Regions {
         let lkey = (index as u32) << 8 | u32::from(place.generation as u8);
         // The rkey's half is scrambled, so that one key does not tell the other.
         let rkey = (index as u32) << 16 | u32::from(place.generation.wrapping_mul(0x9e37) ^ 0x5a5a);
-        let memory = Arc::new(Pinned { backing, released: AtomicBool::new(false) });
+        let memory = Arc::new(Pinned { backing: Some(backing), len, released: AtomicBool::new(false) });
         place.region = Some(Region { pd, lkey, rkey, addr, access, memory });
         Ok(RegionKeys { lkey, rkey })
     }

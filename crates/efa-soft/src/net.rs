@@ -1,5 +1,6 @@
 //! Several devices and the network between them, in one process and one thread.
 
+use crate::contain::contain;
 use crate::link::{Link, Parcel};
 use crate::{Device, DeviceConfig, Gid, LinkConfig, LinkCounters, Time, Transmit};
 use foldhash::fast::RandomState;
@@ -40,9 +41,40 @@ impl Parcel for Flight {
     }
 }
 
+/// A device on a network.
+struct Place {
+    device: Device,
+    /// It panicked. It keeps its place, but gets no turn any more.
+    failed: bool,
+}
+
+/// What becomes of a panic that comes out of a device.
+trait Panics {
+    /// Calls `work`; `None` if it panicked and that ends here.
+    fn run<T>(work: impl FnOnce() -> T) -> Option<T>;
+}
+
+/// It goes on to the caller: no test is to miss it.
+struct Told;
+
+impl Panics for Told {
+    fn run<T>(work: impl FnOnce() -> T) -> Option<T> {
+        Some(work())
+    }
+}
+
+/// It fails that device alone.
+struct Contained;
+
+impl Panics for Contained {
+    fn run<T>(work: impl FnOnce() -> T) -> Option<T> {
+        contain(work)
+    }
+}
+
 /// Devices on a common network. Still a state machine: [`step`](Self::step) is told the time.
 pub struct Net {
-    devices: Vec<Option<Device>>,
+    places: Vec<Option<Place>>,
     by_gid: HashMap<Gid, usize, RandomState>,
     link: Link<Flight>,
     /// The last step left something to be sent.
@@ -52,7 +84,7 @@ pub struct Net {
 impl Net {
     /// A network without devices.
     pub fn new(link: LinkConfig) -> Self {
-        Self { devices: Vec::new(), by_gid: HashMap::default(), link: Link::new(link), more: false }
+        Self { places: Vec::new(), by_gid: HashMap::default(), link: Link::new(link), more: false }
     }
 
     /// Puts a device on the network and gives its number. A device with an address that is in use takes its place.
@@ -61,19 +93,19 @@ impl Net {
     /// If the configuration makes no sense: see [`DeviceConfig::check`].
     pub fn add(&mut self, config: DeviceConfig) -> usize {
         let device = Device::new(config);
-        let vacant = self.devices.iter().position(Option::is_none);
-        let index = vacant.unwrap_or(self.devices.len());
+        let vacant = self.places.iter().position(Option::is_none);
+        let index = vacant.unwrap_or(self.places.len());
         self.by_gid.insert(device.gid(), index);
         if vacant.is_none() {
-            self.devices.push(None);
+            self.places.push(None);
         }
-        self.devices[index] = Some(device);
+        self.places[index] = Some(Place { device, failed: false });
         index
     }
 
     /// Takes a device off the network, with everything in it.
     pub fn remove(&mut self, index: usize) {
-        if let Some(device) = self.devices.get_mut(index).and_then(Option::take)
+        if let Some(Place { device, .. }) = self.places.get_mut(index).and_then(Option::take)
             && self.by_gid.get(&device.gid()) == Some(&index)
         {
             self.by_gid.remove(&device.gid());
@@ -82,7 +114,8 @@ impl Net {
 
     /// A device, by the number that [`add`](Self::add) gave.
     pub fn device(&mut self, index: usize) -> Option<&mut Device> {
-        self.devices.get_mut(index)?.as_mut()
+        let place = self.places.get_mut(index)?.as_mut()?;
+        (!place.failed).then_some(&mut place.device)
     }
 
     /// How the network treats packets from here on.
@@ -97,36 +130,40 @@ impl Net {
 
     /// Does what there is to do at `now`: doorbells, timeouts, packets. Returns whether there was anything.
     pub fn step(&mut self, now: Time) -> bool {
+        self.step_with::<Told>(now, &mut |_| ())
+    }
+
+    /// As [`step`](Self::step), except that a device that panics is taken off the network, and `failed` is told its number.
+    pub(crate) fn step_contained(&mut self, now: Time, mut failed: impl FnMut(usize)) -> bool {
+        self.step_with::<Contained>(now, &mut failed)
+    }
+
+    fn step_with<P: Panics>(&mut self, now: Time, failed: &mut dyn FnMut(usize)) -> bool {
+        let Self { places, by_gid, link, more, .. } = self;
         let mut progress = false;
-        self.more = false;
-        for device in self.devices.iter_mut().flatten() {
-            progress |= device.poll_doorbells(now);
-            if device.poll_timeout().is_some_and(|due| due <= now) {
-                device.on_timeout(now);
-                progress = true;
-            }
-            let mut sent = 0;
-            while sent < BURST
-                && let Some(transmit) = device.poll_transmit(now)
-            {
-                sent += 1;
-                self.link.push(now, Flight::Whole(transmit));
-            }
-            progress |= sent > 0;
-            self.more |= sent == BURST;
+        *more = false;
+        for (index, place) in places.iter_mut().enumerate() {
+            let Some(Place { device, failed: false }) = place else { continue };
+            let turn = P::run(|| take_turn(device, link, now));
+            fail_unless(turn.is_some(), place, || failed(index));
+            let (worked, unfinished) = turn.unwrap_or_default();
+            progress |= worked;
+            *more |= unfinished;
         }
-        while let Some(flight) = self.link.pop(now) {
+        while let Some(flight) = link.pop(now) {
             progress = true;
-            self.more = true; // whoever gets it may answer
+            *more = true; // whoever gets it may answer
             let dst = match &flight {
                 Flight::Whole(transmit) => transmit.dst(),
                 Flight::Bytes { dst, .. } => *dst,
             };
-            let Some(device) = self.by_gid.get(&dst).and_then(|&index| self.devices[index].as_mut()) else { continue };
-            match flight {
-                Flight::Whole(transmit) => device.handle_transmit(now, &transmit),
-                Flight::Bytes { bytes, .. } => device.handle(now, &bytes),
-            }
+            let Some(&index) = by_gid.get(&dst) else { continue };
+            let Some(Place { device, failed: false }) = &mut places[index] else { continue };
+            let handled = P::run(|| match &flight {
+                Flight::Whole(transmit) => device.handle_transmit(now, transmit),
+                Flight::Bytes { bytes, .. } => device.handle(now, bytes),
+            });
+            fail_unless(handled.is_some(), &mut places[index], || failed(index));
         }
         progress
     }
@@ -136,7 +173,32 @@ impl Net {
         if self.more {
             return Some(Time::ZERO);
         }
-        let devices = self.devices.iter().flatten().filter_map(Device::poll_timeout);
+        let devices = self.places.iter().flatten().filter(|place| !place.failed);
+        let devices = devices.filter_map(|place| place.device.poll_timeout());
         devices.chain(self.link.next_time()).min()
+    }
+}
+
+/// What a device does by itself: whether it did anything, and whether it has more to send.
+fn take_turn(device: &mut Device, link: &mut Link<Flight>, now: Time) -> (bool, bool) {
+    let mut progress = device.poll_doorbells(now);
+    if device.poll_timeout().is_some_and(|due| due <= now) {
+        device.on_timeout(now);
+        progress = true;
+    }
+    let mut sent = 0;
+    while sent < BURST
+        && let Some(transmit) = device.poll_transmit(now)
+    {
+        sent += 1;
+        link.push(now, Flight::Whole(transmit));
+    }
+    (progress | (sent > 0), sent == BURST)
+}
+
+fn fail_unless(good: bool, place: &mut Option<Place>, tell: impl FnOnce()) {
+    if !good && let Some(place) = place {
+        place.failed = true;
+        tell();
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::Gid;
 use crate::mr::Pinned;
-use crate::wire::{self, Ack, Data, Envelope, Lane, MessageHeader};
+use crate::wire::{self, Ack, Data, Envelope, Hello, Lane, MessageHeader};
 use std::sync::Arc;
 
 /// Payloads up to this many bytes are copied when the packet is built: cheaper than to refer to them.
@@ -138,7 +138,7 @@ pub(crate) enum Body {
     Data(Data, Payload),
     Datagram(MessageHeader, Payload),
     Acks { lane: Lane, congested: bool, acks: Vec<Ack> },
-    Hello,
+    Hello(Hello),
 }
 
 /// A packet to be put on the network.
@@ -166,7 +166,7 @@ impl Transmit {
         match &self.body {
             Body::Data(_, payload) | Body::Datagram(_, payload) => wire::DATA_HEADER + payload.len(),
             Body::Acks { acks, .. } => wire::HEADER + acks.iter().map(Ack::wire_len).sum::<usize>(),
-            Body::Hello => wire::HEADER,
+            Body::Hello(_) => wire::HELLO,
         }
     }
 
@@ -186,8 +186,8 @@ impl Transmit {
                 wire::encode_acks(buf, &self.envelope, *lane, *congested, acks);
                 true
             }
-            Body::Hello => {
-                wire::encode_hello(buf, &self.envelope);
+            Body::Hello(hello) => {
+                wire::encode_hello(buf, &self.envelope, hello);
                 true
             }
         }

@@ -3,6 +3,7 @@
 //! A device without subscribers builds no event. Drivers and tools subscribe with [`Device::subscribe`](crate::Device::subscribe);
 //! [`ChromeTrace`] turns what was seen into a file for `chrome://tracing` and Perfetto.
 
+use crate::contain::{contain, log};
 use crate::packet::Body;
 use crate::wire::{Data, WireOp};
 use crate::{Gid, QpState, Time};
@@ -149,11 +150,15 @@ pub enum DropReason {
     PortDown,
     /// It is to the device itself, which EFA does not deliver, or to another subnet.
     Unroutable,
+    /// It did not come from the address that it gives as its own, or was not sealed with the device's key
+    /// ([`driver`](crate::driver) says more).
+    Refused,
 }
 
 /// Somebody who watches a device. Any `FnMut(&TraceEvent)` is one.
 pub trait Subscriber: Send {
-    /// Takes an event in. Called by the device's driver, in between its work: be quick.
+    /// Takes an event in. Called by the device's driver, in between its work: be quick. A subscriber that panics is told of nothing any
+    /// more; the device goes on.
     fn event(&mut self, event: &TraceEvent);
 }
 
@@ -186,7 +191,17 @@ impl Tracer {
     #[cold]
     fn tell(&mut self, what: Traced) {
         let event = TraceEvent { at: self.now, what };
-        self.subscribers.iter_mut().for_each(|subscriber| subscriber.event(&event));
+        let mut panicked = false;
+        for i in (0..self.subscribers.len()).rev() {
+            if contain(|| self.subscribers[i].event(&event)).is_none() {
+                panicked = true;
+                let gone = self.subscribers.remove(i);
+                contain(|| drop(gone));
+            }
+        }
+        if panicked {
+            log!(error, "a subscriber of a software device panicked: it is told of nothing any more");
+        }
     }
 }
 
@@ -197,7 +212,7 @@ impl TracedPacket {
             Body::Data(data, _) => Self::of_data(data),
             Body::Datagram(..) => Self::Datagram,
             Body::Acks { acks, .. } => Self::Acks { entries: acks.len() as u32 },
-            Body::Hello => Self::Hello,
+            Body::Hello(_) => Self::Hello,
         }
     }
 
@@ -254,6 +269,7 @@ impl fmt::Display for DropReason {
             Self::SourceGone => "its sender deregistered the memory",
             Self::PortDown => "the port is down",
             Self::Unroutable => "to itself, or to another subnet",
+            Self::Refused => "refused: not from the address that it gives, or not sealed with this device's key",
         })
     }
 }

@@ -3,6 +3,10 @@
 //! The hardware's SRD packets are not public; this format is our own. Every packet carries both ends' GIDs and
 //! incarnations and a checksum, so that one which went astray, outlived its device or was damaged is dropped and counted.
 //!
+//! An *incarnation* is a number for one life of a device, told to one peer; every peer is told another, and nobody can guess it
+//! ([`DeviceConfig::incarnation_for`](crate::DeviceConfig::incarnation_for)). So a packet that names the receiver's incarnation comes from
+//! whoever receives at the address that it gives as its own, or from somebody who sees the packets pass by.
+//!
 //! Reliability is kept per *message*, not per packet stream, so that no message waits for another: a data packet names
 //! its message and its place in it, an acknowledgement says of each message what has arrived or how it ended. `base` is the oldest
 //! message that the sender still cares about; the receiver forgets everything below it. A sender has at most 2048 messages under way, and
@@ -12,7 +16,9 @@
 //! long a receiver is not ready for it, no other message waits.
 //!
 //! Two devices say hello before anything else, so that each knows which life of the other it speaks to: a packet that reaches a device
-//! that died and came back must not do there what it did before.
+//! that died and came back must not do there what it did before. A hello with a challenge asks for one that echoes it. Only an answer that
+//! echoes the last challenge convinces a device that a peer it knows has begun another life: what is late, played again or invented does not.
+//! No answer is longer than what it answers.
 //!
 //! Requests and the answers to read requests are numbered apart ([`Lane`]): answers that waited behind requests could wait for
 //! ever, since it is answers that let read requests end. Datagrams (UD) have no number, no acknowledgement and no second chance.
@@ -22,6 +28,7 @@
 //!      12 path · 13 reserved · 16 source GID · 32 destination GID · 48 source incarnation · 56 destination incarnation
 //!      64 data: message · base · bytes · stride · packet · qkey · imm · rkey · reply_to · qpns · remote address · payload
 //!      64 ack:  entries
+//!      64 hello: challenge · echo
 //! ```
 //!
 //! A datagram looks like data of one packet; its message, base and packet mean nothing.
@@ -29,8 +36,8 @@
 use crate::Gid;
 use efa_io::Status;
 
-const MAGIC: [u8; 4] = *b"EFAS";
-const VERSION: u8 = 2;
+pub(crate) const MAGIC: [u8; 4] = *b"EFAS";
+const VERSION: u8 = 3;
 const KIND_DATA: u8 = 0;
 const KIND_ACK: u8 = 1;
 const KIND_HELLO: u8 = 2;
@@ -45,6 +52,8 @@ const CRC: std::ops::Range<usize> = 8..12;
 const PATH: usize = 12;
 /// Bytes that every packet has.
 pub(crate) const HEADER: usize = 64;
+/// Bytes of a hello.
+pub(crate) const HELLO: usize = HEADER + 16;
 /// Bytes that a data packet has beyond its payload.
 pub const DATA_HEADER: usize = 112;
 /// Most acknowledgement entries in a packet.
@@ -59,12 +68,22 @@ pub struct Envelope {
     pub src: Gid,
     /// Receiver.
     pub dst: Gid,
-    /// Which life of the sender speaks.
+    /// Which life of the sender speaks, as the sender calls it before this receiver; never 0.
     pub src_incarnation: u64,
-    /// Which life of the receiver is meant; 0 in a hello and a datagram: the sender need not know.
+    /// Which life of the receiver is meant, as the receiver calls it before this sender; 0 in a hello that asks, and in a datagram: the
+    /// sender need not know.
     pub dst_incarnation: u64,
     /// Which of the paths between the two the packet takes.
     pub path: u8,
+}
+
+/// What a hello asks and answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hello {
+    /// What the answer is to echo; 0: no answer is wanted.
+    pub challenge: u64,
+    /// The challenge that this answers; 0: nobody asked. The sender was spoken to as a life that it is not in.
+    pub echo: u64,
 }
 
 /// What a message does.
@@ -203,8 +222,8 @@ pub enum Packet<'a> {
         /// The entries.
         acks: Acks<'a>,
     },
-    /// "I am this life of mine." It asks for the same in return if it does not say which life of the receiver it means.
-    Hello,
+    /// "I am this life of mine."
+    Hello(Hello),
 }
 
 /// Why a packet is no packet.
@@ -244,6 +263,10 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]))
+}
+
+fn gid_at(bytes: &[u8], at: usize) -> Gid {
+    Gid(std::array::from_fn(|i| bytes[at + i]))
 }
 
 fn checksum(bytes: &[u8]) -> u32 {
@@ -372,9 +395,25 @@ impl Ack {
 }
 
 /// Builds a hello in `buf`.
-pub fn encode_hello(buf: &mut Vec<u8>, envelope: &Envelope) {
+pub fn encode_hello(buf: &mut Vec<u8>, envelope: &Envelope, hello: &Hello) {
     begin(buf, envelope, KIND_HELLO, 0, 0);
+    buf.extend_from_slice(&hello.challenge.to_le_bytes());
+    buf.extend_from_slice(&hello.echo.to_le_bytes());
     seal(buf);
+}
+
+/// Who this packet says sent it, and to whom; `None`: it is no packet of ours at all. Nothing else is looked at, the checksum neither.
+pub fn envelope(bytes: &[u8]) -> Option<Envelope> {
+    if bytes.len() < HEADER || bytes[..4] != MAGIC || bytes[4] != VERSION {
+        return None;
+    }
+    Some(Envelope {
+        src: gid_at(bytes, 16),
+        dst: gid_at(bytes, 32),
+        src_incarnation: u64_at(bytes, 48),
+        dst_incarnation: u64_at(bytes, 56),
+        path: bytes[PATH],
+    })
 }
 
 /// Parses a packet.
@@ -385,20 +424,11 @@ pub fn parse(bytes: &[u8]) -> Result<(Envelope, Packet<'_>), WireError> {
     if bytes.len() < HEADER {
         return Err(WireError::Short(bytes.len()));
     }
-    if bytes[..4] != MAGIC || bytes[4] != VERSION {
-        return Err(WireError::Foreign);
-    }
+    let envelope = envelope(bytes).ok_or(WireError::Foreign)?;
     let (found, computed) = (u32_at(bytes, CRC.start), checksum(bytes));
     if found != computed {
         return Err(WireError::Corrupt { found, computed });
     }
-    let envelope = Envelope {
-        src: Gid(std::array::from_fn(|i| bytes[16 + i])),
-        dst: Gid(std::array::from_fn(|i| bytes[32 + i])),
-        src_incarnation: u64_at(bytes, 48),
-        dst_incarnation: u64_at(bytes, 56),
-        path: bytes[PATH],
-    };
     let packet = match bytes[5] {
         KIND_DATA => Packet::Data(parse_data(bytes)?, &bytes[DATA_HEADER..]),
         KIND_DATAGRAM => Packet::Datagram(parse_data(bytes)?.header, &bytes[DATA_HEADER..]),
@@ -407,7 +437,10 @@ pub fn parse(bytes: &[u8]) -> Result<(Envelope, Packet<'_>), WireError> {
             congested: bytes[7] & FLAG_CONGESTED != 0,
             acks: Acks { rest: &bytes[HEADER..], left: MAX_ACKS },
         },
-        KIND_HELLO => Packet::Hello,
+        KIND_HELLO => match bytes.len() {
+            HELLO => Packet::Hello(Hello { challenge: u64_at(bytes, HEADER), echo: u64_at(bytes, HEADER + 8) }),
+            len => return Err(WireError::Field { field: "length of a hello", value: len as u64 }),
+        },
         kind => return Err(WireError::Field { field: "kind", value: kind.into() }),
     };
     Ok((envelope, packet))
@@ -556,6 +589,18 @@ mod tests {
         let datagram = header(WireOp::Send, 100);
         encode_datagram(&mut buf, &ENVELOPE, &datagram, 100, fill).unwrap();
         assert_eq!(parse(&buf), Ok((ENVELOPE, Packet::Datagram(datagram, &payload))));
+    }
+
+    #[test]
+    fn a_hello_survives_the_round_trip_and_has_one_length() {
+        let (mut buf, hello) = (Vec::new(), Hello { challenge: 5, echo: u64::MAX });
+        encode_hello(&mut buf, &ENVELOPE, &hello);
+        assert_eq!(parse(&buf), Ok((ENVELOPE, Packet::Hello(hello))));
+        assert_eq!((buf.len(), envelope(&buf)), (HELLO, Some(ENVELOPE)));
+        buf.push(0);
+        seal(&mut buf);
+        assert!(matches!(parse(&buf), Err(WireError::Field { field: "length of a hello", value: 81 })));
+        assert_eq!((envelope(&buf[..HEADER - 1]), envelope(&[0; 200])), (None, None));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 mod common;
 
 use common::world::*;
-use common::{data, from_there, header};
+use common::{data, header};
 use efa_io::*;
 use efa_soft::trace::{TraceEvent, Traced};
 use efa_soft::wire::{Envelope, WireOp};
@@ -61,7 +61,9 @@ fn a_receiver_that_was_very_slow_is_well_again_at_once() {
 
 /// A packet of a stranger, to a queue pair that does not exist.
 fn from_stranger(world: &World, number: u32) -> Vec<u8> {
-    let envelope = Envelope { src: Gid::local(1000 + number), dst: world.gid(A), ..from_there() };
+    let (src, config) = (Gid::local(1000 + number), &world.hosts[A].setup.device);
+    let dst_incarnation = config.incarnation_for(src);
+    let envelope = Envelope { src, dst: config.gid, src_incarnation: 1, dst_incarnation, path: 0 };
     data(&envelope, header(WireOp::Send, 1, 0), 0, 0, 64)
 }
 

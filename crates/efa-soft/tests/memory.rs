@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use efa_soft::memory::SharedMemory;
-use efa_soft::wire::{self, Envelope, MessageHeader, WireOp};
+use efa_soft::wire::{self, MessageHeader, WireOp};
 use efa_soft::*;
 
 #[test]
@@ -37,7 +37,7 @@ fn strangers_cost_a_bounded_amount_of_memory() {
     let mut node = Node::new(HERE, THERE, 16);
     let before = resident();
     for i in 0..20_000 {
-        let envelope = Envelope { src: Gid::local(100 + i), dst_incarnation: 0, ..from_there() };
+        let envelope = from(Gid::local(100 + i));
         node.device.handle(at(1), &data(&envelope, header(WireOp::Send, 1, 1), 2047, 0, 64));
         if i % 1000 == 0 {
             node.packets(at(1));
@@ -47,7 +47,7 @@ fn strangers_cost_a_bounded_amount_of_memory() {
     node.packets(at(1));
     // Those that stay silent make room for others.
     let late = at(60_000_000);
-    let envelope = Envelope { src: Gid::local(99_999), dst_incarnation: 0, ..from_there() };
+    let envelope = from(Gid::local(99_999));
     node.device.handle(late, &data(&envelope, header(WireOp::Send, 1, 1), 0, 0, 64));
     assert_eq!(node.packets(late).len(), 1, "the newcomer gets an answer");
 }

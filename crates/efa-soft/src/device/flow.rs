@@ -1,9 +1,11 @@
 //! What is under way between this device and each of its peers, and when it needs attention.
 
 use super::Device;
+use crate::config::DeviceConfig;
 use crate::srd::rx::RxFlow;
 use crate::srd::tx::{Finished, Message, TxFlow};
 use crate::srd::{MESSAGE_WINDOW, NUMBER_SPAN};
+use crate::wire::Hello;
 use crate::{Gid, Time};
 use efa_io::Status;
 use std::cmp::Reverse;
@@ -11,14 +13,24 @@ use std::cmp::Reverse;
 /// Most peers that a device keeps book of at once; whoever else sends it something is not heard.
 const MAX_FLOWS: usize = 4096;
 
+/// How often a peer is asked whether it has begun another life, before that is forgotten again.
+const MAX_DOUBTS: u32 = 8;
+
 /// Everything between this device and one peer.
 pub(super) struct Flow {
     pub(super) peer: Gid,
+    /// What this life of the device is called before the peer.
+    pub(super) own_incarnation: u64,
     /// Which life of the peer we know; 0: not heard from it. Until then it is only asked.
     pub(super) peer_incarnation: u64,
+    /// A packet named another life of the peer. That may be a new one, or an old one whose packet was late: it is asked, and until it
+    /// answers nothing changes.
+    pub(super) doubt: bool,
+    /// What a hello must echo to say which life of the peer it is. A new one after every such answer, so that no answer counts twice.
+    pub(super) challenge: u64,
     /// When to ask again, and how often that was done.
-    pub(super) hello_at: Time,
-    pub(super) hellos: u32,
+    hello_at: Time,
+    hellos: u32,
     /// By [`Lane`](crate::wire::Lane).
     pub(super) tx: [TxFlow; 2],
     pub(super) rx: [RxFlow; 2],
@@ -40,6 +52,29 @@ impl Flow {
     /// How far beyond the oldest message another may lie: not far, for a stranger.
     pub(super) fn span(&self) -> u32 {
         if self.matters { NUMBER_SPAN } else { MESSAGE_WINDOW }
+    }
+
+    /// There is cause to ask the peer which life it is in.
+    fn wonders(&self) -> bool {
+        self.doubt || self.peer_incarnation == 0 && !self.is_idle()
+    }
+
+    /// What to ask the peer now, if anything.
+    pub(super) fn poll_hello(&mut self, now: Time, config: &DeviceConfig) -> Option<Hello> {
+        if !self.wonders() || now < self.hello_at {
+            return None;
+        }
+        self.hello_at = now + (config.initial_rto * (1 << self.hellos.min(10))).min(config.max_rto);
+        self.hellos += 1;
+        self.doubt &= self.hellos < MAX_DOUBTS;
+        Some(Hello { challenge: self.challenge, echo: 0 })
+    }
+
+    /// A packet named a life of the peer that is not the one that we know.
+    pub(super) fn doubt(&mut self) {
+        if !self.doubt && self.peer_incarnation != 0 {
+            (self.doubt, self.hellos) = (true, 0);
+        }
     }
 
     /// Nothing of ours is under way.
@@ -71,9 +106,13 @@ impl Device {
         if let Some(flow) = self.known_flow(peer) {
             return Some(flow);
         }
+        self.challenges += 1;
         let new = Flow {
             peer,
+            own_incarnation: self.config.incarnation_for(peer),
             peer_incarnation: 0,
+            doubt: false,
+            challenge: self.challenges,
             hello_at: now,
             hellos: 0,
             // Starting anywhere but at zero keeps the wrap of message numbers an ordinary event.
@@ -91,7 +130,7 @@ impl Device {
             self.flows.len() - 1
         } else {
             // A stranger may be forgotten at any time: what it was told it can be told again. Any other peer that has been silent for
-            // so long has given up whatever it had under way, and will take us for one that counts from anew (`Device::answer`).
+            // so long has given up whatever it had under way, and will take us for one that counts from anew (`Device::note_return`).
             let silence = self.config.peer_timeout * 2;
             let forgettable =
                 |flow: &Flow| flow.is_idle() && !flow.queued && (!flow.matters || flow.lively_at + silence < now);
@@ -129,7 +168,7 @@ impl Device {
     fn deadline(&self, index: usize) -> Option<Time> {
         let flow = &self.flows[index];
         let silence = (!flow.is_idle()).then(|| flow.lively_at + self.config.peer_timeout);
-        let hello = (!flow.is_idle() && flow.peer_incarnation == 0).then_some(flow.hello_at);
+        let hello = flow.wonders().then_some(flow.hello_at);
         flow.tx.iter().filter_map(TxFlow::next_time).chain(silence).chain(hello).min()
     }
 

@@ -22,8 +22,8 @@ mod send;
 use crate::config::DeviceConfig;
 use crate::counters::{CommandCounters, Counters};
 use crate::faults::Faults;
+use crate::packet::Transmit;
 use crate::trace::{DropReason, Subscriber, Traced};
-use crate::wire::Envelope;
 use crate::{Gid, Time};
 use flow::Flow;
 use foldhash::fast::RandomState;
@@ -49,6 +49,9 @@ pub enum AsyncEvent {
     CqError(u32),
     /// The queue pair with this number went to the error state by itself (`IBV_EVENT_QP_FATAL`).
     QpFatal(u16),
+    /// The device failed and does nothing any more (`IBV_EVENT_DEVICE_FATAL`): a panic came out of it. Its driver tells this; nothing on it
+    /// completes, and control calls find no device.
+    DeviceFatal,
     /// The link is up (`IBV_EVENT_PORT_ACTIVE`).
     PortActive,
     /// The link is down (`IBV_EVENT_PORT_ERR`).
@@ -70,7 +73,10 @@ pub struct Device {
     busy: VecDeque<usize>,
     /// When flows want attention; some entries are outdated.
     timers: BinaryHeap<Reverse<(Time, usize)>>,
-    hellos: VecDeque<Envelope>,
+    /// Answers to hellos, and to packets for another life of this device.
+    answers: VecDeque<Transmit>,
+    /// The last challenge that was given to a peer: no two are alike.
+    challenges: u64,
     datagrams: VecDeque<send::Datagram>,
     faults: Faults,
     inbox: receive::Inbox,
@@ -86,6 +92,9 @@ pub struct Device {
     next_cq: u32,
     next_counter: u32,
     qp_generation: Vec<u16>,
+    /// It panics when it is next driven.
+    #[cfg(test)]
+    pub(crate) broken: bool,
 }
 
 impl Device {
@@ -106,7 +115,8 @@ impl Device {
             last_flow: 0,
             busy: VecDeque::new(),
             timers: BinaryHeap::new(),
-            hellos: VecDeque::new(),
+            answers: VecDeque::new(),
+            challenges: 0,
             datagrams: VecDeque::new(),
             faults: Faults::default(),
             inbox: receive::Inbox::default(),
@@ -115,10 +125,12 @@ impl Device {
             port_up: true,
             counters: Counters::default(),
             commands: CommandCounters::default(),
-            rng: fastrand::Rng::with_seed(config.seed ^ config.incarnation.rotate_left(32)),
+            rng: config.rng(),
             next_pd: 1,
             next_cq: 1,
             next_counter: 1,
+            #[cfg(test)]
+            broken: false,
             config,
         }
     }
@@ -192,6 +204,8 @@ impl Device {
 
     /// When [`on_timeout`](Self::on_timeout) next has something to do; sometimes there turns out to be nothing.
     pub fn poll_timeout(&self) -> Option<Time> {
+        #[cfg(test)]
+        assert!(!self.broken, "on purpose");
         let flows = self.timers.peek().map(|Reverse((at, _))| *at);
         let wqe = self.wqes_wait.then_some(self.next_wqe_at);
         [flows, wqe, self.inbox.next_time()].into_iter().flatten().min()

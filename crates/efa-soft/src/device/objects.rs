@@ -2,6 +2,7 @@
 
 use super::{AsyncEvent, DeviceEvent, MAX_EVENTS};
 use crate::Gid;
+use crate::contain::log;
 use crate::counter::{CompletionCounter, CounterOps};
 use crate::cq::{CompletionQueue, Pushed};
 use crate::error::ControlError;
@@ -136,7 +137,7 @@ impl Objects {
             Pushed::Lost => return,
             Pushed::Overflow => {
                 // The vendor's libfabric: "completions to be dropped". The event is what verbs has for it.
-                tracing::warn!(cqn, "completion queue overflow: completions are lost");
+                log!(warn, cqn, "completion queue overflow: completions are lost");
                 self.tell(DeviceEvent::Async(AsyncEvent::CqError(cqn)));
                 return;
             }

@@ -2,6 +2,7 @@
 
 use super::Device;
 use super::objects::Objects;
+use crate::contain::log;
 use crate::counter::CounterOps;
 use crate::mr::{Access, Pinned};
 use crate::packet::{Body, Transmit, View};
@@ -10,7 +11,7 @@ use crate::srd::MESSAGE_WINDOW;
 use crate::srd::rx::Standing;
 use crate::srd::tx::{Memory, Message, Origin};
 use crate::trace::{DropReason, Traced, TracedPacket};
-use crate::wire::{self, Ack, Data, Envelope, Lane, MessageHeader, Packet, WireError, WireOp};
+use crate::wire::{self, Ack, Data, Envelope, Hello, Lane, MessageHeader, Packet, WireError, WireOp};
 use crate::{Gid, Time};
 use efa_io::cqe::Received;
 use efa_io::{OpCode, Status};
@@ -18,8 +19,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Most introductions that wait to be sent; who gets none asks again.
-const MAX_HELLOS: usize = 64;
+/// Most answers that wait to be sent; who gets none asks again.
+const MAX_ANSWERS: usize = 64;
 
 /// What became of a packet's bytes; `Err` with the status that its sender is told: the message cannot be taken.
 type Outcome = Result<Placed, Status>;
@@ -32,14 +33,6 @@ enum Placed {
     NotReady,
     /// There is no room for them now: let them come again.
     Later,
-}
-
-/// What kind of a packet wants to be admitted.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Data,
-    Acks,
-    Hello,
 }
 
 /// Packets that a slow receiver has not taken in yet.
@@ -105,7 +98,22 @@ impl Device {
             Body::Acks { lane, congested, acks } => {
                 self.take_acks(now, envelope, *lane, *congested, acks.iter().copied());
             }
-            Body::Hello => self.take_hello(now, envelope),
+            Body::Hello(hello) => self.take_hello(now, envelope, hello),
+        }
+    }
+
+    /// A packet of `len` bytes arrived that its driver does not let in.
+    pub(crate) fn refuse(&mut self, now: Time, len: usize) {
+        if self.arrived(now, len) {
+            self.counters.refused_pkts += 1;
+            self.drop_packet(DropReason::Refused);
+        }
+    }
+
+    /// A packet of `len` bytes arrived again, as its driver noticed.
+    pub(crate) fn refuse_duplicate(&mut self, now: Time, len: usize) {
+        if self.arrived(now, len) {
+            self.duplicate();
         }
     }
 
@@ -163,11 +171,11 @@ impl Device {
             Ok((envelope, Packet::Acks { lane, congested, acks })) => {
                 self.take_acks(now, &envelope, lane, congested, acks);
             }
-            Ok((envelope, Packet::Hello)) => self.take_hello(now, &envelope),
+            Ok((envelope, Packet::Hello(hello))) => self.take_hello(now, &envelope, &hello),
             Err(error) => {
                 let corrupt = matches!(error, WireError::Corrupt { .. });
                 self.counters.corrupt_pkts += u64::from(corrupt);
-                tracing::debug!(%error, "packet dropped");
+                log!(debug, %error, "packet dropped");
                 self.drop_packet(if corrupt { DropReason::Corrupt } else { DropReason::Malformed });
             }
         }
@@ -176,7 +184,16 @@ impl Device {
     fn take_data(&mut self, now: Time, envelope: &Envelope, data: &Data, payload: View<'_>) {
         let src = envelope.src;
         self.objects.tracer.emit(|| Traced::PacketIn { src, packet: TracedPacket::of_data(data) });
-        match self.admit(now, envelope, Kind::Data) {
+        let flow = match self.is_spoken_to(envelope) {
+            Some(false) => {
+                // It is told, at the address that it gives, which life it speaks to.
+                self.answer(envelope, Hello::default());
+                None
+            }
+            Some(true) => self.flow_to(now, src).filter(|&flow| self.hears(now, envelope, flow)),
+            None => None,
+        };
+        match flow {
             Some(flow) => {
                 self.on_data(flow, src, data, payload);
                 self.wake(flow);
@@ -199,7 +216,8 @@ impl Device {
             let packet = TracedPacket::Acks { entries: acks.clone().count() as u32 };
             Traced::PacketIn { src, packet }
         });
-        let Some(flow) = self.admit(now, envelope, Kind::Acks) else {
+        let flow = if self.is_spoken_to(envelope) == Some(true) { self.known_flow(src) } else { None };
+        let Some(flow) = flow.filter(|&flow| self.hears(now, envelope, flow)) else {
             self.drop_packet(DropReason::NotForUs);
             return;
         };
@@ -215,26 +233,44 @@ impl Device {
         self.pass_time(now, flow);
     }
 
-    fn take_hello(&mut self, now: Time, envelope: &Envelope) {
+    fn take_hello(&mut self, now: Time, envelope: &Envelope, hello: &Hello) {
         let src = envelope.src;
         self.objects.tracer.emit(|| Traced::PacketIn { src, packet: TracedPacket::Hello });
-        if envelope.dst == self.config.gid && envelope.dst_incarnation == 0 && self.is_routable(src) {
-            self.answer(now, envelope);
+        let spoken_to = self.is_spoken_to(envelope);
+        if spoken_to.is_some() && hello.challenge != 0 {
+            self.answer(envelope, Hello { challenge: 0, echo: hello.challenge });
+            self.note_return(now, envelope);
             return;
         }
-        match self.admit(now, envelope, Kind::Hello) {
-            Some(flow) => self.wake(flow),
-            None => self.drop_packet(DropReason::NotForUs),
+        let Some(flow) = self.known_flow(src).filter(|_| spoken_to == Some(true)) else {
+            self.drop_packet(DropReason::NotForUs);
+            return;
+        };
+        if hello.echo == self.flows[flow].challenge {
+            self.learn(now, envelope, flow);
+        } else if self.flows[flow].peer_incarnation != envelope.src_incarnation {
+            self.flows[flow].doubt();
+        }
+        self.wake(flow);
+    }
+
+    /// A peer has just said which life it is in.
+    fn learn(&mut self, now: Time, envelope: &Envelope, index: usize) {
+        self.challenges += 1;
+        let flow = &mut self.flows[index];
+        (flow.challenge, flow.doubt) = (self.challenges, false);
+        (flow.lively_at, flow.ack_path) = (now, envelope.path);
+        let known = std::mem::replace(&mut flow.peer_incarnation, envelope.src_incarnation);
+        if known != 0 && known != envelope.src_incarnation {
+            self.peer_restarted(index);
         }
     }
 
-    /// A peer asks who we are.
-    fn answer(&mut self, now: Time, envelope: &Envelope) {
-        self.introduce(envelope);
+    /// A peer asks who we are. After a long silence it has forgotten us, and counts from anew.
+    fn note_return(&mut self, now: Time, envelope: &Envelope) {
         if let Some(flow) = self.known_flow(envelope.src) {
             let flow = &mut self.flows[flow];
             if flow.peer_incarnation == envelope.src_incarnation && now >= flow.lively_at + self.config.peer_timeout {
-                // After a long silence it has forgotten us, and counts from anew.
                 flow.rx = Default::default();
             }
         }
@@ -244,11 +280,8 @@ impl Device {
     fn take_datagram(&mut self, envelope: &Envelope, header: &MessageHeader, payload: View<'_>) {
         let src = envelope.src;
         self.objects.tracer.emit(|| Traced::PacketIn { src, packet: TracedPacket::Datagram });
-        let Envelope { dst, dst_incarnation, .. } = *envelope;
-        let for_us = dst == self.config.gid
-            && (dst_incarnation == 0 || dst_incarnation == self.config.incarnation)
-            && self.is_routable(src);
-        if !for_us {
+        let for_us = self.is_spoken_to(envelope);
+        if for_us.is_none() || for_us == Some(false) && envelope.dst_incarnation != 0 {
             self.drop_packet(DropReason::NotForUs);
             return;
         }
@@ -272,48 +305,46 @@ impl Device {
         self.objects.tracer.emit(|| Traced::Placed { qpn, bytes });
     }
 
-    /// Whether a packet is for this life of this device, from a life of the peer that is not over; and its flow.
-    fn admit(&mut self, now: Time, envelope: &Envelope, kind: Kind) -> Option<usize> {
-        let Envelope { src, dst, src_incarnation, dst_incarnation, path } = *envelope;
+    /// Whether a packet is for this life of this device; `None`: it is not for this device, or from nobody who could send it one.
+    fn is_spoken_to(&mut self, envelope: &Envelope) -> Option<bool> {
+        let Envelope { src, dst, src_incarnation, dst_incarnation, .. } = *envelope;
         if dst != self.config.gid || src_incarnation == 0 || !self.is_routable(src) {
             return None;
         }
-        if dst_incarnation != self.config.incarnation {
-            if kind != Kind::Hello && dst_incarnation < self.config.incarnation {
-                self.introduce(envelope);
-            }
-            return None;
-        }
-        let flow = match kind {
-            Kind::Data => self.flow_to(now, src)?,
-            Kind::Acks | Kind::Hello => self.known_flow(src)?,
+        let own = match self.known_flow(src) {
+            Some(flow) => self.flows[flow].own_incarnation,
+            None if dst_incarnation == 0 => return Some(false),
+            None => self.config.incarnation_for(src),
         };
-        let known = self.flows[flow].peer_incarnation;
-        if src_incarnation < known {
-            return None;
+        Some(dst_incarnation == own)
+    }
+
+    /// Whether a packet for this life of ours is from the life of the peer that we know, or from the first one that we hear of.
+    fn hears(&mut self, now: Time, envelope: &Envelope, index: usize) -> bool {
+        let flow = &mut self.flows[index];
+        if flow.peer_incarnation == 0 {
+            flow.peer_incarnation = envelope.src_incarnation;
         }
-        if src_incarnation > known {
-            // Much is lost by believing this, but the peer has heard from this life of ours.
-            if known != 0 {
-                self.peer_restarted(flow);
-            }
-            self.flows[flow].peer_incarnation = src_incarnation;
+        if flow.peer_incarnation != envelope.src_incarnation {
+            flow.doubt();
+            self.wake(index);
+            return false;
         }
-        self.flows[flow].lively_at = now;
-        self.flows[flow].ack_path = path;
-        Some(flow)
+        (flow.lively_at, flow.ack_path) = (now, envelope.path);
+        true
     }
 
     /// Tells the sender of a packet which life of this device it speaks to.
-    fn introduce(&mut self, envelope: &Envelope) {
-        if self.hellos.len() < MAX_HELLOS {
-            self.hellos.push_back(Envelope {
+    fn answer(&mut self, envelope: &Envelope, hello: Hello) {
+        if self.answers.len() < MAX_ANSWERS {
+            let envelope = Envelope {
                 src: envelope.dst,
                 dst: envelope.src,
-                src_incarnation: self.config.incarnation,
+                src_incarnation: self.config.incarnation_for(envelope.src),
                 dst_incarnation: envelope.src_incarnation,
                 path: envelope.path,
-            });
+            };
+            self.answers.push_back(Transmit { envelope, body: Body::Hello(hello), resent: false });
         }
     }
 
@@ -583,7 +614,7 @@ impl Objects {
     fn take_receive(&mut self, qpn: u16) -> Result<Option<Receive>, Status> {
         let qp = self.qp(qpn).map_err(|_| Status::RemoteBadDestQpn)?;
         qp.take_receive().map_err(|error| {
-            tracing::warn!(qpn, %error, "malformed receive ring: the queue pair goes to the error state");
+            log!(warn, qpn, %error, "malformed receive ring: the queue pair goes to the error state");
             self.broken.push(qpn);
             Status::RemoteBadDestQpn
         })

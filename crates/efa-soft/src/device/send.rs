@@ -3,6 +3,7 @@
 use super::flow::Flow;
 use super::objects::Objects;
 use super::{AsyncEvent, Device, DeviceEvent};
+use crate::contain::log;
 use crate::counter::CounterOps;
 use crate::mr::Access;
 use crate::packet::{Body, Payload, Span, Transmit};
@@ -69,7 +70,7 @@ impl Device {
         }
         let Ok(qp) = self.objects.qp(qpn) else { return false };
         if rung > qp.sq.size.entries() || !matches!(qp.state, QpState::ReadyToSend | QpState::Error) {
-            tracing::warn!(qpn, rung, state = ?qp.state, "a doorbell that cannot be: the queue pair goes to the error state");
+            log!(warn, qpn, rung, state = ?qp.state, "a doorbell that cannot be: the queue pair goes to the error state");
             self.fail_qp_by_itself(qpn);
             return true;
         }
@@ -119,7 +120,7 @@ impl Device {
         }
         let bytes = request.map_or(0, |request| request.op.total_bytes() as u32);
         let Some(request) = request else {
-            tracing::warn!(qpn, req_id, "malformed WQE: the queue pair goes to the error state");
+            log!(warn, qpn, req_id, "malformed WQE: the queue pair goes to the error state");
             self.objects.tracer.emit(|| Traced::Wqe { qpn, req_id, op, bytes, status: Status::QpInternal });
             self.objects.complete_send(qpn, req_id, op, Status::QpInternal);
             self.fail_qp_by_itself(qpn);
@@ -270,14 +271,15 @@ impl Device {
         }
     }
 
-    fn envelope(&self, dst: Gid, dst_incarnation: u64, path: u8) -> Envelope {
-        let (src, src_incarnation) = (self.config.gid, self.config.incarnation);
-        Envelope { src, dst, src_incarnation, dst_incarnation, path }
+    fn envelope(&self, flow: usize, path: u8) -> Envelope {
+        let Flow { peer, own_incarnation, peer_incarnation, .. } = self.flows[flow];
+        let (src, dst) = (self.config.gid, peer);
+        Envelope { src, dst, src_incarnation: own_incarnation, dst_incarnation: peer_incarnation, path }
     }
 
     fn next_packet(&mut self, now: Time) -> Option<Transmit> {
-        if let Some(envelope) = self.hellos.pop_front() {
-            return Some(Transmit { envelope, body: Body::Hello, resent: false });
+        if let Some(answer) = self.answers.pop_front() {
+            return Some(answer);
         }
         while let Some(datagram) = self.datagrams.pop_front() {
             if let Some(transmit) = self.send_datagram(datagram) {
@@ -285,9 +287,8 @@ impl Device {
             }
         }
         while let Some(&index) = self.busy.front() {
-            let Flow { peer, peer_incarnation, .. } = self.flows[index];
             if let Some(lane) = Lane::ALL.into_iter().find(|&lane| self.flows[index].rx[lane as usize].wants_to_ack()) {
-                let envelope = self.envelope(peer, peer_incarnation, self.flows[index].ack_path);
+                let envelope = self.envelope(index, self.flows[index].ack_path);
                 let acks = self.flows[index].rx[lane as usize].poll_acks(self.config.mtu as usize);
                 if acks.is_empty() {
                     continue;
@@ -296,13 +297,12 @@ impl Device {
                 let congested = self.is_congested();
                 return Some(Transmit { envelope, body: Body::Acks { lane, congested, acks }, resent: false });
             }
-            let flow = &mut self.flows[index];
-            let is_known = peer_incarnation != 0;
-            if !is_known && !flow.is_idle() && now >= flow.hello_at {
-                flow.hello_at = now + (self.config.initial_rto * (1 << flow.hellos.min(10))).min(self.config.max_rto);
-                flow.hellos += 1;
-                return Some(Transmit { envelope: self.envelope(peer, 0, 0), body: Body::Hello, resent: false });
+            if let Some(hello) = self.flows[index].poll_hello(now, &self.config) {
+                let envelope = Envelope { dst_incarnation: 0, ..self.envelope(index, 0) };
+                return Some(Transmit { envelope, body: Body::Hello(hello), resent: false });
             }
+            let flow = &mut self.flows[index];
+            let is_known = flow.peer_incarnation != 0;
             flow.turn = 1 - flow.turn;
             let mut lanes = is_known.then_some([flow.turn, 1 - flow.turn]).into_iter().flatten();
             let Some((lane, due)) = lanes.find_map(|lane| Some((lane, flow.tx[lane].poll_send(now)?))) else {
@@ -319,7 +319,7 @@ impl Device {
             match payload(&self.objects, due, stride, message) {
                 Ok(payload) => {
                     let data = Data { message: due.message, base, header, stride, packet: due.packet };
-                    let envelope = self.envelope(peer, peer_incarnation, due.path);
+                    let envelope = self.envelope(index, due.path);
                     return Some(Transmit { envelope, body: Body::Data(data, payload), resent: due.resent });
                 }
                 Err(status) => {
@@ -342,7 +342,12 @@ impl Device {
         let status = payload.as_ref().err().copied().unwrap_or(Status::Ok);
         self.objects.complete_send(qpn, req_id, op, status);
         let body = Body::Datagram(message.header, payload.ok()?);
-        Some(Transmit { envelope: self.envelope(dst, 0, 0), body, resent: false })
+        let src_incarnation = match self.known_flow(dst) {
+            Some(flow) => self.flows[flow].own_incarnation,
+            None => self.config.incarnation_for(dst),
+        };
+        let envelope = Envelope { src: self.config.gid, dst, src_incarnation, dst_incarnation: 0, path: 0 };
+        Some(Transmit { envelope, body, resent: false })
     }
 
     /// Tells whoever waits for these messages how they ended.

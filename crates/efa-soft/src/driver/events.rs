@@ -1,5 +1,6 @@
 //! Waiting for completions without polling.
 
+use crate::contain::{contain, log};
 use crate::device::MAX_EVENTS;
 use crate::{AsyncEvent, Device, DeviceEvent};
 use parking_lot::Mutex;
@@ -66,7 +67,8 @@ impl AsFd for EventFd {
     }
 }
 
-/// Is called when an event of a completion queue is due. It must be quick, and must not call the device.
+/// Is called when an event of a completion queue is due. It must be quick, and must not call the device. One that panics is not called
+/// again; the device goes on.
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
 
 /// Who waits for which completion queue of a device, and what waits for the program.
@@ -95,18 +97,27 @@ impl Waiters {
         while let Some(event) = device.poll_event() {
             match event {
                 DeviceEvent::Completion(cqn) => {
-                    if let Some(wake) = self.completions.lock().get(&cqn) {
-                        wake();
+                    let mut completions = self.completions.lock();
+                    if completions.get(&cqn).is_some_and(|wake| contain(|| wake()).is_none()) {
+                        let gone = completions.remove(&cqn);
+                        contain(|| drop(gone));
+                        log!(error, cqn, "what waits for a completion queue panicked: it is not called any more");
                     }
                 }
                 DeviceEvent::Async(event) => {
-                    tracing::info!(?event, device = %device.gid(), "asynchronous event");
-                    let mut events = self.events.lock();
-                    if events.len() < MAX_EVENTS {
-                        events.push_back(event);
-                    }
+                    log!(info, ?event, device = %device.gid(), "asynchronous event");
+                    self.tell(event);
                 }
             }
+        }
+    }
+
+    /// Keeps an event for the program.
+    pub(super) fn tell(&self, event: AsyncEvent) {
+        let mut events = self.events.lock();
+        // That the device is gone is not to be lost.
+        if events.len() < MAX_EVENTS || event == AsyncEvent::DeviceFatal {
+            events.push_back(event);
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Several devices in one process: a [`Net`] and a thread.
 
 use super::events::Waiters;
-use super::worker::{Failure, Idle, IdleMode, Worker, now};
-use super::{Port, Waker};
+use super::worker::{Idle, IdleMode, Life, Worker, now};
+use super::{Port, Waker, inherited};
+use crate::contain::log;
 use crate::{AsyncEvent, Device, DeviceConfig, LinkConfig, LinkCounters, Net};
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
@@ -24,7 +25,7 @@ struct LocalPort {
     shared: Arc<Shared>,
     index: usize,
     waiters: Arc<Waiters>,
-    failure: Failure,
+    life: Life,
 }
 
 impl Local {
@@ -34,20 +35,23 @@ impl Local {
     /// No thread could be started.
     pub fn start(link: LinkConfig, idle: IdleMode) -> std::io::Result<Self> {
         let shared = Arc::new(Shared { net: Mutex::new(Net::new(link)), waiters: Mutex::default() });
-        let worker = Worker::start("efa-soft", {
-            let shared = shared.clone();
-            move |stop| shared.run(idle, stop)
-        })?;
+        let (running, failing) = (shared.clone(), shared.clone());
+        let run = move |stop: &AtomicBool| running.run(idle, stop);
+        let failed = move || failing.waiters.lock().iter().for_each(|waiters| waiters.tell(AsyncEvent::DeviceFatal));
+        let worker = Worker::start("efa-soft", run, failed)?;
         Ok(Self { shared, worker })
     }
 
-    /// Adds a device. It goes when its port does.
+    /// Adds a device. It goes when its port does. In a child by `fork` the network is not there, and neither is a device added to it.
     ///
     /// # Panics
     /// If the configuration makes no sense: see [`DeviceConfig::check`].
     pub fn add(&self, config: DeviceConfig) -> Arc<dyn Port> {
+        let (shared, life) = (self.shared.clone(), self.worker.life().clone());
         let waiters = Arc::new(Waiters::default());
-        let index = {
+        let index = if life.is_elsewhere() {
+            usize::MAX // nobody's
+        } else {
             let mut net = self.shared.net.lock();
             let index = net.add(config);
             let mut all = self.shared.waiters.lock();
@@ -56,7 +60,7 @@ impl Local {
             all[index] = waiters.clone();
             index
         };
-        Arc::new(LocalPort { shared: self.shared.clone(), index, waiters, failure: self.worker.failure().clone() })
+        Arc::new(LocalPort { shared, index, waiters, life })
     }
 }
 
@@ -66,7 +70,12 @@ impl Shared {
         let mut net = self.net.lock();
         while !stop.load(Ordering::Relaxed) {
             let at = now();
-            let progress = net.step(at);
+            let progress = net.step_contained(at, |index| {
+                log!(error, index, "a software device failed: nothing on it completes any more");
+                if let Some(waiters) = self.waiters.lock().get(index) {
+                    waiters.tell(AsyncEvent::DeviceFatal);
+                }
+            });
             for (index, waiters) in self.waiters.lock().iter().enumerate() {
                 if let Some(device) = net.device(index) {
                     waiters.dispatch(device);
@@ -85,75 +94,43 @@ impl Shared {
 
 impl Port for LocalPort {
     fn with(&self, f: &mut dyn FnMut(&mut Device)) -> bool {
+        if self.life.is_elsewhere() {
+            return false;
+        }
         let mut net = self.shared.net.lock();
-        let Some(device) = net.device(self.index).filter(|_| !self.failure.has_come()) else { return false };
+        let Some(device) = net.device(self.index).filter(|_| !self.life.is_over()) else { return false };
         device.set_time(now());
         f(device);
         true
     }
 
     fn wake(&self, cqn: u32, waker: Option<Waker>) -> std::io::Result<()> {
+        if self.life.is_elsewhere() {
+            return Err(inherited());
+        }
         self.waiters.wake(cqn, waker);
         Ok(())
     }
 
     fn next_event(&self) -> Option<AsyncEvent> {
-        self.waiters.next_event()
+        if self.life.is_elsewhere() { None } else { self.waiters.next_event() }
     }
 
     fn link_counters(&self) -> LinkCounters {
-        self.shared.net.lock().link_counters()
+        if self.life.is_elsewhere() { LinkCounters::default() } else { self.shared.net.lock().link_counters() }
     }
 
     fn change_link(&self, change: &mut dyn FnMut(&mut LinkConfig)) {
-        change(self.shared.net.lock().link_config_mut());
+        if !self.life.is_elsewhere() {
+            change(self.shared.net.lock().link_config_mut());
+        }
     }
 }
 
 impl Drop for LocalPort {
     fn drop(&mut self) {
-        self.shared.net.lock().remove(self.index);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::trace::TraceEvent;
-    use crate::{CqConfig, CqeSize, Gid, QpConfig, QpState, Transport};
-    use std::time::{Duration, Instant};
-
-    #[test]
-    fn a_device_whose_driver_failed_is_gone() {
-        let network = Local::start(LinkConfig::default(), IdleMode::Nap).unwrap();
-        let port = network.add(DeviceConfig::new(Gid::local(0)));
-        let there = port.with(&mut |device| {
-            let pd = device.alloc_pd().unwrap();
-            let cq = device.create_cq(CqConfig { entries: 4, entry_size: CqeSize::Small, channel: false }).unwrap();
-            let qp = device
-                .create_qp(QpConfig {
-                    transport: Transport::Srd,
-                    pd,
-                    send_cq: cq.cqn,
-                    recv_cq: cq.cqn,
-                    send_entries: 4,
-                    recv_entries: 4,
-                    recv_sge: 1,
-                    inline_bytes: 0,
-                    inline_write: false,
-                    unsolicited_write_recv: false,
-                })
-                .unwrap();
-            device.modify_qp(qp.qpn, QpState::Init, Some(1)).unwrap();
-            // A subscriber's panic takes the driver along.
-            device.subscribe(Box::new(|_: &TraceEvent| panic!("on purpose")));
-            qp.sq.doorbell.store_doorbell(qp.sq.doorbell_offset, 1);
-        });
-        assert!(there);
-        let start = Instant::now();
-        while port.with(&mut |_| ()) {
-            assert!(start.elapsed() < Duration::from_secs(10));
-            std::thread::yield_now();
+        if !self.life.is_elsewhere() {
+            self.shared.net.lock().remove(self.index);
         }
     }
 }

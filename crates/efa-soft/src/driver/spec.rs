@@ -1,8 +1,9 @@
 //! A device on UDP, described in a line of text.
 
-use super::{IdleMode, Port, Udp, UdpConfig};
+use super::{IdleMode, Key, Port, Udp, UdpConfig};
 use crate::{DeviceConfig, Faults, PathConfig, Profile};
 use std::io;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -26,8 +27,11 @@ use std::time::Duration;
 /// | `mtu` | payload bytes of a packet | 8928 |
 /// | `rxrate` | bytes a second that it takes in: a slow receiver | any |
 /// | `wqetime` | time between two WQEs that it fetches: a slow device | 0 |
+/// | `keyfile` | file with a secret that it shares with its peers ([`Key::read`]); a path without commas | none |
 /// | `idle` | what its thread does without work: `spin`, `nap` or `sleep` | `nap` |
 /// | `reqid64` | 64-bit request ids, `on` or `off` | `off` |
+///
+/// There is no way to write the secret itself: device names are seen in lists of processes and in logs.
 #[derive(Clone, Debug, Default)]
 pub struct SoftSpec {
     /// Where it listens, and how its packets are treated.
@@ -42,15 +46,21 @@ pub struct SoftSpec {
     pub faults: Faults,
     /// 64-bit request ids.
     pub req_id_64: bool,
+    /// Where its key is, unless `udp` has one.
+    pub key_file: Option<PathBuf>,
 }
 
 impl SoftSpec {
     /// Starts the device. Its rings lie in memory that other processes can map if they are `shareable`.
     ///
     /// # Errors
-    /// As [`Udp::start`].
+    /// As [`Udp::start`], and [`Key::read`].
     pub fn start(&self, shareable: bool) -> io::Result<Udp> {
-        let udp = Udp::start(&self.udp, |gid| {
+        let mut udp = self.udp.clone();
+        if let (None, Some(path)) = (&udp.key, &self.key_file) {
+            udp.key = Some(Key::read(path)?);
+        }
+        let udp = Udp::start(&udp, |gid| {
             let default = DeviceConfig::of(self.profile, gid.in_subnet(self.subnet));
             DeviceConfig {
                 mtu: self.mtu.unwrap_or(default.mtu),
@@ -115,11 +125,18 @@ impl FromStr for SoftSpec {
                     let mtu = value.parse().ok().filter(|mtu| (64..=60_000).contains(mtu));
                     spec.mtu = Some(mtu.ok_or(wrong("64 to 60000 bytes"))?);
                 }
+                "keyfile" if value.is_empty() => return Err(wrong("a file")),
+                "keyfile" => spec.key_file = Some(value.into()),
+                "key" => {
+                    return Err(
+                        "a key does not belong in a name: put it in a file, and name that (keyfile=PATH)".into()
+                    );
+                }
                 "reqid64" => spec.req_id_64 = switch()?,
                 _ => {
                     return Err(format!(
                         "{key:?} is no key: there are udp, loss, dup, corrupt, outage, reorder, delay, jitter, path0 to path3, \
-                         seed, subnet, profile, mtu, rxrate, wqetime, idle, reqid64"
+                         seed, subnet, profile, mtu, rxrate, wqetime, keyfile, idle, reqid64"
                     ));
                 }
             }
@@ -183,6 +200,8 @@ mod tests {
             ("subnet=70000", "0 to 65535"),
             ("idle=doze", "expected spin, nap or sleep"),
             ("rxrate=fast", "a whole number"),
+            ("keyfile=", "a file"),
+            ("key=0123456789abcdef", "put it in a file"),
         ] {
             let error = text.parse::<SoftSpec>().unwrap_err();
             assert!(error.contains(complaint), "{text}: {error}");

@@ -1,10 +1,12 @@
 //! One device whose packets travel over UDP, to other processes and other hosts.
 
 use super::events::Waiters;
+use super::seal::{self, Key, Sealer};
 use super::worker::{Idle, IdleMode, Worker, now};
-use super::{Port, Waker};
+use super::{Port, Waker, inherited};
+use crate::contain::log;
 use crate::link::{Link, Parcel};
-use crate::{AsyncEvent, Device, DeviceConfig, Gid, LinkConfig, LinkCounters, Time};
+use crate::{AsyncEvent, Device, DeviceConfig, Gid, LinkConfig, LinkCounters, Secret, Time, wire};
 use parking_lot::{Mutex, MutexGuard};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
@@ -31,11 +33,15 @@ pub struct UdpConfig {
     pub link: LinkConfig,
     /// What its thread does when there is nothing to do.
     pub idle: IdleMode,
+    /// A key for networks that are not trusted. Devices hear each other only if they have the same one, or none: every datagram is sealed
+    /// with it. [`driver`](crate::driver) says what that promises.
+    pub key: Option<Key>,
 }
 
 impl Default for UdpConfig {
     fn default() -> Self {
-        Self { bind: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), link: LinkConfig::default(), idle: IdleMode::default() }
+        let bind = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+        Self { bind, link: LinkConfig::default(), idle: IdleMode::default(), key: None }
     }
 }
 
@@ -57,8 +63,93 @@ impl Parcel for Datagram {
     }
 }
 
+/// Why a datagram is not for the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    /// It came from elsewhere than it says.
+    Address,
+    /// It has no seal, and the device has a key.
+    Bare,
+    /// It has a seal, and the device has no key.
+    Sealed,
+    /// It has a seal of another key.
+    OtherKey,
+    /// It came before.
+    Repeated,
+}
+
+impl Refusal {
+    /// What the log says of it, once.
+    fn why(self) -> &'static str {
+        match self {
+            Self::Address => {
+                "a packet did not come from the address that it gives as its sender's: it is forged, or there is an address translator \
+                 on the way, which software devices cannot work through"
+            }
+            Self::Bare => {
+                "a packet is not sealed: its sender has no key and this device has one, so they do not hear each other"
+            }
+            Self::Sealed => {
+                "a packet is sealed: its sender has a key and this device has none, so they do not hear each other"
+            }
+            Self::OtherKey => "a packet is sealed with another key than this device's, so they do not hear each other",
+            Self::Repeated => "a sealed packet came again",
+        }
+    }
+}
+
+/// Lets in what may be for the device.
+struct Gate {
+    own: Gid,
+    sealer: Option<Sealer>,
+    /// What was refused and is in the log already.
+    told: Vec<Refusal>,
+}
+
+impl Gate {
+    /// The packet in a datagram.
+    fn open<'a>(&mut self, from: SocketAddr, datagram: &'a mut [u8]) -> Result<&'a [u8], Refusal> {
+        let is_sealed = datagram.starts_with(&seal::MAGIC);
+        let mut number = None;
+        let (packet, flaw) = match &self.sealer {
+            Some(sealer) if is_sealed => {
+                let (packet, counted, right) = sealer.open(datagram);
+                number = Some(counted);
+                (packet, (!right).then_some(Refusal::OtherKey))
+            }
+            Some(_) => (&*datagram, Some(Refusal::Bare)),
+            None if is_sealed => return Err(Refusal::Sealed),
+            None => (&*datagram, None),
+        };
+        // Without one it is no packet, whatever else it may be: the device counts it.
+        let Some(envelope) = wire::envelope(packet) else { return Ok(if flaw.is_some() { &[] } else { packet }) };
+        let flaw = flaw.or((envelope.src.to_udp() != Some(from)).then_some(Refusal::Address));
+        if let Some(flaw) = flaw {
+            // What was damaged on its way is not to pass for forged. The device takes nothing from what does not parse.
+            return if wire::parse(packet).is_ok() { Err(flaw) } else { Ok(packet) };
+        }
+        if let (Some(sealer), Some(number)) = (&mut self.sealer, number)
+            && envelope.dst == self.own
+            && sealer.is_repeated(&envelope, number)
+        {
+            return Err(Refusal::Repeated);
+        }
+        Ok(packet)
+    }
+
+    /// Says once why packets like this one are dropped.
+    fn complain(&mut self, refusal: Refusal, from: SocketAddr) {
+        if !self.told.contains(&refusal) {
+            self.told.push(refusal);
+            let why = refusal.why();
+            log!(warn, %from, device = %self.own, "{why}: dropped and counted (`refused_pkts`), like all others of the kind");
+        }
+    }
+}
+
 struct State {
     device: Device,
+    gate: Gate,
     link: Link<Datagram>,
     /// Memory of packets that are gone, for those to come.
     spare: Vec<Vec<u8>>,
@@ -77,10 +168,10 @@ pub struct Udp {
 }
 
 impl Udp {
-    /// Starts a device. Its GID and incarnation are filled in from the socket's address and the wall clock.
+    /// Starts a device. Its GID is filled in from the socket's address, its incarnation from the wall clock, and its secret is random.
     ///
     /// # Errors
-    /// The address cannot be used or is nobody's in particular, or no thread could be started.
+    /// The address cannot be used or is nobody's in particular, the system gives no randomness, or no thread could be started.
     pub fn start(udp: &UdpConfig, device: impl FnOnce(Gid) -> DeviceConfig) -> io::Result<Self> {
         if udp.bind.ip().is_unspecified() {
             let problem = format!("{} is no address that peers can reach: name one of this host's", udp.bind);
@@ -94,15 +185,24 @@ impl Udp {
         let port = socket.local_addr()?.port();
         let mut config = device(Gid::of_udp(SocketAddrV4::new(*udp.bind.ip(), port)));
         config.incarnation = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |t| t.as_nanos() as u64);
-        let state = State { device: Device::new(config), link: Link::new(udp.link), spare: Vec::new() };
+        config.secret = secret()?;
+        let gate = Gate { own: config.gid, sealer: udp.key.clone().map(Sealer::new), told: Vec::new() };
+        let state = State { device: Device::new(config), gate, link: Link::new(udp.link), spare: Vec::new() };
         let shared = Arc::new(Shared { state: Mutex::new(state), socket, waiters: Waiters::default() });
         let idle = udp.idle;
-        let worker = Worker::start("efa-soft-udp", {
-            let shared = shared.clone();
-            move |stop| shared.run(idle, stop)
-        })?;
+        let (running, failing) = (shared.clone(), shared.clone());
+        let run = move |stop: &AtomicBool| running.run(idle, stop);
+        let worker = Worker::start("efa-soft-udp", run, move || failing.waiters.tell(AsyncEvent::DeviceFatal))?;
         Ok(Self { shared, worker })
     }
+}
+
+/// Random bytes.
+fn secret() -> io::Result<Secret> {
+    let mut secret = [0; 32];
+    // So few come all at once or not at all.
+    let len = rustix::rand::getrandom(&mut secret[..], rustix::rand::GetRandomFlags::empty())?;
+    if len == secret.len() { Ok(Secret(secret)) } else { Err(io::ErrorKind::Interrupted.into()) }
 }
 
 impl Shared {
@@ -139,14 +239,23 @@ impl State {
     }
 
     fn step(&mut self, now: Time, socket: &UdpSocket, buf: &mut [u8]) -> bool {
-        let Self { device, link, spare } = self;
+        let Self { device, gate, link, spare } = self;
         let mut progress = device.poll_doorbells(now);
         for _ in 0..BATCH {
             match socket.recv_from(buf) {
-                Ok((len, _)) => device.handle(now, &buf[..len]),
+                Ok((len, from)) => match gate.open(from, &mut buf[..len]) {
+                    Ok(packet) => device.handle(now, packet),
+                    Err(Refusal::Repeated) => device.refuse_duplicate(now, len),
+                    Err(refusal) => {
+                        device.refuse(now, len);
+                        gate.complain(refusal, from);
+                    }
+                },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // An earlier packet to a port without listener: the peer is not there, or not yet.
-                Err(error) => tracing::debug!(%error, "receiving"),
+                Err(error) => {
+                    log!(debug, %error, "receiving");
+                }
             }
             progress = true;
         }
@@ -159,6 +268,9 @@ impl State {
             let Some(to) = transmit.dst().to_udp() else { continue }; // no such address on this network
             let mut bytes = spare.pop().unwrap_or_default();
             if transmit.encode(&mut bytes) {
+                if let Some(sealer) = &mut gate.sealer {
+                    sealer.seal(&mut bytes);
+                }
                 let unwanted = link.push(now, Datagram { to, path: transmit.path(), bytes });
                 spare.extend(unwanted.map(|datagram| datagram.bytes));
             } else {
@@ -169,7 +281,7 @@ impl State {
             progress = true;
             // What the socket refuses is lost, like anything else on a network.
             if let Err(error) = socket.send_to(&bytes, to) {
-                tracing::debug!(%error, %to, "sending");
+                log!(debug, %error, %to, "sending");
             }
             if spare.len() < SPARE {
                 spare.push(bytes);
@@ -181,9 +293,13 @@ impl State {
 
 impl Port for Udp {
     fn with(&self, f: &mut dyn FnMut(&mut Device)) -> bool {
+        let life = self.worker.life();
+        if life.is_elsewhere() {
+            return false;
+        }
         let mut state = self.shared.state.lock();
         state.device.set_time(now());
-        let usable = !self.worker.failure().has_come();
+        let usable = !life.is_over();
         if usable {
             f(&mut state.device);
         }
@@ -191,19 +307,143 @@ impl Port for Udp {
     }
 
     fn wake(&self, cqn: u32, waker: Option<Waker>) -> std::io::Result<()> {
+        if self.worker.life().is_elsewhere() {
+            return Err(inherited());
+        }
         self.shared.waiters.wake(cqn, waker);
         Ok(())
     }
 
     fn next_event(&self) -> Option<AsyncEvent> {
-        self.shared.waiters.next_event()
+        if self.worker.life().is_elsewhere() { None } else { self.shared.waiters.next_event() }
     }
 
     fn link_counters(&self) -> LinkCounters {
-        self.shared.state.lock().link.counters()
+        let is_elsewhere = self.worker.life().is_elsewhere();
+        if is_elsewhere { LinkCounters::default() } else { self.shared.state.lock().link.counters() }
     }
 
     fn change_link(&self, change: &mut dyn FnMut(&mut LinkConfig)) {
-        change(self.shared.state.lock().link.config_mut());
+        if !self.worker.life().is_elsewhere() {
+            change(self.shared.state.lock().link.config_mut());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Envelope, Hello};
+    use std::fmt::Write;
+    use std::sync::Mutex as StdMutex;
+    use std::sync::atomic::AtomicU64;
+
+    const HERE: Gid = Gid::of_udp(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1));
+    const THERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 2);
+    const ELSEWHERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 3);
+
+    fn key(secret: u8) -> Key {
+        Key::new(&[secret; 32]).unwrap()
+    }
+
+    fn gate(secret: Option<u8>) -> Gate {
+        Gate { own: HERE, sealer: secret.map(key).map(Sealer::new), told: Vec::new() }
+    }
+
+    fn packet() -> Vec<u8> {
+        static LIVES: AtomicU64 = AtomicU64::new(1);
+        let src_incarnation = LIVES.fetch_add(1, Ordering::Relaxed);
+        let envelope = Envelope { src: Gid::of_udp(THERE), dst: HERE, src_incarnation, dst_incarnation: 0, path: 0 };
+        let mut packet = Vec::new();
+        wire::encode_hello(&mut packet, &envelope, &Hello { challenge: 1, echo: 0 });
+        packet
+    }
+
+    fn sealed(secret: u8) -> Vec<u8> {
+        let mut packet = packet();
+        Sealer::new(key(secret)).seal(&mut packet);
+        packet
+    }
+
+    #[test]
+    fn a_packet_gets_in_from_its_senders_address_and_with_the_devices_seal_and_once() {
+        let open = |gate: &mut Gate, from: SocketAddrV4, datagram: &[u8]| {
+            let mut bytes = datagram.to_vec();
+            gate.open(from.into(), &mut bytes).map(|packet| wire::parse(packet).is_ok())
+        };
+        let (bare, own, other) = (packet(), sealed(1), sealed(2));
+        let mut without = gate(None);
+        assert_eq!(open(&mut without, THERE, &bare), Ok(true));
+        assert_eq!(open(&mut without, ELSEWHERE, &bare), Err(Refusal::Address));
+        assert_eq!(open(&mut without, THERE, &own), Err(Refusal::Sealed));
+        let mut with = gate(Some(1));
+        assert_eq!(open(&mut with, THERE, &bare), Err(Refusal::Bare));
+        assert_eq!(open(&mut with, THERE, &other), Err(Refusal::OtherKey));
+        assert_eq!(open(&mut with, ELSEWHERE, &own), Err(Refusal::Address));
+        assert_eq!(open(&mut with, THERE, &own), Ok(true));
+        assert_eq!(open(&mut with, THERE, &own), Err(Refusal::Repeated));
+        // Damage is no forgery: the device counts it, and nothing else.
+        for gate in [&mut without, &mut with] {
+            for datagram in [&bare, &own, &other] {
+                for byte in 4..datagram.len().min(80) {
+                    let mut damaged = datagram.clone();
+                    damaged[byte] ^= 1;
+                    assert_ne!(open(gate, THERE, &damaged), Ok(true), "byte {byte}");
+                }
+                for len in 0..datagram.len() {
+                    assert_ne!(open(gate, THERE, &datagram[..len]), Ok(true), "{len} bytes");
+                }
+            }
+        }
+    }
+
+    /// Whom the crate `tracing` tells.
+    #[derive(Clone, Default)]
+    struct Log(Arc<StdMutex<String>>);
+
+    impl tracing::field::Visit for Log {
+        fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+            write!(self.0.lock().unwrap(), "{field}={value:?} ").unwrap();
+        }
+    }
+
+    impl tracing::Subscriber for Log {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+        fn event(&self, event: &tracing::Event<'_>) {
+            event.record(&mut self.clone());
+            self.0.lock().unwrap().push('\n');
+        }
+
+        fn enter(&self, _: &tracing::span::Id) {}
+
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
+    #[test]
+    fn each_kind_of_refusal_is_logged_once_and_in_words() {
+        let log = Log::default();
+        let refusals = [Refusal::Address, Refusal::Bare, Refusal::Sealed, Refusal::OtherKey];
+        tracing::subscriber::with_default(log.clone(), || {
+            let mut gate = gate(Some(1));
+            for _ in 0..3 {
+                refusals.iter().for_each(|&refusal| gate.complain(refusal, THERE.into()));
+            }
+        });
+        let log = log.0.lock().unwrap();
+        assert_eq!(log.lines().count(), refusals.len(), "{log}");
+        for (line, words) in log.lines().zip(["not come from the address", "has no key", "has a key", "another key"]) {
+            assert!(line.contains(words) && line.contains("127.0.0.1:2") && line.contains("refused_pkts"), "{line}");
+        }
     }
 }

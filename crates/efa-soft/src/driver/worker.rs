@@ -1,8 +1,8 @@
 //! A driver's thread: its clock, how it waits, and how it ends.
 
 use crate::Time;
+use crate::contain::{contain, log};
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::thread::JoinHandle;
@@ -67,49 +67,73 @@ impl Idle {
     }
 }
 
-/// Tells whether a thread ended by a panic: what it drove is not to be used any more.
-#[derive(Clone, Default)]
-pub(super) struct Failure(Arc<AtomicBool>);
+/// Tells whether what a thread drives can still be used, and by this process.
+#[derive(Clone)]
+pub(super) struct Life {
+    failed: Arc<AtomicBool>,
+    /// Threads do not survive a fork, and what they had locked stays locked.
+    process: u32,
+}
 
-impl Failure {
-    pub(super) fn has_come(&self) -> bool {
-        self.0.load(Relaxed)
+impl Life {
+    fn new() -> Self {
+        Self { failed: Arc::default(), process: std::process::id() }
+    }
+
+    /// Whether the thread ended by a panic.
+    pub(super) fn is_over(&self) -> bool {
+        self.failed.load(Relaxed)
+    }
+
+    /// Whether the thread belongs to another process, of which this one is a child by `fork`. Nothing that the thread could have locked
+    /// may be asked for then.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.process != std::process::id()
     }
 }
 
 /// A thread that runs until this value is dropped.
 pub(super) struct Worker {
     stop: Arc<AtomicBool>,
-    failure: Failure,
+    life: Life,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
-    /// Starts a thread that calls `run`, which returns soon after its argument says so.
-    pub(super) fn start(name: &str, run: impl FnOnce(&AtomicBool) + Send + 'static) -> io::Result<Self> {
-        let (stop, failure) = (Arc::new(AtomicBool::new(false)), Failure::default());
-        let (told, failing) = (stop.clone(), failure.clone());
+    /// Starts a thread that calls `run`, which returns soon after its argument says so. If it panics, `failed` is called.
+    pub(super) fn start(
+        name: &str,
+        run: impl FnOnce(&AtomicBool) + Send + 'static,
+        failed: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
+        let (stop, life) = (Arc::new(AtomicBool::new(false)), Life::new());
+        let (told, failing) = (stop.clone(), life.clone());
         let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
-            if catch_unwind(AssertUnwindSafe(|| run(&told))).is_err() {
-                failing.0.store(true, Relaxed);
-                tracing::error!("a software device failed: a bug; nothing on it completes any more");
+            if contain(|| run(&told)).is_none() {
+                failing.failed.store(true, Relaxed);
+                contain(failed);
+                log!(error, "a software device failed: nothing on it completes any more");
             }
         })?;
-        Ok(Self { stop, failure, thread: Some(thread) })
+        Ok(Self { stop, life, thread: Some(thread) })
     }
 
-    /// What tells whether the thread ended by a panic.
-    pub(super) fn failure(&self) -> &Failure {
-        &self.failure
+    /// What tells whether the thread is there.
+    pub(super) fn life(&self) -> &Life {
+        &self.life
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.stop.store(true, Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        let Some(thread) = self.thread.take() else { return };
+        if self.life.is_elsewhere() {
+            // There is no such thread in this process, to be stopped, joined or detached.
+            std::mem::forget(thread);
+            return;
         }
+        self.stop.store(true, Relaxed);
+        let _ = thread.join();
     }
 }
 

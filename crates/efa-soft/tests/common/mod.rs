@@ -5,7 +5,7 @@
 pub(crate) mod world;
 
 use efa_io::*;
-use efa_soft::wire::{self, Ack, Data, Envelope, Lane, MessageHeader, Packet, WireOp};
+use efa_soft::wire::{self, Ack, Data, Envelope, Hello, Lane, MessageHeader, Packet, WireOp};
 use efa_soft::*;
 
 pub(crate) const HERE: Gid = Gid::local(1);
@@ -66,11 +66,10 @@ impl Node {
             let packet = bytes(&transmit);
             match wire::parse(&packet) {
                 // The peer says who it is.
-                Ok((envelope, Packet::Hello)) if envelope.dst_incarnation == 0 => {
-                    let answer = Envelope { src: envelope.dst, dst: envelope.src, dst_incarnation: 1, ..envelope };
-                    let mut hello = Vec::new();
-                    wire::encode_hello(&mut hello, &answer);
-                    self.device.handle(now, &hello);
+                Ok((envelope, Packet::Hello(Hello { challenge, .. }))) if challenge != 0 => {
+                    let src_incarnation = DeviceConfig::new(envelope.dst).incarnation_for(envelope.src);
+                    let answer = Envelope { src_incarnation, ..back(&envelope) };
+                    self.device.handle(now, &hello(&answer, 0, challenge));
                 }
                 _ => packets.push(packet),
             }
@@ -134,7 +133,25 @@ pub(crate) fn limits() -> Limits {
 }
 
 pub(crate) fn from_there() -> Envelope {
-    Envelope { src: THERE, dst: HERE, src_incarnation: 1, dst_incarnation: 1, path: 0 }
+    from(THERE)
+}
+
+/// A packet of a device at `src` that was told which life of a [`Node`] at [`HERE`] it speaks to.
+pub(crate) fn from(src: Gid) -> Envelope {
+    let called = |gid, peer| DeviceConfig::new(gid).incarnation_for(peer);
+    Envelope { src, dst: HERE, src_incarnation: called(src, HERE), dst_incarnation: called(HERE, src), path: 0 }
+}
+
+/// The way back.
+pub(crate) fn back(envelope: &Envelope) -> Envelope {
+    let Envelope { src, dst, src_incarnation, dst_incarnation, path } = *envelope;
+    Envelope { src: dst, dst: src, src_incarnation: dst_incarnation, dst_incarnation: src_incarnation, path }
+}
+
+pub(crate) fn hello(envelope: &Envelope, challenge: u64, echo: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    wire::encode_hello(&mut bytes, envelope, &Hello { challenge, echo });
+    bytes
 }
 
 pub(crate) fn acks(acks: &[Ack]) -> Vec<u8> {
