@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use efa_soft::driver::SoftSpec;
-use efa_uverbs::Node;
+use efa_uverbs::{Node, Quotas};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getpid, getppid, getrlimit, kill_process, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::SignalsInfo;
@@ -27,6 +27,10 @@ pub(crate) struct Options {
     /// What the devices and their network are like, as after `soft:` in a device's name: loss=0.1,delay=50us,profile=p5,…
     #[arg(long, value_name = "KEY=VALUE,…", default_value = "")]
     soft: String,
+    /// What one process may have of the devices at once, so that it leaves room for others: opens=128,descriptors=8192,objects=90 (percent of what a
+    /// device has),mapped=16g,registered=1t (bytes). What is not named keeps its default.
+    #[arg(long, value_name = "KEY=NUMBER,…", default_value = "")]
+    quota: Quotas,
     /// Shows the devices before the program starts.
     #[arg(long)]
     verbose: bool,
@@ -40,7 +44,7 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     let spec: SoftSpec = options.soft.parse().map_err(anyhow::Error::msg).context("--soft")?;
     let specs: Result<Vec<_>> = (0..options.devices).map(|number| device(&spec, options.address, number)).collect();
     let files = raise_file_limit();
-    let node = Node::start(&specs?).context("starting the devices")?;
+    let node = Node::with_quotas(&specs?, options.quota.clone()).context("starting the devices")?;
     if options.verbose {
         for (name, gid) in node.devices() {
             eprintln!("efa: {name}, GID {gid}");

@@ -222,6 +222,8 @@ pub(crate) struct QueuePair {
     pub(crate) rq: WorkQueue,
     /// WQEs without completion.
     pub(crate) outstanding: u32,
+    /// Datagrams that have not left.
+    pub(crate) datagrams: u32,
 }
 
 impl QueuePair {
@@ -276,6 +278,7 @@ impl QueuePair {
             sq,
             rq,
             outstanding: 0,
+            datagrams: 0,
         };
         Ok((qp, info))
     }

@@ -164,3 +164,28 @@ fn datagrams_that_have_not_left_are_flushed_with_their_queue_pair() {
     world.run(Duration::from_millis(1));
     assert_eq!((world.hosts[A].cq.take(), world.device(A).counters().tx_pkts), (None, 0));
 }
+
+#[test]
+fn datagrams_posted_without_end_leave_room_for_what_others_send() {
+    let mut world = world();
+    let (mut hog, mut other) = (world.active_qp(A, |_| ()), world.active_qp(A, |qp| qp.transport = Transport::Srd));
+    let target = world.active_qp(B, |qp| qp.transport = Transport::Srd).qpn();
+    let datagram: Wqe64 = world.send(A, B, 8);
+    let send: Wqe64 = wqe(SendInline::new(b"x"), Destination { qpn: target, ..world.to(A, B) });
+    (0..1024).for_each(|_| hog.put(datagram));
+    other.put(send);
+    hog.ring();
+    other.ring();
+    let now = world.now;
+    world.device(A).poll_doorbells(now);
+    let mut packets = 0;
+    while world.device(A).poll_transmit(now).is_some() {
+        packets += 1;
+    }
+    assert!((2..20).contains(&packets), "{packets} packets left at one look at the doorbells");
+    // The rest is not forgotten, though no doorbell is rung any more.
+    assert!(world.device(A).poll_timeout().is_some_and(|due| due <= now));
+    world.run(Duration::from_millis(100));
+    assert_eq!(world.device(A).counters().send_wrs, 1025);
+    assert!(world.device(A).counters().tx_pkts >= 1025);
+}

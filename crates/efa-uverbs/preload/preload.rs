@@ -1,8 +1,8 @@
 //! The library that is preloaded into a program so that it finds a node's software devices at `/dev/infiniband`.
 //!
 //! It knows nothing of verbs. It answers `open` and `stat` of the device files, takes `ioctl` and `mmap` of what it opened to the node,
-//! which does what the kernel would, and hides the machine's real devices. Everything else goes on to the C library. It keeps no state:
-//! what an open device is says its descriptor, a socket connected to the node, so that `dup`, `fork` and `close` mean what they always
+//! which does what the kernel would, and hides the machine's real devices. Everything else goes on to the C library. It keeps no state
+//! but `/proc`: what an open device is says its descriptor, a socket connected to the node, so that `dup`, `fork` and `close` mean what they always
 //! mean.
 //!
 //! One file and its neighbour `talk.rs`, the standard library and nothing else: the build script of `efa-uverbs` compiles it with `rustc`
@@ -14,12 +14,11 @@
 mod talk;
 
 use std::ffi::{CStr, OsStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
-use std::fs::File;
 use std::mem::{transmute, zeroed};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering::Relaxed};
 use talk::*;
 
 // ── the C library, as far as it is needed ──
@@ -46,6 +45,16 @@ const ENODEV: c_int = 19;
 const EMFILE: c_int = 24;
 const EPROTONOSUPPORT: c_int = 93;
 const MAP_FAILED: *mut c_void = -1isize as *mut c_void;
+const EACCES: c_int = 13;
+const O_RDWR: c_int = 2;
+const O_CLOEXEC: c_int = 0o2000000;
+const O_PATH: c_int = 0o10000000;
+const AT_FDCWD: c_int = -100;
+const F_DUPFD_CLOEXEC: c_int = 1030;
+const PR_GET_DUMPABLE: c_int = 3;
+const PR_SET_DUMPABLE: c_int = 4;
+/// What `/proc` says it is (`linux/magic.h`).
+const PROC_SUPER_MAGIC: u64 = 0x9fa0;
 const RTLD_NEXT: *mut c_void = -1isize as *mut c_void;
 
 #[repr(C)]
@@ -90,6 +99,9 @@ unsafe extern "C" {
     fn getpeername(fd: c_int, address: *mut sockaddr_un, len: *mut u32) -> c_int;
     fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> isize;
     fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> isize;
+    fn fcntl(fd: c_int, command: c_int, ...) -> c_int;
+    fn fstatfs(fd: c_int, out: *mut [u64; 32]) -> c_int;
+    fn prctl(option: c_int, ...) -> c_int;
     fn pthread_setcancelstate(state: c_int, before: *mut c_int) -> c_int;
 }
 
@@ -231,7 +243,86 @@ fn open_device(number: u32) -> c_int {
             return fail(ENODEV); // the node is gone
         }
     }
+    match receive(fd.as_raw_fd()) {
+        Ok(([OPENED, ..], _)) => {}
+        Ok(([REFUSED, error, _], _)) => return fail(error as c_int),
+        _ => return fail(ENODEV), // the node is gone
+    }
+    keep_proc();
     std::os::fd::IntoRawFd::into_raw_fd(fd)
+}
+
+// ── this process, whatever becomes of it ──
+
+/// `/proc` as it was when a device was opened, for programs that change their root directory afterwards; -1: none was. It has a high number, out of
+/// the way of programs that count on low ones.
+static PROC: AtomicI32 = AtomicI32::new(-1);
+
+/// Opens a file relative to a folder.
+fn open_at(folder: c_int, path: &CStr, flags: c_int) -> Result<OwnedFd, c_int> {
+    let Some(openat) = next!("openat", unsafe extern "C" fn(c_int, *const c_char, c_int, ...) -> c_int) else {
+        return Err(MISSING);
+    };
+    // SAFETY: the path is a C string.
+    match unsafe { openat(folder, path.as_ptr(), flags | O_CLOEXEC) } {
+        // SAFETY: it was just opened, and is nobody else's.
+        fd if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(errno()),
+    }
+}
+
+/// Whether a descriptor still is `/proc`, and not something that the program has opened since in its place.
+fn is_proc(fd: c_int) -> bool {
+    let mut out = [0; 32];
+    // SAFETY: there is more room than a `struct statfs` needs; its first word is the kind.
+    fd >= 0 && unsafe { fstatfs(fd, &mut out) } == 0 && out[0] == PROC_SUPER_MAGIC
+}
+
+/// Keeps `/proc` for later.
+fn keep_proc() {
+    if is_proc(PROC.load(Relaxed)) {
+        return;
+    }
+    if let Ok(proc) = open_at(AT_FDCWD, c"/proc", O_PATH) {
+        // As high as the program may have one.
+        let dup = |least: &c_int| {
+            // SAFETY: a system call on numbers.
+            let fd = unsafe { fcntl(proc.as_raw_fd(), F_DUPFD_CLOEXEC, *least) };
+            (fd >= 0).then_some(fd)
+        };
+        PROC.store([1000, 100, 3].iter().find_map(dup).unwrap_or(-1), Relaxed);
+    }
+}
+
+/// Opens a file of `/proc` that is about this thread.
+///
+/// Such files are root's in a process that has changed its user, or has said that it is not to be dumped. They can be opened while it says
+/// that it is; so it does, for as long as that takes.
+fn of_this_thread(path: &CStr, flags: c_int) -> Result<OwnedFd, c_int> {
+    let open = || match open_at(PROC.load(Relaxed), path, flags) {
+        Err(_) if !is_proc(PROC.load(Relaxed)) => {
+            let path = [b"/proc/", path.to_bytes_with_nul()].concat();
+            open_at(AT_FDCWD, CStr::from_bytes_with_nul(&path).map_err(|_| EIO)?, flags)
+        }
+        opened => opened,
+    };
+    let mut opened = open();
+    // Again, since another thread that does the same may take back what this one has said.
+    for _ in 0..100 {
+        if !matches!(opened, Err(EACCES)) {
+            break;
+        }
+        // SAFETY: system calls on numbers.
+        let before = unsafe { prctl(PR_GET_DUMPABLE) };
+        // SAFETY: as above.
+        unsafe { prctl(PR_SET_DUMPABLE, 1 as c_ulong) };
+        opened = open();
+        if before != 1 {
+            // SAFETY: as above.
+            unsafe { prctl(PR_SET_DUMPABLE, 0 as c_ulong) };
+        }
+    }
+    opened
 }
 
 // ── the conversation ──
@@ -289,14 +380,14 @@ fn call(device: RawFd, kind: u64, value: u64) -> Result<(i64, u64, Option<OwnedF
     }
     // SAFETY: they were just opened, and are nobody else's.
     let [ours, theirs] = ends.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
-    let io = |error: std::io::Error| error.raw_os_error().unwrap_or(EIO);
-    if kind == IOCTL {
-        let memory = File::options().read(true).write(true).open("/proc/thread-self/mem").map_err(io)?;
-        send(device, &[kind, value, 0], &[theirs.as_raw_fd(), memory.as_raw_fd()])?;
-    } else {
-        send(device, &[kind, value, 0], &[theirs.as_raw_fd()])?;
+    let memory = if kind == IOCTL { Some(of_this_thread(c"thread-self/mem", O_RDWR)) } else { None };
+    match &memory {
+        Some(Ok(memory)) => send(device, &[kind, value, 0], &[theirs.as_raw_fd(), memory.as_raw_fd()])?,
+        // The node says in its log what that means.
+        Some(Err(error)) => send(device, &[kind, value, *error as u64], &[theirs.as_raw_fd()])?,
+        None => send(device, &[kind, value, 0], &[theirs.as_raw_fd()])?,
     }
-    drop(theirs);
+    drop((theirs, memory));
     let answer = |there: Option<RawFd>| match there {
         Some(fd) => send(ours.as_raw_fd(), &[HERE, 0, 0], &[fd]),
         None => send(ours.as_raw_fd(), &[NOT_HERE, 0, 0], &[]),
@@ -318,7 +409,7 @@ fn call(device: RawFd, kind: u64, value: u64) -> Result<(i64, u64, Option<OwnedF
             }
             // A number that is no descriptor cannot be sent, and the node is told so.
             ASK => answer(Some(a as RawFd)).or_else(|_| answer(None))?,
-            ASK_MAPS => answer(File::open("/proc/thread-self/maps").ok().as_ref().map(AsRawFd::as_raw_fd))?,
+            ASK_MAPS => answer(of_this_thread(c"thread-self/maps", 0).ok().as_ref().map(AsRawFd::as_raw_fd))?,
             _ => return Err(EIO),
         }
     }

@@ -1,7 +1,7 @@
 // What the preloaded library and the node say to each other. Messages are three words: a kind, and two values. Descriptors go along
 // with some of them.
 //
-// A descriptor of an open device is a socket, connected to the node. A call sends a request over it, with one end of a new pair of
+// A descriptor of an open device is a socket, connected to the node, which greets it with OPENED or REFUSED. A call sends a request over it, with one end of a new pair of
 // sockets; the answer, and what the node asks in between, comes over the other. So calls of several threads, and of a child that inherited
 // the descriptor, never get each other's answers.
 
@@ -11,8 +11,13 @@ pub(crate) type Message = [u64; 3];
 /// Bytes of a message.
 pub(crate) const MESSAGE_BYTES: usize = size_of::<Message>();
 
-/// Request: an `ioctl` on the device. Values: the argument's address. Descriptors: where the answer goes, the caller's memory
-/// (`/proc/thread-self/mem`).
+/// Greeting: the device is open.
+pub(crate) const OPENED: u64 = 48;
+/// Greeting, the last message: it is not. Values: `errno`.
+pub(crate) const REFUSED: u64 = 49;
+
+/// Request: an `ioctl` on the device. Values: the argument's address; `errno` if the caller's memory could not be opened. Descriptors: where the
+/// answer goes, the caller's memory (`/proc/thread-self/mem`) if it could.
 pub(crate) const IOCTL: u64 = 1;
 /// Request: a mapping of the device. Values: the offset. Descriptors: where the answer goes.
 pub(crate) const MAP: u64 = 2;

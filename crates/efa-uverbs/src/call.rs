@@ -117,7 +117,7 @@ impl<'a> Call<'a> {
         let mut bytes = answer[..answer.len().min(attr.len.into())].to_vec();
         bytes.resize(attr.len.into(), 0);
         self.caller.write_bytes(attr.data, &bytes)?;
-        Ok(self.caller.write_bytes(at + ATTR_FLAGS, &(attr.flags | VALID_OUTPUT).to_ne_bytes())?)
+        self.caller.write_bytes(at + ATTR_FLAGS, &(attr.flags | VALID_OUTPUT).to_ne_bytes())
     }
 
     /// The same with a value.
@@ -137,7 +137,7 @@ impl<'a> Call<'a> {
 
     /// Puts the handle of a new object.
     pub(crate) fn put_handle(&self, id: u16, handle: u32) -> Outcome<()> {
-        Ok(self.caller.write_bytes(self.place(id)?, &u64::from(handle).to_ne_bytes())?)
+        self.caller.write_bytes(self.place(id)?, &u64::from(handle).to_ne_bytes())
     }
 
     /// Where an attribute points to.

@@ -1,6 +1,7 @@
 //! The process that makes a call, as far as the call needs it: its memory, its descriptors, and where the answer goes.
 
 use crate::errno::{Errno, Outcome, refuse};
+use crate::quota::{Account, Charge, Item};
 use crate::talk::{self, MESSAGE_BYTES, Message};
 use bytemuck::{AnyBitPattern, NoUninit};
 use efa_soft::memory::Backing;
@@ -9,12 +10,13 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 use std::fs::File;
-use std::io::{IoSlice, IoSliceMut, Read};
+use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 /// Sends a message, and descriptors with it.
 fn send(to: impl AsFd, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
@@ -27,8 +29,21 @@ fn send(to: impl AsFd, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<(), 
     sendmsg(to, &[bytes], &mut control, SendFlags::NOSIGNAL).map(drop)
 }
 
+/// What came in one piece.
+pub(crate) struct Received {
+    pub(crate) message: Message,
+    pub(crate) fds: Vec<OwnedFd>,
+    /// Descriptors came along for which this process had no room.
+    pub(crate) lacks_fds: bool,
+}
+
+/// Sends a message that needs no answer.
+pub(crate) fn tell(to: impl AsFd, message: &Message) -> Result<(), Errno> {
+    send(to, message, &[])
+}
+
 /// Receives a message, and the descriptors that come with it; `None` when the other side is gone.
-pub(crate) fn receive(from: impl AsFd) -> Option<(Message, Vec<OwnedFd>)> {
+pub(crate) fn receive(from: impl AsFd) -> Option<Received> {
     let mut message = Message::default();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -44,57 +59,116 @@ pub(crate) fn receive(from: impl AsFd) -> Option<(Message, Vec<OwnedFd>)> {
         _ => None,
     });
     let fds = fds.flatten().collect();
-    (received.bytes == MESSAGE_BYTES && !received.flags.contains(ReturnFlags::TRUNC)).then_some((message, fds))
+    let lacks_fds = received.flags.contains(ReturnFlags::CTRUNC);
+    let is_whole = received.bytes == MESSAGE_BYTES && !received.flags.contains(ReturnFlags::TRUNC);
+    is_whole.then_some(Received { message, fds, lacks_fds })
 }
 
 /// What `/proc` says it is (`linux/magic.h`).
 const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0;
 
-/// Whether a file is one of the kernel's own about processes: any other may have no end, or may make the device wait.
-fn is_of_proc(fd: &OwnedFd) -> bool {
-    rustix::fs::fstatfs(fd).is_ok_and(|fs| fs.f_type == PROC_SUPER_MAGIC)
+/// A file of the kernel's own about a process, if that is what this is, and has this name: which process's. Any other may have no end, or may make
+/// whoever reads it wait: a device, for all programs.
+fn of_process(fd: impl AsFd, name: &str) -> Option<Vec<u8>> {
+    let is_of_proc = rustix::fs::fstatfs(&fd).is_ok_and(|fs| fs.f_type == PROC_SUPER_MAGIC);
+    let link = is_of_proc.then(|| format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))?;
+    let path = std::fs::read_link(link).ok()?;
+    let folder = path.as_os_str().as_bytes().strip_suffix(name.as_bytes())?.strip_suffix(b"/")?;
+    // Threads share what is asked for here: `…/PID/task/TID/mem` is `…/PID/mem`.
+    let of_thread = folder.iter().rposition(|&byte| byte == b'/').and_then(|end| folder[..end].strip_suffix(b"/task"));
+    Some(of_thread.unwrap_or(folder).to_vec())
 }
 
 /// The process that makes a call, until it has its answer.
 pub(crate) struct Caller {
     answer: OwnedFd,
-    memory: Option<Arc<File>>,
+    memory: Result<Arc<Memory>, Errno>,
+    account: Arc<Account>,
 }
 
-/// The memory of the process that called last: regions of one process share its descriptor, since a device has more regions than a node
+/// A process's memory.
+pub(crate) struct Memory {
+    file: File,
+    /// That the program keeps a descriptor of the node for it, from its first region on.
+    charge: OnceLock<Charge>,
+}
+
+/// Most processes of an open device whose memory is told apart.
+const MOST_PROCESSES: usize = 64;
+
+/// The memory of the processes that have called: regions of one process share its descriptor, since a device has more regions than a node
 /// has descriptors.
-#[derive(Default)]
-pub(crate) struct LastMemory {
-    inode: u64,
-    memory: Option<Arc<File>>,
+pub(crate) struct Memories {
+    account: Arc<Account>,
+    /// Where each process is in `/proc`, and its memory while something has it.
+    known: Vec<(u64, Vec<u8>, Weak<Memory>)>,
+    /// That of the last caller, which mostly is the next one as well.
+    last: Option<Arc<Memory>>,
 }
 
-impl LastMemory {
-    /// The same memory as `memory`'s, which has something at `addr`; as the last one if it is that.
-    fn same(&mut self, memory: File, addr: u64) -> Arc<File> {
-        let inode = rustix::fs::fstat(&memory).map_or(0, |stat| stat.st_ino);
-        // The inode says which process. One that has started another program since has other memory, and the old one is not there.
-        let is_there = |memory: &&Arc<File>| memory.read_exact_at(&mut [0], addr).is_ok();
-        if let Some(last) = self.memory.as_ref().filter(|_| inode == self.inode).filter(is_there) {
-            return last.clone();
+impl Memories {
+    pub(crate) fn new(account: Arc<Account>) -> Self {
+        Self { account, known: Vec::new(), last: None }
+    }
+
+    /// The memory that this is, which has something at `addr`; as one that is known if it is that.
+    fn same(&mut self, file: OwnedFd, addr: u64) -> Option<Arc<Memory>> {
+        let process = of_process(&file, "mem")?;
+        let device = rustix::fs::fstat(&file).map_or(0, |stat| stat.st_dev);
+        self.known.retain(|(.., memory)| memory.strong_count() > 0);
+        let known = self.known.iter().find(|known| known.0 == device && known.1 == process);
+        // A process that has started another program since has other memory, and the old one is not there.
+        let is_there = |memory: &Arc<Memory>| memory.file.read_exact_at(&mut [0], addr).is_ok();
+        if let Some(memory) = known.and_then(|(.., memory)| memory.upgrade()).filter(is_there) {
+            self.last = Some(memory.clone());
+            return Some(memory);
         }
-        self.inode = inode;
-        self.memory.insert(Arc::new(memory)).clone()
+        self.known.retain(|known| known.0 != device || known.1 != process);
+        if self.known.len() >= MOST_PROCESSES {
+            self.known.remove(0);
+        }
+        let memory = Arc::new(Memory { file: File::from(file), charge: OnceLock::new() });
+        self.known.push((device, process, Arc::downgrade(&memory)));
+        self.last = Some(memory.clone());
+        Some(memory)
     }
 }
 
 impl Caller {
-    /// The caller that sent these descriptors: where the answer goes, and its memory if the call, which is about `value`, needs that.
-    pub(crate) fn new(fds: Vec<OwnedFd>, value: u64, last: &mut LastMemory) -> Option<Self> {
+    /// The caller that sent these descriptors: where the answer goes, and its memory if the call, which is about `value`, needs that. Without,
+    /// `why` may say what the caller met with.
+    pub(crate) fn new(fds: Vec<OwnedFd>, value: u64, why: u64, memories: &mut Memories) -> Option<Self> {
         let mut fds = fds.into_iter();
         let answer = fds.next()?;
-        let memory = fds.next().filter(is_of_proc).map(|fd| last.same(File::from(fd), value));
-        Some(Self { answer, memory })
+        let memory = match fds.next() {
+            Some(fd) => memories.same(fd, value).ok_or(Errno::BADF),
+            None => Err(i32::try_from(why)
+                .ok()
+                .filter(|why| (1..4096).contains(why))
+                .map_or(Errno::NFILE, Errno::from_raw_os_error)),
+        };
+        Some(Self { answer, memory, account: memories.account.clone() })
     }
 
-    /// Its memory. It does not come along where the node has no descriptor left for it, and counts for nothing if it is something else.
-    fn memory(&self) -> Result<&Arc<File>, Errno> {
-        self.memory.as_ref().ok_or(Errno::NFILE)
+    /// The account of the program that has opened the device.
+    pub(crate) fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+
+    /// Its memory.
+    ///
+    /// # Errors
+    /// It did not come along: the caller cannot open it, or the node has no descriptor left for it; or it is something else.
+    fn memory(&self) -> Outcome<&Arc<Memory>> {
+        let why = match self.memory {
+            Ok(ref memory) => return Ok(memory),
+            Err(Errno::NFILE) => "this process can have no more descriptors (ulimit -n)",
+            Err(Errno::BADF) => "what the program says is its memory is not /proc/PID/mem",
+            Err(_) => {
+                "the program cannot open its own /proc/thread-self/mem, by which its memory is reached: is /proc there?"
+            }
+        };
+        refuse(*self.memory.as_ref().err().unwrap_or(&Errno::FAULT), why)
     }
 
     /// Ends the call with this result; `negative`: an error.
@@ -115,20 +189,20 @@ impl Caller {
     }
 
     /// Reads the caller's memory.
-    pub(crate) fn read_bytes(&self, addr: u64, bytes: &mut [u8]) -> Result<(), Errno> {
-        self.memory()?.read_exact_at(bytes, addr).map_err(|_| Errno::FAULT)
+    pub(crate) fn read_bytes(&self, addr: u64, bytes: &mut [u8]) -> Outcome<()> {
+        Ok(self.memory()?.file.read_exact_at(bytes, addr).map_err(|_| Errno::FAULT)?)
     }
 
     /// Reads a value in the caller's memory.
-    pub(crate) fn read<T: AnyBitPattern + NoUninit>(&self, addr: u64) -> Result<T, Errno> {
+    pub(crate) fn read<T: AnyBitPattern + NoUninit>(&self, addr: u64) -> Outcome<T> {
         let mut value = T::zeroed();
         self.read_bytes(addr, bytemuck::bytes_of_mut(&mut value))?;
         Ok(value)
     }
 
     /// Writes the caller's memory.
-    pub(crate) fn write_bytes(&self, addr: u64, bytes: &[u8]) -> Result<(), Errno> {
-        self.memory()?.write_all_at(bytes, addr).map_err(|_| Errno::FAULT)
+    pub(crate) fn write_bytes(&self, addr: u64, bytes: &[u8]) -> Outcome<()> {
+        Ok(self.memory()?.file.write_all_at(bytes, addr).map_err(|_| Errno::FAULT)?)
     }
 
     /// The file behind a descriptor of the caller's.
@@ -137,17 +211,17 @@ impl Caller {
     }
 
     /// The caller gets a descriptor, and finds its number at `addr`, in this many bytes: 4 or 8.
-    pub(crate) fn give(&self, fd: BorrowedFd<'_>, addr: u64, bytes: u64) -> Result<(), Errno> {
+    pub(crate) fn give(&self, fd: BorrowedFd<'_>, addr: u64, bytes: u64) -> Outcome<()> {
         // The number is stored by the caller itself, which should not fall over an address that is none. (Over one that cannot be written it
         // does: this writes all the same.)
         self.write_bytes(addr, &[0xff; 8][..bytes as usize])?;
-        send(&self.answer, &[talk::GIVE, addr, bytes], &[fd])
+        Ok(send(&self.answer, &[talk::GIVE, addr, bytes], &[fd])?)
     }
 
     fn ask(&self, question: &Message) -> Option<OwnedFd> {
         self.say(question, &[]);
-        let (_, fds) = receive(&self.answer).filter(|([kind, ..], _)| *kind == talk::HERE)?;
-        fds.into_iter().next()
+        let answer = receive(&self.answer).filter(|answer| answer.message[0] == talk::HERE)?;
+        answer.fds.into_iter().next()
     }
 
     /// Memory of the caller's that a device is to access, for writing too if it is `writable`.
@@ -161,29 +235,49 @@ impl Caller {
         let (Some(end), Ok(bytes)) = (addr.checked_add(len), usize::try_from(len)) else {
             return refuse(Errno::INVAL, format!("{len} bytes at {addr:#x} wrap"));
         };
-        let mut maps = String::new();
-        let asked = self.ask(&[talk::ASK_MAPS, 0, 0]).filter(is_of_proc).ok_or(Errno::FAULT)?;
-        File::from(asked).read_to_string(&mut maps).map_err(|_| Errno::FAULT)?;
-        match first_gap(&maps, addr..end, writable) {
-            None => Ok(Region { memory, addr, len: bytes }),
-            Some(gap) => {
+        let charge = self.account.charge(Item::Registered, len)?;
+        let Some(maps) = self.ask(&[talk::ASK_MAPS, 0, 0]).filter(|maps| of_process(maps, "maps").is_some()) else {
+            return refuse(Errno::FAULT, "the program does not say what it has mapped (/proc/thread-self/maps)");
+        };
+        match first_gap(File::from(maps), addr..end, writable) {
+            Ok(None) => {}
+            Ok(Some(gap)) => {
                 let lack = if writable { "mapped for reading and writing" } else { "mapped for reading" };
-                refuse(Errno::FAULT, format!("{len} bytes at {addr:#x}: at {gap:#x} nothing is {lack}"))
+                return refuse(Errno::FAULT, format!("{len} bytes at {addr:#x}: at {gap:#x} nothing is {lack}"));
             }
+            Err(error) => return refuse(Errno::FAULT, format!("what the program says it has mapped: {error}")),
         }
+        if memory.charge.get().is_none() {
+            let _ = memory.charge.set(self.account.charge(Item::Descriptors, 1)?);
+        }
+        Ok(Region { memory, addr, len: bytes, _charge: charge })
     }
 }
 
-/// The first address of a range that is not mapped so that it can be read (and written), by a process's `maps`.
-fn first_gap(maps: &str, range: Range<u64>, writable: bool) -> Option<u64> {
+/// Longest line of `maps` in bytes: a name has at most 4 KiB, of which each byte may be written as four.
+const LONGEST_LINE: u64 = 20 << 10;
+/// Most bytes of `maps` that are read: a hundred for each of as many mappings as any process has.
+const LONGEST_MAPS: u64 = 256 << 20;
+
+/// The first address of a range that is not mapped so that it can be read (and written), by a process's `maps`, of which no more than a line is
+/// kept at a time.
+fn first_gap(maps: impl Read, range: Range<u64>, writable: bool) -> io::Result<Option<u64>> {
     let mut next = range.start;
-    for line in maps.lines() {
-        let mut words = line.split_ascii_whitespace();
-        let (Some(addresses), Some(rights)) = (words.next(), words.next()) else { continue };
-        let Some((start, end)) = addresses.split_once('-') else { continue };
-        let parse = |hex| u64::from_str_radix(hex, 16).ok();
-        let (Some(start), Some(end)) = (parse(start), parse(end)) else { continue };
-        if end <= next || next >= range.end {
+    let (mut maps, mut line) = (BufReader::with_capacity(64 << 10, maps.take(LONGEST_MAPS)), Vec::new());
+    while next < range.end {
+        line.clear();
+        let bytes = (&mut maps).take(LONGEST_LINE).read_until(b'\n', &mut line)?;
+        if bytes == 0 && maps.get_ref().limit() != 0 {
+            break; // its end
+        }
+        if line.last() != Some(&b'\n') {
+            let problem = format!("a line of more than {bytes} bytes, or more than {LONGEST_MAPS} bytes in all");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+        }
+        let Some((start, end, rights)) = parse(&line) else {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a line that says no mapping"));
+        };
+        if end <= next {
             continue;
         }
         if start > next || !rights.starts_with('r') || writable && !rights.starts_with("rw") {
@@ -191,14 +285,24 @@ fn first_gap(maps: &str, range: Range<u64>, writable: bool) -> Option<u64> {
         }
         next = end;
     }
-    (next < range.end).then_some(next)
+    Ok((next < range.end).then_some(next))
+}
+
+/// A line of `maps`: from where to where, and with which rights.
+fn parse(line: &[u8]) -> Option<(u64, u64, &str)> {
+    let mut words = line.split(u8::is_ascii_whitespace).map(|word| str::from_utf8(word).ok());
+    let (start, end) = words.next()??.split_once('-')?;
+    let hex = |digits| u64::from_str_radix(digits, 16).ok();
+    Some((hex(start)?, hex(end)?, words.next()??))
 }
 
 /// Memory of a process, as a device accesses it: by system calls on the process's `mem`.
 pub(crate) struct Region {
-    memory: Arc<File>,
+    memory: Arc<Memory>,
     addr: u64,
     len: usize,
+    /// What it counts for, while it is registered.
+    _charge: Charge,
 }
 
 impl Backing for Region {
@@ -207,17 +311,18 @@ impl Backing for Region {
     }
 
     fn read(&self, offset: usize, dst: &mut [u8]) -> bool {
-        self.memory.read_exact_at(dst, self.addr + offset as u64).is_ok()
+        self.memory.file.read_exact_at(dst, self.addr + offset as u64).is_ok()
     }
 
     fn write(&self, offset: usize, src: &[u8]) -> bool {
-        self.memory.write_all_at(src, self.addr + offset as u64).is_ok()
+        self.memory.file.write_all_at(src, self.addr + offset as u64).is_ok()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quota::{Accounts, Quotas};
 
     const MAPS: &str = "\
 1000-3000 r-xp 00000000 fe:00 1 /bin/true
@@ -225,6 +330,14 @@ mod tests {
 5000-6000 rw-s 00000000 00:01 2 /memfd:x (deleted)
 8000-9000 ---p 00000000 00:00 0 [stack]
 ";
+
+    fn account(quotas: Quotas) -> Arc<Account> {
+        Accounts::new(quotas).of(1)
+    }
+
+    fn file(path: &str) -> OwnedFd {
+        File::open(path).unwrap().into()
+    }
 
     #[test]
     fn a_range_is_mapped_where_every_byte_of_it_is_and_as_it_must_be() {
@@ -240,25 +353,86 @@ mod tests {
             (0xfff..0x1001, false, Some(0xfff)),
             (0x7000..0x7000, false, None),
         ] {
-            assert_eq!(first_gap(MAPS, range.clone(), writable), gap, "{range:x?}");
+            assert_eq!(first_gap(MAPS.as_bytes(), range.clone(), writable).unwrap(), gap, "{range:x?}");
+        }
+    }
+
+    /// Counts what is read of it.
+    struct Counted<'a, R>(R, &'a mut u64);
+
+    impl<R: Read> Read for Counted<'_, R> {
+        fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+            let count = self.0.read(bytes)?;
+            *self.1 += count as u64;
+            Ok(count)
         }
     }
 
     #[test]
-    fn callers_of_one_process_share_a_descriptor_of_its_memory() {
-        let memory = || File::options().read(true).write(true).open("/proc/self/mem").unwrap();
-        let (mut last, byte) = (LastMemory::default(), 7u8);
+    fn maps_without_end_are_read_as_far_as_maps_go() {
+        let mut read = 0;
+        let gap = first_gap(Counted(io::repeat(0), &mut read), 1..2, false);
+        assert!(gap.is_err() && read < 1 << 20, "{gap:?}, {read} bytes read of a line without end");
+        assert!(first_gap(&b"\n\n"[..], 1..2, false).is_err() && first_gap(&b"Rss: 1 kB\n"[..], 1..2, false).is_err());
+        // Lines without end.
+        let mut line = b"0-1 r--p 00000000 00:00 0 /".to_vec();
+        line.resize(4095, b'x');
+        line.push(b'\n');
+        struct Lines(Vec<u8>);
+        impl Read for Lines {
+            fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+                (&self.0[..]).read(bytes)
+            }
+        }
+        let mut read = 0;
+        let gap = first_gap(Counted(Lines(line), &mut read), 1..2, false);
+        assert!(gap.is_err() && read == LONGEST_MAPS, "{gap:?}, {read} bytes read");
+    }
+
+    #[test]
+    fn only_what_the_kernel_says_about_a_process_is_taken_for_that() {
+        for (path, name, is_that) in [
+            ("/proc/self/mem", "mem", true),
+            ("/proc/thread-self/mem", "mem", true),
+            ("/proc/self/maps", "maps", true),
+            ("/proc/self/maps", "mem", false),
+            ("/proc/self/pagemap", "maps", false),
+            ("/proc/meminfo", "mem", false),
+            ("/dev/zero", "mem", false),
+        ] {
+            assert_eq!(of_process(file(path), name).is_some(), is_that, "{path} as {name}");
+        }
+        assert_eq!(of_process(file("/proc/self/mem"), "mem"), of_process(file("/proc/thread-self/mem"), "mem"));
+    }
+
+    #[test]
+    fn callers_of_one_process_share_a_descriptor_of_its_memory_whichever_thread_they_are() {
+        let (mut memories, byte) = (Memories::new(account(Quotas::default())), 7u8);
         let addr = std::ptr::from_ref(&byte) as u64;
-        let first = last.same(memory(), addr);
-        assert!(Arc::ptr_eq(&first, &last.same(memory(), addr)));
-        assert!(!Arc::ptr_eq(&first, &last.same(memory(), 8)), "nothing is there: it may be another program's");
+        let first = memories.same(file("/proc/thread-self/mem"), addr).unwrap();
+        let other = std::thread::spawn(|| file("/proc/thread-self/mem")).join().unwrap();
+        assert!(Arc::ptr_eq(&first, &memories.same(other, addr).unwrap()));
+        let parent = format!("/proc/{}/mem", std::os::unix::process::parent_id());
+        if let Ok(parent) = File::open(parent) {
+            // It calls in between.
+            assert!(!Arc::ptr_eq(&first, &memories.same(parent.into(), addr).unwrap()));
+            assert!(Arc::ptr_eq(&first, &memories.same(file("/proc/self/mem"), addr).unwrap()));
+        }
+        let other = memories.same(file("/proc/self/mem"), 8).unwrap();
+        assert!(!Arc::ptr_eq(&first, &other), "nothing is there: it may be another program's");
+        assert!(memories.same(file("/proc/self/maps"), addr).is_none());
     }
 
     #[test]
     fn memory_that_is_gone_is_not_accessed() {
-        let memory = Arc::new(File::options().read(true).write(true).open("/proc/self/mem").unwrap());
+        let account = account(Quotas::default());
+        let file = File::options().read(true).write(true).open("/proc/self/mem").unwrap();
+        let memory = Arc::new(Memory { file, charge: OnceLock::new() });
         let bytes = [7u8; 100];
-        let region = |addr| Region { memory: memory.clone(), addr, len: 100 };
+        let region = |addr| {
+            let _charge = account.charge(Item::Registered, 100).ok().unwrap();
+            Region { memory: memory.clone(), addr, len: 100, _charge }
+        };
         let mut copy = [0; 100];
         assert!(region(bytes.as_ptr() as u64).read(0, &mut copy));
         assert_eq!(copy, [7; 100]);

@@ -1,6 +1,7 @@
 //! Completion channels: descriptors from which a program reads which completion queue has something new.
 
 use crate::errno::{Errno, Outcome};
+use crate::quota::Charge;
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
@@ -27,15 +28,18 @@ pub(crate) struct Channel {
     written: Mutex<HashMap<u64, u32>>,
     /// An event was lost, and the log says so.
     has_overflown: AtomicBool,
+    /// What it counts for.
+    _charge: Option<Charge>,
 }
 
 impl Channel {
     /// A channel, and the end that the program gets.
-    pub(crate) fn new() -> Outcome<(Self, OwnedFd)> {
+    pub(crate) fn new(charge: Option<Charge>) -> Outcome<(Self, OwnedFd)> {
         let (read, pipe) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         rustix::fs::fcntl_setfl(&pipe, OFlags::NONBLOCK)?;
         let inode = rustix::fs::fstat(&pipe)?.st_ino;
-        let channel = Self { pipe, inode, written: Mutex::default(), has_overflown: AtomicBool::new(false) };
+        let channel =
+            Self { pipe, inode, written: Mutex::default(), has_overflown: AtomicBool::new(false), _charge: charge };
         Ok((channel, read))
     }
 
@@ -102,7 +106,7 @@ mod tests {
 
     #[test]
     fn what_was_not_read_leaves_with_its_queue_and_the_rest_stays_in_order() {
-        let (channel, end) = Channel::new().unwrap();
+        let (channel, end) = Channel::new(None).unwrap();
         let read = || {
             let mut event = [0; EVENT];
             assert_eq!(rustix::io::read(&end, &mut event), Ok(EVENT));

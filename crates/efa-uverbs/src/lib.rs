@@ -32,18 +32,31 @@
 //! | `context.rs` | an open device, and what was created through it |
 //! | `commands/` | what a program can command |
 //! | `channel.rs` | completion channels |
+//! | `quota.rs` | what one program may have of a node |
+//! | `guard.rs` | memory of programs whose pages go away |
 //! | `errno.rs` | why a command is refused |
 //! | `abi/` | the kernel's structures and numbers |
 //!
 //! What is different from hardware and its driver:
 //! - There are no asynchronous events; the driver reports none either.
-//! - Memory that is unmapped while it is registered fails, instead of being kept; memory whose pages take long to come (`userfaultfd`, network
-//!   file systems) makes the whole device wait; memory of GPUs, by address, cannot be reached.
+//! - Memory that is unmapped while it is registered fails, instead of being kept; memory that a `userfaultfd` should fill fails as well. Mapped
+//!   files whose pages take long to come (of FUSE, of a network) make the whole device wait. Memory of GPUs, by address, cannot be reached.
 //! - Completion queues lie in memory of the node, or in a DMA-BUF, but not in a program's memory by address.
 //! - Programs are reached through the C library: those that are linked statically, or make system calls themselves, see no device. Programs with the
 //!   address sanitizer want `ASAN_OPTIONS=verify_asan_link_order=0`.
+//! - A program's memory is reached by what it opens itself, its `/proc/thread-self/mem`: the node needs no right over it, and gets none. So a program may
+//!   change its user, its root directory and its environment. One that has declared itself not to be dumped is dumpable for
+//!   as long as opening that file takes. One that cannot see `/proc`, nor could when it opened the device, is refused with `ENOENT`.
+//! - A node of root can be used by everyone, as the kernel's device files can: its programs may become other users.
 //! - `write` on the device (rdma-core before `ioctl`, 2018) is not answered.
-//! - The node takes three descriptors for each queue pair and up to two for each completion queue: `ulimit -n` has to allow them.
+//!
+//! # Programs among each other
+//!
+//! No program should harm another. What one may have of a node is limited: see [`Quotas`]. Nothing that a program says is read without a bound,
+//! and no file that it hands over is waited for by anyone but itself. Memory files whose pages go away cost the node no more than that
+//! memory: it answers `SIGBUS`, from the first mapping on, for the whole process that it is in. Queue pairs take turns at a device.
+//! What is not kept apart: processes that a program starts count by themselves; numbers of descriptors that a node may have (`ulimit -n`)
+//! are shared by all.
 
 #![deny(missing_docs)]
 
@@ -55,10 +68,13 @@ mod commands;
 mod context;
 mod device;
 mod errno;
+mod guard;
 mod node;
+mod quota;
 mod sysfs;
 #[allow(dead_code, reason = "the other side uses the rest")]
 #[path = "../preload/talk.rs"]
 mod talk;
 
 pub use node::{Error, Node};
+pub use quota::Quotas;

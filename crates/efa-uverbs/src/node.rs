@@ -1,8 +1,10 @@
 //! A node: software devices, and the folder in which programs find them.
 
-use crate::caller::{Caller, LastMemory, receive};
+use crate::caller::{Caller, Memories, Received, receive, tell};
 use crate::context::Context;
 use crate::device::SoftDevice;
+use crate::errno::Outcome;
+use crate::quota::{Account, Accounts, Charge, Item, Quotas};
 use crate::sysfs::{self, CounterFiles};
 use crate::talk::{self, DEVICE_PREFIX, NODE_VARIABLE};
 use efa_soft::Gid;
@@ -13,8 +15,8 @@ use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketTy
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -79,11 +81,19 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node with these devices.
+    /// Starts a node with these devices, of which one program may have as much as [`Quotas`] says by default.
     ///
     /// # Errors
     /// No device, or more than 32; an address cannot be used; the folder for temporary files cannot be written.
     pub fn start(devices: &[SoftSpec]) -> Result<Self, Error> {
+        Self::with_quotas(devices, Quotas::default())
+    }
+
+    /// Starts a node with these devices, of which one program may have this much.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn with_quotas(devices: &[SoftSpec], quotas: Quotas) -> Result<Self, Error> {
         if !(1..=32).contains(&devices.len()) {
             return Err(Error::Devices(devices.len()));
         }
@@ -96,6 +106,13 @@ impl Node {
         fs::write(preload(folder.path()), PRELOAD).map_err(io_error("writing the preloaded library"))?;
         let root = sysfs_root(folder.path());
         sysfs::create(&root).map_err(io_error("making the sysfs tree"))?;
+        let is_for_all = rustix::process::geteuid().is_root();
+        if is_for_all {
+            // Its programs may become other users, who keep what they were started with. They can go in, but not look around.
+            open_to_all(folder.path(), 0o711).map_err(io_error("opening the folder to programs of other users"))?;
+            open_to_all(&preload(folder.path()), 0o755).map_err(io_error("opening the preloaded library to others"))?;
+        }
+        let accounts = Arc::new(Accounts::new(quotas));
 
         let mut node = Self {
             folder,
@@ -112,11 +129,14 @@ impl Node {
             let files = sysfs::add(&root, number as u32, &device).map_err(io_error("making the sysfs tree"))?;
             counters.push((device.clone(), files));
             let socket = node.folder.path().join(format!("{DEVICE_PREFIX}{number}"));
-            let socket = Arc::new(listen(&socket).map_err(io_error("listening for programs"))?);
-            node.sockets.push(socket.clone());
+            let listening = Arc::new(listen(&socket).map_err(io_error("listening for programs"))?);
+            if is_for_all {
+                open_to_all(&socket, 0o666).map_err(io_error("opening a device to programs of other users"))?;
+            }
+            node.sockets.push(listening.clone());
             node.spawn("efa-node-listen", {
-                let device = device.clone();
-                move |stop| serve(&socket, &device, stop)
+                let (device, accounts) = (device.clone(), accounts.clone());
+                move |stop| serve(&listening, &device, &accounts, stop)
             })?;
             node.devices.push(device);
         }
@@ -231,8 +251,29 @@ fn listen(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Lets other users have at it.
+fn open_to_all(path: &Path, mode: u32) -> io::Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+/// The process that has connected a socket.
+fn process_of(socket: &OwnedFd) -> i32 {
+    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: both are valid for writes, and `len` is the first one's length. Not by `rustix`, whose process ids are never 0: one of a process
+    // that this one cannot see is.
+    let _ = unsafe {
+        let place = (&raw mut credentials).cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, place, &mut len)
+    };
+    credentials.pid
+}
+
+/// Descriptors that an open device takes, by itself and during a call: two sockets, and two of what a call brings along.
+const DESCRIPTORS: u64 = 4;
+
 /// Takes in programs that open a device, until the node stops.
-fn serve(socket: &OwnedFd, device: &Arc<SoftDevice>, stop: &AtomicBool) {
+fn serve(socket: &OwnedFd, device: &Arc<SoftDevice>, accounts: &Accounts, stop: &AtomicBool) {
     let mut is_told = false;
     loop {
         let program = rustix::net::accept_with(socket, SocketFlags::CLOEXEC);
@@ -250,21 +291,50 @@ fn serve(socket: &OwnedFd, device: &Arc<SoftDevice>, stop: &AtomicBool) {
                 continue;
             }
         };
-        let device = device.clone();
+        let account = accounts.of(process_of(&program));
+        let charges = match charge(&account) {
+            Ok(charges) => charges,
+            Err(refusal) => {
+                let errno = refusal.errno;
+                if account.is_first_refusal() {
+                    tracing::warn!(device = device.name, ?errno, "open failed: {}", refusal.why);
+                }
+                let _ = tell(&program, &[talk::REFUSED, errno.raw_os_error() as u64, 0]);
+                continue;
+            }
+        };
+        let (device, greeting) = (device.clone(), program.try_clone());
         let thread = std::thread::Builder::new().name("efa-node-context".into());
-        if let Err(error) = thread.spawn(move || answer(&program, device)) {
+        let spawned = thread.spawn(move || {
+            let _charges = charges;
+            let _ = tell(&program, &[talk::OPENED, 0, 0]);
+            answer(&program, device, account);
+        });
+        if let Err(error) = spawned {
             tracing::error!(%error, "a program could not be served");
+            if let Ok(program) = greeting {
+                let _ = tell(&program, &[talk::REFUSED, Errno::AGAIN.raw_os_error() as u64, 0]);
+            }
         }
     }
 }
 
+/// What an open device counts for.
+fn charge(account: &Arc<Account>) -> Outcome<[Charge; 2]> {
+    Ok([account.charge(Item::Opens, 1)?, account.charge(Item::Descriptors, DESCRIPTORS)?])
+}
+
 /// Answers a program's calls until it has closed the device, or has ended.
-fn answer(program: &OwnedFd, device: Arc<SoftDevice>) {
-    let (mut context, mut memory) = (Context::new(device), LastMemory::default());
-    while let Some(([kind, value, _], fds)) = receive(program) {
-        let Some(caller) = Caller::new(fds, value, &mut memory) else {
+fn answer(program: &OwnedFd, device: Arc<SoftDevice>, account: Arc<Account>) {
+    let (mut context, mut memories) = (Context::new(device, account.clone()), Memories::new(account));
+    while let Some(Received { message: [kind, value, why], fds, lacks_fds }) = receive(program) {
+        let Some(caller) = Caller::new(fds, value, why, &mut memories) else {
             // The program is not kept waiting: what would have taken the answer there is closed.
-            tracing::error!("a call has no answer: this process can have no more descriptors (ulimit -n)");
+            if lacks_fds {
+                tracing::error!("a call has no answer: this process can have no more descriptors (ulimit -n)");
+            } else {
+                tracing::debug!("a program says something that is no call");
+            }
             continue;
         };
         match kind {

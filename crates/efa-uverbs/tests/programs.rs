@@ -7,7 +7,7 @@ mod command;
 
 use command::{Command, Error, MR, PD, QP, errno};
 use efa_soft::driver::SoftSpec;
-use efa_uverbs::Node;
+use efa_uverbs::{Node, Quotas};
 use parking_lot::Mutex;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -16,8 +16,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::process::{Child, Stdio};
 
 const DEVICE: &str = "/dev/infiniband/uverbs0";
-/// What a device has of protection domains.
-const MAX_PD: usize = 256;
+/// What one program can have of the 256 protection domains that a device has.
+const MAX_PD: usize = 231;
 
 /// Set where this executable is a program on a node.
 const PROGRAM: &str = "EFA_TEST_PROGRAM";
@@ -66,6 +66,79 @@ fn on_a_node(devices: usize, test: &str, program: impl FnOnce()) {
         return program();
     }
     passes(start(&node(devices), test));
+}
+
+/// Runs `program` on a node with one device, of which it may have this much; what the node has logged by then.
+fn on_a_node_with(quotas: &str, test: &str, program: impl FnOnce()) -> String {
+    if is_program() {
+        program();
+        return String::new();
+    }
+    let _ = tracing_subscriber::fmt().with_ansi(false).with_writer(|| Log).try_init();
+    passes(start(&Node::with_quotas(&[SoftSpec::default()], quotas.parse::<Quotas>().unwrap()).unwrap(), test));
+    String::from_utf8(LOG.lock().clone()).unwrap()
+}
+
+/// Has a child of this process do something; whether that is so.
+fn in_a_child(what: impl FnOnce() -> bool) -> bool {
+    // SAFETY: the child runs what it is given, which makes system calls, and ends.
+    match unsafe { libc::fork() } {
+        0 => {
+            let fine = what();
+            // SAFETY: ends this process.
+            unsafe { libc::_exit(if fine { 0 } else { 1 }) }
+        }
+        child => {
+            let mut status = -1;
+            // SAFETY: `status` is valid for writes.
+            assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+            status == 0
+        }
+    }
+}
+
+/// Registers this many bytes of the program's own.
+fn reg_mr(device: &File, pd: u32, addr: *const u8, len: usize) -> Result<u32, Error> {
+    let words = [0, addr as u64, len as u64, addr as u64, pd.into()].map(u64::to_ne_bytes);
+    Command::older(9).input(words.as_flattened()).output(12).run(device)
+}
+
+/// Registers bytes of a file.
+fn reg_fd(device: &File, pd: u32, fd: &impl AsRawFd, len: u64) -> Result<u32, Error> {
+    let command = Command::new(MR, 4).handle(0).number(1, pd.into()).number(2, 0).number(3, len);
+    let command = command.number(4, 0).number(5, fd.as_raw_fd() as u64).number(6, 1);
+    command.output_at(7, 4).output_at(8, 4).run(device)
+}
+
+/// A memory file that cannot shrink.
+fn memory_file(flags: u32, len: u64) -> Option<File> {
+    // SAFETY: the name is a C string.
+    let fd = unsafe { libc::memfd_create(c"buffer".as_ptr(), libc::MFD_ALLOW_SEALING | flags) };
+    // SAFETY: it was just made.
+    let file = File::from((fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })?);
+    file.set_len(len).unwrap();
+    // SAFETY: a system call on numbers.
+    assert_eq!(unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) }, 0);
+    Some(file)
+}
+
+/// A completion channel: its descriptor.
+fn create_channel(device: &File) -> Result<OwnedFd, Error> {
+    let fd = Command::older(17).input(&[0; 8]).output(4).run(device)?;
+    // SAFETY: the node has just given it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// The node hears of what is closed by and by.
+fn by_and_by(what: impl Fn() -> bool) -> bool {
+    let start = std::time::Instant::now();
+    while !what() {
+        if start.elapsed() > std::time::Duration::from_secs(20) {
+            return false;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    true
 }
 
 fn open() -> File {
@@ -368,6 +441,188 @@ fn a_dma_buf_is_memory_that_cannot_shrink() {
         assert_eq!(reg(memory(false).as_raw_fd(), 0, 8192), Err(libc::EINVAL), "it could shrink");
         assert_eq!(reg(device.as_raw_fd(), 0, 100), Err(libc::EINVAL));
         assert_eq!(reg(-1, 0, 100), Err(libc::EBADF));
-        assert_eq!(reg(1000, 0, 100), Err(libc::EBADF));
+        assert_eq!(reg(i32::MAX, 0, 100), Err(libc::EBADF));
     });
+}
+
+#[test]
+fn a_program_that_takes_all_it_can_get_leaves_some_to_others() {
+    on_a_node(1, "a_program_that_takes_all_it_can_get_leaves_some_to_others", || {
+        let device = context();
+        assert!((0..MAX_PD).all(|_| alloc_pd(&device).is_ok()));
+        assert_eq!(alloc_pd(&device), Err(libc::ENOMEM), "as the driver says it when the device has no more");
+        assert_eq!(alloc_pd(&context()), Err(libc::ENOMEM), "opening it again does not help");
+        assert!(in_a_child(|| alloc_pd(&context()).is_ok()), "another program has its own");
+    });
+}
+
+#[test]
+fn open_devices_of_a_program_are_counted_and_open_says_so() {
+    const NAME: &str = "open_devices_of_a_program_are_counted_and_open_says_so";
+    let log = on_a_node_with("opens=5", NAME, || {
+        let mut devices: Vec<_> = (0..5).map(|_| context()).collect();
+        let refused = || File::open(DEVICE).err().and_then(|error| error.raw_os_error());
+        assert_eq!(refused(), Some(libc::EMFILE));
+        assert!(in_a_child(|| alloc_pd(&context()).is_ok()), "another program has its own");
+        devices.pop();
+        assert!(by_and_by(|| refused().is_none()));
+        assert!(alloc_pd(&devices[0]).is_ok());
+    });
+    if !is_program() {
+        assert!(log.contains("has 5 open devices and asks for 1 more: one program may have 5 (--quota)"), "{log}");
+    }
+}
+
+#[test]
+fn descriptors_that_a_program_costs_the_node_are_counted_and_come_back() {
+    const NAME: &str = "descriptors_that_a_program_costs_the_node_are_counted_and_come_back";
+    let log = on_a_node_with("descriptors=20", NAME, || {
+        let device = context();
+        let channels: Vec<_> = (0..16).map(|_| create_channel(&device).unwrap()).collect();
+        assert_eq!(create_channel(&device).err(), Some(libc::EMFILE));
+        assert_eq!(Command::new(16, 0).output_at(0, 8).run(&device).err(), Some(libc::EMFILE), "asynchronous events");
+        let pd = alloc_pd(&device).unwrap();
+        assert_eq!(reg_mr(&device, pd, [0u8; 100].as_ptr(), 100), Err(libc::EMFILE), "its memory takes one");
+        let file = memory_file(0, 4096).unwrap();
+        assert_eq!(reg_fd(&device, pd, &file, 4096), Err(libc::EMFILE));
+        drop(channels);
+        for _ in 0..100 {
+            assert!(create_channel(&device).is_ok(), "those that are closed do not count");
+        }
+    });
+    if !is_program() {
+        let sentence = "has 20 descriptors of the node and asks for 1 more: one program may have 20 (--quota)";
+        assert!(log.contains(sentence), "{log}");
+    }
+}
+
+#[test]
+fn memory_that_a_program_registers_is_counted_and_comes_back() {
+    on_a_node_with("mapped=1m,registered=64k", "memory_that_a_program_registers_is_counted_and_comes_back", || {
+        let device = context();
+        let pd = alloc_pd(&device).unwrap();
+        let file = memory_file(0, 8 << 40).unwrap();
+        assert_eq!(reg_fd(&device, pd, &file, 8 << 40), Err(libc::ENOMEM));
+        assert_eq!(reg_fd(&device, pd, &file, (1 << 20) + 1), Err(libc::ENOMEM));
+        for _ in 0..10 {
+            assert!(reg_fd(&device, pd, &file, 1 << 20).is_ok());
+            assert_eq!(reg_fd(&device, pd, &file, 1), Err(libc::ENOMEM));
+            let destroyed = (0..10).any(|handle| Command::new(MR, 1).number(0, handle).run(&device).is_ok());
+            assert!(destroyed);
+        }
+        let bytes = vec![0u8; 64 << 10];
+        assert!(reg_mr(&device, pd, bytes.as_ptr(), 64 << 10).is_ok());
+        assert_eq!(reg_mr(&device, pd, bytes.as_ptr(), 1), Err(libc::ENOMEM));
+    });
+}
+
+#[test]
+fn a_memory_file_of_huge_pages_is_refused_for_what_it_is() {
+    on_a_node(1, "a_memory_file_of_huge_pages_is_refused_for_what_it_is", || {
+        let Some(file) = memory_file(libc::MFD_HUGETLB, 2 << 20) else {
+            return println!("skipped: this kernel has no huge pages");
+        };
+        let device = context();
+        let pd = alloc_pd(&device).unwrap();
+        for len in [4096, 2 << 20] {
+            assert_eq!(reg_fd(&device, pd, &file, len), Err(libc::EOPNOTSUPP), "holes in it could not be filled again");
+        }
+    });
+}
+
+/// Whether an open device does what it does, memory included.
+fn works(device: &File) -> bool {
+    let bytes = [0u8; 100];
+    alloc_pd(device).is_ok_and(|pd| reg_mr(device, pd, bytes.as_ptr(), 100).is_ok())
+}
+
+#[test]
+fn a_program_that_changes_its_user_or_is_not_to_be_dumped_goes_on() {
+    on_a_node(1, "a_program_that_changes_its_user_or_is_not_to_be_dumped_goes_on", || {
+        let device = context();
+        // SAFETY: system calls on numbers.
+        unsafe {
+            if libc::geteuid() == 0 {
+                assert_eq!((libc::setgid(65534), libc::setuid(65534)), (0, 0));
+            }
+            assert_eq!(libc::prctl(libc::PR_SET_DUMPABLE, 0u64), 0);
+        }
+        assert!(works(&device), "what was open before");
+        assert!(works(&context()), "what is opened after");
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                let device = device.try_clone().unwrap();
+                std::thread::spawn(move || (0..50).all(|_| works(&device)))
+            })
+            .collect();
+        assert!(threads.into_iter().all(|thread| thread.join().unwrap()), "several threads at once");
+        assert!(in_a_child(|| works(&device)));
+        // SAFETY: a system call on numbers.
+        assert_eq!(unsafe { libc::prctl(libc::PR_GET_DUMPABLE) }, 0, "it still is not to be dumped");
+    });
+}
+
+#[test]
+fn a_program_that_clears_its_environment_still_has_the_device() {
+    on_a_node(1, "a_program_that_clears_its_environment_still_has_the_device", || {
+        let device = context();
+        // SAFETY: no other thread of this program looks at the environment.
+        unsafe { libc::clearenv() };
+        assert!(works(&device) && works(&context()));
+    });
+}
+
+/// Makes an empty folder the root directory; `None` where this user may not.
+fn change_root() -> Option<()> {
+    let folder = std::env::temp_dir().join(format!("efa-empty-{}", std::process::id()));
+    std::fs::create_dir(&folder).unwrap();
+    let path = std::ffi::CString::new(folder.to_str().unwrap()).unwrap();
+    // SAFETY: the path is a C string.
+    let changed = unsafe {
+        if libc::geteuid() != 0 {
+            libc::unshare(libc::CLONE_NEWUSER);
+        }
+        libc::chroot(path.as_ptr()) == 0 && libc::chdir(c"/".as_ptr()) == 0
+    };
+    if !changed {
+        println!("skipped: this user can make no root directory");
+    }
+    changed.then_some(())
+}
+
+#[test]
+fn a_program_that_changes_its_root_goes_on_with_what_it_has_opened_and_opens_nothing_more() {
+    const NAME: &str = "a_program_that_changes_its_root_goes_on_with_what_it_has_opened_and_opens_nothing_more";
+    let log = on_a_node_with("", NAME, || {
+        let before = context();
+        assert!(in_a_child(|| {
+            let Some(()) = change_root() else { return true };
+            let absent = File::open(DEVICE).err().and_then(|error| error.raw_os_error());
+            works(&before) && absent == Some(libc::ENOENT)
+        }));
+        // One that has closed everything else as well cannot be reached, and is told so.
+        assert!(in_a_child(|| {
+            let Some(()) = change_root() else { return true };
+            // SAFETY: system calls on numbers; what is closed is not used any more.
+            (3..70_000).filter(|&fd| fd != before.as_raw_fd()).for_each(|fd| unsafe { _ = libc::close(fd) });
+            alloc_pd(&before) == Err(libc::ENOENT)
+        }));
+        assert!(works(&before), "nor has that harmed the device");
+        // The folders stay until here: a root directory cannot be removed from inside.
+        for entry in std::fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
+            if entry.file_name().to_string_lossy().starts_with("efa-empty-") {
+                let _ = std::fs::remove_dir(entry.path());
+            }
+        }
+    });
+    if !is_program() {
+        let sentence = "the program cannot open its own /proc/thread-self/mem";
+        assert!(!is_root() || log.contains(sentence), "{log}");
+    }
+}
+
+/// Whether this user can change root directories for sure.
+fn is_root() -> bool {
+    // SAFETY: it has no arguments.
+    unsafe { libc::geteuid() == 0 }
 }

@@ -4,6 +4,9 @@
 //! them one by one), [`Device::handle`] for every packet from the network, and [`Device::poll_transmit`] until there is nothing to send;
 //! [`Device::poll_timeout`] says when it wants to be called again. Completions appear in the completion rings.
 //!
+//! Queue pairs take turns at a device: one packet each towards a peer, and none has more than a window of packets under way. Whatever one of
+//! them has posted, another's message leaves after a few packets. Datagrams and the rest take turns in the same way.
+//!
 //! | file | what is in it |
 //! | --- | --- |
 //! | `mod.rs` | the device as its driver sees it: time, port, faults, events |
@@ -78,11 +81,13 @@ pub struct Device {
     /// The last challenge that was given to a peer: no two are alike.
     challenges: u64,
     datagrams: VecDeque<send::Datagram>,
+    /// The next packet is a datagram, if one waits.
+    datagrams_turn: bool,
     faults: Faults,
     inbox: receive::Inbox,
     /// When the next WQE may be fetched, on a slow device.
     next_wqe_at: Time,
-    /// WQEs wait for that moment.
+    /// WQEs wait for that moment, or for datagrams to leave.
     wqes_wait: bool,
     port_up: bool,
     counters: Counters,
@@ -118,6 +123,7 @@ impl Device {
             answers: VecDeque::new(),
             challenges: 0,
             datagrams: VecDeque::new(),
+            datagrams_turn: false,
             faults: Faults::default(),
             inbox: receive::Inbox::default(),
             next_wqe_at: Time::ZERO,

@@ -16,6 +16,9 @@ use crate::{Gid, Time};
 use efa_io::{LocalBuf, Op, OpCode, RemoteBuf, SendRequest, Status, Wqe64, Wqe128};
 use std::collections::VecDeque;
 
+/// Most datagrams of a queue pair that wait to leave; further WQEs stay in its ring until some have left.
+const DATAGRAM_WINDOW: u32 = 16;
+
 /// A send of an unreliable queue pair that has not left.
 pub(super) struct Datagram {
     dst: Gid,
@@ -70,7 +73,10 @@ impl Device {
         }
         let Ok(qp) = self.objects.qp(qpn) else { return false };
         if rung > qp.sq.size.entries() || !matches!(qp.state, QpState::ReadyToSend | QpState::Error) {
-            log!(warn, qpn, rung, state = ?qp.state, "a doorbell that cannot be: the queue pair goes to the error state");
+            if qp.state != QpState::Error {
+                let state = qp.state;
+                log!(warn, qpn, rung, ?state, "a doorbell that cannot be: the queue pair goes to the error state");
+            }
             self.fail_qp_by_itself(qpn);
             return true;
         }
@@ -83,6 +89,10 @@ impl Device {
             && (1..=qp.sq.size.entries()).contains(&qp.sq.rung(doorbell))
         {
             let flushing = qp.state == QpState::Error;
+            if qp.datagrams >= DATAGRAM_WINDOW && !flushing {
+                self.wqes_wait = true;
+                return progress;
+            }
             if !self.faults.wqe_time.is_zero() && !flushing && !too_long {
                 if now < self.next_wqe_at {
                     self.wqes_wait = true;
@@ -132,7 +142,10 @@ impl Device {
         match accepted {
             Ok((dst, message)) => {
                 self.count_request(op, bytes.into());
-                if self.objects.qp(qpn).is_ok_and(|qp| qp.transport == Transport::Ud) {
+                if let Ok(qp) = self.objects.qp(qpn)
+                    && qp.transport == Transport::Ud
+                {
+                    qp.datagrams += 1;
                     self.datagrams.push_back(Datagram { dst, message });
                     return;
                 }
@@ -281,11 +294,26 @@ impl Device {
         if let Some(answer) = self.answers.pop_front() {
             return Some(answer);
         }
+        // Datagrams and flows take turns.
+        self.datagrams_turn = !self.datagrams_turn;
+        if self.datagrams_turn
+            && let Some(transmit) = self.next_datagram()
+        {
+            return Some(transmit);
+        }
+        self.next_of_flows(now).or_else(|| self.next_datagram())
+    }
+
+    fn next_datagram(&mut self) -> Option<Transmit> {
         while let Some(datagram) = self.datagrams.pop_front() {
             if let Some(transmit) = self.send_datagram(datagram) {
                 return Some(transmit);
             }
         }
+        None
+    }
+
+    fn next_of_flows(&mut self, now: Time) -> Option<Transmit> {
         while let Some(&index) = self.busy.front() {
             if let Some(lane) = Lane::ALL.into_iter().find(|&lane| self.flows[index].rx[lane as usize].wants_to_ack()) {
                 let envelope = self.envelope(index, self.flows[index].ack_path);
@@ -335,6 +363,7 @@ impl Device {
     /// Sends a datagram, and completes its request; nothing more will be heard of it.
     fn send_datagram(&mut self, Datagram { dst, message }: Datagram) -> Option<Transmit> {
         let Origin::Wqe { qpn, req_id, op } = message.origin else { return None };
+        self.has_left(qpn);
         let due = Due { message: 0, packet: 0, path: 0, resent: false };
         // The program may reuse its buffers from here on.
         let payload = payload(&self.objects, due, self.config.mtu, &message)
@@ -410,9 +439,19 @@ impl Device {
     /// Takes the datagrams that have not left and for which `which` holds.
     fn take_datagrams(&mut self, which: impl Fn(&Message) -> bool) -> VecDeque<Datagram> {
         let all = std::mem::take(&mut self.datagrams).into_iter();
-        let (taken, left) = all.partition(|datagram| which(&datagram.message));
+        let (taken, left): (VecDeque<_>, _) = all.partition(|datagram| which(&datagram.message));
         self.datagrams = left;
+        for datagram in &taken {
+            self.has_left(datagram.message.origin.qpn());
+        }
         taken
+    }
+
+    /// A datagram of this queue pair does not wait any more.
+    fn has_left(&mut self, qpn: u16) {
+        if let Ok(qp) = self.objects.qp(qpn) {
+            qp.datagrams = qp.datagrams.saturating_sub(1);
+        }
     }
 
     /// Ends datagrams that have not left.

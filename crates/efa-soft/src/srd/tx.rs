@@ -1,15 +1,16 @@
 //! The sending end: messages towards one peer, until each is known to have ended.
 
 use super::path::Path;
-use super::{MESSAGE_WINDOW, NUMBER_SPAN};
+use super::{MESSAGE_WINDOW, NUMBER_SPAN, QUEUE_PAIR_MESSAGES, QUEUE_PAIR_WINDOW, SHORT};
 use crate::Time;
 use crate::config::DeviceConfig;
 use crate::wire::{Ack, MessageHeader, WireOp};
 use efa_io::op::Bufs;
 use efa_io::{LocalBuf, OpCode, Status};
+use foldhash::fast::RandomState;
 use slab::Slab;
 use std::cmp::{Ordering, Reverse};
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::time::Duration;
 
 /// A message to be sent.
@@ -170,7 +171,56 @@ impl Ord for Deferred {
 /// The place of a message that has ended.
 const ENDED: u32 = u32::MAX;
 
+/// What one queue pair has to send to the peer, short messages and long ones apart, so that a short one need not wait for long ones either.
+#[derive(Debug, Default)]
+struct Lot {
+    /// Messages for which there is no room yet, by [`Length`].
+    waiting: [VecDeque<Message>; 2],
+    /// Messages under way with packets never sent; taken in turn, one packet each.
+    ready: VecDeque<u32>,
+    /// Messages under way, by [`Length`].
+    open: [u32; 2],
+    /// Their packets, and those that answer reads.
+    load: [u32; 2],
+    /// It is in `TxFlow::admitting`.
+    admits: bool,
+    /// It is in `TxFlow::sending`.
+    sends: bool,
+}
+
+/// What a message is to its queue pair's window.
+#[derive(Clone, Copy)]
+enum Length {
+    Short,
+    Long,
+}
+
+impl Lot {
+    /// Of which length a message can be let in now, if there is one.
+    fn next(&self) -> Option<Length> {
+        [Length::Short, Length::Long].into_iter().find(|&length| {
+            let length = length as usize;
+            let has_room = self.load[length] < QUEUE_PAIR_WINDOW || self.open[length] < QUEUE_PAIR_MESSAGES;
+            has_room && !self.waiting[length].is_empty()
+        })
+    }
+
+    /// Whether nothing is left of it.
+    fn is_over(&self) -> bool {
+        self.open == [0; 2] && self.waiting.iter().all(VecDeque::is_empty) && !self.admits && !self.sends
+    }
+}
+
+/// How much of its queue pair's window a message takes: packets, in either direction.
+fn weight(header: &MessageHeader, stride: u32) -> (Length, u32) {
+    let packets = header.bytes.div_ceil(stride).max(1);
+    (if packets <= SHORT { Length::Short } else { Length::Long }, packets)
+}
+
 /// Messages towards one peer.
+///
+/// Queue pairs take turns: one message each as messages are let in, one packet each as packets leave. So none waits for what another has
+/// posted, however much that is.
 #[derive(Debug)]
 pub(crate) struct TxFlow {
     /// Number of the oldest message that has not ended.
@@ -178,10 +228,14 @@ pub(crate) struct TxFlow {
     /// From `base` on, where in `open` each message is, or [`ENDED`].
     places: VecDeque<u32>,
     open: Slab<Slot>,
-    /// Messages for which the window has no room yet.
-    waiting: VecDeque<Message>,
-    /// Messages with packets never sent; taken in turn, one packet each.
-    ready: VecDeque<u32>,
+    /// By queue pair. The map's own order differs from run to run, so nothing may depend on it.
+    lots: HashMap<u16, Lot, RandomState>,
+    /// Messages in all of them for which the window has no room yet.
+    waiting: usize,
+    /// Queue pairs whose next message may be let in, in turn.
+    admitting: VecDeque<u16>,
+    /// Queue pairs with packets never sent, in turn.
+    sending: VecDeque<u16>,
     resend: VecDeque<(u32, u32)>,
     paths: Box<[Path]>,
     /// The path whose turn it is.
@@ -205,8 +259,10 @@ impl TxFlow {
             base,
             places: VecDeque::new(),
             open: Slab::new(),
-            waiting: VecDeque::new(),
-            ready: VecDeque::new(),
+            lots: HashMap::default(),
+            waiting: 0,
+            admitting: VecDeque::new(),
+            sending: VecDeque::new(),
             resend: VecDeque::new(),
             paths: (0..config.paths).map(|_| Path::new(config)).collect(),
             turn: 0,
@@ -227,7 +283,7 @@ impl TxFlow {
 
     /// Messages that have not ended.
     pub(crate) fn len(&self) -> usize {
-        self.open.len() + self.waiting.len() + self.deferred.len()
+        self.open.len() + self.waiting + self.deferred.len()
     }
 
     /// Timeouts since this was last asked.
@@ -242,18 +298,62 @@ impl TxFlow {
 
     /// Adds a message.
     pub(crate) fn push(&mut self, message: Message) {
-        self.waiting.push_back(message);
+        let (qpn, (length, _)) = (message.origin.qpn(), weight(&message.header, self.stride));
+        self.waiting += 1;
+        self.lots.entry(qpn).or_default().waiting[length as usize].push_back(message);
+        self.get_in_line(qpn);
         self.admit();
+    }
+
+    /// Has a queue pair wait for its turn to let a message in, if it has one that may.
+    fn get_in_line(&mut self, qpn: u16) {
+        if let Some(lot) = self.lots.get_mut(&qpn)
+            && lot.next().is_some()
+            && !std::mem::replace(&mut lot.admits, true)
+        {
+            self.admitting.push_back(qpn);
+        }
     }
 
     fn admit(&mut self) {
         while self.open.len() < MESSAGE_WINDOW as usize && self.places.len() < NUMBER_SPAN as usize {
-            let Some(message) = self.waiting.pop_front() else { return };
+            let Some(qpn) = self.admitting.pop_front() else { return };
+            let Some(lot) = self.lots.get_mut(&qpn) else { continue };
+            lot.admits = false;
+            let Some(message) = lot.next().and_then(|length| lot.waiting[length as usize].pop_front()) else {
+                self.drop_if_over(qpn);
+                continue;
+            };
+            self.waiting -= 1;
+            let (length, packets) = weight(&message.header, self.stride);
+            lot.open[length as usize] += 1;
+            lot.load[length as usize] += packets;
+            lot.ready.push_back(self.base.wrapping_add(self.places.len() as u32));
+            if !std::mem::replace(&mut lot.sends, true) {
+                self.sending.push_back(qpn);
+            }
             let count = message.header.packets(self.stride);
             let packets = if count == 1 { Packets::One(Sent::NEW) } else { Packets::Many { sent: Vec::new(), count } };
-            self.ready.push_back(self.base.wrapping_add(self.places.len() as u32));
             let place = self.open.insert(Slot { message, packets, sent: 0, acked_below: 0, held: false });
             self.places.push_back(place as u32);
+            self.get_in_line(qpn);
+        }
+    }
+
+    /// A message of this queue pair is not under way any more: another may be.
+    fn lighten(&mut self, qpn: u16, header: &MessageHeader) {
+        let Some(lot) = self.lots.get_mut(&qpn) else { return };
+        let (length, packets) = weight(header, self.stride);
+        lot.open[length as usize] -= 1;
+        lot.load[length as usize] -= packets;
+        self.get_in_line(qpn);
+        self.drop_if_over(qpn);
+    }
+
+    /// Forgets a queue pair that has nothing more to send.
+    fn drop_if_over(&mut self, qpn: u16) {
+        if self.lots.get(&qpn).is_some_and(Lot::is_over) {
+            self.lots.remove(&qpn);
         }
     }
 
@@ -290,7 +390,7 @@ impl TxFlow {
 
     /// The next packet to send, if a path has room.
     pub(crate) fn poll_send(&mut self, now: Time) -> Option<Due> {
-        if self.resend.is_empty() && self.ready.is_empty() {
+        if self.resend.is_empty() && self.sending.is_empty() {
             return None;
         }
         let any = self.path(now, None)?;
@@ -302,16 +402,36 @@ impl TxFlow {
             let path = self.path(now, Some(lost_on)).unwrap_or(any);
             return self.launch(message, packet, Sent { state: State::InFlight, resent: true, path, at: now });
         }
-        while let Some(message) = self.ready.pop_front() {
-            let Some(slot) = self.slot(message) else { continue };
-            let packet = slot.sent;
-            slot.sent += 1;
-            if slot.sent < slot.packets.count() {
-                self.ready.push_back(message);
-            }
+        while let Some(qpn) = self.sending.pop_front() {
+            let Some((message, packet)) = self.next_new(qpn) else { continue };
             return self.launch(message, packet, Sent { state: State::InFlight, resent: false, path: any, at: now });
         }
         None
+    }
+
+    /// The next packet never sent of a queue pair whose turn it is; it gets in line again if it has more.
+    fn next_new(&mut self, qpn: u16) -> Option<(u32, u32)> {
+        let Self { base, places, open, lots, sending, .. } = self;
+        let lot = lots.get_mut(&qpn)?;
+        let mut next = None;
+        while next.is_none()
+            && let Some(message) = lot.ready.pop_front()
+        {
+            // One that has ended since has no place any more.
+            let place = places.get(message.wrapping_sub(*base) as usize);
+            let Some(slot) = place.and_then(|&place| open.get_mut(place as usize)) else { continue };
+            next = Some((message, slot.sent));
+            slot.sent += 1;
+            if slot.sent < slot.packets.count() {
+                lot.ready.push_back(message);
+            }
+        }
+        lot.sends = !lot.ready.is_empty();
+        if lot.sends {
+            sending.push_back(qpn);
+        }
+        self.drop_if_over(qpn);
+        next
     }
 
     fn launch(&mut self, message: u32, packet: u32, sent: Sent) -> Option<Due> {
@@ -426,6 +546,7 @@ impl TxFlow {
             self.places.pop_front();
             self.base = self.base.wrapping_add(1);
         }
+        self.lighten(slot.message.origin.qpn(), &slot.message.header);
         self.admit();
         if self.open.is_empty() {
             // What is left speaks of messages that are gone: without it an idle flow has no next time.
@@ -447,9 +568,21 @@ impl TxFlow {
         let (gone, stay): (Vec<_>, Vec<_>) = deferred.into_iter().partition(|deferred| which(&deferred.message));
         self.deferred = stay.into();
         finished.extend(gone.into_iter().map(|Deferred { message, .. }| Finished { message, status }));
-        let waiting = std::mem::take(&mut self.waiting).into_iter();
-        let (gone, stay): (VecDeque<_>, _) = waiting.partition(|message| which(message));
-        self.waiting = stay;
+        // In the order of numbers, whatever order the map has.
+        let mut qpns: Vec<u16> = self.lots.keys().copied().collect();
+        qpns.sort_unstable();
+        let mut gone = VecDeque::new();
+        for qpn in qpns {
+            let Some(lot) = self.lots.get_mut(&qpn) else { continue };
+            for waiting in &mut lot.waiting {
+                let all = std::mem::take(waiting).into_iter();
+                let (mut leaving, staying): (VecDeque<_>, _) = all.partition(|message| which(message));
+                *waiting = staying;
+                self.waiting -= leaving.len();
+                gone.append(&mut leaving);
+            }
+            self.drop_if_over(qpn);
+        }
         let base = self.base;
         let ids: Vec<u32> = (0..self.places.len() as u32)
             .map(|i| base.wrapping_add(i))
@@ -504,8 +637,8 @@ impl TxFlow {
             }
         }
         while self.deferred.peek().is_some_and(|deferred| deferred.until <= now) {
-            self.waiting.extend(self.deferred.pop().map(|deferred| deferred.message));
-            self.admit();
+            let Some(Deferred { message, .. }) = self.deferred.pop() else { break };
+            self.push(message);
         }
     }
 
@@ -541,9 +674,14 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn message(bytes: u32) -> Message {
+        message_of(1, bytes)
+    }
+
+    /// One of this queue pair.
+    fn message_of(qpn: u16, bytes: u32) -> Message {
         Message {
-            header: MessageHeader::new(WireOp::Write, 1, 2, bytes),
-            origin: Origin::Wqe { qpn: 1, req_id: bytes.into(), op: OpCode::RdmaWrite },
+            header: MessageHeader::new(WireOp::Write, qpn, 2, bytes),
+            origin: Origin::Wqe { qpn, req_id: bytes.into(), op: OpCode::RdmaWrite },
             memory: Memory::Inline(Box::default()),
             ah: None,
             rnr_retries: Some(2),
@@ -706,18 +844,115 @@ mod tests {
     #[test]
     fn the_window_admits_waiting_messages_as_others_end() {
         let mut flow = flow();
-        for _ in 0..MESSAGE_WINDOW + 5 {
-            flow.push(message(8));
+        for i in 0..MESSAGE_WINDOW + 5 {
+            flow.push(message_of(i as u16 % 4, 8));
         }
-        assert_eq!(flow.waiting.len(), 5);
+        assert_eq!(flow.waiting, 5);
         let mut finished = Vec::new();
         drain(&mut flow, Time::ZERO);
         flow.on_ack(Time::ZERO, done(3, 1), &mut finished); // not the oldest, and yet it makes room
-        assert_eq!(flow.waiting.len(), 4);
+        assert_eq!(flow.waiting, 4);
         flow.on_ack(Time::ZERO, done(0, 3), &mut finished);
-        assert_eq!((flow.waiting.len(), finished.len()), (1, 4));
+        assert_eq!((flow.waiting, finished.len()), (1, 4));
         flow.on_ack(Time::ZERO, done(5, 20), &mut finished);
-        assert!(flow.waiting.is_empty());
+        assert_eq!(flow.waiting, 0);
+    }
+
+    /// Sends what there is room for and has it acknowledged, a round trip later; how many packets that were until `until` ended, if it did.
+    fn round_trip(flow: &mut TxFlow, now: Time, until: u16) -> Result<usize, usize> {
+        let due: Vec<Due> = std::iter::from_fn(|| flow.poll_send(now)).collect();
+        for (count, due) in (1..).zip(&due) {
+            let Some(message) = flow.message(due.message) else { continue };
+            let ack = match (message.header.op, message.header.packets(1000)) {
+                (WireOp::ReadRequest, _) => Ack::Accepted { message: due.message },
+                (_, 1) => Ack::Done { first: due.message, count: 1, status: Status::Ok },
+                _ => Ack::Partial { message: due.message, next: due.packet + 1, bitmap: [0; 4] },
+            };
+            let mut finished = Vec::new();
+            flow.on_ack(now + MS, ack, &mut finished);
+            if finished.iter().any(|finished| finished.message.origin.qpn() == until) {
+                return Ok(count);
+            }
+        }
+        Err(due.len())
+    }
+
+    #[test]
+    fn a_queue_pair_that_posts_without_end_does_not_hold_up_another() {
+        // More long messages than the window has places, by one queue pair or by as many as a device has; then another's short one.
+        for (hogs, op) in
+            [(1, WireOp::Write), (255, WireOp::Write), (1, WireOp::ReadRequest), (255, WireOp::ReadRequest)]
+        {
+            let mut flow = flow();
+            for i in 0..2 * MESSAGE_WINDOW {
+                let mut long = message_of(10 + (i % hogs) as u16, 64 << 20);
+                long.header.op = op;
+                flow.push(long);
+            }
+            for i in 0..10 {
+                assert!(round_trip(&mut flow, Time::ZERO + MS * i, 1).is_err());
+            }
+            flow.push(message_of(1, 8));
+            let mut packets = 0;
+            let ended = (10..100).any(|i| match round_trip(&mut flow, Time::ZERO + MS * i, 1) {
+                Ok(last) => {
+                    packets += last;
+                    true
+                }
+                Err(more) => {
+                    packets += more;
+                    false
+                }
+            });
+            assert!(ended && packets <= 1 + hogs as usize, "{op:?}, {hogs}: {packets} packets, {ended}");
+        }
+    }
+
+    #[test]
+    fn a_short_message_does_not_wait_for_the_long_ones_of_its_own_queue_pair() {
+        let mut flow = flow();
+        for _ in 0..100 {
+            flow.push(message(64 << 20));
+        }
+        assert_eq!(flow.open.len(), QUEUE_PAIR_MESSAGES as usize);
+        flow.push(message(8));
+        let sent = drain(&mut flow, Time::ZERO);
+        assert_eq!(sent[QUEUE_PAIR_MESSAGES as usize], (QUEUE_PAIR_MESSAGES, 0), "after one packet of each: {sent:?}");
+    }
+
+    #[test]
+    fn queue_pairs_get_the_same_share_however_much_each_has_posted() {
+        let mut flow = flow();
+        for _ in 0..50 {
+            flow.push(message_of(1, 8));
+        }
+        for qpn in 2..4 {
+            for _ in 0..10 {
+                flow.push(message_of(qpn, 8));
+            }
+        }
+        let due: Vec<Due> = std::iter::from_fn(|| flow.poll_send(Time::ZERO)).collect();
+        let sent: Vec<u16> = due.iter().map(|due| flow.message(due.message).unwrap().origin.qpn()).collect();
+        assert_eq!(sent[..30], [1, 2, 3].repeat(10));
+    }
+
+    #[test]
+    fn a_queue_pair_that_is_alone_fills_the_windows_of_all_paths() {
+        let mut flow = flow();
+        for _ in 0..MESSAGE_WINDOW {
+            flow.push(message(8));
+        }
+        assert_eq!(flow.open.len(), QUEUE_PAIR_WINDOW as usize);
+        let mut finished = Vec::new();
+        while finished.len() < MESSAGE_WINDOW as usize {
+            let due: Vec<Due> = std::iter::from_fn(|| flow.poll_send(Time::ZERO)).collect();
+            assert!(!due.is_empty());
+            for due in due {
+                let ack = Ack::Done { first: due.message, count: 1, status: Status::Ok };
+                flow.on_ack(Time::ZERO, ack, &mut finished);
+            }
+        }
+        assert!(flow.is_idle() && flow.lots.is_empty() && flow.admitting.is_empty() && flow.sending.is_empty());
     }
 
     #[test]

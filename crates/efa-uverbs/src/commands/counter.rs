@@ -8,8 +8,10 @@ use crate::abi::ioctl::{
 };
 use crate::abi::verbs::{BUFFER_DMABUF, BUFFER_VA, BufferDesc};
 use crate::call::Call;
-use crate::context::{Context, Object};
+use crate::context::{Context, Kind, Object};
 use crate::errno::{Errno, Outcome, refuse};
+use crate::guard::Guarded;
+use crate::quota::Charge;
 use efa_soft::{COUNTER_MAX, CounterOps, CounterPlace, CounterValue};
 use std::sync::Arc;
 
@@ -26,8 +28,8 @@ pub(super) fn query_caps(context: &mut Context, call: &Call<'_>) -> Outcome<()> 
     call.put(caps::SUPPORTED_QP_ATTACH_OPS, &ALL_OPS)
 }
 
-/// Where a counter's number is, as the program says.
-fn place(call: &Call<'_>, id: u16) -> Outcome<CounterPlace> {
+/// Where a counter's number is, as the program says, and what of that is to be kept.
+fn place(call: &Call<'_>, id: u16, charges: &mut Vec<Charge>) -> Outcome<(CounterPlace, Option<Guarded>)> {
     let buffer: BufferDesc = call.structure(id)?;
     if buffer.length < 8 || !buffer.addr.is_multiple_of(8) || buffer.flags != 0 {
         let why = format!(
@@ -38,19 +40,22 @@ fn place(call: &Call<'_>, id: u16) -> Outcome<CounterPlace> {
     }
     match buffer.kind {
         BUFFER_DMABUF => {
-            let memory = map_dmabuf(call.caller.fd(buffer.fd)?, buffer.addr, 8)?;
-            Ok(CounterPlace::Shared(memory, 0))
+            let memory = map_dmabuf(call, call.caller.fd(buffer.fd)?, buffer.addr, 8, charges)?;
+            Ok((CounterPlace::Shared(memory.memory().clone(), 0), Some(memory)))
         }
-        BUFFER_VA => Ok(CounterPlace::Backing(Arc::new(call.caller.region(buffer.addr, 8, true)?))),
+        BUFFER_VA => Ok((CounterPlace::Backing(Arc::new(call.caller.region(buffer.addr, 8, true)?)), None)),
         kind => refuse(Errno::INVAL, format!("memory of kind {kind}")),
     }
 }
 
 pub(super) fn create(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
+    let mut charges = context.charge(Kind::CompletionCounter, context.device.config.max_counters, 0)?;
     let [completions, errors] = COMP_CNTR_BUFFERS;
-    let (completions, errors) = (place(call, completions)?, place(call, errors)?);
+    let (completions, first) = place(call, completions, &mut charges)?;
+    let (errors, second) = place(call, errors, &mut charges)?;
     let id = context.device.call(|device| device.create_counter(completions, errors))?;
-    context.keep(Object::Counter { id }, |handle| call.put_handle(created::HANDLE, handle))
+    let counter = Object::Counter { id, _memory: [first, second] };
+    context.keep(counter, charges, |handle| call.put_handle(created::HANDLE, handle))
 }
 
 /// Which of a counter's numbers (`enum ib_uverbs_comp_cntr_entry`).

@@ -8,6 +8,7 @@ use crate::call::Call;
 use crate::channel::Channel;
 use crate::context::{Context, Cq, Kind, Object};
 use crate::errno::{Errno, Outcome, refuse};
+use crate::quota::Item;
 use bytemuck::Zeroable;
 use efa_soft::{CqConfig, CqeSize};
 use std::os::fd::AsFd;
@@ -16,11 +17,18 @@ use std::sync::Arc;
 pub(super) fn create_channel(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
     let _response: u64 = call.structure(invoke_write::CORE_IN)?;
     let place = call.target(invoke_write::CORE_OUT, 4)?;
-    let (channel, end) = Channel::new()?;
+    let charge = match context.account.charge(Item::Descriptors, 1) {
+        Ok(charge) => charge,
+        Err(_) => {
+            // Some may be of channels that are closed.
+            context.forget_channels();
+            context.account.charge(Item::Descriptors, 1)?
+        }
+    };
+    let (channel, end) = Channel::new(Some(charge))?;
     call.caller.give(end.as_fd(), place, 4)?;
     drop(end);
-    context.channels.retain(|channel| Arc::strong_count(channel) > 1 || channel.has_reader());
-    context.channels.push(Arc::new(channel));
+    context.keep_channel(channel);
     Ok(())
 }
 
@@ -61,6 +69,7 @@ pub(super) fn create(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
         return refuse(Errno::OPNOTSUPP, "completion queues in memory by address (a DMA-BUF is supported)");
     }
     let bytes = u64::from(entries.next_power_of_two()) * entry_size as u64 * u64::from(config.sub_cqs);
+    let mut charges = context.charge(Kind::CompletionQueue, context.device.config.max_cq, 2)?;
     let external = match call.has(attr::BUFFER_FD) {
         true => {
             let (len, offset) = (call.number(attr::BUFFER_LENGTH)?, call.number_or(attr::BUFFER_OFFSET, 0));
@@ -71,16 +80,17 @@ pub(super) fn create(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
                 let why = format!("offset {offset} in the memory, where entries have {} bytes", entry_size as u64);
                 return refuse(Errno::INVAL, why);
             }
-            Some((map_dmabuf(call.caller.fd(call.number(attr::BUFFER_FD)? as i32)?, offset, len)?, 0))
+            let fd = call.caller.fd(call.number(attr::BUFFER_FD)? as i32)?;
+            Some(map_dmabuf(call, fd, offset, len, &mut charges)?)
         }
         false => None,
     };
-    let is_external = external.is_some();
-    let info = context.device.call(|device| device.create_cq_in(request, external))?;
+    let place = external.as_ref().map(|memory| (memory.memory().clone(), 0));
+    let info = context.device.call(|device| device.create_cq_in(request, place))?;
 
     let mut answer = efa::CreateCqResp { cq_idx: info.cqn as u16, ..efa::CreateCqResp::zeroed() };
     let mut keys = Vec::new();
-    if !is_external {
+    if external.is_none() {
         (answer.q_mmap_key, answer.q_mmap_size) = (context.offer(&info.ring), info.ring.len() as u64);
         keys.push(answer.q_mmap_key);
     }
@@ -92,7 +102,7 @@ pub(super) fn create(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
     if let Some((channel, user_handle)) = channel.clone() {
         context.device.wake(info.cqn, Some(Arc::new(move || channel.tell(user_handle))))?;
     }
-    context.keep(Object::Cq(Cq { cqn: info.cqn, keys, channel }), |handle| {
+    context.keep(Object::Cq(Cq { cqn: info.cqn, keys, channel, _memory: external }), charges, |handle| {
         call.put(attr::RESP_CQE, &info.entries)?;
         call.put_driver(&answer)?;
         call.put_handle(attr::HANDLE, handle)

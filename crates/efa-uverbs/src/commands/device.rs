@@ -13,6 +13,7 @@ use crate::call::Call;
 use crate::context::Context;
 use crate::device::{SoftDevice, VENDOR};
 use crate::errno::{Errno, Outcome, refuse};
+use crate::quota::Item;
 use bytemuck::Zeroable;
 use rustix::pipe::PipeFlags;
 use std::os::fd::AsFd;
@@ -48,9 +49,10 @@ pub(super) fn query_context(_: &mut Context, call: &Call<'_>) -> Outcome<()> {
 
 pub(super) fn async_event_alloc(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
     let place = call.place(async_event_alloc::FD_HANDLE)?;
+    let charge = context.account.charge(Item::Descriptors, 1)?;
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     call.caller.give(read.as_fd(), place, 8)?;
-    context.async_events = Some(write);
+    context.async_events = Some((write, charge));
     Ok(())
 }
 

@@ -4,8 +4,10 @@ use crate::abi::efa::{AllocPdResp, MR_QUERY_ATTRS};
 use crate::abi::ioctl::{invoke_write, query_mr as query, reg_dmabuf_mr as dmabuf, reg_mr as reg};
 use crate::abi::verbs::{RegMr, RegMrResp, access};
 use crate::call::Call;
-use crate::context::{Context, Object, fields};
+use crate::context::{Context, Kind, Object, fields};
 use crate::errno::{Errno, Outcome, refuse};
+use crate::guard::Guarded;
+use crate::quota::{Charge, Item};
 use bytemuck::Zeroable;
 use efa_soft::memory::{Backing, SharedMemory};
 use efa_soft::{Access, RegionKeys};
@@ -16,8 +18,9 @@ use std::sync::Arc;
 
 pub(super) fn alloc_pd(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
     let _response: u64 = call.structure(invoke_write::CORE_IN)?;
+    let charges = context.charge(Kind::ProtectionDomain, context.device.config.max_pd, 0)?;
     let pd = context.device.call(|device| device.alloc_pd())?;
-    context.keep(Object::Pd { pd }, |handle| {
+    context.keep(Object::Pd { pd }, charges, |handle| {
         call.put(invoke_write::CORE_OUT, &handle)?;
         call.put_driver(&AllocPdResp { pdn: pd as u16, ..AllocPdResp::zeroed() })
     })
@@ -68,11 +71,12 @@ impl Request {
         context: &mut Context,
         memory: Arc<dyn Backing>,
         access: Access,
+        charges: Vec<Charge>,
         answer: impl FnOnce(u32, RegionKeys) -> Outcome<()>,
     ) -> Outcome<()> {
         let pd = context.pd(self.pd)?;
         let keys = context.device.call(|device| device.register(pd, memory, self.iova, access))?;
-        context.keep(Object::Mr { keys, len: self.len, iova: self.iova }, |handle| answer(handle, keys))
+        context.keep(Object::Mr { keys, len: self.len, iova: self.iova }, charges, |handle| answer(handle, keys))
     }
 
     /// Registers memory of the program's own.
@@ -86,8 +90,9 @@ impl Request {
         self.same_page_offset(start)?;
         let access = self.access(context)?;
         let writable = access.allows(Access::LOCAL_WRITE);
+        let charges = context.charge(Kind::MemoryRegion, context.device.config.max_mr, 0)?;
         let region = call.caller.region(start, self.len, writable)?;
-        self.register(context, Arc::new(region), access, answer)
+        self.register(context, Arc::new(region), access, charges, answer)
     }
 
     /// Registers part of a DMA-BUF.
@@ -100,8 +105,9 @@ impl Request {
     ) -> Outcome<()> {
         self.same_page_offset(offset)?;
         let access = self.access(context)?;
-        let memory = map_dmabuf(call.caller.fd(fd)?, offset, self.len)?;
-        self.register(context, memory, access, answer)
+        let mut charges = context.charge(Kind::MemoryRegion, context.device.config.max_mr, 0)?;
+        let memory = map_dmabuf(call, call.caller.fd(fd)?, offset, self.len, &mut charges)?;
+        self.register(context, Arc::new(memory), access, charges, answer)
     }
 
     /// A device's addresses begin as far into a page as the memory does.
@@ -119,19 +125,41 @@ impl Request {
 /// What the file system of DMA-BUFs says it is (`linux/magic.h`).
 const DMA_BUF_MAGIC: rustix::fs::FsWord = 0x444d_4142;
 
+/// What the file system of huge pages says it is.
+const HUGETLBFS_MAGIC: rustix::fs::FsWord = 0x9584_58f6;
+
 /// Maps `len` bytes of a DMA-BUF from `offset` on: of a real one whose exporter lets a processor map it, or of a memory file that cannot
-/// shrink, which is what `/dev/udmabuf` makes DMA-BUFs of.
-pub(super) fn map_dmabuf(fd: OwnedFd, offset: u64, len: u64) -> Outcome<Arc<SharedMemory>> {
-    let is_dmabuf = rustix::fs::fstatfs(&fd).is_ok_and(|fs| fs.f_type == DMA_BUF_MAGIC);
+/// shrink, which is what `/dev/udmabuf` makes DMA-BUFs of. What that counts for comes to `charges`.
+///
+/// Nothing stops a program from taking pages out of it all the same; the node outlives that, see [`Guarded`]. Memory files of huge pages are refused: what
+/// is cut out of them may be lost for good, and they are mapped in whole huge pages alone.
+pub(super) fn map_dmabuf(
+    call: &Call<'_>,
+    fd: OwnedFd,
+    offset: u64,
+    len: u64,
+    charges: &mut Vec<Charge>,
+) -> Outcome<Guarded> {
+    let kind = rustix::fs::fstatfs(&fd).map_or(0, |fs| fs.f_type);
     let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default();
+    if kind == HUGETLBFS_MAGIC {
+        let why = format!("{} has huge pages: register where the program has mapped it, not the file", link.display());
+        return refuse(Errno::OPNOTSUPP, why);
+    }
     let is_sealed = rustix::fs::fcntl_get_seals(&fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
-    if !is_dmabuf && !is_sealed {
+    if kind != DMA_BUF_MAGIC && !is_sealed {
         let what = link.display();
         return refuse(Errno::INVAL, format!("{what} is no DMA-BUF, nor a memory file with F_SEAL_SHRINK"));
     }
     let Ok(bytes) = usize::try_from(len) else { return refuse(Errno::INVAL, format!("{len} bytes")) };
+    let account = call.caller.account();
+    let descriptor = account.charge(Item::Descriptors, 1)?;
+    let mapped = account.charge(Item::Mapped, len)?;
     match SharedMemory::of_file(File::from(fd), offset, bytes) {
-        Ok(memory) => Ok(memory),
+        Ok(memory) => {
+            charges.extend([descriptor, mapped]);
+            Ok(Guarded::new(memory))
+        }
         Err(error) => refuse(Errno::INVAL, format!("mapping {}: {error}", link.display())),
     }
 }

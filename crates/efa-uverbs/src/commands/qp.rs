@@ -85,6 +85,7 @@ pub(super) fn create(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
         inline_write: wqe_bytes == 128 && transport == Transport::Srd,
         unsolicited_write_recv: driver.flags & efa::QP_WITH_UNSOLICITED_WRITE_RECV != 0,
     };
+    let charges = context.charge(Kind::QueuePair, context.device.config.max_qp, 3)?;
     let info = context.device.call(|device| device.create_qp(request))?;
     let fits = |entries: u32, entry: u32, bytes: u32, used: u32| used == 0 || entries * entry == bytes;
     if !fits(info.sq.entries, info.sq.entry_size, driver.sq_ring_size, cap.max_send_wr)
@@ -106,7 +107,7 @@ pub(super) fn create(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
         sq_psn: 0,
         rnr_retry: 7,
     };
-    context.keep(Object::Qp(qp), |handle| {
+    context.keep(Object::Qp(qp), charges, |handle| {
         call.put(attr::RESP_CAP, &cap)?;
         call.put(attr::RESP_QP_NUM, &u32::from(info.qpn))?;
         call.put_driver(&efa::CreateQpResp {
