@@ -1,5 +1,6 @@
 //! `cargo xtask`: the project's chores.
 
+mod aarch64;
 mod apt;
 mod checks;
 mod gpu;
@@ -30,6 +31,8 @@ enum Chore {
     },
     /// Everything that proves the project on this machine. With CI=true, what cannot run is a failure.
     Test,
+    /// Compiles what drives queues from a CPU for aarch64, if the toolchain can.
+    Aarch64,
     /// Kernels on the GPU of this machine: a million operations, every byte checked, and all of efa-direct's CUDA.
     Gpu,
     /// Brings the vendor's library and programs that use it into target/vendor, from Debian unstable; tests run them.
@@ -77,6 +80,7 @@ fn main() -> Result<()> {
             run(&mut demo)
         }
         Chore::Test => checks::run_all(),
+        Chore::Aarch64 => aarch64::check(),
         Chore::Gpu => gpu::test(),
         Chore::Vendor => vendor::bring(),
         Chore::Toolchain => toolchain::bring(),
