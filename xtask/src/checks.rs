@@ -6,16 +6,16 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// One thing that proves something.
-struct Check {
-    name: &'static str,
+pub(crate) struct Check {
+    pub(crate) name: &'static str,
     /// What must be there, if it is not always.
-    needs: Option<Need>,
-    args: &'static [&'static str],
-    env: &'static [(&'static str, &'static str)],
+    pub(crate) needs: Option<Need>,
+    pub(crate) args: &'static [&'static str],
+    pub(crate) env: &'static [(&'static str, &'static str)],
 }
 
 /// Something that a machine may lack.
-struct Need {
+pub(crate) struct Need {
     /// Succeeds where it is there.
     probe: &'static [&'static str],
     what: &'static str,
@@ -82,6 +82,7 @@ const CHECKS: &[Check] = &[
         args: &["test", "--package", "efa-gpu-builder", "--package", "efa-gpu-device", "--tests", "--", "--ignored"],
         env: &[],
     },
+    crate::aarch64::CHECK,
     Check { name: "doc tests", needs: None, args: &["test", "--workspace", "--doc"], env: &[] },
     Check {
         name: "documentation",

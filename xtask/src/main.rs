@@ -1,5 +1,6 @@
 //! `cargo xtask`: the project's chores.
 
+mod aarch64;
 mod apt;
 mod checks;
 mod gpu;
@@ -38,6 +39,8 @@ enum Chore {
         #[arg(long)]
         keep: bool,
     },
+    /// Compiles what drives queues from a CPU for aarch64, if the toolchain can.
+    Aarch64,
     /// Kernels on the GPU of this machine: a million operations, every byte checked, and all of efa-direct's CUDA.
     Gpu,
     /// Brings the vendor's library and programs that use it into target/vendor, from Debian unstable; tests run them.
@@ -86,6 +89,7 @@ fn main() -> Result<()> {
         }
         Chore::Test => checks::run_all(),
         Chore::Trial { keep } => trial::main(keep),
+        Chore::Aarch64 => aarch64::check(),
         Chore::Gpu => gpu::test(),
         Chore::Vendor => vendor::bring(),
         Chore::Toolchain => toolchain::bring(),

@@ -62,11 +62,13 @@
 //!   free once its completions have been polled. (Unsolicited receives are the exception, since nothing here can hold them back.)
 //! - **Posting costs stores.** No lock, no allocation, no atomic read-modify-write, no reference count.
 //! - **Registered memory is copied, not referenced**, since a peer may write it at any time.
-//! - **Nothing here leads to undefined behaviour.** `unsafe` is in `ring.rs` (ring memory), `region.rs` (registered memory), the provider, and `cuda/` (calls
-//!   into CUDA). Two things are `unsafe` to do: launching a kernel, and registering memory of others by its address.
+//! - **Nothing here leads to undefined behaviour.** `unsafe` is in `ring.rs` (ring memory), `barrier.rs` (fences),
+//!   `region.rs` (registered memory), the provider, and `cuda/` (calls into CUDA). Two things are `unsafe` to do:
+//!   launching a kernel, and registering memory of others by its address.
 
 #![deny(missing_docs)]
 
+mod barrier;
 mod counter;
 mod cq;
 #[cfg(feature = "cuda")]

@@ -1,5 +1,6 @@
 //! Rings as the program's side sees them: the one place where ring memory is touched.
 
+use crate::barrier;
 use efa_io::RingSize;
 use std::any::Any;
 use std::ptr::NonNull;
@@ -111,6 +112,7 @@ impl RawRing {
         let at = self.at(counter);
         let first = self.word(at, 0).load(Acquire);
         is_fresh(first).then(|| {
+            barrier::after_completion();
             let mut words = [first; W];
             for (i, word) in words.iter_mut().enumerate().skip(1) {
                 *word = self.word(at, i).load(Relaxed);
@@ -130,7 +132,9 @@ impl RawRing {
     #[inline(always)]
     pub(crate) fn ring(&self, value: u32) -> bool {
         if self.write_combining {
-            flush_write_combining();
+            barrier::flush_write_combining();
+        } else {
+            barrier::before_doorbell();
         }
         if let Some(doorbell) = self.doorbell {
             // SAFETY: `new`'s contract.
@@ -143,7 +147,7 @@ impl RawRing {
     #[inline(always)]
     pub(crate) fn order_doorbell(&self) {
         if self.write_combining {
-            flush_write_combining();
+            barrier::flush_write_combining();
         }
     }
 
@@ -152,16 +156,4 @@ impl RawRing {
     pub(crate) fn pretend_write_combining(&mut self) {
         self.write_combining = true;
     }
-}
-
-/// Orders stores to write-combining memory before later stores (`mmio_flush_writes` in rdma-core's `udma_barrier.h`).
-#[inline(always)]
-fn flush_write_combining() {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a store fence touches no memory; every x86-64 has it.
-    unsafe {
-        std::arch::x86_64::_mm_sfence();
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    std::sync::atomic::fence(SeqCst);
 }

@@ -2,7 +2,7 @@
 
 use crate::complete::{Entry, has};
 use crate::lookup::Tables;
-use crate::receive::{Receive, Taken, told};
+use crate::receive::{Descs, Receive, Taken, told};
 use crate::request::{decode, phase_and_id};
 use crate::tables::{Control, Progress, QueuePair, World};
 use crate::transfer::Transfer;
@@ -22,9 +22,9 @@ const STOP_EVERY: u32 = 16;
 /// this; with a `seed` other than zero requests are executed and completed in another order than they were posted in.
 ///
 /// # Safety
-/// `world` and all that it names is as [`tables`](crate::tables) describes it, and stays so until the grid has ended; the NIC's rows are nobody else's.
-/// Blocks consist of whole warps. What a region grants access to is memory that this GPU reaches. A receive that was posted is not written over before it
-/// has completed, as no queue of `efa-gpu-device` does.
+/// `world` and all that it names is as [`tables`](crate::tables) describes it, and stays so until the grid has ended;
+/// the NIC's rows are nobody else's. Blocks consist of whole warps. What a region grants access to is memory that this
+/// GPU reaches. What programs write into rings and doorbells, and when, is up to them.
 #[inline(always)]
 pub unsafe fn run(world: *const World, seed: u64) {
     // SAFETY: the caller's promise.
@@ -108,14 +108,14 @@ const NOTHING: FlatRequest = {
 };
 
 /// What becomes of a lane's request.
-struct Outcome<'a> {
+struct Outcome {
     /// `None` as long as there is no receive for it.
     status: Option<Status>,
-    transfer: Transfer<'a>,
+    transfer: Transfer,
     receive: Option<Entry>,
 }
 
-impl<'a> Nic<'a> {
+impl Nic<'_> {
     /// What lane 0 sees, for all: what a warp's way depends on must be the same for all its lanes.
     #[inline(always)]
     fn uniform(self, look: impl FnOnce() -> u32) -> u32 {
@@ -130,7 +130,7 @@ impl<'a> Nic<'a> {
     /// Does some of what there is to do for queue pair `index`; whether that was anything. Parked requests are tried when it is `their_turn`, or
     /// when there is nothing else.
     #[inline(always)]
-    fn serve(self, index: u32, qp: &'a QueuePair, their_turn: bool) -> bool {
+    fn serve(self, index: u32, qp: &QueuePair, their_turn: bool) -> bool {
         let progress = self.tables.progress(index);
         // SAFETY: words of the row and the doorbell, only accessed atomically. Only this warp stores the three counters: lane 0 does, when all lanes have
         // loaded them here and met.
@@ -182,7 +182,7 @@ impl<'a> Nic<'a> {
     /// Takes a batch of WQEs, executes and completes them; in the error state flushes them, and receives with them. Gives how many were
     /// parked from `tail` on, and whether there is anything to show.
     #[inline(always)]
-    fn work(self, index: u32, qp: &'a QueuePair, batch: Batch, ready: bool, tail: u32) -> (u32, bool) {
+    fn work(self, index: u32, qp: &QueuePair, batch: Batch, ready: bool, tail: u32) -> (u32, bool) {
         let lane = warp::lane_id();
         let active = lane < batch.count;
         let number = if batch.parked { lane } else { shuffled(lane, batch.count, self.seed, qp.qpn ^ batch.at) };
@@ -216,7 +216,7 @@ impl<'a> Nic<'a> {
         } else {
             let receive = if ready { None } else { self.flush_receive(index, qp) };
             let status = Some(if number == first_bad { Status::QpInternal } else { Status::Flushed });
-            Outcome { status, transfer: Transfer::none(qp), receive }
+            Outcome { status, transfer: Transfer::NONE, receive }
         };
         // SAFETY: what the requests name was checked.
         unsafe { transfer.run(self.warp) };
@@ -228,7 +228,7 @@ impl<'a> Nic<'a> {
         if has(waiting) {
             let before = (waiting & ((1u32 << lane) - 1)).count_ones();
             let place = u64::from(tail.wrapping_add(before) & qp.parked_mask) * u64::from(qp.wqe_size);
-            park(entry, qp.parked + place, qp.wqe_size);
+            park(words, entry, qp.parked + place, qp.wqe_size);
         }
         let op = if has(fine) { request.op } else { OpCode::Send };
         let status = status.unwrap_or(Status::Ok);
@@ -251,9 +251,9 @@ impl<'a> Nic<'a> {
 
     /// Does what a request asks for, except for moving its bytes.
     #[inline(always)]
-    fn execute(self, qp: &'a QueuePair, request: &FlatRequest) -> Outcome<'a> {
+    fn execute(self, qp: &QueuePair, request: &FlatRequest) -> Outcome {
         let tables = self.tables;
-        let ended = |status| Outcome { status, transfer: Transfer::none(qp), receive: None };
+        let ended = |status| Outcome { status, transfer: Transfer::NONE, receive: None };
         let admitted = tables.accept(qp, request).and_then(|device| tables.admit(qp, request, device));
         let (index, target) = match admitted {
             Ok(target) => target,
@@ -261,13 +261,13 @@ impl<'a> Nic<'a> {
         };
         let is_send = request.op == OpCode::Send;
         if !is_send && request.imm.is_none() {
-            return Outcome { status: Some(Status::Ok), transfer: Transfer::new(request, target, None), receive: None };
+            return Outcome { status: Some(Status::Ok), transfer: Transfer::new(request, None), receive: None };
         }
         let unsolicited = !is_send && target.flags & QueuePair::UNSOLICITED_WRITE_RECV != 0;
         let taken = if unsolicited {
-            Taken::Receive(Receive { at: 0, count: 0, req_id: 0 })
+            Taken::Receive(Receive { descs: Descs::NONE, req_id: 0 })
         } else {
-            tables.take_receive(index, target)
+            tables.take_receive(index, target, qp)
         };
         let receive = match taken {
             Taken::Receive(receive) => receive,
@@ -280,8 +280,8 @@ impl<'a> Nic<'a> {
         let length = request.first.length + request.second.length;
         let fits = if is_send { tables.fits(target, receive, length) } else { Ok(()) };
         let transfer = match fits {
-            Ok(()) => Transfer::new(request, target, Some(receive)),
-            Err(_) => Transfer::none(qp),
+            Ok(()) => Transfer::new(request, Some(receive)),
+            Err(_) => Transfer::NONE,
         };
         let status = fits.err().unwrap_or(Status::Ok);
         let received = Received {
@@ -300,7 +300,7 @@ impl<'a> Nic<'a> {
     /// Takes a receive of a queue pair that is in the error state, to flush it.
     #[inline(always)]
     fn flush_receive(self, index: u32, qp: &QueuePair) -> Option<Entry> {
-        match self.tables.take_receive(index, qp) {
+        match self.tables.take_receive(index, qp, qp) {
             Taken::Receive(receive) => {
                 let (op, length, ah, src_qpn, imm) = (OpCode::Send, 0, None, 0, None);
                 let received = Received { op, length, ah, src_qpn, imm, unsolicited: false, src_gid: None };
@@ -331,13 +331,21 @@ fn load(entry: u64) -> [u64; 8] {
     [a, b, c, d, e, f, g, h]
 }
 
-/// Copies the WQE of `size` bytes at `entry` to `place`.
+/// Puts the WQE of `size` bytes at `entry`, which began with `words` when it was read, at `place`. The rest of it is
+/// bytes that came inline.
 #[inline(always)]
-fn park(entry: u64, place: u64, size: u32) {
+fn park(words: [u64; 8], entry: u64, place: u64, size: u32) {
     let (from, to) = (entry as *const u64, place as *mut u64);
-    let mut word = 0;
+    // SAFETY: entries of rings, of as many bytes as `size` says, which are 64 at least.
+    unsafe {
+        mem::store_pair(to, [words[0], words[1]]);
+        mem::store_pair(to.add(2), [words[2], words[3]]);
+        mem::store_pair(to.add(4), [words[4], words[5]]);
+        mem::store_pair(to.add(6), [words[6], words[7]]);
+    }
+    let mut word = 8;
     while word < size as usize / 8 {
-        // SAFETY: entries of rings, of as many bytes as `size` says.
+        // SAFETY: as above.
         unsafe { mem::store_pair(to.add(word), mem::load_pair_system(from.add(word))) };
         word += 2;
     }

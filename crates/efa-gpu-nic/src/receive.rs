@@ -1,23 +1,54 @@
 //! The receive ring: taking a receive from it, and whether a message fits.
 //!
-//! Several warps may want a receive of one queue pair. Each reads the descriptors at the consumer counter and then moves that on, if it is still where it
-//! was: then nobody else has these descriptors, and what was read is what was posted, since nobody writes a slot again before its
-//! receive is completed.
+//! Several warps may want a receive of one queue pair. Each reads the descriptors at the consumer counter and then
+//! moves that on, if it is still where it was: then nobody else has these descriptors.
+//!
+//! The ring is the program's memory, and a program may write there at any time. So a descriptor is read from it once,
+//! into the NIC's own memory; what is checked and what is used is that copy.
 
 use crate::lookup::Tables;
-use crate::tables::{QueuePair, Region};
-use efa_gpu_device::mem;
+use crate::tables::{MAX_RECV_BUFS, QueuePair, Region};
+use efa_gpu_device::{mem, warp};
 use efa_io::rx::RxBuf;
 use efa_io::{Doorbell, LocalBuf, RxDesc, Status};
 
 /// A receive that was taken from its ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Receive {
-    /// Counter of its first descriptor.
-    pub(crate) at: u32,
-    /// Descriptors.
-    pub(crate) count: u32,
+    /// Its descriptors.
+    pub(crate) descs: Descs,
     pub(crate) req_id: u16,
+}
+
+/// Descriptors of a receive, one after the other in the NIC's own memory, as they were read from the ring. They are
+/// this lane's until it takes another receive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Descs {
+    /// Where the next one is, and how many there are.
+    at: u64,
+    count: u32,
+}
+
+impl Descs {
+    /// None at all.
+    pub(crate) const NONE: Self = Self { at: 0, count: 0 };
+
+    /// Takes the buffer of the next one.
+    #[inline(always)]
+    pub(crate) fn next(&mut self) -> Option<LocalBuf> {
+        if self.count == 0 {
+            return None;
+        }
+        // SAFETY: one of the copies, which only this lane stores, and stored before.
+        let desc = RxDesc::from_words(unsafe { mem::load_pair_system(self.at as *const u64) });
+        self.at += RxDesc::SIZE as u64;
+        self.count -= 1;
+        Some(match desc.decode() {
+            Ok(RxBuf { addr, lkey, length, .. }) => LocalBuf { addr, lkey, length: length.into() },
+            // It was decoded before.
+            Err(_) => LocalBuf::default(),
+        })
+    }
 }
 
 /// What there was to take.
@@ -29,39 +60,43 @@ pub(crate) enum Taken {
     Malformed,
 }
 
-/// The descriptor that counter `at` of a queue pair's receive ring stands at.
+/// The receive whose descriptors begin at `at`, of `rung` that were rung for: reads each once, and stores it at
+/// `copies`.
 #[inline(always)]
-pub(crate) fn descriptor(qp: &QueuePair, at: u32) -> RxDesc {
-    let ring = qp.recv_ring as *const u64;
-    // SAFETY: a slot of the ring.
-    RxDesc::from_words(unsafe { mem::load_pair_system(ring.add((at & qp.recv_mask) as usize * 2)) })
-}
-
-/// The receive whose descriptors begin at `at`, of `rung` that were rung for.
-#[inline(always)]
-fn read(qp: &QueuePair, at: u32, rung: u32) -> Option<Receive> {
+fn read(qp: &QueuePair, at: u32, rung: u32, copies: u64) -> Option<Receive> {
     if rung > qp.recv_mask + 1 {
         return None;
     }
+    let (ring, mut copy) = (qp.recv_ring as *const u64, copies as *mut u64);
     let (mut count, mut id) = (0, 0);
-    while count < rung {
-        let RxBuf { req_id, first, last, .. } = descriptor(qp, at.wrapping_add(count)).decode().ok()?;
+    while count < rung && count < MAX_RECV_BUFS {
+        let slot = (at.wrapping_add(count) & qp.recv_mask) as usize;
+        // SAFETY: a slot of the ring.
+        let desc = RxDesc::from_words(unsafe { mem::load_pair_system(ring.add(slot * 2)) });
+        let RxBuf { req_id, first, last, .. } = desc.decode().ok()?;
         if first != (count == 0) {
             return None;
+        }
+        // SAFETY: this lane's place for copies has room for `MAX_RECV_BUFS`.
+        unsafe {
+            mem::store_pair(copy, *desc.words());
+            copy = copy.add(2);
         }
         id = if first { req_id } else { id };
         count += 1;
         if last {
-            return Some(Receive { at, count, req_id: id });
+            return Some(Receive { descs: Descs { at: copies, count }, req_id: id });
         }
     }
     None
 }
 
 impl Tables<'_> {
-    /// Takes the next receive of queue pair `index`, which is `qp`.
+    /// Takes the next receive of queue pair `index`, which is `qp`, for the warp that serves `server`. What this lane
+    /// took before is gone then.
     #[inline(always)]
-    pub(crate) fn take_receive(self, index: u32, qp: &QueuePair) -> Taken {
+    pub(crate) fn take_receive(self, index: u32, qp: &QueuePair, server: &QueuePair) -> Taken {
+        let copies = server.taken + u64::from(warp::lane_id() * MAX_RECV_BUFS) * RxDesc::SIZE as u64;
         // SAFETY: a word of the row, only accessed atomically.
         let consumer = unsafe { &raw mut (*self.progress(index)).recv_consumer };
         loop {
@@ -73,8 +108,8 @@ impl Tables<'_> {
             if rung == 0 {
                 return Taken::Nothing;
             }
-            let receive = read(qp, at, rung);
-            let next = at.wrapping_add(receive.map_or(0, |receive| receive.count));
+            let receive = read(qp, at, rung, copies);
+            let next = at.wrapping_add(receive.map_or(0, |receive| receive.descs.count));
             // SAFETY: as above.
             if unsafe { mem::compare_exchange_device(consumer, at, next) } == at {
                 return receive.map_or(Taken::Malformed, Taken::Receive);
@@ -98,9 +133,10 @@ impl Tables<'_> {
     /// Whether `total` bytes go into a receive of `qp`; otherwise what the receiver's completion says.
     #[inline(always)]
     pub(crate) fn fits(self, qp: &QueuePair, receive: Receive, total: u32) -> Result<(), Status> {
-        let (mut left, mut i) = (total, 0);
-        while left != 0 && i < receive.count {
-            let buf = buffer(qp, receive.at.wrapping_add(i));
+        let (mut left, mut descs) = (total, receive.descs);
+        while left != 0
+            && let Some(buf) = descs.next()
+        {
             // A buffer of no bytes is not looked at.
             if buf.length != 0 {
                 if !self.allows_local(qp.pd, buf, Region::LOCAL_WRITE) {
@@ -108,18 +144,8 @@ impl Tables<'_> {
                 }
                 left -= left.min(buf.length);
             }
-            i += 1;
         }
         if left == 0 { Ok(()) } else { Err(Status::BadLength) }
-    }
-}
-
-/// The buffer that a descriptor describes, which was read before.
-#[inline(always)]
-pub(crate) fn buffer(qp: &QueuePair, at: u32) -> LocalBuf {
-    match descriptor(qp, at).decode() {
-        Ok(RxBuf { addr, lkey, length, .. }) => LocalBuf { addr, lkey, length: length.into() },
-        Err(_) => LocalBuf::default(),
     }
 }
 

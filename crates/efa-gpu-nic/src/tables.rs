@@ -10,6 +10,8 @@ use static_assertions::const_assert_eq;
 pub const FIRST_QPN: u32 = 256;
 /// Number of the first address handle.
 pub const FIRST_AH: u32 = 16;
+/// Most descriptors of a receive.
+pub const MAX_RECV_BUFS: u32 = 16;
 /// In [`World::peers`]: a device that has no address handle in the domain.
 pub const NO_AH: u32 = 0xffff;
 
@@ -72,6 +74,9 @@ pub struct QueuePair {
     pub recv_doorbell: u64,
     /// Address of the WQEs that wait for a receive at their destination: a ring of the NIC's own.
     pub parked: u64,
+    /// Address of the NIC's own copies of the receive descriptors that the warp which serves this queue pair has taken:
+    /// [`MAX_RECV_BUFS`] for each of 32 lanes, aligned to 16 bytes.
+    pub taken: u64,
     /// The device.
     pub device: u32,
     /// The protection domain.
@@ -101,7 +106,7 @@ pub struct QueuePair {
     /// A sum of the constants of this type.
     pub flags: u32,
     /// Zero.
-    pub reserved: [u32; 5],
+    pub reserved: [u32; 3],
 }
 
 impl QueuePair {

@@ -2,8 +2,7 @@
 
 use crate::complete::has;
 use crate::copy::copy;
-use crate::receive::{Receive, buffer};
-use crate::tables::QueuePair;
+use crate::receive::{Descs, Receive};
 use efa_gpu_device::warp::{self, ALL, LANES, Warp};
 use efa_io::{FlatRequest, OpCode};
 
@@ -12,7 +11,7 @@ const ALONE: u32 = 256;
 
 /// What a lane has to move: up to two sources one after the other, to one place or to the buffers of a receive one after the other.
 #[derive(Clone, Copy)]
-pub(crate) struct Transfer<'a> {
+pub(crate) struct Transfer {
     left: u32,
     from: u64,
     from_left: u32,
@@ -20,37 +19,33 @@ pub(crate) struct Transfer<'a> {
     next_left: u32,
     to: u64,
     to_left: u32,
-    /// Whose receive ring the descriptors from `at` to `end` are in.
-    receiver: &'a QueuePair,
-    at: u32,
-    end: u32,
+    /// What comes after `to`.
+    descs: Descs,
 }
 
-impl<'a> Transfer<'a> {
+impl Transfer {
     /// Nothing to move.
-    #[inline(always)]
-    pub(crate) fn none(receiver: &'a QueuePair) -> Self {
-        Self { left: 0, from: 0, from_left: 0, next_from: 0, next_left: 0, to: 0, to_left: 0, receiver, at: 0, end: 0 }
-    }
+    pub(crate) const NONE: Self =
+        Self { left: 0, from: 0, from_left: 0, next_from: 0, next_left: 0, to: 0, to_left: 0, descs: Descs::NONE };
 
-    /// What this request moves, that was checked, to a place of `receiver` or to a receive of it.
+    /// What this request moves, that was checked, to a remote place or to a receive, whose buffers were checked as
+    /// well.
     #[inline(always)]
-    pub(crate) fn new(request: &FlatRequest, receiver: &'a QueuePair, receive: Option<Receive>) -> Self {
+    pub(crate) fn new(request: &FlatRequest, receive: Option<Receive>) -> Self {
         let FlatRequest { first, second, remote, op, .. } = *request;
         let left = first.length + second.length;
-        let none = Self::none(receiver);
+        let none = Self::NONE;
         match (op, receive) {
             (OpCode::RdmaRead, _) => {
                 Self { left, from: remote.addr, from_left: left, to: first.addr, to_left: left, ..none }
             }
-            (OpCode::Send, Some(Receive { at, count, .. })) => Self {
+            (OpCode::Send, Some(Receive { descs, .. })) => Self {
                 left,
                 from: first.addr,
                 from_left: first.length,
                 next_from: second.addr,
                 next_left: second.length,
-                at,
-                end: at.wrapping_add(count),
+                descs,
                 ..none
             },
             (OpCode::RdmaWrite, _) => {
@@ -69,10 +64,10 @@ impl<'a> Transfer<'a> {
         if self.from_left == 0 {
             (self.from, self.from_left, self.next_left) = (self.next_from, self.next_left, 0);
         }
-        while self.to_left == 0 && self.at != self.end {
-            let buf = buffer(self.receiver, self.at);
+        while self.to_left == 0
+            && let Some(buf) = self.descs.next()
+        {
             (self.to, self.to_left) = (buf.addr, buf.length);
-            self.at = self.at.wrapping_add(1);
         }
         self.left.min(self.from_left).min(self.to_left)
     }

@@ -9,6 +9,7 @@ pub(crate) mod soft;
 #[cfg(feature = "verbs")]
 pub(crate) mod verbs;
 
+use crate::barrier;
 use crate::error::Error;
 use crate::external::{DmabufRange, ExternalMemory};
 use crate::ring::RawRing;
@@ -177,7 +178,9 @@ impl CounterWord {
     /// The number, and all that the device wrote before it.
     pub(crate) fn load(&self) -> u64 {
         // SAFETY: `new`'s contract.
-        unsafe { AtomicU64::from_ptr(self.word.as_ptr()) }.load(Ordering::Acquire)
+        let number = unsafe { AtomicU64::from_ptr(self.word.as_ptr()) }.load(Ordering::Acquire);
+        barrier::after_completion();
+        number
     }
 }
 

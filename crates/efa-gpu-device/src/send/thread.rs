@@ -140,7 +140,8 @@ where
     /// this queue, once it has looked at them.
     ///
     /// # Errors
-    /// [`PostError::TimedOut`]: there was still no room when the deadline had passed and no completion was left. What came meanwhile is settled.
+    /// [`PostError::TimedOut`]: the deadline has passed, there is no room, and what completes next is not of this queue, or
+    /// nothing does. What came meanwhile is settled.
     #[inline(always)]
     pub fn wait_for_room(
         &mut self,
@@ -152,14 +153,13 @@ where
         // What is not rung for never completes.
         self.ring();
         while self.room() < count {
-            match cq.poll() {
-                Some(entry) => {
-                    if let Some(done) = each(entry) {
-                        self.settle(done);
-                    }
-                }
-                None if deadline.passed() => return Err(no_room(self.ring.owner.qpn, self.room(), count)),
-                None => {}
+            let before = self.room();
+            if let Some(done) = cq.poll().and_then(&mut each) {
+                self.settle(done);
+            }
+            // Other queues' completions may come for ever.
+            if self.room() == before && deadline.passed() {
+                return Err(no_room(self.ring.owner.qpn, before, count));
             }
         }
         Ok(())

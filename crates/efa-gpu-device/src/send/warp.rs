@@ -135,8 +135,8 @@ where
     /// to be settled: all those of this queue, once it has looked at them.
     ///
     /// # Errors
-    /// [`PostError::TimedOut`], in all lanes: there was still no room when the deadline had passed and no completion was left. What came meanwhile is
-    /// settled.
+    /// [`PostError::TimedOut`], in all lanes: the deadline has passed, there is no room, and what completes next is not of
+    /// this queue, or nothing does. What came meanwhile is settled.
     #[inline(always)]
     pub fn wait_for_room(
         &mut self,
@@ -150,12 +150,12 @@ where
         // SAFETY: `new`'s contract.
         let warp = unsafe { Warp::whole() };
         while self.room() < count {
-            let entry = cq.poll_warp(warp);
-            let anything = arch::ballot(ALL, entry.is_some()) != 0;
-            let done = each(entry);
+            let before = self.room();
+            let done = each(cq.poll_warp(warp));
             self.settle(done);
-            if !anything && arch::ballot(ALL, deadline.passed()) != 0 {
-                return Err(no_room(self.ring.owner.qpn, self.room(), count));
+            // Other queues' completions may come for ever.
+            if self.room() == before && arch::ballot(ALL, deadline.passed()) != 0 {
+                return Err(no_room(self.ring.owner.qpn, before, count));
             }
         }
         Ok(())

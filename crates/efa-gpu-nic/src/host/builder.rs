@@ -1,7 +1,7 @@
 //! Builds a world object by object, and lays it out.
 
 use super::{Error, Memory};
-use crate::tables::{Ah, Control, Cq, FIRST_AH, FIRST_QPN, NO_AH, Progress, QueuePair, Region, World};
+use crate::tables::{Ah, Control, Cq, FIRST_AH, FIRST_QPN, MAX_RECV_BUFS, NO_AH, Progress, QueuePair, Region, World};
 use bytemuck::Zeroable;
 use efa_gpu_device::warp::LANES;
 use efa_io::handle::unique_tag;
@@ -11,8 +11,6 @@ use std::ops::BitOr;
 
 /// Alignment of rings, doorbells and tables: lines that nobody shares with others.
 const ALIGN: usize = 128;
-/// Most buffers of a receive.
-const MAX_RECV_BUFS: u32 = 16;
 /// Most entries of a completion queue.
 const MAX_CQ_ENTRIES: u32 = 1 << 20;
 
@@ -327,6 +325,7 @@ impl Builder {
         let recv_ring = allocate(memory, "a receive ring", recv.entries() as usize * RxDesc::SIZE)?;
         let doorbells = allocate(memory, "doorbells", 2 * ALIGN)?;
         let parked_wqes = allocate(memory, "WQEs that wait", parked.entries() as usize * wqe_size)?;
+        let taken = allocate(memory, "receives that are taken", (LANES * MAX_RECV_BUFS) as usize * RxDesc::SIZE)?;
         let (send_doorbell, recv_doorbell) = (doorbells, doorbells + ALIGN as u64);
 
         let qpn = FIRST_QPN + self.queue_pairs.len() as u32;
@@ -352,6 +351,7 @@ impl Builder {
             recv_ring,
             recv_doorbell,
             parked: parked_wqes,
+            taken,
             device,
             pd: pd.0,
             qpn,
@@ -367,7 +367,7 @@ impl Builder {
             limits,
             flags: can(config.unsolicited_write_recv, QueuePair::UNSOLICITED_WRITE_RECV)
                 | can(loopback, QueuePair::LOOPBACK),
-            reserved: [0; 5],
+            reserved: [0; 3],
         });
         let send = SendRingHandle {
             ring: send_ring,

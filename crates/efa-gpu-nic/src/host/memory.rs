@@ -1,6 +1,7 @@
 //! Memory that the NIC reaches, wherever it is.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 /// Why memory could not be had, or reached.
 pub type MemoryError = Box<dyn std::error::Error + Send + Sync>;
@@ -27,6 +28,9 @@ pub trait Memory {
 }
 
 /// The host's memory, for a NIC that runs on the host. It is freed when this is dropped.
+///
+/// It is written and read by atomic accesses, as the NIC and posters do, so that this may be while they run: what is
+/// read then is old or new, each word by itself, or byte where it is no whole word.
 #[derive(Debug, Default)]
 pub struct HostMemory {
     allocated: Vec<(usize, Layout)>,
@@ -58,15 +62,45 @@ impl Memory for HostMemory {
 
     fn write(&mut self, to: u64, bytes: &[u8]) -> Result<(), MemoryError> {
         let to = self.find(to, bytes.len())?;
-        // SAFETY: inside an allocation; a queue's user and the NIC leave alone what the host writes.
-        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        let mut at = 0;
+        while at < bytes.len() {
+            let to = to.wrapping_add(at);
+            // SAFETY: inside the allocation, and the word is aligned; others access it atomically.
+            unsafe {
+                match bytes[at..].first_chunk() {
+                    Some(word) if to.cast::<u64>().is_aligned() => {
+                        AtomicU64::from_ptr(to.cast()).store(u64::from_ne_bytes(*word), Relaxed);
+                        at += 8;
+                    }
+                    _ => {
+                        AtomicU8::from_ptr(to).store(bytes[at], Relaxed);
+                        at += 1;
+                    }
+                }
+            }
+        }
         Ok(())
     }
 
     fn read(&mut self, from: u64, into: &mut [u8]) -> Result<(), MemoryError> {
         let from = self.find(from, into.len())?;
-        // SAFETY: inside an allocation, and initialized from the beginning.
-        unsafe { from.copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
+        let mut at = 0;
+        while at < into.len() {
+            let from = from.wrapping_add(at);
+            // SAFETY: as in `write`; the memory is initialized from the beginning.
+            unsafe {
+                match into[at..].first_chunk_mut() {
+                    Some(word) if from.cast::<u64>().is_aligned() => {
+                        *word = AtomicU64::from_ptr(from.cast()).load(Relaxed).to_ne_bytes();
+                        at += 8;
+                    }
+                    _ => {
+                        into[at] = AtomicU8::from_ptr(from).load(Relaxed);
+                        at += 1;
+                    }
+                }
+            }
+        }
         Ok(())
     }
 }
@@ -74,8 +108,40 @@ impl Memory for HostMemory {
 impl Drop for HostMemory {
     fn drop(&mut self) {
         for (start, layout) in self.allocated.drain(..) {
-            // SAFETY: it was allocated with this layout.
+            // SAFETY: it was allocated with this layout, and who runs a NIC on it has promised that it stays until that
+            // has ended.
             unsafe { dealloc(start as *mut u8, layout) };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_back_as_written_at_every_alignment_and_others_stay() {
+        let mut memory = HostMemory::default();
+        for (offset, len) in (0..9).flat_map(|offset| (0..40).map(move |len| (offset, len))) {
+            let addr = memory.allocate(64, 64).unwrap();
+            let bytes: Vec<u8> = (1..=len).collect();
+            memory.write(addr + offset, &bytes).unwrap();
+            let (mut back, mut all) = (vec![0; bytes.len()], [0; 64]);
+            memory.read(addr + offset, &mut back).unwrap();
+            memory.read(addr, &mut all).unwrap();
+            assert_eq!(back, bytes);
+            let (before, rest) = all.split_at(offset as usize);
+            assert!(before.iter().chain(&rest[bytes.len()..]).all(|byte| *byte == 0), "{offset} {len}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_allocated_is_refused() {
+        let mut memory = HostMemory::default();
+        let addr = memory.allocate(64, 64).unwrap();
+        for (at, len) in [(addr - 1, 1), (addr, 65), (addr + 64, 1), (addr + 63, 2)] {
+            assert!(memory.write(at, &vec![0; len]).is_err() && memory.read(at, &mut vec![0; len]).is_err());
+        }
+        assert!(memory.write(addr + 64, &[]).is_ok());
     }
 }

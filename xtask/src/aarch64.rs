@@ -1,0 +1,36 @@
+//! Whether what drives queues from a CPU compiles for aarch64: instances of that architecture have EFA, too
+//! (p6e-gb200).
+
+use crate::checks::Check;
+use crate::{cargo, run};
+use anyhow::Result;
+use std::path::Path;
+use std::process::Command;
+
+const TARGET: &str = "aarch64-unknown-linux-gnu";
+
+/// For `cargo xtask test`. A machine that has not got the target skips it, also with `CI=true`: nothing there depends
+/// on another architecture's libraries.
+pub(crate) const CHECK: Check =
+    Check { name: "compiling for aarch64", needs: None, args: &["xtask", "aarch64"], env: &[] };
+
+/// Compiles the crates, or says why not.
+pub(crate) fn check() -> Result<()> {
+    if !has_target() {
+        println!(
+            "skipped: this toolchain has no standard library for {TARGET}; `rustup target add {TARGET}` enables it"
+        );
+        return Ok(());
+    }
+    let packages = ["--package", "efa-direct", "--package", "efa-io", "--package", "efa-soft", "--package", "efa-sys"];
+    run(cargo().args(["check", "--quiet", "--target", TARGET]).args(packages))
+}
+
+/// Whether the compiler that cargo uses here has the target's standard library.
+fn has_target() -> bool {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc).args(["--print", "target-libdir", "--target", TARGET]).output();
+    output.is_ok_and(|output| {
+        output.status.success() && Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir()
+    })
+}
