@@ -7,7 +7,7 @@ use crate::commands;
 use crate::device::SoftDevice;
 use crate::errno::{Errno, Outcome, refuse};
 use efa_soft::RegionKeys;
-use efa_soft::memory::SharedMemory;
+use efa_soft::memory::Mappable;
 use slab::Slab;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,7 +20,7 @@ pub(crate) struct Context {
     objects: Slab<Object>,
     pub(crate) channels: Vec<Arc<Channel>>,
     /// What can be mapped, by offset.
-    maps: HashMap<u64, Arc<SharedMemory>>,
+    maps: HashMap<u64, Arc<dyn Mappable>>,
     next_key: u64,
     /// Where asynchronous events would be written, had the driver any to report.
     pub(crate) async_events: Option<OwnedFd>,
@@ -129,14 +129,14 @@ impl Context {
     }
 
     /// What the program maps at this offset.
-    pub(crate) fn map(&self, offset: u64) -> Result<&SharedMemory, Errno> {
+    pub(crate) fn map(&self, offset: u64) -> Result<&dyn Mappable, Errno> {
         self.maps.get(&offset).map(AsRef::as_ref).ok_or(Errno::INVAL)
     }
 
     /// Lets the program map this; the offset.
-    pub(crate) fn offer(&mut self, memory: &Arc<SharedMemory>) -> u64 {
+    pub(crate) fn offer(&mut self, memory: Arc<dyn Mappable>) -> u64 {
         self.next_key += 1 << 12;
-        self.maps.insert(self.next_key, memory.clone());
+        self.maps.insert(self.next_key, memory);
         self.next_key
     }
 

@@ -7,7 +7,7 @@ use crate::call::Call;
 use crate::context::{Context, Object, fields};
 use crate::errno::{Errno, Outcome, refuse};
 use bytemuck::Zeroable;
-use efa_soft::memory::{Backing, SharedMemory};
+use efa_soft::memory::{Backing, Shared, SharedMemory, Unit};
 use efa_soft::{Access, RegionKeys};
 use rustix::fs::SealFlags;
 use std::fs::File;
@@ -100,7 +100,7 @@ impl Request {
     ) -> Outcome<()> {
         self.same_page_offset(offset)?;
         let access = self.access(context)?;
-        let memory = map_dmabuf(call.caller.fd(fd)?, offset, self.len)?;
+        let memory: Arc<SharedMemory> = map_dmabuf(call.caller.fd(fd)?, offset, self.len)?;
         self.register(context, memory, access, answer)
     }
 
@@ -121,7 +121,7 @@ const DMA_BUF_MAGIC: rustix::fs::FsWord = 0x444d_4142;
 
 /// Maps `len` bytes of a DMA-BUF from `offset` on: of a real one whose exporter lets a processor map it, or of a memory file that cannot
 /// shrink, which is what `/dev/udmabuf` makes DMA-BUFs of.
-pub(super) fn map_dmabuf(fd: OwnedFd, offset: u64, len: u64) -> Outcome<Arc<SharedMemory>> {
+pub(super) fn map_dmabuf<U: Unit>(fd: OwnedFd, offset: u64, len: u64) -> Outcome<Arc<Shared<U>>> {
     let is_dmabuf = rustix::fs::fstatfs(&fd).is_ok_and(|fs| fs.f_type == DMA_BUF_MAGIC);
     let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default();
     let is_sealed = rustix::fs::fcntl_get_seals(&fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
@@ -130,7 +130,7 @@ pub(super) fn map_dmabuf(fd: OwnedFd, offset: u64, len: u64) -> Outcome<Arc<Shar
         return refuse(Errno::INVAL, format!("{what} is no DMA-BUF, nor a memory file with F_SEAL_SHRINK"));
     }
     let Ok(bytes) = usize::try_from(len) else { return refuse(Errno::INVAL, format!("{len} bytes")) };
-    match SharedMemory::of_file(File::from(fd), offset, bytes) {
+    match Shared::of_file(File::from(fd), offset, bytes) {
         Ok(memory) => Ok(memory),
         Err(error) => refuse(Errno::INVAL, format!("mapping {}: {error}", link.display())),
     }
