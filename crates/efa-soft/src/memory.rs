@@ -1,8 +1,9 @@
 //! Memory that a device shares with a program: rings, doorbells, registered regions.
 //!
-//! The other side reads and writes it at any time, so nothing here ever makes a reference to its bytes that is not to an atomic. Rust's memory
-//! model gives a race a meaning if all accesses to a location are atomic and of one size: the same bytes looked at as a word here and as
-//! single bytes there are undefined behaviour if the two race, though no processor minds. So a piece of memory is of one kind for its whole life:
+//! The other side reads and writes it at any time, so nothing here ever makes a reference to its bytes that is not to
+//! an atomic. Rust's memory model gives a race a meaning if all accesses to a location are atomic and of one size: the
+//! same bytes looked at as a word here and as single bytes there are undefined behaviour if the two race, though no
+//! processor minds. So a piece of memory is of one kind for its whole life:
 //!
 //! | kind | unit of every access | what is in it |
 //! | --- | --- | --- |
@@ -10,12 +11,14 @@
 //! | [`DoorbellMemory`] | `AtomicU32` | doorbells |
 //! | [`SharedMemory`], [`HostMemory`], whatever is a [`Backing`] | `AtomicU8` | registered bytes |
 //!
-//! Rings and doorbells are no [`Backing`]: no region can be made of them in safe code, and of a region no ring. Regions may overlap one
-//! another, and share their bytes with memory that is only borrowed, since all of them are bytes. How bytes are copied fast nevertheless is
-//! told in `memory/copy.rs`. A copy that races with the other side sees some mixture of old and new bytes, as with DMA.
+//! Rings and doorbells are no [`Backing`]: no region can be made of them in safe code, and of a region no ring. Regions
+//! may overlap one another, and share their bytes with memory that is only borrowed, since all of them are bytes. How
+//! bytes are copied fast nevertheless is told in `memory/copy.rs`. A copy that races with the other side sees some
+//! mixture of old and new bytes, as with DMA.
 //!
-//! Another process, or another mapping of the same file, is to a piece of memory what a device is: it does not access these addresses. What it
-//! does to the bytes behind them happens between our accesses, each of which the processor keeps whole.
+//! Another process, or another mapping of the same file, is to a piece of memory what a device is: it does not access
+//! these addresses. What it does to the bytes behind them happens between our accesses, each of which the processor
+//! keeps whole.
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -45,12 +48,13 @@ pub trait Backing: Send + Sync {
         self.len() == 0
     }
 
-    /// Copies out `dst.len()` bytes from `offset` on. The caller has checked the bounds. `false`: the memory was taken back,
-    /// and nothing was copied.
+    /// Copies out `dst.len()` bytes from `offset` on. The caller has checked the bounds. `false`: the memory was taken
+    /// back, and nothing was copied.
     #[must_use]
     fn read(&self, offset: usize, dst: &mut [u8]) -> bool;
 
-    /// Copies `src` in at `offset`. The caller has checked the bounds. `false`: the memory was taken back, before or in the middle.
+    /// Copies `src` in at `offset`. The caller has checked the bounds. `false`: the memory was taken back, before or in
+    /// the middle.
     #[must_use]
     fn write(&self, offset: usize, src: &[u8]) -> bool;
 
@@ -63,8 +67,8 @@ pub trait Backing: Send + Sync {
     }
 }
 
-/// Copies `len` bytes from one memory to another; the caller has checked the bounds. They may overlap. `false`: one of them was taken
-/// back.
+/// Copies `len` bytes from one memory to another; the caller has checked the bounds. They may overlap. `false`: one of
+/// them was taken back.
 #[must_use]
 pub fn copy(src: &dyn Backing, from: usize, dst: &dyn Backing, to: usize, len: usize) -> bool {
     let mut copied = false;
@@ -72,8 +76,9 @@ pub fn copy(src: &dyn Backing, from: usize, dst: &dyn Backing, to: usize, len: u
         copied = dst.lend(&mut |dst| {
             check(from, len, src.len);
             check(to, len, dst.len);
-            // SAFETY: both ranges were just found inside their memory, which is valid and only accessed as atomic bytes while a
-            // `HostMemory` of it lives: who made the two vouched for that, and both are borrowed until this returns.
+            // SAFETY: both ranges were just found inside their memory, which is valid and only accessed as atomic bytes
+            // while a `HostMemory` of it lives: who made the two vouched for that, and both are borrowed until this
+            // returns.
             unsafe { copy_shared(src.ptr.as_ptr().add(from), dst.ptr.as_ptr().add(to), len) }
         });
     });
@@ -90,7 +95,8 @@ pub fn copy(src: &dyn Backing, from: usize, dst: &dyn Backing, to: usize, len: u
     true
 }
 
-/// A piece of memory that a device and a program share, every access to which is of one unit `U`. It lives as long as anyone holds it.
+/// A piece of memory that a device and a program share, every access to which is of one unit `U`. It lives as long as
+/// anyone holds it.
 pub struct Shared<U> {
     map: MmapRaw,
     /// What other processes map, if they can.
@@ -120,8 +126,8 @@ pub(crate) unsafe trait Accessed {
 macro_rules! units {
     ($($unit:ty: $atomic:ty),*) => {$(
         impl Unit for $unit {}
-        // SAFETY: the standard library promises an atomic integer the size and bit validity of the integer of its name, and an alignment that
-        // is its size.
+        // SAFETY: the standard library promises an atomic integer the size and bit validity of the integer of its name,
+        // and an alignment that is its size.
         unsafe impl Accessed for $unit {
             type Atomic = $atomic;
         }
@@ -165,7 +171,8 @@ impl<U: Unit> Shared<U> {
         Self::of_file(file, 0, len)
     }
 
-    /// `len` bytes of a file, from byte `offset` on. The file must keep that length: access beyond its end would end this process.
+    /// `len` bytes of a file, from byte `offset` on. The file must keep that length: access beyond its end would end
+    /// this process.
     ///
     /// # Errors
     /// The file is shorter, or cannot be mapped for reading and writing.
@@ -213,9 +220,10 @@ impl<U: Unit> Shared<U> {
             "offset {offset} is no aligned word inside {} bytes",
             self.len()
         );
-        // SAFETY: the unit was just found inside the mapping and aligned. The mapping can be read and written, any bits are an integer, and it
-        // stays until `self` is dropped, which the result's lifetime borrows. All references into it are made here, and so to atomics
-        // of one size, or by someone who got the address from `as_ptr` and who does the same, as is said there.
+        // SAFETY: the unit was just found inside the mapping and aligned. The mapping can be read and written, any bits
+        // are an integer, and it stays until `self` is dropped, which the result's lifetime borrows. All references
+        // into it are made here, and so to atomics of one size, or by someone who got the address from `as_ptr` and who
+        // does the same, as is said there.
         unsafe { &*self.as_ptr().add(offset).cast::<U::Atomic>() }
     }
 }
@@ -264,8 +272,8 @@ impl Backing for SharedMemory {
 
     fn read(&self, offset: usize, dst: &mut [u8]) -> bool {
         check(offset, dst.len(), self.map.len());
-        // SAFETY: just found inside the mapping, which stays while `self` is borrowed and is memory of bytes: all of this module accesses
-        // it as atomic bytes, and so does whoever has its address from `as_ptr`.
+        // SAFETY: just found inside the mapping, which stays while `self` is borrowed and is memory of bytes: all of
+        // this module accesses it as atomic bytes, and so does whoever has its address from `as_ptr`.
         unsafe { copy_out(self.map.as_mut_ptr().add(offset), dst) }
         true
     }
@@ -279,7 +287,8 @@ impl Backing for SharedMemory {
 
     fn lend(&self, f: &mut dyn FnMut(&HostMemory)) -> bool {
         let Some(ptr) = NonNull::new(self.map.as_mut_ptr()) else { return false };
-        // SAFETY: the mapping is memory of bytes, as in `read`, and stays while `self` is borrowed; the value is gone when this returns.
+        // SAFETY: the mapping is memory of bytes, as in `read`, and stays while `self` is borrowed; the value is gone
+        // when this returns.
         let memory = unsafe { HostMemory::from_raw(ptr, self.map.len(), None) };
         f(&memory);
         true
@@ -293,19 +302,21 @@ pub struct HostMemory {
     _owner: Option<Arc<dyn Any + Send + Sync>>,
 }
 
-// SAFETY: the address may go to another thread: all that is done with it is access as atomic bytes, which any thread may do while the memory is
-// valid, as `from_raw`'s caller vouched until this value is dropped. The owner is `Send`.
+// SAFETY: the address may go to another thread: all that is done with it is access as atomic bytes, which any thread
+// may do while the memory is valid, as `from_raw`'s caller vouched until this value is dropped. The owner is `Send`.
 unsafe impl Send for HostMemory {}
-// SAFETY: a shared reference gives no more than such accesses; the owner, which is `Sync`, cannot be reached through it.
+// SAFETY: a shared reference gives no more than such accesses; the owner, which is `Sync`, cannot be reached through
+// it.
 unsafe impl Sync for HostMemory {}
 
 impl HostMemory {
     /// `len` bytes at `ptr`.
     ///
     /// # Safety
-    /// Until this value is dropped the bytes must be valid for reads and writes, and whoever else in this program accesses them must do so as
-    /// atomic bytes, that is by [`copy_in`], [`copy_out`] or as `AtomicU8`: no reference to them, no plain access, and no atomic one of
-    /// another size, as rings have. `owner`, if given, is dropped with this value.
+    /// Until this value is dropped the bytes must be valid for reads and writes, and whoever else in this program
+    /// accesses them must do so as atomic bytes, that is by [`copy_in`], [`copy_out`] or as `AtomicU8`: no reference to
+    /// them, no plain access, and no atomic one of another size, as rings have. `owner`, if given, is dropped with this
+    /// value.
     pub unsafe fn from_raw(ptr: NonNull<u8>, len: usize, owner: Option<Arc<dyn Any + Send + Sync>>) -> Self {
         Self { ptr, len, _owner: owner }
     }
@@ -318,7 +329,8 @@ impl Backing for HostMemory {
 
     fn read(&self, offset: usize, dst: &mut [u8]) -> bool {
         check(offset, dst.len(), self.len);
-        // SAFETY: just found inside the memory, which is valid and accessed by others as atomic bytes only while `self` lives: `from_raw`.
+        // SAFETY: just found inside the memory, which is valid and accessed by others as atomic bytes only while `self`
+        // lives: `from_raw`.
         unsafe { copy_out(self.ptr.as_ptr().add(offset), dst) }
         true
     }

@@ -142,9 +142,9 @@ fn raw_ring(
     let base = NonNull::new(ring.as_ptr().wrapping_add(offset)).ok_or(ControlError::NoMemory(ring.len()))?;
     let register = doorbell.and_then(|(page, offset)| NonNull::new(page.as_ptr().wrapping_add(offset).cast()));
     let owner = (ring.clone(), doorbell.map(|(page, _)| page.clone()));
-    // SAFETY: the device made the ring this long, in whole pages, so every entry is inside and as aligned as it is long; and the doorbell in
-    // the page that it says. Both live as long as `owner`. A ring is memory of words and a doorbell memory of 32-bit words: nothing else
-    // is ever done to them, by the device or by safe code.
+    // SAFETY: the device made the ring this long, from the start of a page, so every entry is inside and as aligned as
+    // it is long; and the doorbell in the page that it says. Both live as long as `owner`. A ring is memory of words
+    // and a doorbell memory of 32-bit words: nothing else is ever done to them, by the device or by safe code.
     Ok(unsafe { RawRing::new(base, register, ring_size(entries)?, entry_size as usize, false, Arc::new(owner)) })
 }
 
@@ -375,8 +375,8 @@ unsafe impl Provider for Soft {
         let place = |offset| CounterPlace::Shared(page.clone(), offset);
         let word = |offset: usize| {
             let word = NonNull::new(page.as_ptr().wrapping_add(offset).cast()).ok_or(ControlError::NoMemory(4096))?;
-            // SAFETY: the offset is that of an aligned word inside the page, which lives as long as its owner and is memory of words: nothing
-            // else is done to it, by the device or by safe code.
+            // SAFETY: the offset is that of an aligned word inside the page, which is the owner and is memory of words:
+            // nothing else is done to it, by the device or by safe code.
             Ok::<_, Error>(unsafe { CounterWord::new(word, Arc::new(page.clone())) })
         };
         // On cache lines of their own.

@@ -463,7 +463,8 @@ unsafe impl Provider for Verbs {
             NonNull::new(word).ok_or(ControlError::NoMemory(4096))
         };
         let (completions, errors) = (word(0)?, word(64)?);
-        // SAFETY: aligned words inside the page, which is the owner and is memory of words: nothing else is done to it by safe code.
+        // SAFETY: aligned words inside the page, which is the owner and is memory of words: nothing else is done to it
+        // by safe code.
         unsafe {
             let counter = CompCounter::create_at(&self.context, completions, errors, page.clone())?;
             let id = counter.handle();
