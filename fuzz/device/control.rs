@@ -2,7 +2,7 @@
 
 use super::script::Script;
 use super::world::{Cq, LOCAL, OPEN, OWN, PEER, QKEY, READ_ONLY, REMOTE, World};
-use efa_soft::memory::{Backing, SharedMemory};
+use efa_soft::memory::RingMemory;
 use efa_soft::*;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -10,16 +10,16 @@ use std::time::Duration;
 
 /// Bytes of the memory that counters are given, and what stands there beside them.
 const PAGE: usize = 4096;
-const CANARY: [u8; PAGE] = [0x5c; PAGE];
+const CANARY: u64 = 0x5c5c_5c5c_5c5c_5c5c;
 
 thread_local! {
-    static PAGE_OF_COUNTERS: Arc<SharedMemory> = SharedMemory::zeroed(PAGE).expect("a page");
+    static PAGE_OF_COUNTERS: Arc<RingMemory> = RingMemory::zeroed(PAGE).expect("a page");
 }
 
 /// A counter: its number, and where its completions and its errors are.
 struct Counter {
     id: u32,
-    memory: Arc<SharedMemory>,
+    memory: Arc<RingMemory>,
     offsets: [usize; 2],
 }
 
@@ -69,7 +69,7 @@ struct Program {
     counters: Book<u32>,
     /// Where each counter is.
     infos: Vec<Counter>,
-    page: Arc<SharedMemory>,
+    page: Arc<RingMemory>,
     kept: Vec<Transmit>,
 }
 
@@ -80,7 +80,7 @@ pub(crate) fn control(data: &[u8]) {
     let has = |bit: u8| traits >> bit & 1 != 0;
     let sub_cqs = if has(1) { 3 } else { 1 };
     let page = PAGE_OF_COUNTERS.with(Arc::clone);
-    assert!(page.write(0, &CANARY));
+    (0..PAGE).step_by(8).for_each(|at| page.store_word(at, CANARY));
     let mut program = Program {
         world: World::new(DeviceConfig { loopback: has(0), sub_cqs, ..World::config() }),
         pds: Book::EMPTY,
@@ -278,7 +278,7 @@ impl Program {
             let mut offset = || script.number(&[0, 8, 64, 4088, 4, 4096]) as usize;
             (self.page.clone(), [offset(), offset()])
         } else {
-            (SharedMemory::zeroed(PAGE).expect("a page"), [0, 64])
+            (RingMemory::zeroed(PAGE).expect("a page"), [0, 64])
         };
         let [completions, errors] = offsets.map(|offset| CounterPlace::Shared(memory.clone(), offset));
         if let Ok(id) = self.world.device.create_counter(completions, errors) {
@@ -342,13 +342,12 @@ impl Program {
             let strays = words.iter().enumerate().filter(|(at, word)| !own.contains(at) && **word != 0).count();
             assert_eq!(strays, 0, "words beside a counter's own were written");
         }
-        let mut bytes = [0; PAGE];
-        assert!(self.page.read(0, &mut bytes));
+        let mut words: Vec<_> = (0..PAGE).step_by(8).map(|at| self.page.load_word(at)).collect();
         for info in self.infos.iter().filter(|info| Arc::ptr_eq(&info.memory, &self.page)) {
             for offset in info.offsets {
-                bytes[offset..offset + 8].copy_from_slice(&CANARY[..8]);
+                words[offset / 8] = CANARY;
             }
         }
-        assert!(bytes == CANARY, "something beside counters was written");
+        assert!(words.iter().all(|&word| word == CANARY), "something beside counters was written");
     }
 }

@@ -4,7 +4,6 @@ use super::script::Script;
 use super::world::{LOCAL, OPEN, REMOTE, World};
 use efa_io::rx::RxBuf;
 use efa_io::{RxDesc, Wqe};
-use efa_soft::memory::Backing;
 use efa_soft::trace::{TraceEvent, Traced};
 use efa_soft::*;
 use std::sync::Arc;
@@ -147,7 +146,11 @@ impl World {
         let room = (wq.entries * wq.entry_size) as usize;
         let offset = usize::from(script.u16()) % room;
         let bytes = script.bytes(usize::from(choice / 2).min(room - offset));
-        assert!(wq.ring.write(offset, bytes));
+        for (at, byte) in (offset..).zip(bytes) {
+            let (word, shift) = (at & !7, at % 8 * 8);
+            let others = wq.ring.load_word(word) & !(0xff << shift);
+            wq.ring.store_word(word, others | u64::from(*byte) << shift);
+        }
     }
 
     /// An arbitrary value in a doorbell.

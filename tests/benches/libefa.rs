@@ -14,7 +14,7 @@ mod plain;
 
 use divan::black_box;
 use efa_io::Cqe32;
-use efa_soft::memory::SharedMemory;
+use efa_soft::memory::{Shared, Unit};
 use efa_sys::sys::*;
 use efa_sys::{Ah, Cq, CqAttr, DeviceList, Mr, Pd, Qp, QpAttr};
 use efa_tests::vendor::{Node, Vendor};
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         let status = Node::new(&[]).command(&Vendor::get().loaded(&this)).status().expect("efa run starts");
         return ExitCode::from(status.code().unwrap_or(1) as u8);
     }
-    let rings = Rings::new(SharedMemory::shareable, true);
+    let rings = Rings::shareable().expect("memory");
     let mut theirs = Libefa::new(&rings);
     let mut ours = Rig::new(false, rings);
     // From here on both are at the start of the second lap.
@@ -238,7 +238,7 @@ impl Libefa {
 }
 
 /// Maps `memory` over what libefa has mapped at `at`.
-fn lay_over(at: *mut u8, memory: &SharedMemory, len: usize) {
+fn lay_over<U: Unit>(at: *mut u8, memory: &Shared<U>, len: usize) {
     let file = memory.file().expect("it was made so that it can be mapped");
     let page: *mut c_void = at.cast();
     assert_eq!(page as usize & 4095, 0, "libefa's mapping begins with a page");

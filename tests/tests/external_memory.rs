@@ -4,7 +4,7 @@
 
 use efa_direct::*;
 use efa_io::{Cqe32, Event};
-use efa_soft::memory::{Backing, SharedMemory};
+use efa_soft::memory::{Backing, RingMemory, Shared, SharedMemory, Unit};
 use efa_tests::Side;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ const PAGE: u64 = 4096;
 const ELSEWHERE: u64 = 0x10_0000_0000;
 
 /// A piece of the file of this memory.
-fn piece(memory: &SharedMemory, offset: u64, len: u64) -> DmabufRange<'_> {
+fn piece<U: Unit>(memory: &Shared<U>, offset: u64, len: u64) -> DmabufRange<'_> {
     DmabufRange { fd: memory.file().expect("it is shareable"), offset, len }
 }
 
@@ -27,7 +27,7 @@ fn device(index: usize) -> (Device, bool) {
 }
 
 /// Waits for the entry at this place of a ring that nobody has polled.
-fn entry(ring: &SharedMemory, at: usize) -> efa_io::Completion {
+fn entry(ring: &RingMemory, at: usize) -> efa_io::Completion {
     let start = Instant::now();
     loop {
         let words = ring.load_entry(at);
@@ -43,7 +43,7 @@ fn entry(ring: &SharedMemory, at: usize) -> efa_io::Completion {
 #[test]
 fn a_completion_queue_in_memory_of_others_is_written_there_or_refused() {
     let (device, is_able) = device(0);
-    let memory = SharedMemory::shareable(2 * PAGE as usize).unwrap();
+    let memory = RingMemory::shareable(2 * PAGE as usize).unwrap();
     let created = device.create_cq_in(CqConfig::new(100), piece(&memory, PAGE, PAGE), Some(memory.clone()));
     if !is_able {
         let error = created.unwrap_err().to_string();
@@ -76,7 +76,7 @@ fn a_completion_queue_in_memory_of_others_is_written_there_or_refused() {
 #[test]
 fn what_cannot_be_a_completion_queue_is_refused_and_leaves_nothing_behind() {
     let (device, is_able) = device(0);
-    let memory = SharedMemory::shareable(PAGE as usize).unwrap();
+    let memory = RingMemory::shareable(PAGE as usize).unwrap();
     let create = |config, len| device.create_cq_in(config, piece(&memory, 0, len), None).map(|_| ());
     assert!(create(CqConfig::new(256), PAGE).is_err(), "8 KiB are needed");
     assert!(create(CqConfig::new(u32::MAX), PAGE).is_err());
@@ -89,7 +89,7 @@ fn a_completion_counter_in_memory_of_others_counts_there_or_is_refused() {
     const COUNT: usize = 64;
     const ERRORS: usize = 4088;
     let (device, is_able) = device(0);
-    let memory = SharedMemory::shareable(PAGE as usize).unwrap();
+    let memory = RingMemory::shareable(PAGE as usize).unwrap();
     let create = |errors| {
         let fd = memory.file().expect("it is shareable");
         device.create_counter_in(fd, COUNT as u64, errors, Some(memory.clone()))
@@ -258,5 +258,7 @@ fn a_region_of_memory_of_others_is_not_touched_once_it_is_gone() {
     b.sq.post(b.peer.as_ref().unwrap(), write, 1).unwrap();
     b.sq.ring();
     assert_eq!(b.cq.wait(Duration::from_secs(10)).unwrap().status, Status::RemoteBadAddress);
-    assert!((0..4 * PAGE as usize).step_by(8).all(|at| memory.load_word(at) == 0));
+    let mut bytes = [1; 4 * PAGE as usize];
+    assert!(memory.read(0, &mut bytes));
+    assert!(bytes.iter().all(|&byte| byte == 0));
 }

@@ -153,10 +153,9 @@ fn borrowed_bytes_are_their_owners_again_when_the_log_unwinds_over_a_device_that
 }
 
 /// Memory of which `owner` knows whether it is kept.
-fn external(owner: &Arc<()>, null: &std::fs::File) -> ExternalMemory<'static> {
+fn external<'f>(owner: &Arc<()>, null: &'f std::fs::File) -> ExternalMemory<'f> {
     let backing = SharedMemory::zeroed(4096).unwrap();
-    let null = Box::leak(Box::new(null.try_clone().unwrap()));
-    let owner: Arc<dyn Any + Send + Sync> = Arc::new(owner.clone());
+    let owner: Arc<dyn Any + core::marker::Send + Sync> = Arc::new(owner.clone());
     ExternalMemory::dmabuf(DmabufRange { fd: null.as_fd(), offset: 0, len: 4096 }, 0x1_0000)
         .backed_by(backing)
         .owned_by(owner)

@@ -17,7 +17,6 @@ mod plain;
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use efa_soft::memory::SharedMemory;
 use plain::{LAP, REQUESTS, Rig, Rings};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::RefCell;
@@ -63,7 +62,7 @@ const fn case(name: &'static str, req_id_64: bool, polls: bool, run: fn(&mut Rig
 }
 
 fn rings() -> Rings {
-    Rings::new(SharedMemory::zeroed, false)
+    Rings::private().expect("memory")
 }
 
 fn post(rig: &mut Rig, count: usize, batch: usize) {

@@ -1,8 +1,11 @@
 //! Registered memory.
 //!
 //! A peer may write a registered region at any time, and the device reads one after a post has returned. So a region is
-//! never a `&mut [u8]`, nor even a `&[u8]`: its bytes are copied in and out. A copy that races with a peer's write sees some
-//! mixture of old and new bytes, never anything worse; arrival is learnt from a completion.
+//! never a `&mut [u8]`, nor even a `&[u8]`: its bytes are copied in and out. A copy that races with a peer's write sees
+//! some mixture of old and new bytes, never anything worse; arrival is learnt from a completion.
+//!
+//! Everyone accesses a region as atomic bytes, so regions may overlap: `efa_soft::memory` tells why, and why no ring
+//! can be a region.
 
 use crate::domain::DomainInner;
 use crate::error::Error;
@@ -17,8 +20,8 @@ use std::sync::Arc;
 
 /// A registered memory region.
 ///
-/// Dropping it deregisters: the device does not touch the memory any more, and a request that is still under way towards it fails
-/// with a status. So a region may be dropped at any time, and nothing needs to be counted per post.
+/// Dropping it deregisters: the device does not touch the memory any more, and a request that is still under way
+/// towards it fails with a status. So a region may be dropped at any time, and nothing needs to be counted per post.
 pub struct Region<'d> {
     range: HostRange,
     registration: Registration,
@@ -27,9 +30,11 @@ pub struct Region<'d> {
     _domain: PhantomData<&'d ()>,
 }
 
-// SAFETY: the bytes are only accessed atomically, and stay valid as long as the region (`range` owns them, or `Scoped` does).
+// SAFETY: only the address in `range` keeps this from being automatic. What is done with it is access as atomic bytes,
+// here and by the provider, which any thread may do while the bytes are valid: `range` owns them, or `Scoped` borrows
+// them for longer than the region lives.
 unsafe impl Send for Region<'_> {}
-// SAFETY: as for `Send`.
+// SAFETY: a shared reference gives no more than such accesses.
 unsafe impl Sync for Region<'_> {}
 
 /// A piece of a region, for one side of a work request.
@@ -131,7 +136,10 @@ impl<'d> Region<'d> {
     /// They pass the end.
     pub fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), Error> {
         let (start, _) = resolve(offset..offset.saturating_add(dst.len() as u64), self.len())?;
-        // SAFETY: in bounds; the bytes live as long as the region and are only accessed atomically.
+        // SAFETY: `resolve` found the range inside the region. The bytes are valid while `self` is borrowed: `range`
+        // owns them, or `Scoped` borrows them exclusively for longer than the region lives. They are `SharedMemory` or
+        // a borrowed slice that nobody can use meanwhile, so safe code cannot reach them but as atomic bytes: by
+        // regions, and by a device, which `Provider` binds to it.
         unsafe { copy_out(self.range.ptr.as_ptr().add(start as usize), dst) };
         Ok(())
     }
@@ -142,7 +150,7 @@ impl<'d> Region<'d> {
     /// They pass the end.
     pub fn write(&self, offset: u64, src: &[u8]) -> Result<(), Error> {
         let (start, _) = resolve(offset..offset.saturating_add(src.len() as u64), self.len())?;
-        // SAFETY: in bounds; the bytes live as long as the region and are only accessed atomically.
+        // SAFETY: as in `read`.
         unsafe { copy_in(src, self.range.ptr.as_ptr().add(start as usize)) };
         Ok(())
     }

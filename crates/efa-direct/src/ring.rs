@@ -21,9 +21,11 @@ pub struct RawRing {
     _owner: Arc<dyn Any + Send + Sync>,
 }
 
-// SAFETY: the memory is shared with a device, is only accessed atomically, and lives as long as `_owner`, which is Send and Sync.
+// SAFETY: the addresses may go to another thread: what is done with them here is atomic access in the one size that
+// `new`'s caller vouched for, which any thread may do while the memory is valid, that is while `_owner` lives, which is
+// `Send` and goes along. The rest is plain data.
 unsafe impl Send for RawRing {}
-// SAFETY: as for `Send`.
+// SAFETY: a shared reference gives no more than such accesses; `_owner`, which is `Sync`, cannot be reached through it.
 unsafe impl Sync for RawRing {}
 
 impl RawRing {
@@ -33,8 +35,10 @@ impl RawRing {
     ///
     /// # Safety
     /// While `owner` lives, `base` must be valid for stores (and, for a completion ring, loads) of all entries and
-    /// aligned to 8 bytes, `doorbell` valid for stores and aligned to 4; and nobody but the device and the holder of
-    /// this value may access either, except atomically.
+    /// aligned to 8 bytes, `doorbell` valid for stores and aligned to 4; and this program must access neither but as
+    /// whole atomic words: the ring as `AtomicU64`, the doorbell as `AtomicU32`. Bytes of a registered region, which
+    /// are accessed as `AtomicU8`, cannot be a ring at the same time. What a device or another process does is not
+    /// meant.
     pub unsafe fn new(
         base: NonNull<u8>,
         doorbell: Option<NonNull<u32>>,
@@ -51,8 +55,8 @@ impl RawRing {
         Self { base, doorbell, size, entry_size, mask, write_combining, io_doorbell: false, _owner: owner }
     }
 
-    /// The same ring, its doorbell register being the NIC's own (I/O memory) and not a word of ordinary memory. The CPU stores to both
-    /// alike; a GPU has to be told.
+    /// The same ring, its doorbell register being the NIC's own (I/O memory) and not a word of ordinary memory. The CPU
+    /// stores to both alike; a GPU has to be told.
     #[must_use]
     pub fn with_io_doorbell(mut self) -> Self {
         self.io_doorbell = true;
@@ -92,7 +96,11 @@ impl RawRing {
     /// A word of the entry that is `at` bytes into the ring, which wraps.
     #[inline(always)]
     fn word(&self, at: usize, word: usize) -> &AtomicU64 {
-        // SAFETY: the mask keeps the entry inside the ring and callers keep `word` inside the entry; `new`'s contract.
+        // SAFETY: what the mask leaves of any number is the offset of an entry of the ring: entries are a power of two,
+        // and so are an entry's bytes. `word` is below `entry_size / 8`: `store` and `load_if` count up to the words of
+        // the queue's entries, which the queues compare with `entry_size` when they are made (`qp.rs`, `recv.rs`) or
+        // before they load (`cq.rs`). So the word is one of the ring's, and aligned since `base` is. It is valid and
+        // accessed as a word only while `_owner` lives, which outlives the result: `new`'s contract.
         unsafe { AtomicU64::from_ptr(self.base.as_ptr().add((at & self.mask) + word * 8).cast()) }
     }
 
@@ -137,7 +145,7 @@ impl RawRing {
             barrier::before_doorbell();
         }
         if let Some(doorbell) = self.doorbell {
-            // SAFETY: `new`'s contract.
+            // SAFETY: aligned, and valid and accessed as a 32-bit word only while `_owner` lives: `new`'s contract.
             unsafe { AtomicU32::from_ptr(doorbell.as_ptr()) }.store(value, Release);
         }
         self.write_combining

@@ -2,7 +2,7 @@
 
 use crate::Gid;
 use crate::error::ControlError;
-use crate::memory::SharedMemory;
+use crate::memory::{Shared, Unit};
 use crate::wire::MIN_STRIDE;
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -123,7 +123,7 @@ pub struct DeviceConfig {
     pub req_id_64: bool,
     /// Packets to this device's own address are delivered. EFA does not deliver them.
     pub loopback: bool,
-    /// Rings and doorbells lie in memory that other processes can map ([`SharedMemory::file`]).
+    /// Rings and doorbells lie in memory that other processes can map ([`Shared::file`]).
     pub shareable_rings: bool,
 
     /// Paths that packets to a peer are spread over.
@@ -142,8 +142,8 @@ pub struct DeviceConfig {
 
 impl DeviceConfig {
     /// Memory for a ring or a doorbell.
-    pub(crate) fn ring_memory(&self, bytes: usize) -> Result<Arc<SharedMemory>, ControlError> {
-        let memory = if self.shareable_rings { SharedMemory::shareable(bytes) } else { SharedMemory::zeroed(bytes) };
+    pub(crate) fn ring_memory<U: Unit>(&self, bytes: usize) -> Result<Arc<Shared<U>>, ControlError> {
+        let memory = if self.shareable_rings { Shared::shareable(bytes) } else { Shared::zeroed(bytes) };
         memory.map_err(|_| ControlError::NoMemory(bytes))
     }
 

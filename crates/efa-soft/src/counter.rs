@@ -4,7 +4,7 @@
 //! EFA counts work requests, not bytes (`efa_create_comp_cntr_impl` takes no other type).
 
 use crate::error::ControlError;
-use crate::memory::{Backing, SharedMemory};
+use crate::memory::{Backing, RingMemory};
 use std::ops::BitOr;
 use std::sync::Arc;
 
@@ -67,8 +67,8 @@ pub enum CounterValue {
 /// Where one of a counter's numbers is kept: a 64-bit word.
 #[derive(Clone)]
 pub enum CounterPlace {
-    /// At this byte offset of shared memory, stored in one piece.
-    Shared(Arc<SharedMemory>, usize),
+    /// At this byte offset of memory of words, stored in one piece.
+    Shared(Arc<RingMemory>, usize),
     /// In eight bytes that the device can only copy to; whether a reader may see half a number is up to them.
     Backing(Arc<dyn Backing>),
 }
@@ -76,7 +76,7 @@ pub enum CounterPlace {
 impl CounterPlace {
     fn check(&self) -> Result<(), ControlError> {
         let (offset, fits) = match self {
-            Self::Shared(memory, offset) => (*offset, memory.has_words(*offset, 8)),
+            Self::Shared(memory, offset) => (*offset, memory.has_units(*offset, 8)),
             Self::Backing(memory) => (0, memory.len() >= 8),
         };
         if fits {

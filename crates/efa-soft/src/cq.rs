@@ -3,7 +3,7 @@
 use crate::Time;
 use crate::config::DeviceConfig;
 use crate::error::ControlError;
-use crate::memory::SharedMemory;
+use crate::memory::{DoorbellMemory, RingMemory};
 use efa_io::ring::CqDoorbell;
 use efa_io::{Completion, RingSize};
 use std::sync::Arc;
@@ -52,7 +52,7 @@ pub struct CqInfo {
     /// Its number.
     pub cqn: u32,
     /// The memory with the ring.
-    pub ring: Arc<SharedMemory>,
+    pub ring: Arc<RingMemory>,
     /// Where in it the ring begins, in bytes.
     pub offset: usize,
     /// Entries of each sub-queue.
@@ -62,12 +62,12 @@ pub struct CqInfo {
     /// Bytes of an entry.
     pub entry_size: u32,
     /// The page whose first four bytes are the doorbell, if events can be asked for.
-    pub doorbell: Option<Arc<SharedMemory>>,
+    pub doorbell: Option<Arc<DoorbellMemory>>,
 }
 
 /// A completion queue.
 pub(crate) struct CompletionQueue {
-    ring: Arc<SharedMemory>,
+    ring: Arc<RingMemory>,
     offset: usize,
     size: RingSize,
     entry_size: CqeSize,
@@ -76,7 +76,7 @@ pub(crate) struct CompletionQueue {
     /// The sub-queue that the next work queue gets.
     next_sub: usize,
     overflown: bool,
-    doorbell: Option<Arc<SharedMemory>>,
+    doorbell: Option<Arc<DoorbellMemory>>,
     last_doorbell: CqDoorbell,
     /// When that value was seen first.
     last_heard: Time,
@@ -94,7 +94,7 @@ impl CompletionQueue {
     pub(crate) fn new(
         cqn: u32,
         config: CqConfig,
-        memory: Option<(Arc<SharedMemory>, usize)>,
+        memory: Option<(Arc<RingMemory>, usize)>,
         device: &DeviceConfig,
     ) -> Result<(Self, CqInfo), ControlError> {
         let max = device.max_cqe;
@@ -106,7 +106,7 @@ impl CompletionQueue {
         let (ring, offset) = match memory {
             None => (device.ring_memory(bytes)?, 0),
             Some((memory, offset)) => {
-                if !memory.has_words(offset, bytes) {
+                if !memory.has_units(offset, bytes) {
                     let expected = "that of an aligned 64-bit word with room for the ring behind it";
                     return Err(ControlError::Invalid { what: "ring offset", value: offset as u64, expected });
                 }

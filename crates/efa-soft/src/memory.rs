@@ -1,19 +1,40 @@
 //! Memory that a device shares with a program: rings, doorbells, registered regions.
 //!
-//! The other side reads and writes it at any time, so nothing here ever makes a reference to its bytes. A region's bytes are
-//! accessed as single relaxed atomic bytes, or by what is indistinguishable from that; the words of ring entries and doorbells as
-//! relaxed atomic words. No location is accessed in two sizes, so that whatever races, the memory model gives it a meaning: a copy
-//! that races with the other side sees some mixture of old and new bytes, as with DMA.
+//! The other side reads and writes it at any time, so nothing here ever makes a reference to its bytes that is not to
+//! an atomic. Rust's memory model gives a race a meaning if all accesses to a location are atomic and of one size: the
+//! same bytes looked at as a word here and as single bytes there are undefined behaviour if the two race, though no
+//! processor minds. So a piece of memory is of one kind for its whole life:
+//!
+//! | kind | unit of every access | what is in it |
+//! | --- | --- | --- |
+//! | [`RingMemory`] | `AtomicU64` | WQEs, receive descriptors, completion entries; completion counters |
+//! | [`DoorbellMemory`] | `AtomicU32` | doorbells |
+//! | [`SharedMemory`], [`HostMemory`], whatever is a [`Backing`] | `AtomicU8` | registered bytes |
+//!
+//! Rings and doorbells are no [`Backing`]: no region can be made of them in safe code, and of a region no ring. Regions
+//! may overlap one another, and share their bytes with memory that is only borrowed, since all of them are bytes. How
+//! bytes are copied fast nevertheless is told in `memory/copy.rs`. A copy that races with the other side sees some
+//! mixture of old and new bytes, as with DMA.
+//!
+//! Another process, or another mapping of the same file, is to a piece of memory what a device is: it does not access
+//! these addresses. What it does to the bytes behind them happens between our accesses, each of which the processor
+//! keeps whole.
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::any::Any;
 use std::fs::File;
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::*};
+
+mod copy;
+
+use copy::copy_shared;
+pub use copy::{copy_in, copy_out};
 
 /// What a memory region's bytes are kept in.
 ///
@@ -27,12 +48,13 @@ pub trait Backing: Send + Sync {
         self.len() == 0
     }
 
-    /// Copies out `dst.len()` bytes from `offset` on. The caller has checked the bounds. `false`: the memory was taken back,
-    /// and nothing was copied.
+    /// Copies out `dst.len()` bytes from `offset` on. The caller has checked the bounds. `false`: the memory was taken
+    /// back, and nothing was copied.
     #[must_use]
     fn read(&self, offset: usize, dst: &mut [u8]) -> bool;
 
-    /// Copies `src` in at `offset`. The caller has checked the bounds. `false`: the memory was taken back, before or in the middle.
+    /// Copies `src` in at `offset`. The caller has checked the bounds. `false`: the memory was taken back, before or in
+    /// the middle.
     #[must_use]
     fn write(&self, offset: usize, src: &[u8]) -> bool;
 
@@ -45,8 +67,8 @@ pub trait Backing: Send + Sync {
     }
 }
 
-/// Copies `len` bytes from one memory to another; the caller has checked the bounds. They may overlap. `false`: one of them was taken
-/// back.
+/// Copies `len` bytes from one memory to another; the caller has checked the bounds. They may overlap. `false`: one of
+/// them was taken back.
 #[must_use]
 pub fn copy(src: &dyn Backing, from: usize, dst: &dyn Backing, to: usize, len: usize) -> bool {
     let mut copied = false;
@@ -54,9 +76,10 @@ pub fn copy(src: &dyn Backing, from: usize, dst: &dyn Backing, to: usize, len: u
         copied = dst.lend(&mut |dst| {
             check(from, len, src.len);
             check(to, len, dst.len);
-            // SAFETY: both are in bounds and, as `HostMemory` vouches, valid and only accessed as atomic bytes. An overlap does no
-            // harm: bytes move one after the other, lowest first.
-            unsafe { copy_bytes(src.ptr.as_ptr().add(from), dst.ptr.as_ptr().add(to), len) }
+            // SAFETY: both ranges were just found inside their memory, which is valid and only accessed as atomic bytes
+            // while a `HostMemory` of it lives: who made the two vouched for that, and both are borrowed until this
+            // returns.
+            unsafe { copy_shared(src.ptr.as_ptr().add(from), dst.ptr.as_ptr().add(to), len) }
         });
     });
     if lent && copied {
@@ -72,21 +95,67 @@ pub fn copy(src: &dyn Backing, from: usize, dst: &dyn Backing, to: usize, len: u
     true
 }
 
-/// A piece of memory that a device and a program share. It lives as long as anyone holds it.
-pub struct SharedMemory {
+/// A piece of memory that a device and a program share, every access to which is of one unit `U`. It lives as long as
+/// anyone holds it.
+pub struct Shared<U> {
     map: MmapRaw,
     /// What other processes map, if they can.
     file: Option<File>,
+    _unit: PhantomData<U>,
 }
 
-impl SharedMemory {
+/// Memory of regions: bytes.
+pub type SharedMemory = Shared<u8>;
+/// Memory of rings, and of completion counters: 64-bit words.
+pub type RingMemory = Shared<u64>;
+/// Memory of doorbells: 32-bit words.
+pub type DoorbellMemory = Shared<u32>;
+
+/// A unit of access to shared memory: `u8`, `u32` or `u64`.
+#[expect(private_bounds, reason = "sealed")]
+pub trait Unit: Accessed + Send + Sync + 'static {}
+
+/// What seals [`Unit`].
+///
+/// # Safety
+/// `Atomic` is the atomic integer of the unit's size, alignment and validity.
+pub(crate) unsafe trait Accessed {
+    type Atomic;
+}
+
+macro_rules! units {
+    ($($unit:ty: $atomic:ty),*) => {$(
+        impl Unit for $unit {}
+        // SAFETY: the standard library promises an atomic integer the size and bit validity of the integer of its name,
+        // and an alignment that is its size.
+        unsafe impl Accessed for $unit {
+            type Atomic = $atomic;
+        }
+    )*};
+}
+
+units!(u8: AtomicU8, u32: AtomicU32, u64: AtomicU64);
+
+/// Memory that another process can map, perhaps; of any unit.
+pub trait Mappable: Send + Sync {
+    /// The file it lies in, if another process can map it.
+    fn file(&self) -> Option<BorrowedFd<'_>>;
+}
+
+impl<U: Unit> Mappable for Shared<U> {
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.file()
+    }
+}
+
+impl<U: Unit> Shared<U> {
     /// A new piece of at least `len` bytes, in whole pages, zeroed.
     ///
     /// # Errors
     /// The operating system has no memory.
     pub fn zeroed(len: usize) -> io::Result<Arc<Self>> {
         let map = MmapOptions::new().len(whole_pages(len)?).map_anon()?;
-        Ok(Arc::new(Self { map: map.into(), file: None }))
+        Ok(Arc::new(Self { map: map.into(), file: None, _unit: PhantomData }))
     }
 
     /// The same, in a file without a name that other processes can map: [`file`](Self::file).
@@ -102,7 +171,8 @@ impl SharedMemory {
         Self::of_file(file, 0, len)
     }
 
-    /// `len` bytes of a file, from byte `offset` on. The file must keep that length: access beyond its end would end this process.
+    /// `len` bytes of a file, from byte `offset` on. The file must keep that length: access beyond its end would end
+    /// this process.
     ///
     /// # Errors
     /// The file is shorter, or cannot be mapped for reading and writing.
@@ -113,7 +183,7 @@ impl SharedMemory {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
         let map = MmapOptions::new().offset(offset).len(len).map_raw(&file)?;
-        Ok(Arc::new(Self { map, file: Some(file) }))
+        Ok(Arc::new(Self { map, file: Some(file), _unit: PhantomData }))
     }
 
     /// The file it lies in, if another process can map it.
@@ -131,70 +201,67 @@ impl SharedMemory {
         false
     }
 
-    /// The first byte. Valid for atomic or volatile access while `self` lives.
+    /// The first byte. Valid while `self` lives, for atomic access in aligned units of `U` and in no other size.
     pub fn as_ptr(&self) -> *mut u8 {
         self.map.as_mut_ptr()
     }
 
-    /// Whether `bytes` bytes at `offset` are inside, and begin at an aligned 64-bit word.
-    pub(crate) fn has_words(&self, offset: usize, bytes: usize) -> bool {
+    /// Whether `bytes` bytes at `offset` are inside, and begin at an aligned unit.
+    pub(crate) fn has_units(&self, offset: usize, bytes: usize) -> bool {
         let end = offset.checked_add(bytes);
         // The address, since the mapping of a file may begin at any byte.
-        end.is_some_and(|end| end <= self.len()) && self.as_ptr().wrapping_add(offset).cast::<u64>().is_aligned()
+        end.is_some_and(|end| end <= self.len()) && self.as_ptr().wrapping_add(offset).cast::<U::Atomic>().is_aligned()
     }
 
-    fn word<T>(&self, offset: usize) -> *mut T {
-        let end = offset.checked_add(size_of::<T>());
-        let word = self.map.as_mut_ptr().wrapping_add(offset).cast::<T>();
+    /// The unit at this byte offset.
+    fn at(&self, offset: usize) -> &U::Atomic {
         assert!(
-            end.is_some_and(|end| end <= self.len()) && word.is_aligned(),
+            self.has_units(offset, size_of::<U::Atomic>()),
             "offset {offset} is no aligned word inside {} bytes",
             self.len()
         );
-        word
+        // SAFETY: the unit was just found inside the mapping and aligned. The mapping can be read and written, any bits
+        // are an integer, and it stays until `self` is dropped, which the result's lifetime borrows. All references
+        // into it are made here, and so to atomics of one size, or by someone who got the address from `as_ptr` and who
+        // does the same, as is said there.
+        unsafe { &*self.as_ptr().add(offset).cast::<U::Atomic>() }
     }
+}
 
-    fn u64_at(&self, offset: usize) -> &AtomicU64 {
-        // SAFETY: `word` checked bounds and alignment; the mapping lives as long as `self`, and is only accessed atomically.
-        unsafe { AtomicU64::from_ptr(self.word(offset)) }
-    }
-
-    fn u32_at(&self, offset: usize) -> &AtomicU32 {
-        // SAFETY: as in `u64_at`.
-        unsafe { AtomicU32::from_ptr(self.word(offset)) }
-    }
-
+impl DoorbellMemory {
     /// Loads a doorbell, and everything that was stored before it was rung.
     pub fn load_doorbell(&self, offset: usize) -> u32 {
-        self.u32_at(offset).load(Acquire)
+        self.at(offset).load(Acquire)
     }
 
     /// Rings a doorbell: stores `value` behind everything stored before.
     pub fn store_doorbell(&self, offset: usize, value: u32) {
-        self.u32_at(offset).store(value, Release);
+        self.at(offset).store(value, Release);
     }
+}
 
+impl RingMemory {
     /// Loads an aligned 64-bit word, and everything that was stored before it was.
     pub fn load_word(&self, offset: usize) -> u64 {
-        self.u64_at(offset).load(Acquire)
+        self.at(offset).load(Acquire)
     }
 
     /// Stores an aligned 64-bit word behind everything stored before.
     pub fn store_word(&self, offset: usize, value: u64) {
-        self.u64_at(offset).store(value, Release);
+        self.at(offset).store(value, Release);
     }
 
     /// Reads an entry of `W` words.
     pub fn load_entry<const W: usize>(&self, offset: usize) -> [u64; W] {
-        std::array::from_fn(|i| self.u64_at(offset + 8 * i).load(Relaxed))
+        std::array::from_fn(|i| self.at(offset + 8 * i).load(Relaxed))
     }
 
     /// Writes an entry whose first word holds the phase bit: the others first, then the first one, released.
     pub fn publish_entry<const W: usize>(&self, offset: usize, words: &[u64; W]) {
         for (i, word) in words.iter().enumerate().skip(1) {
-            self.u64_at(offset + 8 * i).store(*word, Relaxed);
+            self.at(offset + 8 * i).store(*word, Relaxed);
         }
-        self.u64_at(offset).store(words[0], Release);
+        self.at(offset).store(words[0], Release);
     }
 }
 
@@ -205,21 +272,25 @@ impl Backing for SharedMemory {
 
     fn read(&self, offset: usize, dst: &mut [u8]) -> bool {
         check(offset, dst.len(), self.map.len());
-        // SAFETY: in bounds, and the mapping outlives `self`.
+        // SAFETY: just found inside the mapping, which stays while `self` is borrowed and is memory of bytes: all of
+        // this module accesses it as atomic bytes, and so does whoever has its address from `as_ptr`.
         unsafe { copy_out(self.map.as_mut_ptr().add(offset), dst) }
         true
     }
 
     fn write(&self, offset: usize, src: &[u8]) -> bool {
         check(offset, src.len(), self.map.len());
-        // SAFETY: in bounds, and the mapping outlives `self`.
+        // SAFETY: as in `read`.
         unsafe { copy_in(src, self.map.as_mut_ptr().add(offset)) }
         true
     }
 
     fn lend(&self, f: &mut dyn FnMut(&HostMemory)) -> bool {
         let Some(ptr) = NonNull::new(self.map.as_mut_ptr()) else { return false };
-        f(&HostMemory { ptr, len: self.map.len(), _owner: None });
+        // SAFETY: the mapping is memory of bytes, as in `read`, and stays while `self` is borrowed; the value is gone
+        // when this returns.
+        let memory = unsafe { HostMemory::from_raw(ptr, self.map.len(), None) };
+        f(&memory);
         true
     }
 }
@@ -231,17 +302,21 @@ pub struct HostMemory {
     _owner: Option<Arc<dyn Any + Send + Sync>>,
 }
 
-// SAFETY: the memory is only accessed atomically, from whichever thread, and `from_raw`'s caller vouches for its life.
+// SAFETY: the address may go to another thread: all that is done with it is access as atomic bytes, which any thread
+// may do while the memory is valid, as `from_raw`'s caller vouched until this value is dropped. The owner is `Send`.
 unsafe impl Send for HostMemory {}
-// SAFETY: as for `Send`.
+// SAFETY: a shared reference gives no more than such accesses; the owner, which is `Sync`, cannot be reached through
+// it.
 unsafe impl Sync for HostMemory {}
 
 impl HostMemory {
     /// `len` bytes at `ptr`.
     ///
     /// # Safety
-    /// The bytes must be valid for reads and writes until this value is dropped, and nobody may hold a Rust reference to
-    /// them while a device can access them. `owner`, if given, is dropped with this value.
+    /// Until this value is dropped the bytes must be valid for reads and writes, and whoever else in this program
+    /// accesses them must do so as atomic bytes, that is by [`copy_in`], [`copy_out`] or as `AtomicU8`: no reference to
+    /// them, no plain access, and no atomic one of another size, as rings have. `owner`, if given, is dropped with this
+    /// value.
     pub unsafe fn from_raw(ptr: NonNull<u8>, len: usize, owner: Option<Arc<dyn Any + Send + Sync>>) -> Self {
         Self { ptr, len, _owner: owner }
     }
@@ -254,14 +329,15 @@ impl Backing for HostMemory {
 
     fn read(&self, offset: usize, dst: &mut [u8]) -> bool {
         check(offset, dst.len(), self.len);
-        // SAFETY: in bounds; `from_raw`'s contract.
+        // SAFETY: just found inside the memory, which is valid and accessed by others as atomic bytes only while `self`
+        // lives: `from_raw`.
         unsafe { copy_out(self.ptr.as_ptr().add(offset), dst) }
         true
     }
 
     fn write(&self, offset: usize, src: &[u8]) -> bool {
         check(offset, src.len(), self.len);
-        // SAFETY: in bounds; `from_raw`'s contract.
+        // SAFETY: as in `read`.
         unsafe { copy_in(src, self.ptr.as_ptr().add(offset)) }
         true
     }
@@ -280,68 +356,65 @@ fn check(offset: usize, count: usize, len: usize) {
     assert!(offset.checked_add(count).is_some_and(|end| end <= len), "{count} bytes at {offset} pass the end at {len}");
 }
 
-/// From this many bytes on a copy is worth the start of a string instruction.
-#[cfg(target_arch = "x86_64")]
-const LONG: usize = 64;
-
-/// Copies shared bytes into private ones.
-///
-/// # Safety
-/// `src` is valid for reads of `dst.len()` bytes and only accessed as atomic bytes meanwhile.
-pub unsafe fn copy_out(src: *const u8, dst: &mut [u8]) {
-    // SAFETY: `src` is the caller's promise, `dst` is a slice, and private.
-    unsafe { copy_bytes(src, dst.as_mut_ptr(), dst.len()) }
-}
-
-/// Copies private bytes into shared ones.
-///
-/// # Safety
-/// `dst` is valid for writes of `src.len()` bytes and only accessed as atomic bytes meanwhile.
-pub unsafe fn copy_in(src: &[u8], dst: *mut u8) {
-    #[cfg(target_arch = "x86_64")]
-    if src.len() >= LONG {
-        // SAFETY: `dst` is the caller's promise, `src` is a slice, and private.
-        return unsafe { copy_bytes(src.as_ptr(), dst, src.len()) };
-    }
-    // Not by `copy_bytes`: what is borrowed to be read cannot be looked at as atomic bytes.
-    for (i, byte) in src.iter().enumerate() {
-        // SAFETY: inside the `src.len()` bytes that the caller vouches for.
-        unsafe { AtomicU8::from_ptr(dst.add(i)) }.store(*byte, Relaxed);
-    }
-}
-
-/// Copies bytes of which at least one side is shared, lowest first.
-///
-/// # Safety
-/// Both are valid for `len` bytes, and what is shared is only accessed as atomic bytes meanwhile.
-unsafe fn copy_bytes(src: *const u8, dst: *mut u8, len: usize) {
-    #[cfg(target_arch = "x86_64")]
-    if len >= LONG {
-        // SAFETY: `rep movsb` reads `len` bytes and writes `len` bytes, each once, as a loop of relaxed byte loads and stores
-        // does; the direction flag is clear by the calling convention.
-        unsafe {
-            std::arch::asm!(
-                "rep movsb",
-                inout("rcx") len => _,
-                inout("rsi") src => _,
-                inout("rdi") dst => _,
-                options(nostack, preserves_flags)
-            );
-        }
-        return;
-    }
-    for i in 0..len {
-        // SAFETY: inside the bytes that the caller vouches for.
-        unsafe {
-            let byte = AtomicU8::from_ptr(src.add(i).cast_mut()).load(Relaxed);
-            AtomicU8::from_ptr(dst.add(i)).store(byte, Relaxed);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use static_assertions::{assert_impl_all, assert_not_impl_any};
+    use std::thread;
+
+    // Rings and doorbells cannot be registered, and what can be registered cannot be a ring.
+    assert_impl_all!(SharedMemory: Backing);
+    assert_not_impl_any!(RingMemory: Backing);
+    assert_not_impl_any!(DoorbellMemory: Backing);
+
+    /// Under Miri and the thread sanitizer this proves more than it does alone.
+    #[test]
+    fn whatever_accesses_the_bytes_of_overlapping_regions_may_do_so_at_once() {
+        const ROUNDS: u8 = if cfg!(miri) { 3 } else { 200 };
+        let memory = SharedMemory::zeroed(4096).unwrap();
+        let part = |offset: usize| {
+            let ptr = NonNull::new(memory.as_ptr().wrapping_add(offset)).unwrap();
+            // SAFETY: 200 bytes of memory of bytes, which the value keeps.
+            unsafe { HostMemory::from_raw(ptr, 200, Some(memory.clone())) }
+        };
+        let (first, second) = (part(3), part(50));
+        thread::scope(|scope| {
+            scope.spawn(|| (0..ROUNDS).for_each(|i| assert!(first.write(1, &[i; 150]) && first.write(60, &[i; 9]))));
+            scope.spawn(|| (0..ROUNDS).for_each(|_| assert!(copy(&second, 1, &first, 0, 100))));
+            scope.spawn(|| (0..ROUNDS).for_each(|_| assert!(copy(&first, 0, &second, 100, 21))));
+            for len in [1, 8, 13, 70] {
+                let mut bytes = vec![0; len];
+                assert!((0..ROUNDS).all(|_| memory.read(52, &mut bytes)));
+                assert!(bytes.iter().all(|&byte| byte < ROUNDS));
+            }
+        });
+    }
+
+    /// The same for rings.
+    #[test]
+    fn an_entry_is_complete_once_its_first_word_is_seen() {
+        const ROUNDS: u64 = if cfg!(miri) { 5 } else { 10_000 };
+        let (ring, doorbell) = (RingMemory::zeroed(4096).unwrap(), DoorbellMemory::zeroed(4096).unwrap());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for i in 1..=ROUNDS {
+                    ring.publish_entry(64, &[i; 4]);
+                    doorbell.store_doorbell(4, i as u32);
+                    while ring.load_word(0) < i {
+                        thread::yield_now();
+                    }
+                }
+            });
+            for i in 1..=ROUNDS {
+                while u64::from(doorbell.load_doorbell(4)) < i {
+                    thread::yield_now();
+                }
+                assert_eq!(ring.load_word(64), i);
+                assert_eq!(ring.load_entry(64), [i; 4]);
+                ring.store_word(0, i);
+            }
+        });
+    }
 
     #[test]
     fn copies_are_exact_at_every_alignment_and_length() {
@@ -400,7 +473,7 @@ mod tests {
     #[test]
     fn what_is_written_is_seen_through_the_file_that_cannot_shrink() {
         use std::os::unix::fs::FileExt;
-        let memory = SharedMemory::shareable(5000).unwrap();
+        let memory = DoorbellMemory::shareable(5000).unwrap();
         assert_eq!(memory.len(), 8192);
         memory.store_doorbell(4096, 7);
         let file = File::from(memory.file().unwrap().try_clone_to_owned().unwrap());
@@ -408,7 +481,7 @@ mod tests {
         file.read_exact_at(&mut bytes, 4096).unwrap();
         assert_eq!(bytes, [7, 0, 0, 0]);
         assert!(file.set_len(4096).is_err());
-        let half = SharedMemory::of_file(file, 4096, 4096).unwrap();
+        let half = DoorbellMemory::of_file(file, 4096, 4096).unwrap();
         assert_eq!(half.load_doorbell(0), 7);
         let file = File::from(half.file().unwrap().try_clone_to_owned().unwrap());
         assert!(SharedMemory::of_file(file, 8192, 1).is_err());
@@ -418,9 +491,9 @@ mod tests {
     #[test]
     #[should_panic(expected = "no aligned word")]
     fn words_of_a_file_mapped_from_an_odd_byte_on_are_not_aligned() {
-        let memory = SharedMemory::shareable(4096).unwrap();
+        let memory = RingMemory::shareable(4096).unwrap();
         let file = File::from(memory.file().unwrap().try_clone_to_owned().unwrap());
-        SharedMemory::of_file(file, 20, 100).unwrap().load_word(0);
+        RingMemory::of_file(file, 20, 100).unwrap().load_word(0);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::config::DeviceConfig;
 use crate::counter::CounterOps;
 use crate::error::ControlError;
-use crate::memory::SharedMemory;
+use crate::memory::{DoorbellMemory, RingMemory};
 use efa_io::rx::RxBuf;
 use efa_io::{DecodeError, Doorbell, RingSize, RxDesc};
 use std::sync::Arc;
@@ -93,13 +93,13 @@ pub struct QpConfig {
 #[derive(Clone)]
 pub struct WqInfo {
     /// The ring, from byte 0 on.
-    pub ring: Arc<SharedMemory>,
+    pub ring: Arc<RingMemory>,
     /// Entries: WQEs, or receive descriptors.
     pub entries: u32,
     /// Bytes of an entry.
     pub entry_size: u32,
     /// The page with the doorbell.
-    pub doorbell: Arc<SharedMemory>,
+    pub doorbell: Arc<DoorbellMemory>,
     /// Where in that page.
     pub doorbell_offset: usize,
     /// Most entries between two doorbells.
@@ -121,14 +121,14 @@ pub struct QpInfo {
 
 /// A work queue as the device sees it.
 pub(crate) struct WorkQueue {
-    pub(crate) ring: Arc<SharedMemory>,
+    pub(crate) ring: Arc<RingMemory>,
     pub(crate) size: RingSize,
     pub(crate) max_batch: u32,
     /// How far the device has read.
     pub(crate) consumer: u32,
     /// The last doorbell value that it saw.
     seen: u32,
-    doorbell: Arc<SharedMemory>,
+    doorbell: Arc<DoorbellMemory>,
     doorbell_offset: usize,
 }
 
@@ -136,7 +136,7 @@ impl WorkQueue {
     fn new(
         entries: u32,
         entry_size: usize,
-        doorbell: Arc<SharedMemory>,
+        doorbell: Arc<DoorbellMemory>,
         doorbell_offset: usize,
         device: &DeviceConfig,
     ) -> Result<Self, ControlError> {

@@ -4,7 +4,7 @@ mod common;
 
 use common::world::*;
 use efa_io::*;
-use efa_soft::memory::SharedMemory;
+use efa_soft::memory::RingMemory;
 use efa_soft::*;
 use std::time::Duration;
 
@@ -124,7 +124,7 @@ fn asking_again_before_an_event_is_taken_asks_for_no_other() {
 fn a_ring_may_lie_in_memory_of_the_program() {
     let mut device = Device::new(DeviceConfig { sub_cqs: 2, ..DeviceConfig::new(Gid::local(1)) });
     let config = CqConfig { entries: 16, entry_size: CqeSize::Large, channel: false };
-    let memory = SharedMemory::zeroed(4096).unwrap();
+    let memory = RingMemory::zeroed(4096).unwrap();
     for offset in [3080, 4, 4096, usize::MAX & !7] {
         assert!(device.create_cq_in(config, Some((memory.clone(), offset))).is_err(), "{offset}");
     }

@@ -5,7 +5,7 @@ mod common;
 use common::activate;
 use common::world::*;
 use efa_io::*;
-use efa_soft::memory::SharedMemory;
+use efa_soft::memory::RingMemory;
 use efa_soft::*;
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ const KINDS: [CounterOps; 6] = [
 
 struct Counter {
     id: u32,
-    memory: Arc<SharedMemory>,
+    memory: Arc<RingMemory>,
     /// Where its completions and its errors are.
     offsets: [usize; 2],
 }
@@ -32,7 +32,7 @@ fn value(counter: &Counter) -> (u64, u64) {
 }
 
 fn try_create(world: &mut World, host: usize, offsets: [usize; 2]) -> Result<Counter, ControlError> {
-    let memory = SharedMemory::zeroed(4096).unwrap();
+    let memory = RingMemory::zeroed(4096).unwrap();
     let [completions, errors] = offsets.map(|offset| CounterPlace::Shared(memory.clone(), offset));
     let id = world.device(host).create_counter(completions, errors)?;
     Ok(Counter { id, memory, offsets })

@@ -9,7 +9,7 @@ use crate::errno::{Errno, Outcome, refuse};
 use crate::guard::Guarded;
 use crate::quota::{Account, Charge, Item};
 use efa_soft::RegionKeys;
-use efa_soft::memory::SharedMemory;
+use efa_soft::memory::{Mappable, RingMemory, Shared, Unit};
 use slab::Slab;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,7 +26,7 @@ pub(crate) struct Context {
     /// As soon as there are so many channels, those that the program has closed are forgotten.
     forget_at: usize,
     /// What can be mapped, by offset.
-    maps: HashMap<u64, Guarded>,
+    maps: HashMap<u64, Guarded<dyn Mappable>>,
     next_key: u64,
     /// Where asynchronous events would be written, had the driver any to report.
     pub(crate) async_events: Option<(OwnedFd, Charge)>,
@@ -58,7 +58,7 @@ pub(crate) enum Object {
     Counter {
         id: u32,
         /// The memory of the program's in which it is, if that is a DMA-BUF.
-        _memory: [Option<Guarded>; 2],
+        _memory: [Option<Guarded<RingMemory>>; 2],
     },
 }
 
@@ -94,7 +94,7 @@ pub(crate) struct Cq {
     /// Where its events go, and what the program calls it there (`user_handle`).
     pub(crate) channel: Option<(Arc<Channel>, u64)>,
     /// The memory of the program's in which it is, if that is a DMA-BUF.
-    pub(crate) _memory: Option<Guarded>,
+    pub(crate) _memory: Option<Guarded<RingMemory>>,
 }
 
 /// A queue pair.
@@ -166,14 +166,14 @@ impl Context {
     }
 
     /// What the program maps at this offset.
-    pub(crate) fn map(&self, offset: u64) -> Result<&SharedMemory, Errno> {
+    pub(crate) fn map(&self, offset: u64) -> Result<&dyn Mappable, Errno> {
         self.maps.get(&offset).map(|memory| &**memory.memory()).ok_or(Errno::INVAL)
     }
 
     /// Lets the program map this; the offset.
-    pub(crate) fn offer(&mut self, memory: &Arc<SharedMemory>) -> u64 {
+    pub(crate) fn offer<U: Unit>(&mut self, memory: Arc<Shared<U>>) -> u64 {
         self.next_key += 1 << 12;
-        self.maps.insert(self.next_key, Guarded::new(memory.clone()));
+        self.maps.insert(self.next_key, Guarded::mappable(memory));
         self.next_key
     }
 

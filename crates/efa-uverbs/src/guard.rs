@@ -7,7 +7,7 @@
 //!
 //! The handler is this process's, from the first mapping on. Faults of memory that is not guarded go to the handler that was there before.
 
-use efa_soft::memory::{Backing, HostMemory, SharedMemory};
+use efa_soft::memory::{Backing, HostMemory, Mappable, Shared, SharedMemory, Unit};
 use parking_lot::Mutex;
 use slab::Slab;
 use std::ffi::{c_int, c_void};
@@ -111,26 +111,41 @@ fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
 }
 
 /// Shared memory that may lose its pages without this process losing its life.
-pub(crate) struct Guarded {
+pub(crate) struct Guarded<M: ?Sized = SharedMemory> {
     number: usize,
+    bytes: usize,
     is_gone: Arc<AtomicBool>,
     was_told: AtomicBool,
-    memory: Arc<SharedMemory>,
+    memory: Arc<M>,
 }
 
-impl Guarded {
+impl<U: Unit> Guarded<Shared<U>> {
     /// Guards memory as long as this lives. Whoever else holds the memory must not access it any longer than that.
-    pub(crate) fn new(memory: Arc<SharedMemory>) -> Self {
+    pub(crate) fn new(memory: Arc<Shared<U>>) -> Self {
+        let (start, len) = (memory.as_ptr() as usize, memory.len());
+        Self::at(start, len, memory)
+    }
+}
+
+impl Guarded<dyn Mappable> {
+    /// The same, of which only the program that maps it needs to know what is in it.
+    pub(crate) fn mappable<U: Unit>(memory: Arc<Shared<U>>) -> Self {
+        let (start, len) = (memory.as_ptr() as usize, memory.len());
+        Self::at(start, len, memory)
+    }
+}
+
+impl<M: ?Sized> Guarded<M> {
+    fn at(start: usize, bytes: usize, memory: Arc<M>) -> Self {
         install();
-        let start = memory.as_ptr() as usize;
-        let pages = start / PAGE * PAGE..(start + memory.len()).next_multiple_of(PAGE);
+        let pages = start / PAGE * PAGE..(start + bytes).next_multiple_of(PAGE);
         let is_gone = Arc::new(AtomicBool::new(false));
         let number = PIECES.lock().insert(Piece { pages, is_gone: is_gone.clone() });
-        Self { number, is_gone, was_told: AtomicBool::new(false), memory }
+        Self { number, bytes, is_gone, was_told: AtomicBool::new(false), memory }
     }
 
     /// The memory. What is read there is zeros once it is gone.
-    pub(crate) fn memory(&self) -> &Arc<SharedMemory> {
+    pub(crate) fn memory(&self) -> &Arc<M> {
         &self.memory
     }
 
@@ -138,7 +153,7 @@ impl Guarded {
     pub(crate) fn is_gone(&self) -> bool {
         let is_gone = self.is_gone.load(Acquire);
         if is_gone && !self.was_told.swap(true, Relaxed) {
-            let bytes = self.memory.len();
+            let bytes = self.bytes;
             tracing::warn!(
                 bytes,
                 "memory that a program has handed over is gone (SIGBUS): accesses to it fail from here on"
@@ -148,7 +163,7 @@ impl Guarded {
     }
 }
 
-impl Drop for Guarded {
+impl<M: ?Sized> Drop for Guarded<M> {
     fn drop(&mut self) {
         // Before the memory goes, which is dropped after this.
         PIECES.lock().remove(self.number);
@@ -176,7 +191,7 @@ impl Backing for Guarded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use efa_soft::memory::copy;
+    use efa_soft::memory::{DoorbellMemory, copy};
     use std::fs::File;
     use std::os::unix::process::ExitStatusExt;
 
@@ -209,7 +224,7 @@ mod tests {
         // Guarded twice, as a page with two doorbells is: both know.
         let page = file(1 << 12);
         let (one, two) = {
-            let page = map(&page, 0, 1 << 12);
+            let page = DoorbellMemory::of_file(page.try_clone().unwrap(), 0, 1 << 12).unwrap();
             (Guarded::new(page.clone()), Guarded::new(page))
         };
         page.set_len(0).unwrap();

@@ -7,7 +7,7 @@ use efa_direct::{
     Error, Gid, OpCode, Peer, PostError, QpConfig, RawRing, RdmaWrite, Status,
 };
 use efa_io::{Cqe32, Event, Limits, RingSize, Wqe64};
-use efa_soft::memory::SharedMemory;
+use efa_soft::memory::{DoorbellMemory, RingMemory};
 use efa_soft::{ControlError, RegionKeys};
 use std::io;
 use std::ptr::NonNull;
@@ -24,20 +24,35 @@ const QPN: u16 = 5;
 /// What the rings of a queue pair lie in.
 #[derive(Clone)]
 pub(crate) struct Rings {
-    pub(crate) send: Arc<SharedMemory>,
-    pub(crate) completions: Arc<SharedMemory>,
+    pub(crate) send: Arc<RingMemory>,
+    pub(crate) completions: Arc<RingMemory>,
     /// The page whose first word is the doorbell.
-    pub(crate) registers: Arc<SharedMemory>,
+    pub(crate) registers: Arc<DoorbellMemory>,
     /// As if the send ring were device memory: stores are fenced before a doorbell.
     pub(crate) write_combining: bool,
 }
 
 impl Rings {
-    /// Rings of [`LAP`] entries in memory made by `memory`.
-    pub(crate) fn new(memory: fn(usize) -> io::Result<Arc<SharedMemory>>, write_combining: bool) -> Self {
-        let memory = |len| memory(len).expect("memory");
-        let (send, completions) = (memory(LAP * 64), memory(LAP * Cqe32::SIZE));
-        Self { send, completions, registers: memory(4096), write_combining }
+    /// Rings of [`LAP`] entries in memory of this process.
+    #[allow(dead_code, reason = "one bench uses the one, one the other")]
+    pub(crate) fn private() -> io::Result<Self> {
+        Ok(Self {
+            send: RingMemory::zeroed(LAP * 64)?,
+            completions: RingMemory::zeroed(LAP * Cqe32::SIZE)?,
+            registers: DoorbellMemory::zeroed(4096)?,
+            write_combining: false,
+        })
+    }
+
+    /// The same in memory that can be mapped anew; the send ring as if it were device memory.
+    #[allow(dead_code, reason = "one bench uses the one, one the other")]
+    pub(crate) fn shareable() -> io::Result<Self> {
+        Ok(Self {
+            send: RingMemory::shareable(LAP * 64)?,
+            completions: RingMemory::shareable(LAP * Cqe32::SIZE)?,
+            registers: DoorbellMemory::shareable(4096)?,
+            write_combining: true,
+        })
     }
 }
 
@@ -49,13 +64,13 @@ struct Plain {
 }
 
 /// A ring of [`LAP`] entries; its doorbell is the first word of `registers`.
-fn ring(memory: &Arc<SharedMemory>, rings: &Rings, entry_size: usize) -> RawRing {
+fn ring(memory: &Arc<RingMemory>, rings: &Rings, entry_size: usize) -> RawRing {
     assert!(LAP * entry_size <= memory.len());
     let base = NonNull::new(memory.as_ptr()).expect("a mapping has an address");
     let doorbell = NonNull::new(rings.registers.as_ptr().cast());
     let owner = Arc::new((memory.clone(), rings.registers.clone()));
     let size = RingSize::new(LAP as u32).expect("a power of two");
-    // SAFETY: the memory is page-aligned, long enough, lives as long as `owner`, and one thread has it all.
+    // SAFETY: the memory is page-aligned, long enough, lives as long as `owner`, and one thread has it all, as words and doorbells.
     unsafe { RawRing::new(base, doorbell, size, entry_size, rings.write_combining, owner) }
 }
 
@@ -84,7 +99,7 @@ unsafe impl Provider for Plain {
     fn destroy_cq(&self, _: u32) {}
 
     fn create_qp(&self, request: QpRequest) -> Result<RawQp, Error> {
-        let unused = SharedMemory::zeroed(LAP * 16).map_err(|_| ControlError::NoMemory(LAP * 16))?;
+        let unused = RingMemory::zeroed(LAP * 16).map_err(|_| ControlError::NoMemory(LAP * 16))?;
         Ok(RawQp {
             qpn: QPN,
             generation: 3,

@@ -68,7 +68,8 @@ pub struct HostRange {
 }
 
 impl HostRange {
-    /// First byte. Valid until the region is deregistered; access it atomically or not at all.
+    /// First byte. Valid until the region is deregistered; this program accesses it as `AtomicU8`, as `efa_soft::memory`
+    /// does, or not at all.
     pub fn as_ptr(&self) -> NonNull<u8> {
         self.ptr
     }
@@ -155,16 +156,18 @@ pub struct CounterWord {
     _owner: Arc<dyn Any + Send + Sync>,
 }
 
-// SAFETY: the word is only read, atomically, and lives as long as its owner, which is Send and Sync.
+// SAFETY: the address may go to another thread: all that is done with it is an atomic load of a word that, as `new`'s
+// caller vouched, stays valid while `_owner` lives, which is `Send` and goes along.
 unsafe impl Send for CounterWord {}
-// SAFETY: as for `Send`.
+// SAFETY: a shared reference gives no more than such a load; `_owner`, which is `Sync`, cannot be reached through it.
 unsafe impl Sync for CounterWord {}
 
 impl CounterWord {
     /// The number at `word`.
     ///
     /// # Safety
-    /// While `owner` lives, `word` must be valid for loads and aligned to 8 bytes, and nobody may access it except atomically.
+    /// While `owner` lives, `word` must be valid for loads and aligned to 8 bytes, and this program may access it as
+    /// `AtomicU64` only.
     pub unsafe fn new(word: NonNull<u64>, owner: Arc<dyn Any + Send + Sync>) -> Self {
         assert!(word.is_aligned(), "a counter is an aligned word");
         Self { word, _owner: owner }
@@ -177,7 +180,7 @@ impl CounterWord {
 
     /// The number, and all that the device wrote before it.
     pub(crate) fn load(&self) -> u64 {
-        // SAFETY: `new`'s contract.
+        // SAFETY: aligned, and valid and accessed as a word only while `_owner` lives: `new`'s contract.
         let number = unsafe { AtomicU64::from_ptr(self.word.as_ptr()) }.load(Ordering::Acquire);
         barrier::after_completion();
         number
@@ -239,7 +242,8 @@ pub struct RawQp {
 /// # Safety
 /// Once [`deregister`](Self::deregister) has ended, nobody accesses the bytes of that registration any more, whatever else has happened to the device; nor
 /// those of one that [`register`](Self::register) or [`register_external`](Self::register_external) refused. Unwinding is an end, too: where code of others
-/// runs inside, such as what listens to `tracing`, the memory is taken back by a guard.
+/// runs inside, such as what listens to `tracing`, the memory is taken back by a guard. Before that, what runs in this program accesses them as `AtomicU8`
+/// only (`efa_soft::memory` does).
 pub unsafe trait Provider: Send + Sync + 'static {
     /// What the device is and can do.
     fn attributes(&self) -> &DeviceAttributes;

@@ -13,7 +13,7 @@ use crate::external::{DmabufRange, ExternalMemory};
 use crate::ring::RawRing;
 use efa_io::Limits;
 use efa_soft::driver::{EventFd, IdleMode, Local, Port, SoftSpec};
-use efa_soft::memory::{Backing, HostMemory, SharedMemory};
+use efa_soft::memory::{Backing, DoorbellMemory, HostMemory, RingMemory};
 use efa_soft::{
     Access, AsyncEvent, ControlError, CounterOps, CounterPlace, CounterValue, CqConfig, CqeSize, Device, DeviceConfig,
     Gid, LinkConfig, LinkCounters, QpConfig, QpState, Transport, WqInfo,
@@ -142,17 +142,18 @@ impl Soft {
 
 /// A ring that begins `offset` bytes into `ring`.
 fn raw_ring(
-    ring: &Arc<SharedMemory>,
+    ring: &Arc<RingMemory>,
     offset: usize,
-    doorbell: Option<(&Arc<SharedMemory>, usize)>,
+    doorbell: Option<(&Arc<DoorbellMemory>, usize)>,
     entries: u32,
     entry_size: u32,
 ) -> Result<RawRing, Error> {
     let base = NonNull::new(ring.as_ptr().wrapping_add(offset)).ok_or(ControlError::NoMemory(ring.len()))?;
     let register = doorbell.and_then(|(page, offset)| NonNull::new(page.as_ptr().wrapping_add(offset).cast()));
     let owner = (ring.clone(), doorbell.map(|(page, _)| page.clone()));
-    // SAFETY: the device made the ring this long and the doorbell inside its page; both are aligned to an entry at least, live as
-    // long as `owner`, and the device accesses them atomically.
+    // SAFETY: the device made the ring this long, from the start of a page, so every entry is inside and as aligned as
+    // it is long; and the doorbell in the page that it says. Both live as long as `owner`. A ring is memory of words
+    // and a doorbell memory of 32-bit words: nothing else is ever done to them, by the device or by safe code.
     Ok(unsafe { RawRing::new(base, register, ring_size(entries)?, entry_size as usize, false, Arc::new(owner)) })
 }
 
@@ -256,7 +257,7 @@ unsafe impl Provider for Soft {
         let addr = range.ptr.as_ptr() as u64;
         let (len, owned) = (range.len, range.owner.is_some());
         // SAFETY: the bytes live as long as their owner, which this value keeps; or if they are borrowed, until
-        // `deregister`, which drops this value. `region.rs` gives out no reference to them.
+        // `deregister`, which drops this value. `region.rs` accesses them as atomic bytes and gives out no reference to them.
         let memory = unsafe { HostMemory::from_raw(range.ptr, len, range.owner) };
         if owned {
             let keys = self.call(|device| device.register(pd, Arc::new(memory), addr, access))?;
@@ -390,11 +391,12 @@ unsafe impl Provider for Soft {
     }
 
     fn create_counter(&self) -> Result<RawCounter, Error> {
-        let page = SharedMemory::zeroed(4096).map_err(|_| ControlError::NoMemory(4096))?;
+        let page = RingMemory::zeroed(4096).map_err(|_| ControlError::NoMemory(4096))?;
         let place = |offset| CounterPlace::Shared(page.clone(), offset);
         let word = |offset: usize| {
             let word = NonNull::new(page.as_ptr().wrapping_add(offset).cast()).ok_or(ControlError::NoMemory(4096))?;
-            // SAFETY: the offset is that of an aligned word inside the page, which the device writes atomically.
+            // SAFETY: the offset is that of an aligned word inside the page, which is the owner and is memory of words:
+            // nothing else is done to it, by the device or by safe code.
             Ok::<_, Error>(unsafe { CounterWord::new(word, Arc::new(page.clone())) })
         };
         // On cache lines of their own.

@@ -7,7 +7,7 @@ use crate::counter::{CompletionCounter, CounterOps, CounterPlace, CounterValue};
 use crate::counters::CommandCounters;
 use crate::cq::{CompletionQueue, CqConfig, CqInfo};
 use crate::error::ControlError;
-use crate::memory::{Backing, SharedMemory};
+use crate::memory::{Backing, RingMemory};
 use crate::mr::{Access, RegionKeys};
 use crate::qp::{QpConfig, QpInfo, QpState, QueuePair, Transport};
 use efa_io::Status;
@@ -169,7 +169,7 @@ impl Device {
     pub fn create_cq_in(
         &mut self,
         config: CqConfig,
-        memory: Option<(Arc<SharedMemory>, usize)>,
+        memory: Option<(Arc<RingMemory>, usize)>,
     ) -> Result<CqInfo, ControlError> {
         self.command(Some(|counters| &mut counters.create_cq_err), |device| {
             room("completion queues", device.objects.cqs.len(), device.config.max_cq)?;

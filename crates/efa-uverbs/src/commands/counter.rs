@@ -12,6 +12,7 @@ use crate::context::{Context, Kind, Object};
 use crate::errno::{Errno, Outcome, refuse};
 use crate::guard::Guarded;
 use crate::quota::Charge;
+use efa_soft::memory::RingMemory;
 use efa_soft::{COUNTER_MAX, CounterOps, CounterPlace, CounterValue};
 use std::sync::Arc;
 
@@ -29,7 +30,7 @@ pub(super) fn query_caps(context: &mut Context, call: &Call<'_>) -> Outcome<()> 
 }
 
 /// Where a counter's number is, as the program says, and what of that is to be kept.
-fn place(call: &Call<'_>, id: u16, charges: &mut Vec<Charge>) -> Outcome<(CounterPlace, Option<Guarded>)> {
+fn place(call: &Call<'_>, id: u16, charges: &mut Vec<Charge>) -> Outcome<(CounterPlace, Option<Guarded<RingMemory>>)> {
     let buffer: BufferDesc = call.structure(id)?;
     if buffer.length < 8 || !buffer.addr.is_multiple_of(8) || buffer.flags != 0 {
         let why = format!(

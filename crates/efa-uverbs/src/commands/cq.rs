@@ -91,11 +91,11 @@ pub(super) fn create(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
     let mut answer = efa::CreateCqResp { cq_idx: info.cqn as u16, ..efa::CreateCqResp::zeroed() };
     let mut keys = Vec::new();
     if external.is_none() {
-        (answer.q_mmap_key, answer.q_mmap_size) = (context.offer(&info.ring), info.ring.len() as u64);
+        (answer.q_mmap_key, answer.q_mmap_size) = (context.offer(info.ring.clone()), info.ring.len() as u64);
         keys.push(answer.q_mmap_key);
     }
     if let Some(doorbell) = &info.doorbell {
-        (answer.db_mmap_key, answer.comp_mask) = (context.offer(doorbell), efa::CQ_RESP_DB_OFF);
+        (answer.db_mmap_key, answer.comp_mask) = (context.offer(doorbell.clone()), efa::CQ_RESP_DB_OFF);
         keys.push(answer.db_mmap_key);
     }
     let channel = channel.map(|channel| (channel, user_handle));

@@ -9,7 +9,7 @@ use crate::errno::{Errno, Outcome, refuse};
 use crate::guard::Guarded;
 use crate::quota::{Charge, Item};
 use bytemuck::Zeroable;
-use efa_soft::memory::{Backing, SharedMemory};
+use efa_soft::memory::{Backing, Shared, Unit};
 use efa_soft::{Access, RegionKeys};
 use rustix::fs::SealFlags;
 use std::fs::File;
@@ -106,7 +106,7 @@ impl Request {
         self.same_page_offset(offset)?;
         let access = self.access(context)?;
         let mut charges = context.charge(Kind::MemoryRegion, context.device.config.max_mr, 0)?;
-        let memory = map_dmabuf(call, call.caller.fd(fd)?, offset, self.len, &mut charges)?;
+        let memory: Guarded = map_dmabuf(call, call.caller.fd(fd)?, offset, self.len, &mut charges)?;
         self.register(context, Arc::new(memory), access, charges, answer)
     }
 
@@ -133,13 +133,13 @@ const HUGETLBFS_MAGIC: rustix::fs::FsWord = 0x9584_58f6;
 ///
 /// Nothing stops a program from taking pages out of it all the same; the node outlives that, see [`Guarded`]. Memory files of huge pages are refused: what
 /// is cut out of them may be lost for good, and they are mapped in whole huge pages alone.
-pub(super) fn map_dmabuf(
+pub(super) fn map_dmabuf<U: Unit>(
     call: &Call<'_>,
     fd: OwnedFd,
     offset: u64,
     len: u64,
     charges: &mut Vec<Charge>,
-) -> Outcome<Guarded> {
+) -> Outcome<Guarded<Shared<U>>> {
     let kind = rustix::fs::fstatfs(&fd).map_or(0, |fs| fs.f_type);
     let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default();
     if kind == HUGETLBFS_MAGIC {
@@ -155,7 +155,7 @@ pub(super) fn map_dmabuf(
     let account = call.caller.account();
     let descriptor = account.charge(Item::Descriptors, 1)?;
     let mapped = account.charge(Item::Mapped, len)?;
-    match SharedMemory::of_file(File::from(fd), offset, bytes) {
+    match Shared::of_file(File::from(fd), offset, bytes) {
         Ok(memory) => {
             charges.extend([descriptor, mapped]);
             Ok(Guarded::new(memory))

@@ -96,8 +96,8 @@ pub(super) fn create(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
         return refuse(Errno::INVAL, format!("rings of {sq} and {rq} bytes do not fit {cap:?}"));
     }
 
-    let [sq_ring, rq_ring, sq_doorbell, rq_doorbell] =
-        [&info.sq.ring, &info.rq.ring, &info.sq.doorbell, &info.rq.doorbell].map(|memory| context.offer(memory));
+    let [sq_ring, rq_ring] = [&info.sq, &info.rq].map(|wq| context.offer(wq.ring.clone()));
+    let [sq_doorbell, rq_doorbell] = [&info.sq, &info.rq].map(|wq| context.offer(wq.doorbell.clone()));
     let qp = Qp {
         qpn: info.qpn,
         keys: vec![sq_ring, rq_ring, sq_doorbell, rq_doorbell],

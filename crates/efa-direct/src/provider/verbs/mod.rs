@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::external::{DmabufRange, ExternalMemory};
 use crate::ring::RawRing;
 use efa_io::{Cqe16, Limits};
-use efa_soft::memory::SharedMemory;
+use efa_soft::memory::RingMemory;
 use efa_soft::{Access, AsyncEvent, ControlError, CounterOps, CounterValue, Counters, Gid, RegionKeys, Transport};
 use efa_sys::sys::*;
 use efa_sys::{
@@ -474,7 +474,7 @@ unsafe impl Provider for Verbs {
         if !self.facts.can(EFADV_DEVICE_ATTR_CAPS_COMP_CNTR) {
             return Err(ControlError::Unsupported("completion counters").into());
         }
-        let page = SharedMemory::zeroed(4096).map_err(|_| ControlError::NoMemory(4096))?;
+        let page = RingMemory::zeroed(4096).map_err(|_| ControlError::NoMemory(4096))?;
         // On cache lines of their own.
         let word = |offset: usize| {
             let word = page.as_ptr().wrapping_add(offset).cast::<u64>();

@@ -1,0 +1,156 @@
+//! Copies of bytes of which at least one side is shared.
+//!
+//! What a region's bytes go through here is a loop of relaxed atomic loads and stores of one byte each, whatever it is
+//! made of: whoever accesses the same bytes at the same time sees, and leaves, some mixture of old and new bytes. That
+//! loop is what compilers make of such atomics, byte by byte; they do not join them. On x86-64 the copy is therefore
+//! made of instructions that the compiler does not look into. Each of them reads every byte once and writes it once, in
+//! an order that it does not promise, and relaxed atomics promise none either: so whatever the instructions do, the
+//! loop may do. That is all that the compiler has to know of them.
+//!
+//! - `rep movsb` for what is long: as fast as `memcpy`, which is the same instruction from some size on.
+//! - Loads and stores of 8 bytes for what is short, and of single bytes for the rest. A processor may tear them between
+//!   bytes, not within.
+//!
+//! Stores after a copy are not seen before it: x86-64 keeps stores in order, those of a string instruction before all
+//! that follow it (Intel SDM 3A, 9.2.4 "Fast-String Operation and Out-of-Order Stores").
+//!
+//! Miri and the sanitizers do not look into instructions either. For them, as for other processors, the loop is a loop:
+//! `cfg(efa_bytewise)`. `cargo bench -p efa-soft --bench copies` compares it all with `memcpy`.
+
+#[cfg(all(target_arch = "x86_64", not(any(miri, efa_bytewise))))]
+use instructions as how;
+#[cfg(not(all(target_arch = "x86_64", not(any(miri, efa_bytewise)))))]
+use loops as how;
+
+/// Copies shared bytes into private ones.
+///
+/// # Safety
+/// `src` is valid for reads of `dst.len()` bytes, and meanwhile nobody in this program accesses them but as atomic
+/// bytes, that is through this module or as `AtomicU8`.
+#[inline]
+pub unsafe fn copy_out(src: *const u8, dst: &mut [u8]) {
+    // SAFETY: `src` is the caller's promise; `dst` is a slice that nobody else has.
+    unsafe { how::copy_out(src, dst.as_mut_ptr(), dst.len()) }
+}
+
+/// Copies private bytes into shared ones.
+///
+/// # Safety
+/// `dst` is valid for writes of `src.len()` bytes, and meanwhile nobody in this program accesses them but as atomic
+/// bytes, that is through this module or as `AtomicU8`.
+#[inline]
+pub unsafe fn copy_in(src: &[u8], dst: *mut u8) {
+    // SAFETY: `dst` is the caller's promise; `src` is a slice that nobody writes.
+    unsafe { how::copy_in(src.as_ptr(), dst, src.len()) }
+}
+
+/// Copies shared bytes to shared ones. Where the two overlap, what is there afterwards is some mixture of both.
+///
+/// # Safety
+/// `src` is valid for reads and `dst` for writes of `len` bytes, and meanwhile nobody in this program accesses either
+/// but as atomic bytes, that is through this module or as `AtomicU8`.
+#[inline]
+pub(super) unsafe fn copy_shared(src: *const u8, dst: *mut u8, len: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { how::copy_shared(src, dst, len) }
+}
+
+/// Instructions of x86-64. They do not care which side is shared.
+#[cfg(all(target_arch = "x86_64", not(any(miri, efa_bytewise))))]
+mod instructions {
+    use std::arch::asm;
+
+    pub(super) use {copy as copy_in, copy as copy_out, copy as copy_shared};
+
+    /// From this many bytes on a copy is worth the start of a string instruction.
+    const LONG: usize = 64;
+
+    /// # Safety
+    /// `src` is valid for reads and `dst` for writes of `len` bytes, and either is accessed by others meanwhile as
+    /// atomic bytes or not at all.
+    #[inline]
+    pub(crate) unsafe fn copy(mut src: *const u8, mut dst: *mut u8, mut len: usize) {
+        if len >= LONG {
+            // SAFETY: reads `len` bytes from `src` on and writes as many from `dst` on, the caller's promise, upwards
+            // since the direction flag is clear whenever Rust code runs; no stack, no flags. As accesses of others
+            // these are atomic bytes, as the module says.
+            return unsafe {
+                asm!(
+                    "rep movsb",
+                    inout("rcx") len => _,
+                    inout("rsi") src => _,
+                    inout("rdi") dst => _,
+                    options(nostack, preserves_flags)
+                )
+            };
+        }
+        while len >= 8 {
+            // SAFETY: 8 bytes of each side, of the at least 8 that are left of what the caller vouches for. As accesses
+            // of others they are atomic bytes, as the module says.
+            unsafe {
+                asm!(
+                    "mov {word}, qword ptr [{src}]",
+                    "mov qword ptr [{dst}], {word}",
+                    src = in(reg) src,
+                    dst = in(reg) dst,
+                    word = out(reg) _,
+                    options(nostack, preserves_flags)
+                );
+                (src, dst, len) = (src.add(8), dst.add(8), len - 8);
+            }
+        }
+        while len > 0 {
+            // SAFETY: as above, of one byte.
+            unsafe {
+                asm!(
+                    "mov {byte}, byte ptr [{src}]",
+                    "mov byte ptr [{dst}], {byte}",
+                    src = in(reg) src,
+                    dst = in(reg) dst,
+                    byte = out(reg_byte) _,
+                    options(nostack, preserves_flags)
+                );
+                (src, dst, len) = (src.add(1), dst.add(1), len - 1);
+            }
+        }
+    }
+}
+
+/// The same in Rust. The private side is accessed plainly: what is borrowed to be read cannot be looked at as an
+/// atomic.
+#[cfg(not(all(target_arch = "x86_64", not(any(miri, efa_bytewise)))))]
+mod loops {
+    use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+
+    /// # Safety
+    /// `src` is shared and valid for reads of `len` bytes, `dst` private and valid for writes of them.
+    pub(super) unsafe fn copy_out(src: *const u8, dst: *mut u8, len: usize) {
+        for i in 0..len {
+            // SAFETY: byte `i` of `len` that the caller vouches for; others access `src` as atomic bytes only, and
+            // `dst` not at all.
+            unsafe { *dst.add(i) = AtomicU8::from_ptr(src.add(i).cast_mut()).load(Relaxed) };
+        }
+    }
+
+    /// # Safety
+    /// `src` is private and valid for reads of `len` bytes, `dst` shared and valid for writes of them.
+    pub(super) unsafe fn copy_in(src: *const u8, dst: *mut u8, len: usize) {
+        for i in 0..len {
+            // SAFETY: byte `i` of `len` that the caller vouches for; others access `dst` as atomic bytes only, and do
+            // not write `src`.
+            unsafe { AtomicU8::from_ptr(dst.add(i)).store(*src.add(i), Relaxed) };
+        }
+    }
+
+    /// # Safety
+    /// `src` is shared and valid for reads of `len` bytes, `dst` shared and valid for writes of them.
+    pub(super) unsafe fn copy_shared(src: *const u8, dst: *mut u8, len: usize) {
+        for i in 0..len {
+            // SAFETY: byte `i` of `len` that the caller vouches for; others access both sides as atomic bytes only.
+            unsafe {
+                let byte = AtomicU8::from_ptr(src.add(i).cast_mut()).load(Relaxed);
+                AtomicU8::from_ptr(dst.add(i)).store(byte, Relaxed);
+            }
+        }
+    }
+}
