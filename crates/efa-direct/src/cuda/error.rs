@@ -92,9 +92,10 @@ pub enum GpuError {
     },
     /// Kernels would see completions of a NIC before the bytes that they stand for.
     #[error(
-        "{gpu} does not order what a NIC writes into its memory: a kernel that sees a completion may not see the bytes, so it has either rings and counters \
-         of NICs that its kernels poll, or memory that NICs write. Have the CPU poll for what arrives and call `Gpu::flush_rdma_writes` before \
-         it tells a kernel, and say so with `Gpu::assume_rdma_writes_flushed`; or have it arrive in host memory"
+        "{gpu} does not order what a NIC writes into its memory: a kernel that sees a completion may not see the \
+         bytes, so it has either rings and counters of NICs that its kernels poll, or memory that NICs write. Have the \
+         CPU poll for what arrives and call `Gpu::flush_rdma_writes` before it tells a kernel, and say so with \
+         `Gpu::assume_rdma_writes_flushed`; or have it arrive in host memory"
     )]
     Unordered {
         /// The GPU's name.
@@ -102,8 +103,8 @@ pub enum GpuError {
     },
     /// A GPU that cannot be made to show what a NIC wrote into its memory.
     #[error(
-        "{gpu} cannot flush what a NIC wrote into its memory (it orders: {ordering:?}): a kernel launched after the CPU has seen the completion \
-         sees it all the same"
+        "{gpu} cannot flush what a NIC wrote into its memory (it orders: {ordering:?}): a kernel launched after the \
+         CPU has seen the completion sees it all the same"
     )]
     NoFlush {
         /// The GPU's name.

@@ -79,6 +79,24 @@ impl Drop for Current<'_> {
 }
 
 impl Context {
+    /// One that no call can be made with.
+    #[cfg(test)]
+    pub(super) fn without_cuda() -> Self {
+        let info = GpuInfo {
+            ordinal: 0,
+            name: "no GPU".into(),
+            compute_capability: (0, 0),
+            pci_id: String::new(),
+            driver: (0, 0),
+            dmabuf: false,
+            coherent: false,
+            rdma_writes_ordering: RdmaWritesOrdering::None,
+            rdma_flush: false,
+        };
+        let arrivals = Arrivals::new(&info.name, info.rdma_writes_ordering);
+        Self { device: 0, context: std::ptr::null_mut(), info, copiers: Copiers::default(), arrivals }
+    }
+
     /// Whether both are the GPU's one context.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.context == other.context

@@ -226,6 +226,27 @@ mod tests {
         assert_eq!(pages.device_addr() % 4096, 64);
     }
 
+    /// Where there is no CUDA calls panic, past what `Gpu::open` would have said.
+    #[test]
+    fn a_mapping_that_unwinds_lets_others_map() {
+        if crate::cuda::driver::load().is_ok() {
+            return; // A refusal is tested below.
+        }
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for _ in 0..2 {
+                let context = Arc::new(Context::without_cuda());
+                let bytes = Bytes { addr: 4096, len: 4096, kind: Kind::Written };
+                let register = || Pages::register(&context, bytes).map(|_| ());
+                let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(register));
+                std::mem::forget(context); // it would call CUDA
+                done.send(outcome.is_err()).unwrap();
+            }
+        });
+        let wait = || is_done.recv_timeout(std::time::Duration::from_secs(60));
+        assert_eq!([wait(), wait()], [Ok(true); 2], "it waits for the lock that it has");
+    }
+
     #[test]
     #[ignore = "needs an NVIDIA GPU"]
     fn a_refused_mapping_gives_back_what_it_took_and_lets_others_map() {

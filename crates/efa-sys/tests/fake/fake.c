@@ -197,6 +197,7 @@ enum { ENTRY = 32 };
 
 struct cq *efadv_create_cq(struct context *context, struct cq_init_ex *init, struct efa_cq_init *efa, uint32_t size) {
     (void)size;
+    if (init->cqe > 1 << 15) { errno = EINVAL; return NULL; }
     struct cq *cq = calloc(1, sizeof *cq);
     cq->context = context, cq->channel = init->channel, cq->handle = number(context, &context->cqs);
     if (cq->channel) cq->channel->users++;
@@ -225,6 +226,7 @@ int efadv_query_cq(struct cq *cq, struct cq_attr *attr, uint32_t size) {
 }
 
 static struct qp *create_qp(struct pd *pd, struct qp_init *init) {
+    if (init->cap.send_wr > 1 << 10 || init->cap.recv_wr > 1 << 10) { errno = EINVAL; return NULL; }
     struct qp *qp = calloc(1, sizeof *qp);
     struct context *context = pd->context;
     qp->context = context, qp->pd = pd, qp->send_cq = init->send_cq, qp->recv_cq = init->recv_cq;
