@@ -21,6 +21,8 @@ const LONGEST_REPORT: usize = 1 << 20;
 const LONGEST: usize = 16 << 10;
 /// Connections that may be silent at a time; with one more, the oldest goes.
 const MOST_SILENT: usize = 64;
+/// Refusals that the terminal is told of; the connections learn of them in any case.
+const MOST_TOLD: usize = 20;
 /// Characters that an error repeats of what was said.
 const REPEATED: usize = 200;
 
@@ -216,9 +218,9 @@ struct Stranger {
 }
 
 impl Stranger {
-    /// Tells it, if it listens, and the terminal why it is not welcome.
-    fn refuse(self, why: &anyhow::Error) {
-        eprintln!("efa: a connection from {} was refused: {why:#}; waiting on", self.from);
+    /// Tells it, if it listens, and the terminal why it is not welcome. `told`: of how many refusals the terminal was.
+    fn refuse(self, why: &anyhow::Error, told: &mut usize) {
+        tell(told, &format_args!("a connection from {} was refused: {why:#}", self.from));
         self.dismiss(format!("{why:#}"));
     }
 
@@ -239,6 +241,16 @@ impl Stranger {
     }
 }
 
+/// Says on the terminal that something did not end the wait for a peer, but not without end.
+fn tell(told: &mut usize, what: &dyn Display) {
+    *told += 1;
+    match *told {
+        ..=MOST_TOLD => eprintln!("efa: {what}; waiting on"),
+        told if told == MOST_TOLD + 1 => eprintln!("efa: there are more such connections; no more words of them"),
+        _ => {}
+    }
+}
+
 /// Waits for a peer, however long that takes: for a connection that introduces itself, by a line within `patience`, and that `welcome`
 /// makes something of. Others are told why they are refused, do not hold it up, and end nothing.
 pub(crate) fn meet<T: DeserializeOwned, R>(
@@ -247,7 +259,7 @@ pub(crate) fn meet<T: DeserializeOwned, R>(
     mut welcome: impl FnMut(T) -> Result<R>,
 ) -> Result<(Wire, R)> {
     listener.set_nonblocking(true)?;
-    let mut strangers: Vec<Stranger> = Vec::new();
+    let (mut strangers, mut told) = (Vec::<Stranger>::new(), 0);
     loop {
         let next = strangers.iter().map(|stranger| stranger.deadline).min();
         let ready = wait(listener, &strangers, next)?;
@@ -261,7 +273,7 @@ pub(crate) fn meet<T: DeserializeOwned, R>(
                     others.for_each(|other| other.dismiss("another node came first".into()));
                     return Ok((stranger.wire, welcomed));
                 }
-                Err(why) => stranger.refuse(&why),
+                Err(why) => stranger.refuse(&why, &mut told),
             }
         }
         let accepted = listener.accept().and_then(|(stream, from)| {
@@ -276,7 +288,7 @@ pub(crate) fn meet<T: DeserializeOwned, R>(
             Err(error) if is_passing(&error) => false,
             Err(error) => {
                 // Of one connection that broke, or for want of descriptors.
-                eprintln!("efa: a connection did not come about: {error}; waiting on");
+                tell(&mut told, &format_args!("a connection did not come about: {error}"));
                 if strangers.is_empty() {
                     std::thread::sleep(Duration::from_millis(100)); // others may yet come, but not at once
                 }
@@ -284,7 +296,7 @@ pub(crate) fn meet<T: DeserializeOwned, R>(
             }
         };
         if is_full {
-            strangers.remove(0).refuse(&anyhow!("others came, and it had not introduced itself yet"));
+            strangers.remove(0).refuse(&anyhow!("others came, and it had not introduced itself yet"), &mut told);
         }
     }
 }

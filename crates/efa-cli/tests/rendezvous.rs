@@ -128,6 +128,17 @@ fn a_listening_node_outlasts_strays_and_the_right_peer_finds_it_by_name() {
 }
 
 #[test]
+fn many_strays_do_not_make_a_listening_node_talk_without_end() {
+    let listener = Listener::start(&[]);
+    for _ in 0..200 {
+        drop(listener.connect());
+    }
+    let peer = listener.peer(&[]);
+    let complaints = assert_met(&peer, listener);
+    assert!((1..=30).contains(&complaints.lines().count()), "{complaints}");
+}
+
+#[test]
 fn a_line_without_end_costs_a_listening_node_neither_memory_nor_a_long_complaint() {
     let listener = Listener::start(&[]);
     let mut flood = listener.connect();
