@@ -17,7 +17,8 @@
 //! networks let senders lie about that address, every packet names a number of 64 bits that the receiver has told to that address alone
 //! and that differs for every peer and every life of a device ([`DeviceConfig::incarnation_for`](crate::DeviceConfig::incarnation_for)).
 //! Unreliable datagrams (UD) name none, since no handshake comes before them: where the network lets senders lie about their address,
-//! anybody can send those who knows the queue pair's number and key. Anybody may also send as himself, from an address of his own.
+//! anybody can send those who knows the queue pair's number and key. Anybody may also send as himself, from an address of his own. And
+//! long packets travel as IP fragments: a forged fragment is kept out by no more than the packet's checksum of 32 bits, which is no secret.
 //!
 //! With a key ([`UdpConfig::key`], `keyfile=` in a [`SoftSpec`]) every datagram carries a number and a keyed hash of all its bytes. So
 //! what arrives was sent by a holder of the key, as it is, and arrives once: a datagram that is recorded and sent again is dropped, while
