@@ -182,7 +182,7 @@ fn a_watchdog_ends_what_waits_in_vain_and_its_first_report_stays() {
         assert!(stats.nanoseconds >= 200_000);
         let [what, number, seen, wanted] = report.map(AtomicU32::into_inner);
         let waited = Waited { what, number, seen, wanted };
-        let room = Waited { what: Waited::SEND_ROOM, number: qpn, seen: 16, wanted: 17 };
+        let room = Waited { what: Waited::SEND_ROOM, number: qpn.into(), seen: 16, wanted: 17 };
         assert!(
             waited == room || waited == Waited { what: Waited::COMPLETION, number: 0, seen: 0, wanted: 1 },
             "{waited:?}"

@@ -50,7 +50,8 @@ impl Memory {
             max_batch: 1 << SENDS,
             producer: 0,
             credits: 1 << SENDS,
-            qpn: MINE.into(),
+            qpn: MINE,
+            cq: 1,
             req_id_64: 1,
             limits: Limits::of_queue(4096, 4096),
         }
@@ -61,9 +62,10 @@ impl Memory {
             ring: self.completions[0].0[0].as_ptr() as u64,
             doorbell: 0,
             mask: (1 << COMPLETIONS) - 1,
-            shift: COMPLETIONS,
+            shift: COMPLETIONS as u16,
             cqe_size: 32,
             consumer: 0,
+            tag: 1,
         }
     }
 }

@@ -235,7 +235,7 @@ impl Poster {
 
     /// Writes a WQE as it is.
     pub(crate) fn put_raw<const W: usize>(&mut self, wqe: Wqe<W>) {
-        assert_eq!(W * 8, self.send.wqe_size.into());
+        assert_eq!(W * 8, usize::from(self.send.wqe_size));
         let slot = self.send.size().slot(self.sent);
         store(self.send.ring + u64::from(slot) * W as u64 * 8, wqe.words());
         self.sent += 1;
