@@ -39,6 +39,7 @@ fn options_that_make_no_sense_are_refused() {
         (&["--soft", "loss=2", "true"][..], "expected a share from 0 to 1"),
         (&["--devices", "0", "true"], "0 is not in 1..=32"),
         (&["--devices", "2", "--soft", "udp=127.0.0.1:65535", "true"], "there is no such port"),
+        (&["--quota", "cats=1", "true"], "quotas are opens, descriptors, objects, mapped and registered"),
         (&["--address", "127.0.0.2", "--soft", "udp=127.0.0.3:0", "true"], "name two addresses"),
     ] {
         let output = run(args);

@@ -300,7 +300,8 @@ fn keep_proc() {
 /// that it is; so it does, for as long as that takes.
 fn of_this_thread(path: &CStr, flags: c_int) -> Result<OwnedFd, c_int> {
     let open = || match open_at(PROC.load(Relaxed), path, flags) {
-        Err(_) if !is_proc(PROC.load(Relaxed)) => {
+        // None was kept, or the program has something else there by now.
+        Err(error) if error != EACCES => {
             let path = [b"/proc/", path.to_bytes_with_nul()].concat();
             open_at(AT_FDCWD, CStr::from_bytes_with_nul(&path).map_err(|_| EIO)?, flags)
         }
@@ -399,7 +400,8 @@ fn call(device: RawFd, kind: u64, value: u64) -> Result<(i64, u64, Option<OwnedF
             GIVE => {
                 // It does not come along where this process can have no more of them.
                 let fd = std::os::fd::IntoRawFd::into_raw_fd(fd.ok_or(EMFILE)?);
-                // SAFETY: the node found the address in the command, as a place for a number of this size, and has written there.
+                // SAFETY: the command names the address as a place for a number of this size, which whoever wrote the command vouches for; the node
+                // has found something mapped there.
                 unsafe {
                     match b {
                         8 => (a as *mut i64).write_unaligned(fd.into()),

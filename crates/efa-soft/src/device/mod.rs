@@ -33,6 +33,7 @@ use foldhash::fast::RandomState;
 use objects::Objects;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::time::Duration;
 
 /// Something that a program may wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +65,9 @@ pub enum AsyncEvent {
 /// Most events that wait to be fetched when an asynchronous one comes; who fetches none loses the later ones.
 pub(crate) const MAX_EVENTS: usize = 4096;
 
+/// Most queue pairs whose malformed rings are logged within a second: programs are not to fill the log.
+const MAX_COMPLAINTS: u32 = 10;
+
 /// An EFA device in software.
 pub struct Device {
     config: DeviceConfig,
@@ -93,6 +97,8 @@ pub struct Device {
     counters: Counters,
     commands: CommandCounters,
     rng: fastrand::Rng,
+    /// Since when complaints are counted, and how many there were.
+    complaints: (Time, u32),
     next_pd: u32,
     next_cq: u32,
     next_counter: u32,
@@ -132,6 +138,7 @@ impl Device {
             counters: Counters::default(),
             commands: CommandCounters::default(),
             rng: config.rng(),
+            complaints: (Time::ZERO, 0),
             next_pd: 1,
             next_cq: 1,
             next_counter: 1,
@@ -235,6 +242,19 @@ impl Device {
         }
     }
 
+    /// Whether one more malformed ring may be logged as a warning now.
+    fn may_complain(&mut self) -> bool {
+        let now = self.objects.tracer.now;
+        if now.since(self.complaints.0) >= Duration::from_secs(1) {
+            self.complaints = (now, 0);
+        }
+        self.complaints.1 += 1;
+        if self.complaints.1 == MAX_COMPLAINTS {
+            tracing::warn!("programs get more queue pairs wrong than are logged: {MAX_COMPLAINTS} a second");
+        }
+        self.complaints.1 < MAX_COMPLAINTS
+    }
+
     fn drop_packet(&mut self, reason: DropReason) {
         self.counters.rx_drops += 1;
         self.objects.tracer.emit(|| Traced::PacketDropped { reason });
@@ -244,5 +264,20 @@ impl Device {
     /// are not told.
     fn is_routable(&self, peer: Gid) -> bool {
         (peer != self.config.gid || self.config.loopback) && peer.subnet() == self.config.gid.subnet()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_that_get_everything_wrong_do_not_fill_the_log() {
+        let mut device = Device::new(DeviceConfig::new(Gid::local(0)));
+        for second in 1..4 {
+            device.set_time(Time::ZERO + Duration::from_secs(second));
+            let logged = (0..1000).filter(|_| device.may_complain()).count();
+            assert_eq!(logged, 9, "second {second}");
+        }
     }
 }

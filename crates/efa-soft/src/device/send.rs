@@ -73,8 +73,8 @@ impl Device {
         }
         let Ok(qp) = self.objects.qp(qpn) else { return false };
         if rung > qp.sq.size.entries() || !matches!(qp.state, QpState::ReadyToSend | QpState::Error) {
-            if qp.state != QpState::Error {
-                let state = qp.state;
+            let state = qp.state;
+            if state != QpState::Error && self.may_complain() {
                 log!(warn, qpn, rung, ?state, "a doorbell that cannot be: the queue pair goes to the error state");
             }
             self.fail_qp_by_itself(qpn);
@@ -130,7 +130,9 @@ impl Device {
         }
         let bytes = request.map_or(0, |request| request.op.total_bytes() as u32);
         let Some(request) = request else {
-            log!(warn, qpn, req_id, "malformed WQE: the queue pair goes to the error state");
+            if self.may_complain() {
+                log!(warn, qpn, req_id, "malformed WQE: the queue pair goes to the error state");
+            }
             self.objects.tracer.emit(|| Traced::Wqe { qpn, req_id, op, bytes, status: Status::QpInternal });
             self.objects.complete_send(qpn, req_id, op, Status::QpInternal);
             self.fail_qp_by_itself(qpn);
