@@ -109,7 +109,8 @@ impl ProtectionDomain {
     /// Registers the caller's own bytes for as long as `f` runs.
     ///
     /// They are lent for the duration of a call rather than of a value because a value can be leaked: the device would go on
-    /// writing to bytes that are long somebody else's.
+    /// writing to bytes that are long somebody else's. For the same reason the process is aborted should the kernel refuse to
+    /// deregister them: an EFA may still write there then. Memory with an owner is kept for good instead.
     ///
     /// ```
     /// # use efa_direct::{Device, Access};

@@ -60,6 +60,10 @@
 //! - **Overflow is an error.** A request that does not fit is refused before a byte is written. A completion queue cannot overflow either:
 //!   every ring has a share of it, fixed at creation, and may not have more outstanding; the share of a queue pair that is gone is
 //!   free once its completions have been polled. (Unsolicited receives are the exception, since nothing here can hold them back.)
+//! - **A completion counts for the queue pair that it is of.** A queue pair number is not used again in a completion queue while completions of its last life
+//!   may lie there unpolled, on the CPU and in kernels, on every device, whatever room its request ids have.
+//! - **Batches are as short as the device wants them.** No more than its `max_batch` WQEs reach it between two doorbells, however stores overtake each
+//!   other on their way.
 //! - **Posting costs stores.** No lock, no allocation, no atomic read-modify-write, no reference count.
 //! - **Registered memory is copied, not referenced**, since a peer may write it at any time.
 //! - **Nothing here leads to undefined behaviour.** `unsafe` is in `ring.rs` (ring memory), `barrier.rs` (fences),

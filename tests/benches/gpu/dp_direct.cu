@@ -7,12 +7,16 @@
 // `SendRingHandle` and `CompletionRingHandle` of efa-io, and `Work` of efa-gpu-kernels.
 struct SendRing {
     uint64_t ring, doorbell;
-    uint32_t mask, shift, wqe_size, max_batch, producer, credits, qpn, req_id_64;
+    uint32_t mask, shift;
+    uint16_t wqe_size, qpn;
+    uint32_t cq, max_batch, producer, credits, req_id_64;
     uint32_t limits[4];
 };
 struct CompletionRing {
     uint64_t ring, doorbell;
-    uint32_t mask, shift, cqe_size, consumer;
+    uint32_t mask;
+    uint16_t shift, cqe_size;
+    uint32_t consumer, tag;
 };
 struct Work {
     uint32_t ah, qpn, qkey, lkey, rkey, length;

@@ -240,8 +240,8 @@ pub struct RawQp {
 /// provider, which logs it.
 ///
 /// # Safety
-/// Once [`deregister`](Self::deregister) has ended, nobody accesses the bytes of that registration any more, whatever else has happened to the device; nor
-/// those of one that [`register`](Self::register) or [`register_external`](Self::register_external) refused. Unwinding is an end, too: where code of others
+/// Once [`deregister`](Self::deregister) has ended, nobody accesses the bytes of that registration any more, whatever else has happened to the device, or
+/// they are owned ones and their owner is kept for good; nor those of one that [`register`](Self::register) or [`register_external`](Self::register_external) refused. Unwinding is an end, too: where code of others
 /// runs inside, such as what listens to `tracing`, the memory is taken back by a guard. Before that, what runs in this program accesses them as `AtomicU8`
 /// only (`efa_soft::memory` does).
 pub unsafe trait Provider: Send + Sync + 'static {

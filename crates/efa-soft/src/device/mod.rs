@@ -22,6 +22,7 @@ mod objects;
 mod receive;
 mod send;
 
+use crate::contain::log;
 use crate::config::DeviceConfig;
 use crate::counters::{CommandCounters, Counters};
 use crate::faults::Faults;
@@ -250,7 +251,7 @@ impl Device {
         }
         self.complaints.1 += 1;
         if self.complaints.1 == MAX_COMPLAINTS {
-            tracing::warn!("programs get more queue pairs wrong than are logged: {MAX_COMPLAINTS} a second");
+            log!(warn, "programs get more queue pairs wrong than are logged: {MAX_COMPLAINTS} a second");
         }
         self.complaints.1 < MAX_COMPLAINTS
     }
