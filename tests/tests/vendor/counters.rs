@@ -131,7 +131,8 @@ fn what_is_sent_written_and_read_is_counted_where_everyone_can_read_it() {
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn commands_are_counted_and_those_that_fail_by_their_kind() {
-    let node = Node::new(&["--verbose"]);
+    // All objects for one program: it is the device that refuses one more.
+    let node = Node::new(&["--verbose", "--quota", "objects=100"]);
     let mut pair = Pair::new(&node, "soft:udp=127.0.0.1:0", "sq=64 rq=64");
     let folder = pair.peer.sysfs().join("class/infiniband/rdmap79s0/hw_counters");
     sleep(Duration::from_millis(300));
