@@ -75,11 +75,19 @@ impl CompletionQueue {
     /// The queue of `handle`; `None` if its entries have another size than 32 bytes.
     ///
     /// # Safety
-    /// The handle is of a completion queue that was handed over to this thread or warp, and to nobody else; its addresses are valid here for as long as
-    /// the queue is used. A warp calls only the methods that say so, all lanes together; a thread only the others.
+    /// The handle is of a completion queue that was handed over to this thread or warp, and to nobody else; its
+    /// addresses are valid here until the launch is over: a store may be under way after the queue is gone. A warp
+    /// calls only the methods that say so, all lanes together; a thread only the others.
     #[inline(always)]
     pub unsafe fn new(handle: &CompletionRingHandle) -> Option<Self> {
-        (handle.cqe_size as usize == Cqe32::SIZE).then_some(Self {
+        if handle.cqe_size as usize != Cqe32::SIZE {
+            return None;
+        }
+        if handle.doorbell != 0 {
+            // SAFETY: the caller's promise.
+            unsafe { arch::lend(handle.doorbell, size_of::<u32>() as u64) };
+        }
+        Some(Self {
             slots: handle.ring as *mut u64,
             doorbell: handle.doorbell as *mut u32,
             mask: handle.mask,

@@ -2,6 +2,11 @@
 //!
 //! A plain load or store says nothing of when, and whether, somebody else sees it. These say it: `relaxed` ones are seen as they are, at some
 //! time; `acquire` and `release` order what is around them (PTX ISA, "Memory consistency model"). `system` is everyone, `device` the threads of this GPU.
+//!
+//! On a GPU a store may be under way when the kernel goes on, until a [fence](crate::thread::system_fence) behind it or
+//! the kernel's end. So whoever frees memory waits for one of them, and tells nobody before the fence that it may be
+//! freed. On the host a store is there when the function returns, except to memory that was [lent](crate::simt) to the
+//! run.
 
 use crate::arch;
 

@@ -30,10 +30,15 @@ impl RecvQueue {
     /// The queue of `handle`.
     ///
     /// # Safety
-    /// The handle is of a queue that was handed over to this thread, and to nobody else; its addresses are valid here for as long as the queue
-    /// is used.
+    /// The handle is of a queue that was handed over to this thread, and to nobody else; its addresses are valid here
+    /// until the launch is over: stores are under way after the queue is gone.
     #[inline(always)]
     pub unsafe fn new(handle: &RecvRingHandle) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            arch::lend(handle.ring, (u64::from(handle.mask) + 1) * RxDesc::SIZE as u64);
+            arch::lend(handle.doorbell, size_of::<u32>() as u64);
+        }
         Self {
             slots: handle.ring as *mut u64,
             doorbell: handle.doorbell as *mut u32,

@@ -39,9 +39,13 @@ pub fn first() -> bool {
     index_1d() == 0
 }
 
-/// Waits for all threads of the block, and sees what they stored before. All of them have to come here, or none goes on.
+/// Waits for all threads of the block, and sees what they stored before.
+///
+/// # Safety
+/// All threads of the block come here together: what happens otherwise is not defined on a GPU (PTX ISA, `bar.sync`).
+/// The [executor](crate::simt) on the host reports it.
 #[inline(always)]
-pub fn sync_threads() {
+pub unsafe fn sync_threads() {
     arch::sync_block();
 }
 

@@ -17,6 +17,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+fn sync_threads() {
+    // SAFETY: the executor says if not all threads come.
+    unsafe { thread::sync_threads() };
+}
+
 #[test]
 fn receives_are_posted_and_settled_lap_after_lap() {
     const MESSAGES: u64 = 120;
@@ -127,11 +132,11 @@ fn counters_are_waited_for_until_enough_is_done_or_something_failed_or_it_takes_
             counter.wait_until(start.wrapping_add(8), soon()).unwrap();
             assert_eq!(counter.completions(), 5);
             counter.wait_until(4, Deadline::after(0)).unwrap();
-            thread::sync_threads();
+            sync_threads();
             let waited = Waited { what: Waited::COUNTER, number: 0, seen: 5, wanted: 6 };
             let late = counter.wait_until(6, Deadline::after(10_000));
             assert_eq!(late, Err(CounterError::TimedOut(TimedOut(waited))));
-            thread::sync_threads();
+            sync_threads();
             if thread::thread_idx_x() == 0 {
                 // SAFETY: nobody else has a value any more, but for the hand-over's counters: 8 were posted, and are done.
                 let mut sq = unsafe {

@@ -25,6 +25,7 @@ fn too_early(device_gpu: u32, order: impl Fn()) -> usize {
         let (ring, early) = (Ring::default(), Cell::new(false));
         let doorbell = ring.doorbell.as_ptr();
         let result = Executor::new(*seed)
+            .lends(&ring)
             .launch(1, 32, || {
                 let lane = u64::from(warp::lane_id());
                 let entry = &ring.entries[lane as usize];
@@ -56,11 +57,16 @@ fn sync_warp() {
     unsafe { warp::sync_warp(warp::ALL) };
 }
 
+fn sync_threads() {
+    // SAFETY: the executor says if not all threads come.
+    unsafe { thread::sync_threads() };
+}
+
 #[test]
 fn a_doorbell_without_a_fence_is_seen_before_its_entries() {
     assert!(too_early(1, || ()) > 20);
     assert!(too_early(1, sync_warp) > 20, "lanes of a warp see each other's, and nobody else does");
-    assert!(too_early(1, thread::sync_threads) > 20);
+    assert!(too_early(1, sync_threads) > 20);
 }
 
 #[test]
@@ -98,6 +104,8 @@ fn a_release_brings_what_was_stored_before_and_a_relaxed_store_does_not() {
         let early = |seed: &u64| {
             let (entry, flag, early) = (Entry::default(), Entry::default(), Cell::new(false));
             let result = Executor::new(*seed)
+                .lends(&entry)
+                .lends(&flag)
                 .launch(1, 1, || {
                     // SAFETY: words that live long enough.
                     unsafe {
@@ -129,7 +137,7 @@ fn a_release_brings_what_was_stored_before_and_a_relaxed_store_does_not() {
 fn a_lane_sees_its_own_stores_and_atomics_count_them() {
     for seed in 0..SEEDS {
         let (word, sum) = (AtomicU32::new(0), AtomicU32::new(0));
-        let result = Executor::new(seed).launch(2, 32, || {
+        let result = Executor::new(seed).lends(&word).lends(&sum).launch(2, 32, || {
             // SAFETY: words that live long enough.
             unsafe {
                 if thread::first() {
@@ -152,6 +160,7 @@ fn a_watch_sees_every_store_in_order_though_others_miss_some() {
     for seed in 0..SEEDS {
         let (doorbell, seen) = (AtomicU32::new(0), RefCell::new(Vec::new()));
         let result = Executor::new(seed)
+            .lends(&doorbell)
             .watch_store(doorbell.as_ptr(), |value| {
                 assert_eq!(doorbell.load(Ordering::Relaxed), value);
                 seen.borrow_mut().push(value);
@@ -171,8 +180,9 @@ fn a_watch_sees_every_store_in_order_though_others_miss_some() {
 fn a_watch_may_object() {
     let doorbell = AtomicU32::new(0);
     for seed in 0..SEEDS {
-        let result =
-            Executor::new(seed).watch_store(doorbell.as_ptr(), |value| assert!(value < 2, "{value} is too much"));
+        let result = Executor::new(seed)
+            .lends(&doorbell)
+            .watch_store(doorbell.as_ptr(), |value| assert!(value < 2, "{value} is too much"));
         let kernel = || {
             for i in 0..3 {
                 // SAFETY: as good as a register.
@@ -191,6 +201,8 @@ fn untold(size: usize, post: impl Fn(u64, u64)) -> usize {
         let entries: Vec<Entry> = std::iter::repeat_with(Entry::default).take(32 * size / 16).collect();
         let (doorbell, early, last) = (AtomicU32::new(0), Cell::new(false), Cell::new(0));
         let result = Executor::new(*seed)
+            .lends(&entries[..])
+            .lends(&doorbell)
             .watch_store(doorbell.as_ptr(), |value| {
                 last.set(value);
                 let told = &entries[..value as usize * size / 16];
@@ -289,4 +301,57 @@ fn the_queues_ring_behind_what_they_ring_for() {
         }
     };
     assert_eq!(untold(16, receives), 0);
+}
+
+/// How many seeds have a device see a doorbell before entries that a thread of another block stored and marked. Of the
+/// two lanes that ring together one waits for the mark, and then executes `acquire`; the other one executes the fence
+/// and rings.
+fn untold_by_another(acquire: impl Fn()) -> usize {
+    let early = |seed: &u64| {
+        let (ring, mark, early) = (Ring::default(), AtomicU32::new(0), Cell::new(false));
+        let (entries, doorbell) = (&ring.entries, &ring.doorbell);
+        let result = Executor::new(*seed)
+            .lends(&ring)
+            .lends(&mark)
+            .watch_store(doorbell.as_ptr(), |_| {
+                early.set(!entries.iter().all(|entry| entry.0[0].load(Ordering::Relaxed) == 1));
+            })
+            .launch(1, 1, || {
+                // SAFETY: words that live long enough.
+                unsafe {
+                    entries.iter().for_each(|entry| mem::store_relaxed_system(entry.0[0].as_ptr(), 1));
+                    thread::device_fence();
+                    mem::store_relaxed_system_u32(mark.as_ptr(), 1);
+                }
+            })
+            .launch(1, 2, || {
+                // SAFETY: words that live long enough; both lanes meet.
+                unsafe {
+                    if warp::lane_id() == 1 {
+                        while mem::load_relaxed_device(mark.as_ptr()) != 1 {}
+                        acquire();
+                    }
+                    warp::sync_warp(0b11);
+                    if warp::lane_id() == 0 {
+                        thread::system_fence();
+                        mem::store_mmio(doorbell.as_ptr(), 1);
+                    }
+                }
+            });
+        result.run().unwrap();
+        early.get()
+    };
+    (0..SEEDS).filter(early).count()
+}
+
+#[test]
+fn what_one_lane_has_seen_another_rings_for_only_if_that_one_acquired_it_before_they_met() {
+    let without = untold_by_another(|| ());
+    assert!(without > 20, "{without}");
+    assert_eq!(untold_by_another(thread::device_fence), 0);
+    assert_eq!(untold_by_another(thread::system_fence), 0);
+    // A look at something else that acquires does as well, as all that comes before it.
+    let other = AtomicU32::new(0);
+    // SAFETY: a word that lives long enough.
+    assert_eq!(untold_by_another(|| _ = unsafe { mem::fetch_add_device(other.as_ptr(), 1) }), 0);
 }

@@ -307,6 +307,7 @@ fn run(config: Config) {
     let (fetched, settled) = (RefCell::default(), RefCell::default());
     let last = Cell::new(config.producer);
     let result = Executor::new(config.seed)
+        .lends(&memory.completions[..])
         .watch_store(memory.doorbell.as_ptr(), |value| {
             let before = last.replace(value);
             let more = value.wrapping_sub(before);
@@ -360,5 +361,15 @@ fn posters_that_ring_for_each_other_tell_the_nic_of_nothing_that_is_not_there() 
     for seed in 200..1000 {
         let blocks = 3 + seed as u32 % 4;
         run(Config { seed, shift: 6, max_batch: 32, credits: 64, producer: 0, blocks, threads: 3, rounds: 8 });
+    }
+}
+
+#[test]
+fn a_lane_rings_for_what_other_lanes_of_its_warp_saw_of_other_blocks() {
+    // The doorbell has to overtake a WQE that was marked between two lanes' looks: one of 30 seeds, if they do not
+    // acquire.
+    for seed in 2000..2200 {
+        let (shift, max_batch, credits, producer) = (8, 128, 256, 0);
+        run(Config { seed, shift, max_batch, credits, producer, blocks: 3, threads: 32, rounds: 4 });
     }
 }

@@ -45,6 +45,11 @@ fn says(round: u32, lane: u32) -> (bool, u32) {
     (mixed >> 31 != 0, mixed >> 3)
 }
 
+fn sync_threads() {
+    // SAFETY: the executor says if not all threads come.
+    unsafe { thread::sync_threads() };
+}
+
 #[test]
 fn ballots_and_shuffles_give_what_the_lanes_of_the_mask_have() {
     for seed in 0..SEEDS {
@@ -96,9 +101,9 @@ fn a_block_waits_for_all_of_its_threads_round_after_round() {
             let arrived = &arrived[thread::block_idx_x() as usize];
             for round in 1..=5 {
                 arrived.set(arrived.get() + 1);
-                thread::sync_threads();
+                sync_threads();
                 assert_eq!(arrived.get(), round * 70);
-                thread::sync_threads();
+                sync_threads();
             }
         });
         assert_eq!(result.run().unwrap().meetings, 2 * 10);
@@ -237,14 +242,14 @@ fn a_shuffle_from_outside_the_mask_is_a_fault() {
 fn a_block_barrier_that_a_thread_never_reaches_is_a_fault() {
     for fault in faults(64, |i| {
         if i != 40 {
-            thread::sync_threads()
+            sync_threads()
         }
     }) {
         let Fault::Exited { waiting, exited } = &fault else { panic!("{fault}") };
         assert_eq!((waiting.primitive, *exited), (Primitive::SyncThreads, lane(1, 8)));
     }
     // Half a warp waits for the other half, which waits for the block.
-    for fault in faults(64, |i| if i < 16 { sync_warp(warp::ALL) } else { thread::sync_threads() }) {
+    for fault in faults(64, |i| if i < 16 { sync_warp(warp::ALL) } else { sync_threads() }) {
         let Fault::Diverged { one, other } = fault else { panic!("{fault}") };
         let both = [one, other].map(|waiting| (waiting.primitive, waiting.lane.lane < 16 && waiting.lane.warp == 0));
         assert!(both.contains(&(Primitive::SyncWarp, true)) && both.contains(&(Primitive::SyncThreads, false)));
@@ -280,7 +285,7 @@ fn a_panic_of_a_lane_is_a_fault_and_all_others_are_unwound() {
             self.0.set(self.0.get() - 1);
             // What a destructor does together, it does alone now, and nobody waits.
             sync_warp(warp::ALL);
-            thread::sync_threads();
+            sync_threads();
             thread::nanosleep(1000);
             let word = AtomicU32::new(1);
             // SAFETY: a word of its own.
@@ -295,7 +300,7 @@ fn a_panic_of_a_lane_is_a_fault_and_all_others_are_unwound() {
             let _counted = Counted(&alive);
             thread::nanosleep(500);
             assert!(thread::index_1d() != 77, "this is lane {}", warp::lane_id());
-            thread::sync_threads();
+            sync_threads();
         });
         let message = "this is lane 13".to_string();
         assert_eq!(result.run(), Err(Fault::Panicked { lane: LaneId { block: 1, ..lane(0, 13) }, message }));
@@ -344,7 +349,7 @@ fn other_threads_get_on_while_lanes_only_look() {
                     if thread::thread_idx_x() == 0 {
                         spin_until(&words[1], i);
                     }
-                    thread::sync_threads();
+                    sync_threads();
                 }
             });
             result.run().unwrap();
@@ -376,7 +381,7 @@ fn an_executor_inside_a_kernel_is_refused() {
 fn alone_on_a_thread_lane_0_is_all_there_is() {
     assert_eq!((thread::index_1d(), thread::block_dim_x(), warp::lane_id(), warp::activemask()), (0, 1, 0, 1));
     assert_eq!((ballot(1, true), shuffle(1, 7, 0)), (1, 7));
-    thread::sync_threads();
+    sync_threads();
     let panic = std::panic::catch_unwind(|| sync_warp(warp::ALL)).unwrap_err();
     let message = panic.downcast_ref::<String>().unwrap();
     assert!(message.contains("sync_warp of lanes 0xffffffff") && message.contains("simt::Executor"), "{message}");

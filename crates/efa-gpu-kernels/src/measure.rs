@@ -51,7 +51,7 @@ impl Work {
 /// One thread posts `count` writes, `batch` to a doorbell; nanoseconds to `elapsed`.
 ///
 /// # Safety
-/// A single thread, with the handle of a queue that is its own, and valid pointers.
+/// A single thread, with the handle of a queue that is its own and whose ring nobody reads, and valid pointers.
 #[kernel]
 pub unsafe fn post_thread(handle: SendRingHandle, work: *const Work, count: u32, batch: u32, elapsed: *mut u64) {
     // SAFETY: the caller's promise.
@@ -64,7 +64,7 @@ pub unsafe fn post_thread(handle: SendRingHandle, work: *const Work, count: u32,
 /// As [`post_thread`].
 #[kernel]
 pub unsafe fn post_unfenced(handle: SendRingHandle, work: *const Work, count: u32, batch: u32, elapsed: *mut u64) {
-    // SAFETY: the caller's promise; nobody reads the ring.
+    // SAFETY: the caller's promise, of which it is a part that nobody reads the ring.
     unsafe { *elapsed = thread_posts(&handle, *work, count, batch, |sq| sq.ring_unfenced()) };
 }
 
@@ -93,7 +93,7 @@ unsafe fn thread_posts(
         failed = posted.is_err();
         i += batch;
         ring(&mut sq);
-        // SAFETY: nobody reads the ring.
+        // SAFETY: the caller's promise: nobody reads the ring.
         unsafe { sq.forget(batch) };
     }
     if failed { 0 } else { globaltimer() - start }
@@ -102,7 +102,7 @@ unsafe fn thread_posts(
 /// One thread posts `count` writes, a doorbell for each; nanoseconds to `elapsed`.
 ///
 /// # Safety
-/// A single thread, with the handle of a queue that is its own, and valid pointers.
+/// A single thread, with the handle of a queue that is its own and whose ring nobody reads, and valid pointers.
 #[kernel]
 pub unsafe fn post_one(handle: SendRingHandle, work: *const Work, count: u32, elapsed: *mut u64) {
     // SAFETY: the caller's promise.
@@ -115,7 +115,7 @@ pub unsafe fn post_one(handle: SendRingHandle, work: *const Work, count: u32, el
         let number = i + thread::thread_idx_x();
         failed += u32::from(sq.post(work.to(), &work.request(number), number.into()).is_err());
         sq.ring();
-        // SAFETY: nobody reads the ring.
+        // SAFETY: the caller's promise: nobody reads the ring.
         unsafe { sq.forget(1) };
         i += 1;
     }
@@ -126,7 +126,7 @@ pub unsafe fn post_one(handle: SendRingHandle, work: *const Work, count: u32, el
 /// A warp posts `count` writes in each lane, `rounds` of them to a doorbell; nanoseconds to `elapsed`.
 ///
 /// # Safety
-/// One warp, with the handle of a queue that is its own, and valid pointers.
+/// One warp, with the handle of a queue that is its own and whose ring nobody reads, and valid pointers.
 #[kernel]
 pub unsafe fn post_warp(handle: SendRingHandle, work: *const Work, count: u32, rounds: u32, elapsed: *mut u64) {
     // SAFETY: the caller's promise.
@@ -136,7 +136,8 @@ pub unsafe fn post_warp(handle: SendRingHandle, work: *const Work, count: u32, r
 /// The same with many warps, each with a queue of its own.
 ///
 /// # Safety
-/// One warp in each block, with handles of queues that are its own, by block, and valid pointers, `elapsed` by block, too.
+/// One warp in each block, with handles of queues that are its own and whose rings nobody reads, by block, and valid
+/// pointers, `elapsed` by block, too.
 #[kernel]
 pub unsafe fn post_warps(
     handles: *const SendRingHandle,
@@ -166,7 +167,7 @@ unsafe fn warp_posts(handle: &SendRingHandle, work: Work, count: u32, rounds: u3
         failed += u32::from(posted.is_err());
         i += rounds;
         sq.ring();
-        // SAFETY: nobody reads the ring.
+        // SAFETY: the caller's promise: nobody reads the ring.
         unsafe { sq.forget(rounds * warp::LANES) };
     }
     if warp::lane_id() == 0 {
@@ -179,7 +180,8 @@ unsafe fn warp_posts(handle: &SendRingHandle, work: Work, count: u32, rounds: u3
 /// the place of who polls completions, and gives the room of what is rung for back.
 ///
 /// # Safety
-/// Full warps, a handle and the state of its queue, which nobody else posts to, and valid pointers.
+/// Full warps, a handle and the state of its queue, which nobody else posts to and whose ring nobody reads, and valid
+/// pointers.
 #[kernel]
 pub unsafe fn post_shared(
     handle: SendRingHandle,
@@ -200,7 +202,7 @@ pub unsafe fn post_shared(
         let all = posters * thread::block_dim_x() * count;
         let deadline = efa_gpu_device::Deadline::after(PATIENCE);
         while thread::thread_idx_x() == 0 && rung < all && !deadline.passed() {
-            // SAFETY: nobody reads the ring.
+            // SAFETY: the caller's promise: nobody reads the ring.
             unsafe { sq.forget(&mut rung) };
         }
         return;
@@ -289,7 +291,7 @@ pub unsafe fn proxy_and_wait(
         let end = i + batch;
         while i < end {
             let RdmaWrite { local, remote, .. } = work.request(i);
-            // SAFETY: a place of the queue.
+            // SAFETY: the caller's promise; the mask keeps this among the queue's places.
             unsafe {
                 let place = fifo.add((i & mask) as usize * FIFO_WORDS);
                 mem::store_pair(place.add(2), [u64::from(work.ah) | u64::from(work.qpn) << 32, work.qkey.into()]);
@@ -422,7 +424,7 @@ pub unsafe fn poll_warp_many(handle: CompletionRingHandle, count: u32, elapsed: 
         }
         taken += fresh;
     }
-    // SAFETY: all lanes come here.
+    // SAFETY: the caller's promise is one warp, and the loop ended for all its lanes.
     let bad = unsafe { warp::warp_vote_ballot(warp::ALL, bad != 0) };
     if warp::lane_id() == 0 {
         // SAFETY: the caller's promise.

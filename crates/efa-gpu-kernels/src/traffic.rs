@@ -193,7 +193,7 @@ impl Job {
     fn inline(&self) -> SendInline<'_> {
         let length = if self.kind == Self::INLINE { self.length as usize } else { 0 };
         let data = if length == 0 { core::ptr::dangling() } else { self.local as *const u8 };
-        // SAFETY: who made the job vouches for the bytes.
+        // SAFETY: jobs are read by kernels alone, whose callers promise that an inline message is memory they read.
         SendInline::new(unsafe { core::slice::from_raw_parts(data, length) })
     }
 
@@ -225,19 +225,19 @@ impl Sending {
         let Ok(completion) = done.completion() else { return };
         let number = completion.req_id as u32;
         if matches!(completion.event, Event::Send { .. }) && number < self.count {
-            // SAFETY: a word of the statuses.
+            // SAFETY: a word of the statuses, of which there are `count`: the promise of the kernel's caller.
             unsafe { *(self.statuses as *mut u32).add(number as usize) = u32::from(done.status().code()) + 1 };
         }
     }
 
-    /// Writes down that the queue refused a job.
+    /// Writes down that the queue refused a job, which there is.
     fn refuse(&self, number: u32) {
-        // SAFETY: a word of the statuses.
+        // SAFETY: a word of the statuses, as in `note`.
         unsafe { *(self.statuses as *mut u32).add(number as usize) = Self::REFUSED };
     }
 
     fn finish(&self, posted: u32, consumed: u32) {
-        // SAFETY: the outcome.
+        // SAFETY: the outcome, which is the promise of the kernel's caller.
         unsafe { *(self.outcome as *mut Sent) = Sent { posted, consumed } };
     }
 }
@@ -289,7 +289,7 @@ where
         if let Err(PostError::TimedOut(waited)) = waited {
             return watchdog.report(waited);
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: `number` is less than `count`.
         let (job, id) = unsafe { (told.job(number), number.into()) };
         let posted = match job.kind {
             Job::SEND | Job::SEND_IMM => sq.post(to, &job.send(), id),
@@ -339,7 +339,7 @@ pub unsafe fn send_by_warp(told: Sending) {
             return watchdog.report(waited);
         }
         let number = first + warp::lane_id();
-        // SAFETY: the caller's promise.
+        // SAFETY: it is asked for if `number` is less than `count`.
         let job =
             if number < told.count { unsafe { told.job(number) } } else { Job { kind: Job::KINDS, ..Job::default() } };
         let id = number.into();
@@ -383,9 +383,9 @@ pub unsafe fn send_by_many(told: Sending) {
     while first < told.count {
         let number = first + warp::lane_id();
         let mut pending = number < told.count;
-        // SAFETY: the caller's promise.
+        // SAFETY: as `pending` says, `number` is less than `count`.
         let job = if pending { unsafe { told.job(number) } } else { Job { kind: Job::KINDS, ..Job::default() } };
-        // SAFETY: all lanes come here.
+        // SAFETY: full warps, and `first` and `count` are the same for all lanes.
         while unsafe { warp::warp_vote_ballot(warp::ALL, pending) } != 0 {
             let answer = if this % 2 == 0 {
                 post_together(&sq, whole, &told, &job, number, pending)
@@ -398,7 +398,7 @@ pub unsafe fn send_by_many(told: Sending) {
                 told.refuse(number);
             }
             pending &= answer == Answer::NoRoom;
-            // SAFETY: all lanes come here.
+            // SAFETY: as above.
             if unsafe { warp::warp_vote_ballot(warp::ALL, watchdog.deadline().passed()) } != 0 {
                 let (what, seen) = (Waited::SEND_ROOM, sq.room());
                 return watchdog.report(TimedOut(Waited { what, number: told.send.qpn.into(), seen, wanted: 1 }));
@@ -479,7 +479,7 @@ unsafe fn take_for_many(told: &Sending, sq: &SharedSendQueue<8>, watchdog: &Watc
         if let Some(entry) = &entry {
             told.note(entry);
         }
-        // SAFETY: all lanes come here.
+        // SAFETY: a full warp, for which `taken` is the same.
         let fresh = unsafe { warp::warp_vote_ballot(warp::ALL, entry.is_some()) }.count_ones();
         sq.settle_warp(whole, entry);
         taken += fresh;
@@ -537,7 +537,7 @@ pub unsafe fn receive(told: Receiving) {
                 src_qpn: message.src_qpn.into(),
                 reserved: 0,
             };
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller's promise; `taken` is less than `count`.
             unsafe { *(told.arrivals as *mut Arrival).add(taken as usize) = arrival };
         }
         rq.settle(entry);

@@ -21,6 +21,33 @@ impl<'a> Tables<'a> {
         Self { world }
     }
 
+    /// Tells the executor of all that the NIC stores to: that may take its time, as on a GPU.
+    ///
+    /// # Safety
+    /// What the world names stays until the launch is over.
+    #[cfg(not(target_arch = "nvptx64"))]
+    pub(crate) unsafe fn lend(self) {
+        use crate::tables::MAX_RECV_BUFS;
+        use efa_gpu_device::{simt::lend, warp::LANES};
+        use efa_io::{Cqe32, RxDesc};
+        let World { progress, queue_pair_count, region_count, completion_queue_count, .. } = *self.world;
+        // SAFETY: the caller's promise; these are the sizes that the tables' documentation gives.
+        unsafe {
+            lend(progress, u64::from(queue_pair_count) * size_of::<Progress>() as u64);
+            for qp in (0..queue_pair_count).filter_map(|index| self.queue_pair(index)) {
+                lend(qp.parked, (u64::from(qp.parked_mask) + 1) * u64::from(qp.wqe_size));
+                lend(qp.taken, u64::from(LANES * MAX_RECV_BUFS) * RxDesc::SIZE as u64);
+            }
+            for index in 0..completion_queue_count {
+                let row = self.completion_queue(index);
+                lend((*row).ring, (u64::from((*row).mask) + 1) * Cqe32::SIZE as u64);
+            }
+            for region in (0..region_count).filter_map(|index| self.region(index)) {
+                lend(region.base, region.len);
+            }
+        }
+    }
+
     /// Queue pair `index`.
     #[inline(always)]
     pub(crate) fn queue_pair(self, index: u32) -> Option<&'a QueuePair> {

@@ -22,7 +22,7 @@ const STOP_EVERY: u32 = 16;
 /// this; with a `seed` other than zero requests are executed and completed in another order than they were posted in.
 ///
 /// # Safety
-/// `world` and all that it names is as [`tables`](crate::tables) describes it, and stays so until the grid has ended;
+/// `world` and all that it names is as [`tables`](crate::tables) describes it, and stays so until the launch is over;
 /// the NIC's rows are nobody else's. Blocks consist of whole warps. What a region grants access to is memory that this
 /// GPU reaches. What programs write into rings and doorbells, and when, is up to them.
 #[inline(always)]
@@ -31,6 +31,11 @@ pub unsafe fn run(world: *const World, seed: u64) {
     let (world, warp) = unsafe { (&*world, Warp::whole()) };
     // SAFETY: the caller's promise.
     let tables = unsafe { Tables::new(world) };
+    #[cfg(not(target_arch = "nvptx64"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        tables.lend();
+    }
     let nic = Nic { tables, warp, seed };
     let me = thread::index_1d() / LANES;
     let warps = thread::grid_dim_x() * thread::block_dim_x() / LANES;

@@ -1,7 +1,16 @@
 //! On a processor: what the [executor](crate::simt) makes of it.
 
-use crate::simt::{self, Primitive};
+use crate::simt::{self, Orders, Primitive};
 use std::sync::atomic::Ordering::*;
+
+/// Notes that `bytes` bytes at `addr` stay until the launch is over.
+///
+/// # Safety
+/// They are valid for writes, and accessed atomically, until then.
+pub(crate) unsafe fn lend(addr: u64, bytes: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { simt::lend(addr, bytes) };
+}
 
 /// Stores an entry.
 ///
@@ -32,7 +41,7 @@ pub(crate) unsafe fn store_doorbell(to: *mut u32, value: u32) {
 #[inline(always)]
 pub(crate) unsafe fn load_acquire(from: *mut u64) -> u64 {
     // SAFETY: the caller's promise.
-    unsafe { simt::load(from as usize, 8) }
+    unsafe { simt::load(from as usize, 8, true) }
 }
 
 /// Loads two words, the first one first, and everything that was stored before it was.
@@ -52,7 +61,7 @@ pub(crate) unsafe fn load_acquire_pair(from: *mut u64) -> [u64; 2] {
 #[inline(always)]
 pub(crate) unsafe fn load_relaxed(from: *const u64) -> u64 {
     // SAFETY: the caller's promise.
-    unsafe { simt::load(from as usize, 8) }
+    unsafe { simt::load(from as usize, 8, false) }
 }
 
 /// Loads two words, in no particular order.
@@ -62,7 +71,7 @@ pub(crate) unsafe fn load_relaxed(from: *const u64) -> u64 {
 #[inline(always)]
 pub(crate) unsafe fn load_pair(from: *mut u64) -> [u64; 2] {
     // SAFETY: the caller's promise.
-    unsafe { [simt::load(from as usize, 8), simt::load(from.add(1) as usize, 8)] }
+    unsafe { [load_relaxed(from), load_relaxed(from.add(1))] }
 }
 
 /// Stores two words, in no particular order.
@@ -92,7 +101,7 @@ pub(crate) unsafe fn store_release(to: *mut u64, value: u64) {
 #[inline(always)]
 pub(crate) unsafe fn load_doorbell(from: *const u32) -> u32 {
     // SAFETY: the caller's promise.
-    unsafe { simt::load(from as usize, 4) as u32 }
+    unsafe { simt::load(from as usize, 4, true) as u32 }
 }
 
 /// Loads a word that other threads of this GPU write.
@@ -102,7 +111,7 @@ pub(crate) unsafe fn load_doorbell(from: *const u32) -> u32 {
 #[inline(always)]
 pub(crate) unsafe fn load_gpu(from: *const u32) -> u32 {
     // SAFETY: the caller's promise.
-    unsafe { simt::load(from as usize, 4) as u32 }
+    unsafe { simt::load(from as usize, 4, false) as u32 }
 }
 
 /// Loads four words that other threads of this GPU write, each whole, in no particular order.
@@ -132,7 +141,7 @@ pub(crate) unsafe fn store_gpu(to: *mut u32, value: u32) {
 #[inline(always)]
 pub(crate) unsafe fn fetch_add_gpu(to: *mut u32, value: u32) -> u32 {
     // SAFETY: the caller's promise.
-    unsafe { simt::atomic(to, true, |word| word.fetch_add(value, AcqRel)) }
+    unsafe { simt::atomic(to, Orders::AcquireAndRelease, |word| word.fetch_add(value, AcqRel)) }
 }
 
 /// The same, without any order with other memory.
@@ -142,7 +151,7 @@ pub(crate) unsafe fn fetch_add_gpu(to: *mut u32, value: u32) -> u32 {
 #[inline(always)]
 pub(crate) unsafe fn fetch_add_relaxed_gpu(to: *mut u32, value: u32) -> u32 {
     // SAFETY: the caller's promise.
-    unsafe { simt::atomic(to, false, |word| word.fetch_add(value, Relaxed)) }
+    unsafe { simt::atomic(to, Orders::Nothing, |word| word.fetch_add(value, Relaxed)) }
 }
 
 /// Adds to two numbers in one word, as [`fetch_add_gpu`] does to one.
@@ -152,7 +161,7 @@ pub(crate) unsafe fn fetch_add_relaxed_gpu(to: *mut u32, value: u32) -> u32 {
 #[inline(always)]
 pub(crate) unsafe fn fetch_add_gpu_u64(to: *mut u64, value: u64) -> u64 {
     // SAFETY: the caller's promise.
-    unsafe { simt::atomic_u64(to, true, |word| word.fetch_add(value, AcqRel)) }
+    unsafe { simt::atomic_u64(to, Orders::AcquireAndRelease, |word| word.fetch_add(value, AcqRel)) }
 }
 
 /// The same, and only sees.
@@ -162,7 +171,7 @@ pub(crate) unsafe fn fetch_add_gpu_u64(to: *mut u64, value: u64) -> u64 {
 #[inline(always)]
 pub(crate) unsafe fn fetch_add_acquire_gpu_u64(to: *mut u64, value: u64) -> u64 {
     // SAFETY: the caller's promise.
-    unsafe { simt::atomic_u64(to, false, |word| word.fetch_add(value, Acquire)) }
+    unsafe { simt::atomic_u64(to, Orders::Acquire, |word| word.fetch_add(value, Acquire)) }
 }
 
 /// The same, without any order with other memory.
@@ -172,7 +181,7 @@ pub(crate) unsafe fn fetch_add_acquire_gpu_u64(to: *mut u64, value: u64) -> u64 
 #[inline(always)]
 pub(crate) unsafe fn fetch_add_relaxed_gpu_u64(to: *mut u64, value: u64) -> u64 {
     // SAFETY: the caller's promise.
-    unsafe { simt::atomic_u64(to, false, |word| word.fetch_add(value, Relaxed)) }
+    unsafe { simt::atomic_u64(to, Orders::Nothing, |word| word.fetch_add(value, Relaxed)) }
 }
 
 /// Loads a word that other threads of this GPU write.
@@ -182,7 +191,7 @@ pub(crate) unsafe fn fetch_add_relaxed_gpu_u64(to: *mut u64, value: u64) -> u64 
 #[inline(always)]
 pub(crate) unsafe fn load_gpu_u64(from: *const u64) -> u64 {
     // SAFETY: the caller's promise.
-    unsafe { simt::load(from as usize, 8) }
+    unsafe { simt::load(from as usize, 8, false) }
 }
 
 /// Replaces a word and gives what it was, without any order with other memory.
@@ -192,7 +201,7 @@ pub(crate) unsafe fn load_gpu_u64(from: *const u64) -> u64 {
 #[inline(always)]
 pub(crate) unsafe fn exchange_relaxed_gpu(to: *mut u32, new: u32) -> u32 {
     // SAFETY: the caller's promise.
-    unsafe { simt::atomic(to, false, |word| word.swap(new, Relaxed)) }
+    unsafe { simt::atomic(to, Orders::Nothing, |word| word.swap(new, Relaxed)) }
 }
 
 /// Replaces a word if it is `current`, and gives what it was; ordered like [`fetch_add_gpu`].
@@ -205,7 +214,7 @@ pub(crate) unsafe fn compare_exchange_gpu(to: *mut u32, current: u32, new: u32) 
         Ok(was) | Err(was) => was,
     };
     // SAFETY: the caller's promise.
-    unsafe { simt::atomic(to, true, replace) }
+    unsafe { simt::atomic(to, Orders::AcquireAndRelease, replace) }
 }
 
 pub(crate) fn fence_gpu() {
@@ -270,7 +279,7 @@ pub(crate) fn rarely() {}
 #[inline(always)]
 pub(crate) unsafe fn load_u8_system(from: *const u8) -> u8 {
     // SAFETY: the caller's promise.
-    unsafe { simt::load(from as usize, 1) as u8 }
+    unsafe { simt::load(from as usize, 1, false) as u8 }
 }
 
 /// Loads 32 bits.
@@ -280,7 +289,7 @@ pub(crate) unsafe fn load_u8_system(from: *const u8) -> u8 {
 #[inline(always)]
 pub(crate) unsafe fn load_u32_system(from: *const u32) -> u32 {
     // SAFETY: the caller's promise.
-    unsafe { simt::load(from as usize, 4) as u32 }
+    unsafe { simt::load(from as usize, 4, false) as u32 }
 }
 
 /// Stores a byte.

@@ -3,6 +3,13 @@
 use core::arch::asm;
 use core::arch::nvptx::{_block_dim_x, _block_idx_x, _grid_dim_x, _thread_idx_x};
 
+/// Notes that memory stays until the launch is over: a GPU need not know.
+///
+/// # Safety
+/// It does.
+#[inline(always)]
+pub(crate) unsafe fn lend(_addr: u64, _bytes: u64) {}
+
 /// Stores an entry in 16-byte stores, which write-combining memory gathers.
 ///
 /// # Safety
@@ -341,13 +348,13 @@ unsafe extern "C" {
 
 #[inline(always)]
 pub(crate) fn ballot(mask: u32, predicate: bool) -> u32 {
-    // SAFETY: the lanes of `mask` come here together, which `warp_vote_ballot` asks for.
+    // SAFETY: the lanes of `mask` come here together, which `warp_vote_ballot`, `Warp` and the queues ask for.
     unsafe { vote_ballot_sync(mask as i32, predicate) as u32 }
 }
 
 #[inline(always)]
 pub(crate) fn sync_warp(mask: u32) {
-    // SAFETY: the lanes of `mask` come here together, which `sync_warp` asks for.
+    // SAFETY: the lanes of `mask` come here together, which `sync_warp`, `Warp` and the queues ask for.
     unsafe { bar_warp_sync(mask as i32) };
 }
 
@@ -361,13 +368,13 @@ pub(crate) fn active_mask() -> u32 {
 
 #[inline(always)]
 pub(crate) fn shuffle(mask: u32, value: u32, from: u32) -> u32 {
-    // SAFETY: the lanes of `mask` come here together, which `warp_shuffle_idx` asks for.
+    // SAFETY: the lanes of `mask` come here together, which `warp_shuffle_idx`, `Warp` and the queues ask for.
     unsafe { shfl_sync_idx(mask as i32, value as i32, from as i32, 31) as u32 }
 }
 
 #[inline(always)]
 pub(crate) fn sync_block() {
-    // SAFETY: all threads of the block come here, which `thread::sync_threads` asks for.
+    // SAFETY: all threads of the block come here together, which `thread::sync_threads` asks for.
     unsafe { core::arch::nvptx::_syncthreads() };
 }
 

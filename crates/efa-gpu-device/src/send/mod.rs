@@ -90,12 +90,15 @@ where
     /// The ring of `handle`; `None` if its entries have another size.
     ///
     /// # Safety
-    /// The addresses in `handle` are those of a ring and its doorbell, for whoever runs this, and stay so; nobody else posts there.
+    /// The addresses in `handle` are those of a ring and its doorbell, for whoever runs this, until the launch is over;
+    /// nobody else posts there.
     #[inline(always)]
     unsafe fn new(handle: &SendRingHandle) -> Option<Self> {
         if handle.wqe_size as usize != <Wqe<W> as SendWqe>::SIZE {
             return None;
         }
+        // SAFETY: the caller's promise.
+        unsafe { lend(handle) };
         // What every post takes is to stay in registers.
         let nothing = arch::opaque_zero();
         let producer = handle.producer + nothing;
@@ -176,6 +179,19 @@ where
     fn store_doorbell(&self) {
         // SAFETY: it is the ring's doorbell.
         unsafe { arch::store_doorbell(self.doorbell, self.placed) };
+    }
+}
+
+/// Notes that a ring and its doorbell stay until the launch is over.
+///
+/// # Safety
+/// They do, and are only accessed atomically.
+#[inline(always)]
+unsafe fn lend(handle: &SendRingHandle) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        arch::lend(handle.ring, (u64::from(handle.mask) + 1) * u64::from(handle.wqe_size));
+        arch::lend(handle.doorbell, size_of::<u32>() as u64);
     }
 }
 

@@ -21,8 +21,8 @@ where
     /// The queue of `handle`; `None` if its WQEs have another size than `W` words.
     ///
     /// # Safety
-    /// The handle is of a queue that was handed over to this thread, and to nobody else; its addresses are valid here for as long as the queue
-    /// is used.
+    /// The handle is of a queue that was handed over to this thread, and to nobody else; its addresses are valid here
+    /// until the launch is over: stores are under way after the queue is gone.
     #[inline(always)]
     pub unsafe fn new(handle: &SendRingHandle) -> Option<Self> {
         // SAFETY: the caller's promise.

@@ -25,8 +25,9 @@ where
     /// The queue of `handle`; `None` if its WQEs have another size than `W` words, or if a batch is less than a warp.
     ///
     /// # Safety
-    /// The handle is of a queue that was handed over to this warp, and to nobody else; its addresses are valid here for as long as the queue is
-    /// used. All lanes of the warp call this together, and every method after it, with the same handle, numbers and deadlines.
+    /// The handle is of a queue that was handed over to this warp, and to nobody else; its addresses are valid here
+    /// until the launch is over: stores are under way after the queue is gone. All lanes of the warp call this
+    /// together, and every method after it, with the same handle, numbers and deadlines.
     #[inline(always)]
     pub unsafe fn new(handle: &SendRingHandle) -> Option<Self> {
         // SAFETY: the caller's promise.

@@ -38,6 +38,9 @@ impl Inner<'_> {
             Some(State::Warp { value, from, .. }) if mask >> i & 1 != 0 => (value, from),
             _ => (0, 0),
         });
+        if primitive == Primitive::SyncWarp {
+            self.share(all.clone());
+        }
         let votes = (0..WARP).fold(0, |votes, i| votes | u32::from(values[i].0 != 0) << i);
         for other in all {
             self.lanes[other].answer = match primitive {
@@ -61,6 +64,7 @@ impl Inner<'_> {
             return Err(Fault::Exited { waiting, exited: self.lanes[gone].id });
         }
         if all.clone().all(|other| self.lanes[other].state == State::Block) {
+            self.share(all.clone());
             for other in all {
                 self.bring_to_block(other);
                 self.go_on(other, lane);

@@ -2,7 +2,7 @@
 
 use super::fault::Primitive;
 use super::memory::{self, Store};
-use super::world::{State, World};
+use super::world::{Reach, State, World};
 use std::cell::Cell;
 use std::ptr;
 use std::sync::OnceLock;
@@ -42,10 +42,15 @@ fn world<'w>() -> Option<(&'w World<'static>, usize)> {
     (!world.is_null()).then(|| unsafe { (&*world, (*world).current.get()) })
 }
 
-/// The same, unless the lane is being unwound: then it must not wait for anybody, nor give its turn away.
+/// The same, unless the lane is being unwound: then it must not wait for anybody, nor give its turn away. A lane that
+/// was unwound when its run was over, and caught that, does not come back from here: it is unwound again.
 #[inline]
 fn running<'w>() -> Option<(&'w World<'static>, usize)> {
-    world().filter(|_| !std::thread::panicking())
+    let (world, lane) = world().filter(|_| !std::thread::panicking())?;
+    while world.over.get() {
+        suspend(world, lane);
+    }
+    Some((world, lane))
 }
 
 /// Gives the turn away.
@@ -75,6 +80,9 @@ fn wait(world: &World<'static>, lane: usize, at: Primitive, state: State) -> u32
     let mut inner = world.inner.borrow_mut();
     inner.lanes[lane].at = at;
     inner.lanes[lane].state = state;
+    if matches!(at, Primitive::SyncWarp | Primitive::SyncThreads) {
+        inner.bring_fenced(lane);
+    }
     inner.record((lane as u64) << 8 | at as u64);
     if let Err(fault) = inner.arrive(lane) {
         inner.fault = Some(fault);
@@ -84,16 +92,32 @@ fn wait(world: &World<'static>, lane: usize, at: Primitive, state: State) -> u32
     world.inner.borrow().lanes[lane].answer
 }
 
-/// Loads `size` bytes.
+/// Tells the run that memory stays until it is over, so that stores to it may take their time. Outside of a run this
+/// does nothing.
+///
+/// # Safety
+/// `size` bytes at `addr` are valid for writes, and accessed atomically, until the run is over.
+pub unsafe fn lend(addr: u64, size: u64) {
+    if let Some((world, _)) = running() {
+        world.inner.borrow_mut().lent.add(addr as usize, size as usize);
+    }
+}
+
+/// Loads `size` bytes. What was stored before what this sees is before what the lane does after an `acquire`.
 ///
 /// # Safety
 /// They are valid for reads, aligned to their size, and accessed atomically.
-pub(crate) unsafe fn load(addr: usize, size: usize) -> u64 {
+pub(crate) unsafe fn load(addr: usize, size: usize, acquire: bool) -> u64 {
     match running() {
         Some((world, lane)) => {
             access(world, lane, Primitive::Load);
+            let mut inner = world.inner.borrow_mut();
+            inner.look(lane);
+            if acquire {
+                inner.acquire(lane);
+            }
             // SAFETY: the caller's promise.
-            unsafe { world.inner.borrow().load(lane, addr, size) }
+            unsafe { inner.load(lane, addr, size) }
         }
         // SAFETY: the caller's promise.
         None => unsafe { memory::load(addr, size) },
@@ -103,9 +127,9 @@ pub(crate) unsafe fn load(addr: usize, size: usize) -> u64 {
 /// Stores `size` bytes. What was stored before is there before, if this is a `release`.
 ///
 /// # Safety
-/// They are valid for writes, aligned to their size, and accessed atomically, until the run is over.
+/// They are valid for writes, aligned to their size, and accessed atomically.
 pub(crate) unsafe fn store(addr: usize, size: usize, value: u64, release: bool) {
-    let store = Store { addr, size, value, until: 0 };
+    let store = Store::new(addr, size, value);
     match running() {
         Some((world, lane)) => {
             access(world, lane, Primitive::Store);
@@ -120,12 +144,22 @@ pub(crate) unsafe fn store(addr: usize, size: usize, value: u64, release: bool) 
     }
 }
 
-/// Does `operation` to a word of memory. What this lane stored before is there before, as its GPU sees it, if this is a `release`.
+/// What an atomic operation orders beside itself, as its GPU sees it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Orders {
+    Nothing,
+    /// What was stored before what this sees is before what the lane does after it.
+    Acquire,
+    /// That, and what this lane stored before is there before.
+    AcquireAndRelease,
+}
+
+/// Does `operation` to a word of memory.
 ///
 /// # Safety
 /// The word is valid for reads and writes, aligned, and accessed atomically.
-pub(crate) unsafe fn atomic(to: *mut u32, release: bool, operation: impl FnOnce(&AtomicU32) -> u32) -> u32 {
-    before_atomic(to as usize, size_of::<u32>(), release);
+pub(crate) unsafe fn atomic(to: *mut u32, orders: Orders, operation: impl FnOnce(&AtomicU32) -> u32) -> u32 {
+    before_atomic(to as usize, size_of::<u32>(), orders);
     // SAFETY: the caller's promise.
     operation(unsafe { AtomicU32::from_ptr(to) })
 }
@@ -134,30 +168,35 @@ pub(crate) unsafe fn atomic(to: *mut u32, release: bool, operation: impl FnOnce(
 ///
 /// # Safety
 /// As [`atomic`].
-pub(crate) unsafe fn atomic_u64(to: *mut u64, release: bool, operation: impl FnOnce(&AtomicU64) -> u64) -> u64 {
-    before_atomic(to as usize, size_of::<u64>(), release);
+pub(crate) unsafe fn atomic_u64(to: *mut u64, orders: Orders, operation: impl FnOnce(&AtomicU64) -> u64) -> u64 {
+    before_atomic(to as usize, size_of::<u64>(), orders);
     // SAFETY: the caller's promise.
     operation(unsafe { AtomicU64::from_ptr(to) })
 }
 
-fn before_atomic(addr: usize, size: usize, release: bool) {
+fn before_atomic(addr: usize, size: usize, orders: Orders) {
     if let Some((world, lane)) = running() {
         access(world, lane, Primitive::Atomic);
         let mut inner = world.inner.borrow_mut();
-        if release {
+        inner.bring_fenced(lane);
+        if orders == Orders::AcquireAndRelease {
             inner.bring_to_gpu(lane);
+        }
+        inner.look(lane);
+        if orders != Orders::Nothing {
+            inner.acquire(lane);
         }
         inner.bring_these(lane, addr, size);
     }
 }
 
-/// Brings this lane's stores before its GPU, or the `system`.
+/// Brings this lane's stores before its GPU, or the `system`, and those of others that it has seen before the system.
 pub(crate) fn order(system: bool) {
     match running() {
         Some((world, lane)) => {
             access(world, lane, Primitive::Fence);
             let mut inner = world.inner.borrow_mut();
-            if system { inner.bring_to_memory(lane) } else { inner.bring_to_gpu(lane) }
+            inner.fence(lane, if system { Reach::System } else { Reach::Gpu });
         }
         None => fence(SeqCst),
     }

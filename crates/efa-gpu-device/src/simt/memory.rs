@@ -1,5 +1,6 @@
 //! Stores on their way, and the memory at the end of it.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::*};
 
 /// A store: the low `size` bytes of `value`.
@@ -10,9 +11,17 @@ pub(super) struct Store {
     pub(super) value: u64,
     /// It lingers until then, if nobody makes it go on.
     pub(super) until: u64,
+    /// Block of the lane that stored.
+    pub(super) block: usize,
+    /// When it came as far as the GPU, by the count of such stores.
+    pub(super) arrived: u64,
 }
 
 impl Store {
+    pub(super) fn new(addr: usize, size: usize, value: u64) -> Self {
+        Self { addr, size, value, until: 0, block: 0, arrived: 0 }
+    }
+
     fn overlaps(&self, addr: usize, size: usize) -> bool {
         self.addr < addr + size && addr < self.addr + self.size
     }
@@ -22,6 +31,31 @@ impl Store {
 pub(super) struct Watch<'env> {
     pub(super) addr: usize,
     pub(super) seen: Box<dyn FnMut(u32) + 'env>,
+}
+
+/// Memory that stays until the run is over: where each piece begins, and where it ends.
+#[derive(Default)]
+pub(super) struct Lent(BTreeMap<usize, usize>);
+
+impl Lent {
+    /// Adds `size` bytes.
+    pub(super) fn add(&mut self, addr: usize, size: usize) {
+        if size == 0 || self.covers(addr, size) {
+            return;
+        }
+        let (mut start, mut end) = (addr, addr.saturating_add(size));
+        // Those that it touches become one with it.
+        while let Some((&other, &other_end)) = self.0.range(..=end).next_back().filter(|piece| *piece.1 >= start) {
+            self.0.remove(&other);
+            (start, end) = (start.min(other), end.max(other_end));
+        }
+        self.0.insert(start, end);
+    }
+
+    /// Whether these bytes are all there.
+    pub(super) fn covers(&self, addr: usize, size: usize) -> bool {
+        self.0.range(..=addr).next_back().is_some_and(|(_, &end)| addr.saturating_add(size) <= end)
+    }
 }
 
 /// Stores that have come as far as here, in the order in which they came.
@@ -56,17 +90,28 @@ impl Buffer {
 
     /// Takes those to these bytes, and those that have to go before them.
     pub(super) fn take_overlapping(&mut self, addr: usize, size: usize) -> Vec<Store> {
-        if !self.stores.iter().any(|s| s.overlaps(addr, size)) {
+        self.take_where(|store| store.overlaps(addr, size))
+    }
+
+    /// Takes those that a block stored, and those that came before the count was more than `known`; and those that have
+    /// to go before them.
+    pub(super) fn take_known(&mut self, block: usize, known: u64) -> Vec<Store> {
+        self.take_where(|store| store.block == block || store.arrived <= known)
+    }
+
+    /// Takes those that are `wanted`, and those that have to go before them.
+    fn take_where(&mut self, wanted: impl Fn(&Store) -> bool) -> Vec<Store> {
+        if !self.stores.iter().any(&wanted) {
             return Vec::new();
         }
-        let mut taken: Vec<Store> = Vec::new();
-        for at in (0..self.stores.len()).rev() {
-            let store = self.stores[at];
-            if store.overlaps(addr, size) || taken.iter().any(|t| t.overlaps(store.addr, store.size)) {
-                taken.push(self.stores.remove(at));
-            }
+        let (mut taken, mut left): (Vec<Store>, Vec<Store>) = Default::default();
+        for store in self.stores.drain(..).rev() {
+            let goes = wanted(&store) || taken.iter().any(|t| t.overlaps(store.addr, store.size));
+            if goes { taken.push(store) } else { left.push(store) }
         }
+        left.reverse();
         taken.reverse();
+        self.stores = left;
         taken
     }
 
@@ -103,7 +148,7 @@ pub(super) unsafe fn load(addr: usize, size: usize) -> u64 {
 /// Stores to memory.
 ///
 /// # Safety
-/// The bytes are valid for writes, aligned to their size, and accessed atomically.
+/// The bytes are valid for writes, aligned to their size, and accessed atomically, at this moment.
 pub(super) unsafe fn store(Store { addr, size, value, .. }: Store) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -120,7 +165,21 @@ mod tests {
     use super::*;
 
     fn buffer(stores: &[(usize, usize, u64)]) -> Buffer {
-        Buffer { stores: stores.iter().map(|&(addr, size, value)| Store { addr, size, value, until: 0 }).collect() }
+        Buffer { stores: stores.iter().map(|&(addr, size, value)| Store::new(addr, size, value)).collect() }
+    }
+
+    #[test]
+    fn pieces_that_touch_are_one() {
+        let lent = |pieces: &[(usize, usize)]| {
+            let mut lent = Lent::default();
+            pieces.iter().for_each(|&(addr, size)| lent.add(addr, size));
+            lent
+        };
+        let pieces = [(16, 8), (32, 8), (24, 8), (4, 4), (60, 4), (0, 1), (16, 4), (58, 3), (7, 0)];
+        assert!(lent(&pieces).0.into_iter().eq([(0, 1), (4, 8), (16, 40), (58, 64)]));
+        let lent = lent(&[(10, 2), (14, 2), (18, 2), (usize::MAX - 3, 9), (0, 20)]);
+        assert!(lent.covers(0, 20) && !lent.covers(0, 21) && !lent.covers(20, 1));
+        assert!(lent.covers(usize::MAX - 3, 3) && !lent.covers(usize::MAX - 4, 4));
     }
 
     #[test]
@@ -149,5 +208,17 @@ mod tests {
         let mut buffer = buffer(&[(0, 4, 0), (16, 8, 1), (0, 8, 2), (4, 4, 3)]);
         let taken: Vec<u64> = buffer.take_overlapping(4, 4).iter().map(|s| s.value).collect();
         assert_eq!((taken, buffer.len()), (vec![0, 2, 3], 1));
+    }
+
+    #[test]
+    fn what_is_known_leaves_with_all_that_is_before_it() {
+        let mut buffer = buffer(&[(0, 4, 0), (8, 4, 1), (0, 8, 2), (8, 8, 3), (16, 4, 4)]);
+        for (store, (block, arrived)) in buffer.stores.iter_mut().zip([(1, 1), (2, 2), (3, 3), (1, 4), (2, 5)]) {
+            (store.block, store.arrived) = (block, arrived);
+        }
+        let taken: Vec<u64> = buffer.take_known(3, 0).iter().map(|s| s.value).collect();
+        assert_eq!(taken, [0, 2]);
+        let taken: Vec<u64> = buffer.take_known(9, 4).iter().map(|s| s.value).collect();
+        assert_eq!((taken, buffer.len()), (vec![1, 3], 1));
     }
 }

@@ -34,19 +34,36 @@
 //! | --- | --- |
 //! | `sync_warp`, `sync_threads` | the stores of all lanes that meet, as far as their block |
 //! | `device_fence`, atomics that release | the lane's stores and its block's, as far as the GPU |
-//! | `system_fence`, `store_release_system` | those and the GPU's, as far as memory |
+//! | `system_fence`, `store_release_system` | those and other blocks' that the lane has acquired, as far as memory |
 //! | any atomic | what the lane sees on its way to the same address, as far as memory |
 //! | the end of the run | all that is left, as far as memory |
 //!
-//! So a missing or too narrow fence before a doorbell is found by a launch that [plays the NIC](Executor::launch_on), given seeds enough. What is *not* found:
-//! a missing acquire (loads are never early), a fence that would have to be sequentially consistent (all are here), a barrier that is missing behind
-//! a fence which another lane executed as well, and the order of plain Rust accesses, which happen at once.
+//! A store that is on its way needs memory at the end of it. So this is how it goes with memory that was *lent* until
+//! the run is over, and with no other: what [`lends`](Executor::lends) names, or [`lend`], and the rings, doorbells and
+//! states of the queues of this crate, whose constructors ask for just that. What a kernel stores elsewhere, in memory
+//! of its own perhaps, is there at once: its missing fences are not found. A run that ends by a fault stores nothing
+//! any more.
+//!
+//! With half of the seeds a fence waits with that until its lane stores again or meets others: it orders what one lane
+//! does, and is no news for anybody else.
+//!
+//! A lane has acquired what it could see when it last looked at memory before a fence, or by a load or an atomic that
+//! acquires; and what others had acquired that it has met since, at `sync_warp` or `sync_threads`. A ballot or a
+//! shuffle hands nothing on.
+//!
+//! So a missing or too narrow fence before a doorbell is found by a launch that [plays the NIC](Executor::launch_on),
+//! given seeds enough; so is one that is missing between a look at what another block did and the barrier behind which
+//! another lane rings. What is *not* found: a load that would be early for want of an acquire (none is), a fence that
+//! would have to be sequentially consistent (all are here), a barrier or an acquire that is missing between lanes of
+//! one block, and the order of plain Rust accesses, which happen at once.
 //!
 //! **Time.** [`globaltimer`](crate::globaltimer) is a clock of the run, which moves with it, at about the speed of a real one; a deadline costs no waiting.
 //! When all lanes only look, the thread is given away, so that other threads get on.
 //!
-//! **Faults.** Other lanes are then unwound, as by a panic: what their destructors do to memory happens, and nobody is waited for: a ballot has no
-//! votes, a shuffle gives `u32::MAX`.
+//! **Faults.** Stores that are on their way are forgotten. Other lanes are then unwound, as by a panic: what their
+//! destructors do to memory happens, and nobody is waited for: a ballot has no votes, a shuffle gives `u32::MAX`. A
+//! lane that catches this is unwound again wherever it would lose its turn; one that catches it for ever cannot be
+//! ended.
 //!
 //! Outside an executor a thread is the only lane of a block of one thread, and memory is accessed at once.
 
@@ -57,6 +74,7 @@ mod memory;
 mod run;
 mod world;
 
+pub use current::lend;
 pub(crate) use current::*;
 pub use fault::{Doing, Fault, LaneId, Primitive, Waiting};
 
@@ -70,6 +88,7 @@ pub struct Executor<'env> {
     timeout: Duration,
     launches: Vec<Launch<'env>>,
     watches: Vec<memory::Watch<'env>>,
+    lent: memory::Lent,
 }
 
 /// What a run was.
@@ -92,7 +111,8 @@ pub struct Stats {
 impl<'env> Executor<'env> {
     /// An executor that decides by this seed. A run may take a minute, unless [`timeout`](Self::timeout) says otherwise.
     pub fn new(seed: u64) -> Self {
-        Self { seed, timeout: Duration::from_secs(60), launches: Vec::new(), watches: Vec::new() }
+        let (launches, watches, lent) = Default::default();
+        Self { seed, timeout: Duration::from_secs(60), launches, watches, lent }
     }
 
     /// Adds a kernel: `blocks` of `threads` each. A block's last warp has fewer lanes if `threads` is no multiple of 32. All launches run side by side,
@@ -110,6 +130,13 @@ impl<'env> Executor<'env> {
         assert!(blocks > 0, "a launch has blocks");
         assert!((1..=1024).contains(&threads), "a block has 1 to 1024 threads, not {threads}");
         self.launches.push(Launch { gpu, blocks, threads, kernel: Box::new(kernel) });
+        self
+    }
+
+    /// Lends memory to the kernels: the bytes of this value, not of what it points to. Only stores to memory that stays
+    /// until the run is over take their time; see the [module](self).
+    pub fn lends<T: ?Sized>(mut self, memory: &'env T) -> Self {
+        self.lent.add(std::ptr::from_ref(memory).addr(), size_of_val(memory));
         self
     }
 

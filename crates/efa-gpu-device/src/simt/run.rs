@@ -2,7 +2,7 @@
 
 use super::current::Entered;
 use super::fault::{Fault, LaneId, Primitive};
-use super::memory::{Buffer, Watch};
+use super::memory::{Buffer, Lent, Watch};
 use super::world::{Block, Inner, Lane, Odds, State, WARP, World};
 use super::{Executor, Stats};
 use corosensei::stack::DefaultStack;
@@ -77,6 +77,15 @@ impl<'w, 'env> Running<'w, 'env> {
     }
 }
 
+/// Ends a run before its lanes are unwound.
+struct End<'w, 'env>(&'w World<'env>);
+
+impl Drop for End<'_, '_> {
+    fn drop(&mut self) {
+        self.0.over.set(true);
+    }
+}
+
 /// What comes next.
 enum Next {
     Lane(usize),
@@ -86,7 +95,7 @@ enum Next {
 }
 
 impl<'env> World<'env> {
-    fn new(seed: u64, launches: &[Launch<'_>], watches: Vec<Watch<'env>>) -> Self {
+    fn new(seed: u64, launches: &[Launch<'_>], watches: Vec<Watch<'env>>, lent: Lent) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut draw = |from: &[u32]| from[rng.usize(..from.len())];
         let odds = Odds {
@@ -94,6 +103,7 @@ impl<'env> World<'env> {
             store: [draw(&[1, 4, 16, 128]), draw(&[1, 4, 16])],
             nap: draw(&[64, 512, 4096, u32::MAX]),
             linger: draw(&[16, 128, 1024, u32::MAX]),
+            lazy: draw(&[0, 1]) == 1,
         };
         let mut gpus: Vec<u32> = launches.iter().map(|launch| launch.gpu).collect();
         gpus.sort_unstable();
@@ -117,6 +127,9 @@ impl<'env> World<'env> {
                     at: Primitive::Start,
                     answer: 0,
                     stores: Buffer::default(),
+                    seen: 0,
+                    knows: 0,
+                    fence: None,
                     yielder: std::ptr::null(),
                 }));
                 let threads = threads as usize;
@@ -131,15 +144,17 @@ impl<'env> World<'env> {
             lanes,
             blocks,
             gpus: gpus.iter().map(|_| Buffer::default()).collect(),
+            arrived: 0,
             storing: Default::default(),
             asleep: Default::default(),
             now: 0,
             progress: 0,
             fault: None,
             watches,
+            lent,
             stats: Stats::default(),
         };
-        Self { inner: RefCell::new(inner), current: Cell::new(0) }
+        Self { inner: RefCell::new(inner), current: Cell::new(0), over: Cell::new(false) }
     }
 }
 
@@ -252,8 +267,8 @@ fn schedule(world: &World<'_>, lanes: &mut [Running<'_, '_>], most: Duration) ->
 }
 
 pub(super) fn run(executor: Executor<'_>) -> Result<Stats, Fault> {
-    let Executor { seed, timeout, launches, watches } = executor;
-    let world = World::new(seed, &launches, watches);
+    let Executor { seed, timeout, launches, watches, lent } = executor;
+    let world = World::new(seed, &launches, watches, lent);
     let _entered = Entered::new(&world);
     let lanes = world.inner.borrow().lanes.iter().map(|lane| lane.id.launch as usize).collect::<Vec<_>>();
     let mut lanes: Vec<_> = lanes
@@ -261,7 +276,10 @@ pub(super) fn run(executor: Executor<'_>) -> Result<Stats, Fault> {
         .enumerate()
         .map(|(lane, launch)| Running::new(&world, lane, &launches[launch].kernel))
         .collect();
+    // Before the lanes go, and what is theirs with them.
+    let end = End(&world);
     schedule(&world, &mut lanes, timeout)?;
+    drop(end);
     let inner = world.inner.borrow();
     Ok(Stats { nanoseconds: inner.now, ..inner.stats })
 }

@@ -2,7 +2,7 @@
 
 use super::Stats;
 use super::fault::{Doing, Fault, LaneId, Primitive, Waiting};
-use super::memory::{self, Buffer, Store, Watch};
+use super::memory::{self, Buffer, Lent, Store, Watch};
 use corosensei::Yielder;
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
@@ -42,6 +42,12 @@ pub(super) struct Lane {
     /// What it gets from the others when it goes on.
     pub(super) answer: u32,
     pub(super) stores: Buffer,
+    /// How many stores its GPU had got when it last looked at memory; and when it last looked of what its fences order:
+    /// behind a look of its own there has been a fence since, or it has met a lane of which this is true.
+    pub(super) seen: u64,
+    pub(super) knows: u64,
+    /// A fence whose stores have not gone on.
+    pub(super) fence: Option<Reach>,
     pub(super) yielder: *const Yielder<(), ()>,
 }
 
@@ -63,6 +69,15 @@ pub(super) struct Odds {
     pub(super) nap: u32,
     /// One of so many stores lingers.
     pub(super) linger: u32,
+    /// What a fence orders goes on when the lane stores again, and not at once.
+    pub(super) lazy: bool,
+}
+
+/// How far a fence reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Reach {
+    Gpu,
+    System,
 }
 
 /// A run: what lanes and the scheduler have in common. Nobody holds on to `inner` while a lane gives away its turn.
@@ -70,6 +85,8 @@ pub(super) struct World<'env> {
     pub(super) inner: RefCell<Inner<'env>>,
     /// The lane that runs.
     pub(super) current: Cell<usize>,
+    /// Nothing is stored any more, and lanes that have not returned are unwound.
+    pub(super) over: Cell<bool>,
 }
 
 pub(super) struct Inner<'env> {
@@ -79,6 +96,8 @@ pub(super) struct Inner<'env> {
     pub(super) blocks: Vec<Block>,
     /// Stores that have come as far as a GPU.
     pub(super) gpus: Vec<Buffer>,
+    /// How many stores have come so far.
+    pub(super) arrived: u64,
     /// Lanes and blocks that may have stores on their way.
     pub(super) storing: [Vec<usize>; 2],
     pub(super) ready: Vec<usize>,
@@ -89,6 +108,7 @@ pub(super) struct Inner<'env> {
     pub(super) progress: u64,
     pub(super) fault: Option<Fault>,
     pub(super) watches: Vec<Watch<'env>>,
+    pub(super) lent: Lent,
     pub(super) stats: Stats,
 }
 
@@ -134,8 +154,33 @@ impl Inner<'_> {
         counts.into_iter().map(|((launch, primitive), lanes)| Doing { launch, primitive, lanes }).collect()
     }
 
+    /// A lane executes a fence.
+    pub(super) fn fence(&mut self, lane: usize, reach: Reach) {
+        self.acquire(lane);
+        self.lanes[lane].fence = self.lanes[lane].fence.max(Some(reach));
+        if !self.odds.lazy {
+            self.bring_fenced(lane);
+        }
+    }
+
+    /// What a lane's last fence orders goes before what comes now.
+    pub(super) fn bring_fenced(&mut self, lane: usize) {
+        match self.lanes[lane].fence.take() {
+            None => {}
+            Some(Reach::Gpu) => self.bring_to_gpu(lane),
+            Some(Reach::System) => self.bring_to_memory(lane),
+        }
+    }
+
     /// A lane stores.
     pub(super) fn store(&mut self, lane: usize, mut store: Store) {
+        self.bring_fenced(lane);
+        if !self.lent.covers(store.addr, store.size) {
+            // It may be gone as soon as the lane goes on. What was stored there before stays before.
+            self.bring_these(lane, store.addr, store.size);
+            return self.put_in_memory(store);
+        }
+        store.block = self.lanes[lane].block;
         if self.chance(self.odds.linger) {
             store.until = self.now + self.long();
         }
@@ -171,7 +216,9 @@ impl Inner<'_> {
         }
     }
 
-    fn put_in_gpu(&mut self, gpu: usize, store: Store) {
+    fn put_in_gpu(&mut self, gpu: usize, mut store: Store) {
+        self.arrived += 1;
+        store.arrived = self.arrived;
         self.gpus[gpu].push(store);
         if self.gpus[gpu].len() > ROOM[2]
             && let Some(store) = self.gpus[gpu].take_any(&mut self.rng, u64::MAX)
@@ -182,7 +229,8 @@ impl Inner<'_> {
 
     fn put_in_memory(&mut self, store: Store) {
         self.progress += 1;
-        // SAFETY: whoever stored promised it for as long as the run lasts.
+        // SAFETY: a lane that stores has promised it for this moment, and it gets here at once (`store`); or the memory
+        // was lent until the run is over, and then nobody comes here (`running`).
         unsafe { memory::store(store) };
         for watch in self.watches.iter_mut().filter(|watch| watch.addr == store.addr) {
             (watch.seen)(store.value as u32);
@@ -244,16 +292,30 @@ impl Inner<'_> {
         }
     }
 
-    /// And those of the GPU to memory.
+    /// And those to memory, with what other blocks have stored before the lane knew of it.
     pub(super) fn bring_to_memory(&mut self, lane: usize) {
         self.bring_to_gpu(lane);
-        self.bring_all(self.blocks[self.lanes[lane].block].gpu);
-    }
-
-    fn bring_all(&mut self, gpu: usize) {
-        for store in self.gpus[gpu].take_all() {
+        let Lane { block, knows, .. } = self.lanes[lane];
+        for store in self.gpus[self.blocks[block].gpu].take_known(block, knows) {
             self.put_in_memory(store);
         }
+    }
+
+    /// A lane has looked at memory.
+    pub(super) fn look(&mut self, lane: usize) {
+        self.lanes[lane].seen = self.arrived;
+    }
+
+    /// What a lane has seen is before what it does from now on.
+    pub(super) fn acquire(&mut self, lane: usize) {
+        let Lane { seen, knows, .. } = &mut self.lanes[lane];
+        *knows = (*knows).max(*seen);
+    }
+
+    /// What these lanes know, all of them know.
+    pub(super) fn share(&mut self, lanes: impl Iterator<Item = usize> + Clone) {
+        let most = lanes.clone().map(|lane| self.lanes[lane].knows).max().unwrap_or(0);
+        lanes.for_each(|lane| self.lanes[lane].knows = most);
     }
 
     /// The run is over: all that is on its way gets to memory.
@@ -295,6 +357,7 @@ impl Inner<'_> {
         self.stats.lanes += 1;
         self.lanes[lane].state = State::Done;
         self.lanes[lane].at = Primitive::End;
+        self.bring_fenced(lane);
         self.bring_to_block(lane);
         self.fault = self.fault.take().or_else(|| self.missed(lane));
     }

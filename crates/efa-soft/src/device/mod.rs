@@ -22,8 +22,8 @@ mod objects;
 mod receive;
 mod send;
 
-use crate::contain::log;
 use crate::config::DeviceConfig;
+use crate::contain::log;
 use crate::counters::{CommandCounters, Counters};
 use crate::faults::Faults;
 use crate::packet::Transmit;

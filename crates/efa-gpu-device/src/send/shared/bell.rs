@@ -11,10 +11,33 @@
 //! Lest one poster ring for all others for ever, it asks for relief after some doorbells; and the next poster to come by waits for the baton, which it
 //! gets after the doorbell that is just being rung.
 //!
-//! Why the device sees every WQE that it is told of: a poster's WQE comes before its fence and its mark, the look at the mark before the ringer's
-//! fence and the doorbell. The first fence reaches as far as the ringer, the second as far as the device, and causality order is transitive (PTX
-//! ISA, "Memory consistency model", "Causality order"). In the same way one ringer's doorbell comes before the next one's. And requests that were rung
-//! for count as the batch's until a fence of system scope is behind their doorbell: the device has it before the first WQE of the next batch.
+//! # Why the device sees every WQE that it is told of
+//!
+//! By causality order (PTX ISA, "Memory Consistency Model"), from a WQE to the doorbell that tells of it. Each row
+//! comes before the next:
+//!
+//! | who | what | which is |
+//! | --- | --- | --- |
+//! | poster | stores its WQE | |
+//! | poster | `fence.acq_rel.gpu`, then exchanges the mark | a release pattern |
+//! | lane that looks | reads or exchanges the mark, then `fence.acq_rel.gpu` | an acquire pattern |
+//! | lane that looks, lane that rings | `bar.warp.sync` | a barrier |
+//! | lane that rings | `fence.acq_rel.sys`, then stores the doorbell | a release pattern |
+//!
+//! In one thread that is program order. A release pattern is a fence and then a strong write; an acquire pattern is a strong
+//! read and then a fence, *both of one thread*. Such a pair synchronizes where the read observes the write and the fences'
+//! scopes include each other's thread ("Release and Acquire Patterns", "Memory synchronization"). A barrier synchronizes
+//! those who meet there.
+//!
+//! Base causality order is transitive over all of these ("Causality order"), so what a fence orders need not have been
+//! stored by its own thread. What is no link of such a chain is a ballot or a shuffle: they carry values and order
+//! nothing. A fence behind the barrier alone would not do, since only the lane that rings is ordered by its fence, and
+//! the marks were read by others. A group of one lane needs no more than the last fence: that is behind its own looks.
+//!
+//! In the same way one ringer's doorbell comes before the next one's: it is before a fence and the exchange that leaves
+//! the baton, or the store that hands it over, and the lane that finds the baton there reads that. And requests that
+//! were rung for count as the batch's until a fence of system scope is behind their doorbell: the device has it before
+//! the first WQE of the next batch.
 
 use super::{MARKS, RELIEF, ROOM, room};
 use crate::arch;
@@ -127,8 +150,11 @@ impl Bell {
         loop {
             end = end.wrapping_add(self.ready_from(group, end));
             if end != at {
-                // What the marks told all lanes of, before the fence of the lane that rings.
-                arch::sync_warp(group);
+                if group & (group - 1) != 0 {
+                    // What the marks told each lane of is before the fence of the lane that rings.
+                    arch::fence_gpu();
+                    arch::sync_warp(group);
+                }
                 arch::fence_system();
                 if arch::lane() == leader {
                     self.give_back(owed);

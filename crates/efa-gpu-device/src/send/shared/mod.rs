@@ -87,8 +87,9 @@ where
     /// batch is less than a warp.
     ///
     /// # Safety
-    /// The handle is of a queue that was handed over to this GPU, and `state` are the words that [`shared_state`] gave for it, which nobody has changed
-    /// but values of this type, in this GPU's own memory; both addresses are valid here for as long as the queue is used. Nobody else posts there.
+    /// The handle is of a queue that was handed over to this GPU, and `state` are the words that [`shared_state`] gave
+    /// for it, which nobody has changed but values of this type, in this GPU's own memory; all addresses are valid here
+    /// until the launch is over: stores are under way after the queue is gone. Nobody else posts there.
     #[inline(always)]
     pub unsafe fn new(handle: &SendRingHandle, state: *mut u32) -> Option<Self> {
         if handle.wqe_size as usize != <Wqe<W> as SendWqe>::SIZE
@@ -96,6 +97,11 @@ where
             || handle.max_batch < LANES
         {
             return None;
+        }
+        // SAFETY: the caller's promise; the state is as long as `shared_state` is.
+        unsafe {
+            super::lend(handle);
+            arch::lend(state as u64, (MARKS as u64 + u64::from(handle.mask) + 1) * size_of::<u32>() as u64);
         }
         Some(Self {
             slots: handle.ring as *mut u64,
