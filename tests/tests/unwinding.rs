@@ -72,6 +72,7 @@ impl tracing::Subscriber for Panics {
 
 /// A node whose memory is written to, and one that writes.
 struct Nodes {
+    _net: Local,
     port: Arc<Moody>,
     pd: ProtectionDomain,
     _qp: ActiveQueuePair<8>,
@@ -99,7 +100,7 @@ impl Nodes {
         });
         let (peer, back) = (writer_pd.peer(&qp.endpoint).unwrap(), pd.peer(&writer.endpoint).unwrap());
         let writer = Writer { pd: writer_pd, sq: writer.send.into_cpu(), cq: cq.into_cpu(), peer };
-        Self { port, pd, _qp: qp, _peer: back, writer }
+        Self { _net: net, port, pd, _qp: qp, _peer: back, writer }
     }
 }
 

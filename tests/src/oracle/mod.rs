@@ -212,7 +212,7 @@ impl World {
             } else if self.chaos {
                 self.weather.clear(&self.sim, &self.nodes);
             }
-            if self.churn && posting && self.rng.u8(..) < 64 {
+            if self.churn && posting && self.rng.u8(..) < 32 {
                 self.drop_qp();
             }
             for _ in 0..self.rng.usize(..8) {
@@ -230,7 +230,9 @@ impl World {
             self.sim.step(Duration::from_micros(200));
             let mut progress = false;
             for n in 0..NODES {
-                let most = if self.churn && posting { self.rng.usize(..32) } else { usize::MAX };
+                // With churn the queue is looked at now and then, so that completions lie there while their queue pairs go.
+                let looks = !(self.churn && posting) || self.rng.u8(..) < 16;
+                let most = if looks { usize::MAX } else { 0 };
                 for _ in 0..most {
                     let Some(completion) = self.nodes[n].cq.poll_one() else { break };
                     progress = true;
@@ -392,7 +394,7 @@ impl World {
                 match bad {
                     Bad::Rkey => board.rkey ^= 0x40,
                     Bad::Bounds => board.len += 1,
-                    Bad::Qkey => to.qkey ^= 1,
+                    Bad::Qkey => to.qkey ^= 1 << 31, // nobody else's, whose number it may become
                     Bad::Number => to.qpn ^= 0x1000,
                 }
                 Some(board.slice(board.len - op.len as u64..).unwrap())
