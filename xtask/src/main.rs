@@ -3,6 +3,9 @@
 mod apt;
 mod checks;
 mod gpu;
+mod miri;
+mod nightly;
+mod sanitize;
 mod toolchain;
 mod vendor;
 
@@ -30,6 +33,14 @@ enum Chore {
     },
     /// Everything that proves the project on this machine. With CI=true, what cannot run is a failure.
     Test,
+    /// Miri over what it can run, if it is there.
+    Miri,
+    /// The software devices' threads and memory under ThreadSanitizer and AddressSanitizer, if a nightly toolchain is there.
+    Sanitize {
+        /// Which of the two; without, both.
+        #[arg(value_enum)]
+        which: Option<sanitize::Sanitizer>,
+    },
     /// Kernels on the GPU of this machine: a million operations, every byte checked, and all of efa-direct's CUDA.
     Gpu,
     /// Brings the vendor's library and programs that use it into target/vendor, from Debian unstable; tests run them.
@@ -77,6 +88,8 @@ fn main() -> Result<()> {
             run(&mut demo)
         }
         Chore::Test => checks::run_all(),
+        Chore::Miri => miri::run(),
+        Chore::Sanitize { which } => sanitize::run(which),
         Chore::Gpu => gpu::test(),
         Chore::Vendor => vendor::bring(),
         Chore::Toolchain => toolchain::bring(),

@@ -62,8 +62,11 @@
 //!   free once its completions have been polled. (Unsolicited receives are the exception, since nothing here can hold them back.)
 //! - **Posting costs stores.** No lock, no allocation, no atomic read-modify-write, no reference count.
 //! - **Registered memory is copied, not referenced**, since a peer may write it at any time.
-//! - **Nothing here leads to undefined behaviour.** `unsafe` is in `ring.rs` (ring memory), `region.rs` (registered memory), the provider, and `cuda/` (calls
-//!   into CUDA). Two things are `unsafe` to do: launching a kernel, and registering memory of others by its address.
+//! - **Nothing here leads to undefined behaviour.** A program need not write `unsafe`, but for two things: launching a kernel, and
+//!   registering memory of others by its address; whoever brings a provider of their own vouches for it.
+//!
+//! Unsafe code: `ring.rs` (ring memory), `region.rs` (registered memory), `external.rs` (declares what registering by address takes),
+//! `provider/` (hands over rings and registered memory, asks libibverbs for them), `cuda/` (calls into CUDA).
 
 #![deny(missing_docs)]
 

@@ -46,6 +46,7 @@
 //! - The node takes three descriptors for each queue pair and up to two for each completion queue: `ulimit -n` has to allow them.
 
 #![deny(missing_docs)]
+#![forbid(unsafe_code)]
 
 mod abi;
 mod call;
