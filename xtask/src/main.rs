@@ -4,7 +4,10 @@ mod aarch64;
 mod apt;
 mod checks;
 mod gpu;
+mod miri;
+mod nightly;
 mod python;
+mod sanitize;
 mod toolchain;
 mod trial;
 mod vendor;
@@ -41,6 +44,14 @@ enum Chore {
     },
     /// Compiles what drives queues from a CPU for aarch64, if the toolchain can.
     Aarch64,
+    /// Miri over what it can run, if it is there.
+    Miri,
+    /// The software devices' threads and memory under ThreadSanitizer and AddressSanitizer, if a nightly toolchain is there.
+    Sanitize {
+        /// Which of the two; without, both.
+        #[arg(value_enum)]
+        which: Option<sanitize::Sanitizer>,
+    },
     /// Kernels on the GPU of this machine: a million operations, every byte checked, and all of efa-direct's CUDA.
     Gpu,
     /// Brings the vendor's library and programs that use it into target/vendor, from Debian unstable; tests run them.
@@ -90,6 +101,8 @@ fn main() -> Result<()> {
         Chore::Test => checks::run_all(),
         Chore::Trial { keep } => trial::main(keep),
         Chore::Aarch64 => aarch64::check(),
+        Chore::Miri => miri::run(),
+        Chore::Sanitize { which } => sanitize::run(which),
         Chore::Gpu => gpu::test(),
         Chore::Vendor => vendor::bring(),
         Chore::Toolchain => toolchain::bring(),

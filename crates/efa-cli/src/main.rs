@@ -8,6 +8,8 @@
 //! | `efa run` | a program on software devices, through the vendor's own libibverbs and libefa |
 //! | `efa soak` | the same two processes with all kinds of traffic, for a long time, while faults come and go |
 //! | `efa dissect` | lays a WQE, a receive descriptor or a completion entry out field by field |
+//!
+//! Unsafe code: `kernel.rs` (launches a kernel), `node.rs` (takes a ring back from it), `run.rs` (what a child does before it becomes another program).
 
 mod demo;
 mod dissect;

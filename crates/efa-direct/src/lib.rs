@@ -66,9 +66,12 @@
 //!   other on their way.
 //! - **Posting costs stores.** No lock, no allocation, no atomic read-modify-write, no reference count.
 //! - **Registered memory is copied, not referenced**, since a peer may write it at any time.
-//! - **Nothing here leads to undefined behaviour.** `unsafe` is in `ring.rs` (ring memory), `barrier.rs` (fences),
-//!   `region.rs` (registered memory), the provider, and `cuda/` (calls into CUDA). Two things are `unsafe` to do:
-//!   launching a kernel, and registering memory of others by its address.
+//! - **Nothing here leads to undefined behaviour.** A program need not write `unsafe`, but for these: launching a kernel, registering memory of others by
+//!   its address, and saying what a GPU did with a ring that is taken back from it; whoever brings a provider of their own vouches for it.
+//!
+//! Unsafe code: `ring.rs` (ring memory), `barrier.rs` (fences), `region.rs` (registered memory), `external.rs`, `send.rs`, `recv.rs` and `cq.rs` (declare
+//! what it takes to register by address, and to take a ring back), `provider/` (hands over rings and registered memory, asks libibverbs for them), `cuda/`
+//! (calls into CUDA).
 
 #![deny(missing_docs)]
 

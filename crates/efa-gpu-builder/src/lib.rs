@@ -62,6 +62,7 @@
 //! [`Built::assemble`] has `ptxas` assemble the PTX, which needs no GPU, and gives what each kernel takes as a [`Report`]. `ptxas` is what
 //! **`PTXAS`** names, or in `PATH`, or what `cargo xtask toolchain` brought.
 #![deny(missing_docs)]
+#![forbid(unsafe_code)]
 
 mod arch;
 mod builder;

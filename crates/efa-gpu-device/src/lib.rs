@@ -79,6 +79,9 @@
 //! | `recv.rs` | receive queues |
 //! | `completion.rs`, `counter.rs` | completion queues and counters |
 //! | `simt/` | on the host only: the executor that runs kernels as a GPU would |
+//!
+//! Unsafe code: `arch/` (instructions), `mem.rs`, `send/`, `recv.rs`, `completion.rs`, `counter.rs`, `time.rs` (memory by the
+//! addresses that a kernel was given), `warp.rs` and `thread.rs` (what a whole warp, or block, has to do), `simt/` (coroutines, and memory on behalf of lanes).
 
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![cfg_attr(target_arch = "nvptx64", allow(internal_features))]

@@ -6,6 +6,8 @@
 //! | `nic.rs` | the software NIC, `efa-gpu-nic` |
 //! | `ptx.rs` | none: where they are as PTX, for hosts |
 //! | `traffic.rs` | post whatever they are told, and write down what completes: what tests run |
+//!
+//! Unsafe code: `measure.rs`, `nic.rs`, `traffic.rs` (kernels, which are given addresses), `lib.rs` (the trap of a panic).
 
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, stdarch_nvptx))]

@@ -1,4 +1,6 @@
 //! The attribute [`macro@kernel`]. `efa-gpu-device` gives it to its users.
+//!
+//! Unsafe code: `lib.rs` (the attribute `no_mangle` of a kernel's entry).
 
 use proc_macro::TokenStream;
 use proc_macro2::TokenStream as Tokens;

@@ -40,6 +40,9 @@
 //! | `complete.rs` | completion entries |
 //! | `nic.rs` | the warp's loop |
 //! | `host/` | the builder |
+//!
+//! Unsafe code: `nic.rs`, `lookup.rs`, `receive.rs`, `copy.rs`, `transfer.rs`, `complete.rs` (memory by the addresses in the tables),
+//! `host/memory.rs` (memory of the host in the place of a GPU's).
 
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![deny(missing_docs)]

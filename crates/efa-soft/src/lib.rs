@@ -23,6 +23,8 @@
 //!           ◀── completion entries ───────── │ Device │ ◀─ handle ─────── network
 //!           ◀── bytes in its regions ─────── └────────┘ ◀─ on_timeout ─── clock
 //! ```
+//!
+//! Unsafe code: `memory.rs`, `memory/copy.rs` (memory that is shared with programs), `driver/events.rs` (signals, in its tests).
 
 #![deny(missing_docs)]
 

@@ -30,6 +30,8 @@
 //! ```
 //!
 //! Posting and polling are not here: rings are driven directly, which is what `efa-direct` does. The vendor's own are in [`sys`].
+//!
+//! Unsafe code: `bindings.rs` and `sys/` (the libraries as they are), `object.rs`, `device.rs`, `pd.rs`, `cq.rs`, `qp.rs`, `counter.rs` (calls into them).
 
 #![deny(missing_docs)]
 

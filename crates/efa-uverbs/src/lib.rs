@@ -57,6 +57,8 @@
 //! memory: it answers `SIGBUS`, from the first mapping on, for the whole process that it is in. Queue pairs take turns at a device.
 //! What is not kept apart: processes that a program starts count by themselves; numbers of descriptors that a node may have (`ulimit -n`)
 //! are shared by all.
+//!
+//! Unsafe code: `guard.rs` (the handler of `SIGBUS`), `node.rs` (what the process may have of descriptors).
 
 #![deny(missing_docs)]
 

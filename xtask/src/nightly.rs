@@ -1,0 +1,37 @@
+//! What the nightly toolchain is needed for, and whether it is there.
+
+use std::process::{Command, Stdio};
+
+/// The exit status of a chore that cannot run on this machine, and that need not.
+pub(crate) const SKIPPED: i32 = 77;
+
+/// Cargo of the nightly toolchain.
+pub(crate) fn cargo() -> Command {
+    let mut cargo = Command::new("rustup");
+    cargo.args(["run", "nightly", "cargo"]);
+    // Those of the cargo that runs this.
+    for name in ["CARGO", "RUSTC", "RUSTUP_TOOLCHAIN", "CARGO_ENCODED_RUSTFLAGS"] {
+        cargo.env_remove(name);
+    }
+    cargo
+}
+
+/// Whether a command of rustup's succeeds and prints this.
+fn rustup_says(args: &[&str], what: &str) -> bool {
+    let output = Command::new("rustup").args(args).stderr(Stdio::null()).output();
+    output.is_ok_and(|output| output.status.success() && String::from_utf8_lossy(&output.stdout).contains(what))
+}
+
+/// Ends this process if the nightly toolchain or one of these components of it is missing, and says what brings them.
+pub(crate) fn require(components: &[&str]) {
+    let is_there = |component: &&str| {
+        let installed = ["component", "list", "--toolchain", "nightly", "--installed"];
+        rustup_says(&installed, component)
+    };
+    if !components.iter().all(|component| is_there(component)) {
+        let names = components.join(" ");
+        println!("skipped: this takes a nightly toolchain with {names}");
+        println!("`rustup toolchain install nightly --component {}` enables it", components.join(" --component "));
+        std::process::exit(SKIPPED);
+    }
+}

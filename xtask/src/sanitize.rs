@@ -1,0 +1,69 @@
+//! `cargo xtask sanitize`: the threads of the software devices under ThreadSanitizer, their memory under AddressSanitizer.
+//!
+//! Neither sees what instructions do that the compiler does not look into, so copies of shared bytes are loops here
+//! (`cfg(efa_bytewise)`, `efa-soft/src/memory/copy.rs`). ThreadSanitizer wants a standard library that is compiled for it.
+
+use crate::{nightly, target};
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use std::time::Instant;
+
+/// What looks for faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Sanitizer {
+    /// Data races.
+    Thread,
+    /// Accesses outside what is allocated, or no more.
+    Address,
+}
+
+/// The tests: those with threads, and those that share memory with a device.
+const TESTS: &[&[&str]] = &[
+    &["--package", "efa-soft", "--lib", "--test", "device", "--test", "statuses", "--test", "going_away"],
+    &["--package", "efa-direct", "--lib", "--test", "shared_memory"],
+    &["--package", "efa-tests", "--test", "host_api", "--test", "real_time"],
+];
+
+const HOST: &str = "x86_64-unknown-linux-gnu";
+
+/// Runs the tests under one of them, or under both; or ends this process with [`nightly::SKIPPED`].
+pub(crate) fn run(which: Option<Sanitizer>) -> Result<()> {
+    nightly::require(&["rust-src"]);
+    if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+        println!("skipped: the sanitizers are set up for {HOST}");
+        std::process::exit(nightly::SKIPPED);
+    }
+    for sanitizer in [Sanitizer::Thread, Sanitizer::Address] {
+        if which.is_none_or(|which| which == sanitizer) {
+            sanitize(sanitizer)?;
+        }
+    }
+    Ok(())
+}
+
+fn sanitize(sanitizer: Sanitizer) -> Result<()> {
+    let (name, build_std) = match sanitizer {
+        Sanitizer::Thread => ("thread", true),
+        Sanitizer::Address => ("address", false),
+    };
+    for tests in TESTS {
+        println!("\n── {name} sanitizer: {} ──", tests.join(" "));
+        let start = Instant::now();
+        let mut test = nightly::cargo();
+        // With a target named, build scripts and macros are compiled without the sanitizer.
+        test.args(["test", "--target", HOST]).args(*tests);
+        if build_std {
+            test.arg("-Zbuild-std");
+        }
+        test.env("CARGO_TARGET_DIR", target().join("sanitize").join(name));
+        test.env("RUSTFLAGS", format!("-Zsanitizer={name} --cfg efa_bytewise"));
+        // What the process still has at its end is no fault: the network of a process never ends.
+        test.env("ASAN_OPTIONS", "detect_leaks=0");
+        test.env("TSAN_OPTIONS", "halt_on_error=1");
+        if !test.status()?.success() {
+            bail!("{name} sanitizer: {}", tests.join(" "));
+        }
+        println!("{:.0} s", start.elapsed().as_secs_f64());
+    }
+    Ok(())
+}
