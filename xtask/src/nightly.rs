@@ -28,7 +28,7 @@ pub(crate) fn require(components: &[&str]) {
         let installed = ["component", "list", "--toolchain", "nightly", "--installed"];
         rustup_says(&installed, component)
     };
-    if !components.iter().all(|component| is_there(component)) {
+    if !components.iter().all(is_there) {
         let names = components.join(" ");
         println!("skipped: this takes a nightly toolchain with {names}");
         println!("`rustup toolchain install nightly --component {}` enables it", components.join(" --component "));
