@@ -1,11 +1,12 @@
-//! `cargo xtask toolchain`: what compiling kernels to PTX and assembling them takes, where the machine has it not.
+//! `cargo xtask toolchain`: what compiling kernels to PTX and assembling them takes. The compiler is Debian's wherever that can be had: checks of machine
+//! code are of that one.
 //!
 //! | below `target/toolchain` | what | from |
 //! | --- | --- | --- |
 //! | `root` | rustc and cargo, the sources of the standard library, what these need | the machine's own Debian, security updates included |
 //! | `bin/ptxas` | NVIDIA's assembler of PTX | PyPI, package `nvidia-cuda-nvcc`, through the machine's pip, or else Debian's |
 //!
-//! Nothing is installed, and root is not needed: packages are unpacked. `efa-gpu-builder` looks here last.
+//! Nothing is installed, and root is not needed: packages are unpacked. `efa-gpu-builder` looks here before it looks anywhere else.
 
 use crate::apt::{Apt, Archive, INSTALLED, run};
 use crate::python::Python;
@@ -28,15 +29,21 @@ const PTXAS: &str = "nvidia-cuda-nvcc>=13";
 /// Brings what is missing.
 pub(crate) fn bring() -> Result<()> {
     let folder = target().join("toolchain");
-    let toolchain = match Toolchain::find() {
-        Ok(toolchain) => toolchain,
-        Err(efa_gpu_builder::Error::NoToolchain { .. }) => {
-            in_one_piece(&folder.join("root"), fetch_rust).context(
-                "no Rust toolchain that compiles to PTX could be brought; `rustup toolchain install nightly --component rust-src` brings one",
-            )?;
-            Toolchain::find()?
+    let root = folder.join("root");
+    let is_chosen = std::env::var_os("EFA_PTX_TOOLCHAIN").is_some_and(|chosen| !chosen.is_empty());
+    let brought = if is_chosen || root.exists() { Ok(()) } else { in_one_piece(&root, fetch_rust) };
+    let toolchain = match (Toolchain::find(), brought) {
+        (Ok(toolchain), Ok(())) => toolchain,
+        (Ok(toolchain), Err(why)) => {
+            println!("Debian's Rust could not be brought, so another compiles the kernels: {why:#}");
+            toolchain
         }
-        Err(error) => return Err(error.into()),
+        (Err(efa_gpu_builder::Error::NoToolchain { .. }), Err(why)) => {
+            return Err(why.context(
+                "no Rust toolchain that compiles to PTX could be brought; `rustup toolchain install nightly --component rust-src` brings one",
+            ));
+        }
+        (Err(error), _) => return Err(error.into()),
     };
     println!("{toolchain}");
     let ptxas = match Ptxas::find() {

@@ -46,9 +46,10 @@
 //!
 //! 1. what the environment variable **`EFA_PTX_TOOLCHAIN`** names: a folder with `bin/rustc` (or `usr/bin/rustc`) in it, or a toolchain
 //!    of rustup;
-//! 2. a toolchain of rustup with the component `rust-src`, nightlies before others;
-//! 3. a `rustc` in `PATH` with the sources beside it (Debian's `rustc-web`, `cargo-web` and `rust-web-src`, or `rustc`, `cargo` and `rust-src`);
-//! 4. `toolchain/root` in cargo's target folder, where this project's `cargo xtask toolchain` puts Debian's packages without root.
+//! 2. `toolchain/root` in cargo's target folder, where this project's `cargo xtask toolchain` puts Debian's packages without root. What the project says of
+//!    its kernels' machine code is said of this compiler: a nightly's may need other registers, or a stack;
+//! 3. a toolchain of rustup with the component `rust-src`, nightlies before others;
+//! 4. a `rustc` in `PATH` with the sources beside it (Debian's `rustc-web`, `cargo-web` and `rust-web-src`, or `rustc`, `cargo` and `rust-src`).
 //!
 //! What the outer cargo has in its environment (`RUSTFLAGS`, `RUSTC_WRAPPER`, `CARGO_TARGET_DIR`, `RUSTUP_TOOLCHAIN` and the like) does not reach the
 //! inner build; how to reach registries does, and the job server.

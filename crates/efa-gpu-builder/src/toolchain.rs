@@ -139,7 +139,7 @@ impl Places {
         let system = in_path(self.path.clone(), "rustc").into_iter().filter_map(rustc).filter(is_toolchain);
         let brought = self.brought.iter().filter(|root| root.exists()).cloned();
         let mut found = Vec::new();
-        for folder in self.rustups().into_iter().chain(system).chain(brought) {
+        for folder in brought.chain(self.rustups()).chain(system) {
             match Toolchain::at(&folder) {
                 Ok(toolchain) => return Ok(toolchain),
                 Err(lacks) if !found.contains(&lacks) => found.push(lacks),
@@ -221,12 +221,10 @@ mod tests {
     }
 
     #[test]
-    fn the_explicit_setting_goes_before_nightlies_before_others_before_the_system_before_what_was_brought() {
+    fn the_explicit_setting_goes_before_what_was_brought_before_nightlies_before_others_before_the_system() {
         let scratch = Scratch::new("order");
         let mut places = scratch.places();
         let found = |places: &Places| places.find().unwrap().sysroot;
-        let brought = scratch.toolchain("brought/usr", "1.96.0", true);
-        assert_eq!(found(&places), brought);
         let system = scratch.toolchain("system", "1.90.0", true);
         assert_eq!(found(&places), system);
         let stable = scratch.toolchain("rustup/toolchains/stable-x", "1.95.0", true);
@@ -235,6 +233,8 @@ mod tests {
         assert_eq!(found(&places), dated);
         scratch.toolchain("rustup/toolchains/nightly-x", "1.99.0-nightly", false);
         assert_eq!(found(&places), dated, "the newer nightly has no sources");
+        let brought = scratch.toolchain("brought/usr", "1.96.0", true);
+        assert_eq!(found(&places), brought);
         places.explicit = Some("stable".into());
         assert_eq!(found(&places), stable);
         places.explicit = Some(scratch.0.join("brought").into());
