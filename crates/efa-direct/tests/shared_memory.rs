@@ -75,6 +75,11 @@ fn a_region_may_be_read_and_written_while_a_peer_writes_it() {
             }
             reader.join().unwrap();
         });
+        // The device counts once the completion is there.
+        let late = Instant::now() + PATIENCE;
+        while a.counter.completions() != COUNT && Instant::now() < late {
+            thread::yield_now();
+        }
         assert_eq!(a.counter.completions(), COUNT);
     })
     .unwrap();
