@@ -259,6 +259,10 @@ where
     pub fn settle_warp(&self, _: Warp, done: Option<Entry>) -> Option<Entry> {
         let is_ours = done.as_ref().is_some_and(|done| done.is_send_of(self.owner));
         let count = arch::ballot(ALL, is_ours).count_ones();
+        if count != 0 {
+            // What the completions told each lane, that the NIC has read these slots, before lane 0 gives them to others: a ballot orders nothing.
+            arch::sync_warp(ALL);
+        }
         if count != 0 && arch::lane() == 0 {
             // SAFETY: a word of the state.
             unsafe { arch::fetch_add_gpu_u64(self.room_word(), room::in_ring(count)) };
