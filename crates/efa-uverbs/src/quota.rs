@@ -26,7 +26,7 @@ pub struct Quotas {
     /// queue pair three, a completion queue two, a completion channel one, a DMA-BUF one, and so does the memory of each process
     /// that has registered some. Beyond that commands fail with `EMFILE`.
     pub descriptors: u64,
-    /// Of each kind of object that a device has, this part in percent: 90. Beyond that commands fail with `ENOMEM`, as they do where the device has no more.
+    /// Of each kind of object that a device has, this part in percent: 90; 100 sets no limit but the device's own. Beyond that commands fail with `ENOMEM`, as they do where the device has no more.
     pub objects: u64,
     /// Bytes of DMA-BUFs and memory files, which the node maps and which may be filled in its name: half of the machine's memory. Beyond that
     /// commands fail with `ENOMEM`.
@@ -169,7 +169,9 @@ impl Account {
 
     /// The same for an object of a kind of which the device has `max`.
     pub(crate) fn charge_object(self: &Arc<Self>, device: u8, kind: Kind, max: u32) -> Outcome<Charge> {
-        let quota = (u64::from(max) * self.quotas.objects).div_ceil(100);
+        // With all of them it is the device that refuses one more, and counts that.
+        let all = self.quotas.objects == 100;
+        let quota = if all { u64::MAX } else { (u64::from(max) * self.quotas.objects).div_ceil(100) };
         self.charge_of(Item::Objects(device, kind), 1, quota)
     }
 
