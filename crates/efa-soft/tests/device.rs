@@ -118,7 +118,8 @@ fn more_reads_each_way_than_the_message_window_holds_all_complete() {
         let remote = RemoteBuf { addr: 0x1000, rkey: other.rkey };
         RdmaRead::new(local, remote).encode(&limits(), node.to(qpn)).unwrap()
     };
-    for _ in 0..3000 {
+    let reads = times(3000);
+    for _ in 0..reads {
         a.put(read(&a, keys_a, keys_b, b.qp.qpn));
         b.put(read(&b, keys_b, keys_a, a.qp.qpn));
     }
@@ -132,11 +133,11 @@ fn more_reads_each_way_than_the_message_window_holds_all_complete() {
         now = now + Duration::from_micros(5);
         from_a.iter().for_each(|packet| b.device.handle(now, packet));
         from_b.iter().for_each(|packet| a.device.handle(now, packet));
-        if a.completions().len() + b.completions().len() == 6000 {
+        if a.completions().len() + b.completions().len() == 2 * reads {
             break;
         }
     }
-    assert_eq!((a.completions().len(), b.completions().len()), (3000, 3000));
+    assert_eq!((a.completions().len(), b.completions().len()), (reads, reads));
     assert!(a.completions().iter().chain(&b.completions()).all(|completion| completion.status.is_ok()));
 }
 
@@ -145,13 +146,13 @@ fn keys_and_numbers_do_not_come_back_at_once() {
     let mut node = Node::new(HERE, THERE, 16);
     let memory = SharedMemory::zeroed(4096).unwrap();
     let mut seen = std::collections::HashSet::new();
-    for _ in 0..50_000 {
+    for _ in 0..times(50_000) {
         let keys = node.device.register(node.pd, memory.clone(), 0x1000, Access::ALL).unwrap();
         assert!(seen.insert(keys.lkey) && keys.lkey >> 24 == 0);
         node.device.deregister(keys.lkey).unwrap();
     }
     let mut numbers = std::collections::HashSet::new();
-    for i in 0..300 {
+    for i in 0..times(300) {
         let number = qp(&mut node.device, node.pd, node.cq.cqn, 1).qpn;
         assert!(number != 0 && (i >= 100 || numbers.insert(number)));
         node.device.destroy_qp(number).unwrap();
@@ -183,7 +184,7 @@ fn events_that_nobody_fetches_do_not_pile_up() {
     let mut device = Device::new(DeviceConfig::new(HERE));
     let cq = device.create_cq(CqConfig { entries: 4, entry_size: CqeSize::Large, channel: true }).unwrap();
     let doorbell = cq.doorbell.unwrap();
-    for sequence in 0..10_000 {
+    for sequence in 0..times(10_000) as u32 {
         // As if a completion were there that the program has not seen.
         doorbell.store_doorbell(0, ring::CqDoorbell::arm(1, sequence).value());
         device.poll_doorbells(at(1));
