@@ -9,7 +9,7 @@
 //! Both order stores to the send ring before the doorbell by a fence, as for a ring that is device memory, once per batch.
 
 #[allow(dead_code, reason = "another bench uses the rest")]
-#[path = "../../crates/efa-direct/benches/plain/mod.rs"]
+#[path = "../../efa-direct/benches/plain/mod.rs"]
 mod plain;
 
 use divan::black_box;

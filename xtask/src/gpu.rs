@@ -24,7 +24,7 @@ fn arch() -> Result<Arch> {
 fn kernels() -> Result<PathBuf> {
     let arch = arch()?;
     toolchain::bring()?;
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/efa-gpu-kernels");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../efa-gpu-kernels");
     let built = PtxBuilder::new(folder.display().to_string()).arch(arch).out_dir(target().join("kernels")).build()?;
     let [kernels] = built.modules() else { bail!("one architecture gives one file") };
     Ok(kernels.path.clone())

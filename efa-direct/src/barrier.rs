@@ -21,7 +21,7 @@
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 compile_error!(
     "efa-direct knows how to keep a CPU's and a NIC's accesses in order on x86_64 and aarch64 alone; EFA is on no other \
-     machine. Another target needs its barriers in crates/efa-direct/src/barrier.rs"
+     machine. Another target needs its barriers in efa-direct/src/barrier.rs"
 );
 
 /// An instruction that orders memory accesses and does nothing else.

@@ -1,6 +1,6 @@
 //! Networks and programs that do as they please: the fuzz targets of the device, on their corpora and on scripts of proptest's.
 
-#[path = "../../../fuzz/device/mod.rs"]
+#[path = "../../fuzz/device/mod.rs"]
 mod device;
 
 use proptest::prelude::*;
@@ -27,7 +27,7 @@ proptest! {
 #[test]
 fn every_script_of_every_corpus_passes() {
     for (name, body) in TARGETS {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name);
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(name);
         let scripts = std::fs::read_dir(&corpus).unwrap_or_else(|e| panic!("{}: {e}", corpus.display()));
         let mut count = 0;
         for entry in scripts {
