@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::provider::{CounterWord, Provider, RawCounter};
 use efa_io::handle::CounterHandle;
-use efa_soft::{COUNTER_MAX, CounterValue};
+use efa_types::{COUNTER_MAX, CounterValue};
 use std::any::Any;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;

@@ -7,11 +7,12 @@ use crate::error::Error;
 use crate::external::{DmabufRange, ExternalCompletionQueue};
 use crate::ledger::QpLedgers;
 use crate::promises::Promises;
-use crate::provider::{CqRequest, EventSource, Provider};
+use crate::provider::{EventSource, Provider};
 use crate::ring::RawRing;
 use efa_io::handle::unique_tag;
 use efa_io::ring::CqDoorbell;
 use efa_io::{CompletionRingHandle, Cqe, Cqe16, Cqe32, Event, OpCode, Status};
+use efa_types::{CqAttributes, CqeSize};
 use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::VecDeque;
@@ -38,6 +39,11 @@ impl CqConfig {
     #[cfg(feature = "cuda")]
     pub(crate) fn entries(&self) -> u32 {
         self.entries
+    }
+
+    /// Entries are of 32 bytes, which hold everything that a completion may say.
+    fn attributes(self) -> CqAttributes {
+        CqAttributes { entries: self.entries, entry_size: CqeSize::Large, events: self.events }
     }
 
     /// One that can be waited on without polling: [`CpuCompletionQueue::wait_event`].
@@ -189,7 +195,7 @@ target!(CompletionQueue => shared, CpuCompletionQueue => shared, GpuCompletionQu
 
 impl CompletionQueue {
     pub(crate) fn new(provider: Arc<dyn Provider>, config: CqConfig) -> Result<Self, Error> {
-        let raw = provider.create_cq(CqRequest { entries: config.entries, events: config.events })?;
+        let raw = provider.create_cq(config.attributes())?;
         let well_formed = raw.rings.iter().all(|ring| [16, 32].contains(&ring.entry_size()));
         assert!(well_formed && !raw.rings.is_empty(), "the provider made a ring of other entries");
         let consumers = vec![0; raw.rings.len()].into();
@@ -242,7 +248,7 @@ pub(crate) fn create_external(
     memory: DmabufRange<'_>,
     owner: Option<Arc<dyn Any + Send + Sync>>,
 ) -> Result<ExternalCompletionQueue, Error> {
-    let raw = provider.create_cq_in(CqRequest { entries: config.entries, events: config.events }, memory, owner)?;
+    let raw = provider.create_cq_in(config.attributes(), memory, owner)?;
     let shared = CqShared::new(provider, raw.cqn, raw.size.entries());
     Ok(ExternalCompletionQueue::new(shared, raw.size, raw.entry_size))
 }

@@ -5,9 +5,10 @@ use crate::cq::{CompletionQueue, CqConfig};
 use crate::domain::ProtectionDomain;
 use crate::error::Error;
 use crate::external::{DmabufRange, ExternalCompletionQueue};
-use crate::provider::{DeviceAttributes, Provider, soft};
+use crate::provider::{Provider, soft};
+use efa_soft::LinkCounters;
 use efa_soft::driver::Port;
-use efa_soft::{AsyncEvent, Counters, LinkCounters};
+use efa_types::{AsyncEvent, Counters, DeviceAttributes};
 use std::any::Any;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -45,7 +46,7 @@ pub fn hardware_devices() -> Result<Vec<DeviceInfo>, Error> {
 
 #[cfg(not(feature = "verbs"))]
 fn no_verbs() -> Error {
-    Error::Control(efa_soft::ControlError::Unsupported(
+    Error::Control(efa_types::ControlError::Unsupported(
         "EFA devices: this program was built without the feature `verbs`",
     ))
 }
@@ -95,7 +96,12 @@ impl Device {
         Self { provider }
     }
 
-    /// What the device is and can do.
+    /// Returns the name that the device was opened by.
+    pub fn name(&self) -> &str {
+        self.provider.name()
+    }
+
+    /// Returns what the device can do.
     pub fn attributes(&self) -> &DeviceAttributes {
         self.provider.attributes()
     }
@@ -178,6 +184,6 @@ impl Device {
 
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Device({} {})", self.attributes().name, self.attributes().gid)
+        write!(f, "Device({} {})", self.name(), self.attributes().gid)
     }
 }

@@ -9,7 +9,7 @@ use crate::provider::Provider;
 use crate::qp::{QpConfig, QueuePair};
 use crate::region::{Region, Scoped};
 use efa_io::{Destination, SendWqe, Wqe};
-use efa_soft::{Access, Gid};
+use efa_types::{Access, Gid};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 

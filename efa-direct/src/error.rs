@@ -1,7 +1,7 @@
 //! What can go wrong, with the numbers and what to do about it.
 
 use efa_io::EncodeError;
-use efa_soft::ControlError;
+use efa_types::ControlError;
 
 /// Why a control call failed. Nothing was created or changed.
 #[derive(Debug, thiserror::Error)]

@@ -105,7 +105,6 @@ pub use efa_soft::driver::SoftSpec;
 pub use error::{Error, PostError};
 pub use external::{DmabufRange, ExternalCompletionQueue, ExternalMemory, ExternalRegion};
 pub use op::{RdmaRead, RdmaWrite, RdmaWriteInline, Request, Send, SendInline};
-pub use provider::DeviceAttributes;
 pub use qp::{ActiveQueuePair, QpConfig, QpControl, QueuePair};
 pub use recv::{CpuRecvQueue, GpuRecvQueue, RecvQueue};
 pub use region::{LocalSlice, Region, RemoteRegion, RemoteSlice};
@@ -113,6 +112,8 @@ pub use ring::RawRing;
 pub use send::{CpuSendQueue, GpuSendQueue, NotDrained, SendQueue};
 
 pub use efa_io::{Hints, OpCode, Status};
-pub use efa_soft::{
-    Access, AsyncEvent, COUNTER_MAX, CounterOps, CounterValue, Counters, Gid, LinkCounters, Transport, UD_PREFIX,
+pub use efa_soft::LinkCounters;
+pub use efa_types::{
+    Access, AsyncEvent, COUNTER_MAX, ControlError, CounterOps, CounterValue, Counters, DeviceAttributes, Gid,
+    Transport, UD_PREFIX,
 };

@@ -5,11 +5,11 @@ use crate::cq::CqShared;
 use crate::domain::{DomainInner, Endpoint};
 use crate::error::Error;
 use crate::ledger::{Credits, Ledger, QpLedgers};
-use crate::provider::{Provider, QpRequest, RawQp};
+use crate::provider::{Provider, RawQp};
 use crate::recv::RecvQueue;
 use crate::send::SendQueue;
 use efa_io::{SendWqe, Wqe};
-use efa_soft::{CounterOps, Transport};
+use efa_types::{CounterOps, QpAttributes, Transport};
 use parking_lot::Mutex;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -212,7 +212,7 @@ impl Drop for Unwanted<'_> {
 /// of it lie unpolled. Such a queue pair is put aside until there is one of another number.
 fn create_with_free_number<'p>(
     provider: &'p dyn Provider,
-    request: QpRequest,
+    request: QpAttributes,
     cqs: [&CqShared; 2],
 ) -> Result<(RawQp, Unwanted<'p>), Error> {
     let mut aside: Vec<(RawQp, Unwanted<'p>)> = Vec::new();
@@ -254,7 +254,7 @@ where
         let send = Share::of(send_cq, config.send_share.unwrap_or(config.send_entries))?;
         let recv = Share::of(recv_cq, config.recv_share.unwrap_or(config.recv_entries))?;
         let is_srd = config.transport == Transport::Srd;
-        let request = QpRequest {
+        let request = QpAttributes {
             transport: config.transport,
             rnr_retry: config.rnr_retry,
             pd: domain.pd,

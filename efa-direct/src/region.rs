@@ -4,15 +4,15 @@
 //! never a `&mut [u8]`, nor even a `&[u8]`: its bytes are copied in and out. A copy that races with a peer's write sees
 //! some mixture of old and new bytes, never anything worse; arrival is learnt from a completion.
 //!
-//! Everyone accesses a region as atomic bytes, so regions may overlap: `efa_soft::memory` tells why, and why no ring
+//! Everyone accesses a region as atomic bytes, so regions may overlap: `efa_memory` tells why, and why no ring
 //! can be a region.
 
 use crate::domain::DomainInner;
 use crate::error::Error;
 use crate::provider::{HostRange, Registration};
 use efa_io::{Lkey, LocalBuf, RemoteBuf};
-use efa_soft::memory::{SharedMemory, copy_in, copy_out};
-use efa_soft::{Access, RegionKeys};
+use efa_memory::{SharedMemory, copy_in, copy_out};
+use efa_types::{Access, RegionKeys};
 use std::marker::PhantomData;
 use std::ops::{Bound, RangeBounds};
 use std::ptr::NonNull;

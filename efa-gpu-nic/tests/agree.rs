@@ -8,7 +8,7 @@ use common::{A, B, QKEY, TestWorld, wqe};
 use efa_io::cqe::Received;
 use efa_io::op::Bufs;
 use efa_io::*;
-use efa_soft::memory::Backing;
+use efa_memory::Backing;
 use soft::world;
 
 /// An address in a region: bytes from its start, or from its end.
@@ -135,7 +135,7 @@ fn agree(ask: &Ask, unsolicited: bool, known: bool) -> Status {
     };
     // The software device.
     let mut theirs = world::World::with(|setup| {
-        (setup.device.mtu, setup.device.max_rdma_bytes) = (1000, 4000);
+        (setup.device.attributes.mtu, setup.device.attributes.max_rdma_bytes) = (1000, 4000);
         setup.qp.unsolicited_write_recv = unsolicited;
     });
     for node in [A, B] {

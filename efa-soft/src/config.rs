@@ -1,9 +1,8 @@
 //! What a software device can do, and how patient it is.
 
-use crate::Gid;
-use crate::error::ControlError;
-use crate::memory::{Shared, Unit};
 use crate::wire::MIN_STRIDE;
+use efa_memory::{Shared, Unit};
+use efa_types::{ControlError, DeviceAttributes, Gid};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -64,8 +63,8 @@ impl fmt::Debug for Secret {
 /// Where a value comes from says [`DeviceConfig::of`]; where no public figure exists it is *assumed*.
 #[derive(Clone, Debug)]
 pub struct DeviceConfig {
-    /// The device's address.
-    pub gid: Gid,
+    /// What the device reports about itself.
+    pub attributes: DeviceAttributes,
     /// Distinguishes this life of the device from others at the same address: no two may have the same number and the same secret.
     pub incarnation: u64,
     /// What makes the numbers that peers are told impossible to guess. Where strangers can send packets it must be random.
@@ -78,28 +77,12 @@ pub struct DeviceConfig {
     /// Speed of its link in Gb/s. Only told, not kept to.
     pub link_gbps: u32,
 
-    /// Payload bytes of a packet, and so the longest send.
-    pub mtu: u32,
-    /// Longest RDMA operation in bytes: 1 GiB on current devices.
-    pub max_rdma_bytes: u32,
     /// Bytes of the longest send ring (`max_llq_size`).
     pub max_sq_bytes: u32,
     /// Most receive descriptors of a queue pair.
     pub max_rq_descs: u32,
-    /// Most buffers in a send: 2.
-    pub max_sq_sge: u16,
-    /// Most buffers in a receive.
-    pub max_rq_sge: u16,
-    /// Longest inline message of a queue with 64-byte WQEs.
-    pub inline_bytes: u16,
-    /// Longest inline message of any queue (`inline_buf_size_ex`): over 32 means 128-byte WQEs exist.
-    pub inline_bytes_ex: u16,
     /// Most WQEs between two doorbells, in units of 64 bytes (`max_tx_batch`).
     pub max_tx_batch: u16,
-    /// Most entries of a completion queue.
-    pub max_cqe: u32,
-    /// Most queue pairs, a power of two.
-    pub max_qp: u32,
     /// Most completion queues.
     pub max_cq: u32,
     /// Most memory regions.
@@ -108,17 +91,9 @@ pub struct DeviceConfig {
     pub max_pd: u32,
     /// Most address handles.
     pub max_ah: u32,
-    /// Most completion counters.
-    pub max_counters: u32,
     /// Sub-queues of a completion queue (`sub_cqs_per_cq`).
     pub sub_cqs: u16,
 
-    /// RDMA read works.
-    pub rdma_read: bool,
-    /// RDMA write works.
-    pub rdma_write: bool,
-    /// A queue pair may ask that writes with immediate consume no receive descriptor.
-    pub unsolicited_write_recv: bool,
     /// Send queues carry 64-bit request ids.
     pub req_id_64: bool,
     /// Packets to this device's own address are delivered. EFA does not deliver them.
@@ -178,13 +153,13 @@ impl DeviceConfig {
         let check = |what, value: u64, good: bool, expected| {
             if good { Ok(()) } else { Err(ControlError::Invalid { what, value, expected }) }
         };
-        let mtu = u64::from(self.mtu);
+        let mtu = u64::from(self.attributes.mtu);
         check("mtu", mtu, (u64::from(MIN_STRIDE)..=60_000).contains(&mtu), "64 to 60000 bytes")?;
         check("incarnation", self.incarnation, self.incarnation != 0, "a positive number")?;
         check("max_sq_bytes", self.max_sq_bytes.into(), self.max_sq_bytes >= 128, "room for a WQE of 128 bytes")?;
         check("max_tx_batch", self.max_tx_batch.into(), self.max_tx_batch >= 2, "room for a WQE of 128 bytes")?;
-        check("max_qp", self.max_qp.into(), (1..=1 << 14).contains(&self.max_qp), "1 to 16384")?;
-        check("max_cqe", self.max_cqe.into(), self.max_cqe.is_power_of_two(), "a power of two")?;
+        check("max_qp", self.attributes.max_qp.into(), (1..=1 << 14).contains(&self.attributes.max_qp), "1 to 16384")?;
+        check("max_cqe", self.attributes.max_cqe.into(), self.attributes.max_cqe.is_power_of_two(), "a power of two")?;
         check("sub_cqs", self.sub_cqs.into(), (1..=64).contains(&self.sub_cqs), "1 to 64")?;
         check("paths", self.paths.into(), (1..=64).contains(&self.paths), "1 to 64")?;
         let hour = Duration::from_secs(3600);
@@ -225,33 +200,36 @@ impl DeviceConfig {
             Profile::P6B200 => (0xefa3, 400),
         };
         let newer = matches!(profile, Profile::P5en | Profile::P6B200);
-        Self {
+        let attributes = DeviceAttributes {
             gid,
+            mtu: 8928,
+            max_rdma_bytes: 1 << 30,
+            max_sq_sge: 2,
+            max_rq_sge: 3,
+            inline_bytes: 32,
+            inline_bytes_ex: if newer { 80 } else { 32 },
+            max_cqe: 32768,
+            max_qp: 256,
+            max_counters: if newer { 1024 } else { 0 },
+            rdma_read: true,
+            rdma_write: profile != Profile::P4d,
+            unsolicited_write_recv: newer,
+        };
+        Self {
+            attributes,
             incarnation: 1,
             secret: Secret::default(),
             seed: 1,
             vendor_part_id,
             link_gbps,
-            mtu: 8928,
-            max_rdma_bytes: 1 << 30,
             max_sq_bytes: 4096 * 64,
             max_rq_descs: 32768,
-            max_sq_sge: 2,
-            max_rq_sge: 3,
-            inline_bytes: 32,
-            inline_bytes_ex: if newer { 80 } else { 32 },
             max_tx_batch: 64,
-            max_cqe: 32768,
-            max_qp: 256,
             max_cq: 512,
             max_mr: 65536,
             max_pd: 256,
             max_ah: 1024,
-            max_counters: if newer { 1024 } else { 0 },
             sub_cqs: if profile == Profile::P4d { 4 } else { 1 },
-            rdma_read: true,
-            rdma_write: profile != Profile::P4d,
-            unsolicited_write_recv: newer,
             req_id_64: false,
             loopback: false,
             shareable_rings: false,

@@ -3,66 +3,9 @@
 //!
 //! EFA counts work requests, not bytes (`efa_create_comp_cntr_impl` takes no other type).
 
-use crate::error::ControlError;
-use crate::memory::{Backing, RingMemory};
-use std::ops::BitOr;
+use efa_memory::{Backing, RingMemory};
+use efa_types::{COUNTER_MAX, ControlError, CounterValue};
 use std::sync::Arc;
-
-/// Highest value of a counter; one more is 0. A device reports its own (`max_value`); that it is this one is assumed, after the
-/// vendor's libfabric, whose tests have it.
-pub const COUNTER_MAX: u64 = (1 << 31) - 1;
-
-/// Kinds of completions that a counter counts (`enum ibv_qp_attach_comp_cntr_op`, by its bits).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct CounterOps(u32);
-
-impl CounterOps {
-    /// Sends of the queue pair.
-    pub const SEND: Self = Self(1);
-    /// Receives of the queue pair, writes with immediate among them.
-    pub const RECV: Self = Self(1 << 1);
-    /// RDMA reads of the queue pair.
-    pub const RDMA_READ: Self = Self(1 << 2);
-    /// RDMA reads that peers made through the queue pair; those that fail are not counted here (the device has no event for them).
-    pub const REMOTE_RDMA_READ: Self = Self(1 << 3);
-    /// RDMA writes of the queue pair.
-    pub const RDMA_WRITE: Self = Self(1 << 4);
-    /// RDMA writes that peers made through the queue pair; likewise.
-    pub const REMOTE_RDMA_WRITE: Self = Self(1 << 5);
-    /// Number of kinds.
-    pub(crate) const KINDS: usize = 6;
-
-    /// The kinds with these bits.
-    pub const fn from_bits(bits: u32) -> Self {
-        Self(bits)
-    }
-
-    /// The bits.
-    pub const fn bits(self) -> u32 {
-        self.0
-    }
-
-    /// Numbers of the kinds, below [`Self::KINDS`].
-    pub(crate) fn kinds(self) -> impl Iterator<Item = usize> {
-        (0..Self::KINDS).filter(move |kind| self.0 >> kind & 1 != 0)
-    }
-}
-
-impl BitOr for CounterOps {
-    type Output = Self;
-    fn bitor(self, rhs: Self) -> Self {
-        Self(self.0 | rhs.0)
-    }
-}
-
-/// Which of a counter's two numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CounterValue {
-    /// Completions that went well.
-    Completions,
-    /// Completions with an error.
-    Errors,
-}
 
 /// Where one of a counter's numbers is kept: a 64-bit word.
 #[derive(Clone)]

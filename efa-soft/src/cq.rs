@@ -2,36 +2,15 @@
 
 use crate::Time;
 use crate::config::DeviceConfig;
-use crate::error::ControlError;
-use crate::memory::{DoorbellMemory, RingMemory};
 use efa_io::ring::CqDoorbell;
 use efa_io::{Completion, RingSize};
+use efa_memory::{DoorbellMemory, RingMemory};
+use efa_types::{ControlError, CqAttributes, CqeSize};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a program may leave completions alone before it counts as one that waits for an event.
 const PATIENCE: Duration = Duration::from_micros(100);
-
-/// Bytes of a completion entry.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CqeSize {
-    /// 16 bytes.
-    Small = 16,
-    /// 32 bytes, what libefa always asks for.
-    #[default]
-    Large = 32,
-}
-
-/// What a completion queue is to be like.
-#[derive(Clone, Copy, Debug)]
-pub struct CqConfig {
-    /// Entries; rounded up to a power of two.
-    pub entries: u32,
-    /// Bytes of an entry.
-    pub entry_size: CqeSize,
-    /// Events can be asked for: there is a doorbell.
-    pub channel: bool,
-}
 
 /// What became of a completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,16 +72,16 @@ impl CompletionQueue {
     /// A queue whose ring is in `memory`, at this byte offset; or, without, in memory of its own.
     pub(crate) fn new(
         cqn: u32,
-        config: CqConfig,
+        asked: CqAttributes,
         memory: Option<(Arc<RingMemory>, usize)>,
         device: &DeviceConfig,
     ) -> Result<(Self, CqInfo), ControlError> {
-        let max = device.max_cqe;
-        let size = RingSize::at_least(config.entries.max(1)).ok().filter(|size| size.entries() <= max).ok_or(
-            ControlError::Limit { what: "completion queue entries", asked: config.entries.into(), max: max.into() },
+        let max = device.attributes.max_cqe;
+        let size = RingSize::at_least(asked.entries.max(1)).ok().filter(|size| size.entries() <= max).ok_or(
+            ControlError::Limit { what: "completion queue entries", asked: asked.entries.into(), max: max.into() },
         )?;
         let subs = device.sub_cqs;
-        let bytes = size.entries() as usize * config.entry_size as usize * usize::from(subs);
+        let bytes = size.entries() as usize * asked.entry_size as usize * usize::from(subs);
         let (ring, offset) = match memory {
             None => (device.ring_memory(bytes)?, 0),
             Some((memory, offset)) => {
@@ -113,21 +92,21 @@ impl CompletionQueue {
                 (memory, offset)
             }
         };
-        let doorbell = config.channel.then(|| device.ring_memory(4096)).transpose()?;
+        let doorbell = asked.events.then(|| device.ring_memory(4096)).transpose()?;
         let info = CqInfo {
             cqn,
             ring: ring.clone(),
             offset,
             entries: size.entries(),
             sub_queues: subs,
-            entry_size: config.entry_size as u32,
+            entry_size: asked.entry_size as u32,
             doorbell: doorbell.clone(),
         };
         let queue = Self {
             ring,
             offset,
             size,
-            entry_size: config.entry_size,
+            entry_size: asked.entry_size,
             producers: vec![0; usize::from(subs)].into(),
             next_sub: 0,
             overflown: false,

@@ -24,22 +24,18 @@
 //!           ◀── bytes in its regions ─────── └────────┘ ◀─ on_timeout ─── clock
 //! ```
 //!
-//! Unsafe code: `memory.rs`, `memory/copy.rs` (memory that is shared with programs), `driver/events.rs` (signals, in its tests).
+//! Unsafe code: `driver/events.rs` (signals, in its tests).
 
 #![deny(missing_docs)]
 
 mod config;
 mod contain;
 mod counter;
-mod counters;
 mod cq;
 mod device;
 pub mod driver;
-mod error;
 mod faults;
-mod gid;
 mod link;
-pub mod memory;
 mod mr;
 mod net;
 mod packet;
@@ -50,16 +46,16 @@ pub mod trace;
 pub mod wire;
 
 pub use config::{DeviceConfig, Profile, Secret};
-pub use counter::{COUNTER_MAX, CounterOps, CounterPlace, CounterValue};
-pub use counters::{CommandCounters, Counters};
-pub use cq::{CqConfig, CqInfo, CqeSize};
-pub use device::{AsyncEvent, Device, DeviceEvent};
-pub use error::ControlError;
+pub use counter::CounterPlace;
+pub use cq::CqInfo;
+pub use device::{Device, DeviceEvent};
 pub use faults::Faults;
-pub use gid::Gid;
 pub use link::{LinkConfig, LinkCounters, PathConfig};
-pub use mr::{Access, RegionKeys};
 pub use net::Net;
 pub use packet::Transmit;
-pub use qp::{QpConfig, QpInfo, QpState, Transport, UD_PREFIX, WqInfo};
+pub use qp::{QpInfo, WqInfo};
 pub use time::Time;
+
+/// The vocabulary of the control path, which this crate's calls take and answer with.
+#[doc(no_inline)]
+pub use efa_types::*;

@@ -1,41 +1,11 @@
 //! Memory regions: what the device may touch, for whom, and how.
 
 use crate::contain::{contain, log};
-use crate::error::ControlError;
-use crate::memory::{self, Backing};
+use efa_memory::{self as memory, Backing};
+use efa_types::{Access, ControlError, RegionKeys};
 use std::collections::VecDeque;
-use std::ops::BitOr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::*};
-
-/// What may be done to a region, beyond local reads, which always may.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Access(u8);
-
-impl Access {
-    /// Local reads only.
-    pub const LOCAL_READ: Self = Self(0);
-    /// The device may write it for its owner: receives, and targets of RDMA reads.
-    pub const LOCAL_WRITE: Self = Self(1);
-    /// Peers may write it.
-    pub const REMOTE_WRITE: Self = Self(2);
-    /// Peers may read it.
-    pub const REMOTE_READ: Self = Self(4);
-    /// Everything.
-    pub const ALL: Self = Self(7);
-
-    /// Whether all of `needed` is granted.
-    pub const fn allows(self, needed: Self) -> bool {
-        self.0 & needed.0 == needed.0
-    }
-}
-
-impl BitOr for Access {
-    type Output = Self;
-    fn bitor(self, rhs: Self) -> Self {
-        Self(self.0 | rhs.0)
-    }
-}
 
 /// A registered region.
 pub(crate) struct Region {
@@ -105,15 +75,6 @@ impl Pinned {
         let (Some(src), Some(dst)) = (self.open(), target.open()) else { return false };
         reach(|| memory::copy(src, from, dst, to, len))
     }
-}
-
-/// The keys of a region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RegionKeys {
-    /// For the owner's work requests; 24 bits.
-    pub lkey: u32,
-    /// For peers.
-    pub rkey: u32,
 }
 
 /// All regions of a device. The slot's number is part of both keys, so that a key is found without a search. The rest of

@@ -2,7 +2,8 @@
 
 use crate::contain::contain;
 use crate::link::{Link, Parcel};
-use crate::{Device, DeviceConfig, Gid, LinkConfig, LinkCounters, Time, Transmit};
+use crate::{Device, DeviceConfig, LinkConfig, LinkCounters, Time, Transmit};
+use efa_types::Gid;
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
 

@@ -3,9 +3,9 @@
 //! A packet that stays in the process carries its payload as a reference to the sender's region, so that the bytes are copied
 //! once, from region to region, as DMA would. One that leaves it is [encoded](Transmit::encode).
 
-use crate::Gid;
 use crate::mr::Pinned;
 use crate::wire::{self, Ack, Data, Envelope, Hello, Lane, MessageHeader};
+use efa_types::Gid;
 use std::sync::Arc;
 
 /// Payloads up to this many bytes are copied when the packet is built: cheaper than to refer to them.

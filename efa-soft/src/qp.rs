@@ -1,93 +1,16 @@
 //! Queue pairs, the device's side: two rings, two doorbells, a state.
 
 use crate::config::DeviceConfig;
-use crate::counter::CounterOps;
-use crate::error::ControlError;
-use crate::memory::{DoorbellMemory, RingMemory};
 use efa_io::rx::RxBuf;
 use efa_io::{DecodeError, Doorbell, RingSize, RxDesc};
+use efa_memory::{DoorbellMemory, RingMemory};
+use efa_types::{ControlError, CounterOps, QpAttributes, QpState, Transport};
 use std::sync::Arc;
 
 /// Where the send doorbell is in a queue pair's doorbell page.
 const SQ_DOORBELL: usize = 0;
 /// Where the receive doorbell is; on a cache line of its own.
 const RQ_DOORBELL: usize = 64;
-
-/// The verbs states that EFA knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum QpState {
-    /// Just created.
-    Reset,
-    /// Receives may be posted.
-    Init,
-    /// Messages are taken in.
-    ReadyToReceive,
-    /// Messages go out, too.
-    ReadyToSend,
-    /// Everything outstanding is flushed, and so is everything new.
-    Error,
-}
-
-impl QpState {
-    /// Whether verbs allows this change.
-    pub(crate) fn can_become(self, to: Self) -> bool {
-        use QpState::*;
-        matches!(
-            (self, to),
-            (Reset, Init)
-                | (Init, Init | ReadyToReceive)
-                | (ReadyToReceive | ReadyToSend, ReadyToSend)
-                | (_, Error)
-                | (_, Reset)
-        )
-    }
-
-    /// Whether messages are taken in.
-    pub(crate) fn receives(self) -> bool {
-        matches!(self, Self::ReadyToReceive | Self::ReadyToSend)
-    }
-}
-
-/// How a queue pair's messages travel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Transport {
-    /// Scalable reliable datagrams: each message arrives once, in any order. Sends and RDMA.
-    #[default]
-    Srd,
-    /// Unreliable datagrams: sends of one packet, that may be lost. A send completes once it has left. A receive's buffers begin with
-    /// [`UD_PREFIX`] bytes that are not the message.
-    Ud,
-}
-
-/// Bytes in front of every received datagram, which its length counts. They are where InfiniBand has a global routing header;
-/// EFA's contents are not documented, here they are zero. (libfabric's `msg_prefix_size` for `efa` datagrams, UCX's
-/// `UCT_IB_GRH_LEN`, perftest.)
-pub const UD_PREFIX: u32 = 40;
-
-/// What a queue pair is to be like.
-#[derive(Clone, Copy, Debug)]
-pub struct QpConfig {
-    /// How its messages travel.
-    pub transport: Transport,
-    /// Protection domain.
-    pub pd: u32,
-    /// Where sends complete.
-    pub send_cq: u32,
-    /// Where receives complete.
-    pub recv_cq: u32,
-    /// Most outstanding sends; rounded up to a power of two.
-    pub send_entries: u32,
-    /// Most outstanding receives.
-    pub recv_entries: u32,
-    /// Most buffers of a receive.
-    pub recv_sge: u16,
-    /// Longest inline message in bytes; over 32 asks for 128-byte WQEs.
-    pub inline_bytes: u16,
-    /// Inline RDMA writes; asks for 128-byte WQEs.
-    pub inline_write: bool,
-    /// Writes with immediate consume no receive descriptor.
-    pub unsolicited_write_recv: bool,
-}
 
 /// Where a work queue's ring is.
 #[derive(Clone)]
@@ -227,43 +150,43 @@ pub(crate) struct QueuePair {
 }
 
 impl QueuePair {
-    pub(crate) fn new(qpn: u16, config: &QpConfig, device: &DeviceConfig) -> Result<(Self, QpInfo), ControlError> {
+    pub(crate) fn new(qpn: u16, asked: &QpAttributes, device: &DeviceConfig) -> Result<(Self, QpInfo), ControlError> {
         let limit = |what, asked: u32, max: u32| {
             if asked <= max { Ok(()) } else { Err(ControlError::Limit { what, asked: asked.into(), max: max.into() }) }
         };
-        let is_ud = config.transport == Transport::Ud;
-        if is_ud && (config.inline_write || config.unsolicited_write_recv) {
+        let is_ud = asked.transport == Transport::Ud;
+        if is_ud && (asked.inline_write || asked.unsolicited_write_recv) {
             return Err(ControlError::Unsupported("RDMA on unreliable datagram queue pairs"));
         }
-        let wide = config.inline_bytes > 32 || config.inline_write;
+        let wide = asked.inline_bytes > 32 || asked.inline_write;
         let wqe_size = if wide { 128 } else { 64 };
-        if config.inline_write && !(device.rdma_write && device.inline_bytes_ex > 32) {
+        if asked.inline_write && !(device.attributes.rdma_write && device.attributes.inline_bytes_ex > 32) {
             return Err(ControlError::Unsupported("inline RDMA write"));
         }
-        if config.unsolicited_write_recv && !device.unsolicited_write_recv {
+        if asked.unsolicited_write_recv && !device.attributes.unsolicited_write_recv {
             return Err(ControlError::Unsupported("unsolicited receives of writes with immediate"));
         }
-        limit("inline bytes", config.inline_bytes.into(), device.inline_bytes_ex.into())?;
-        limit("buffers in a receive", config.recv_sge.into(), device.max_rq_sge.into())?;
-        limit("send ring entries", config.send_entries, 1 << (device.max_sq_bytes / wqe_size).ilog2())?;
-        let recv_sge = u32::from(config.recv_sge.max(1));
-        limit("receives", config.recv_entries, device.max_rq_descs / recv_sge)?;
+        limit("inline bytes", asked.inline_bytes.into(), device.attributes.inline_bytes_ex.into())?;
+        limit("buffers in a receive", asked.recv_sge.into(), device.attributes.max_rq_sge.into())?;
+        limit("send ring entries", asked.send_entries, 1 << (device.max_sq_bytes / wqe_size).ilog2())?;
+        let recv_sge = u32::from(asked.recv_sge.max(1));
+        limit("receives", asked.recv_entries, device.max_rq_descs / recv_sge)?;
 
         let doorbells = device.ring_memory(4096)?;
         let work_queue = |entries: u32, entry_size, doorbell| {
             WorkQueue::new(entries.max(1), entry_size, doorbells.clone(), doorbell, device)
         };
-        let mut sq = work_queue(config.send_entries, wqe_size as usize, SQ_DOORBELL)?;
+        let mut sq = work_queue(asked.send_entries, wqe_size as usize, SQ_DOORBELL)?;
         // As libefa computes it (`efa_sq_initialize`).
         sq.max_batch = u32::from(device.max_tx_batch) * 64 / wqe_size;
-        let rq = work_queue(config.recv_entries * recv_sge, RxDesc::SIZE, RQ_DOORBELL)?;
+        let rq = work_queue(asked.recv_entries * recv_sge, RxDesc::SIZE, RQ_DOORBELL)?;
         let info = QpInfo { qpn, sq: sq.info(wqe_size, device.req_id_64), rq: rq.info(RxDesc::SIZE as u32, false) };
         let qp = Self {
             qpn,
-            transport: config.transport,
-            pd: config.pd,
-            send_cq: config.send_cq,
-            recv_cq: config.recv_cq,
+            transport: asked.transport,
+            pd: asked.pd,
+            send_cq: asked.send_cq,
+            recv_cq: asked.recv_cq,
             send_sub: 0,
             recv_sub: 0,
             state: QpState::Reset,
@@ -272,9 +195,9 @@ impl QueuePair {
             counters: [None; CounterOps::KINDS],
             wide,
             req_id_64: device.req_id_64,
-            unsolicited_write_recv: config.unsolicited_write_recv,
-            inline_bytes: config.inline_bytes,
-            inline_write: config.inline_write,
+            unsolicited_write_recv: asked.unsolicited_write_recv,
+            inline_bytes: asked.inline_bytes,
+            inline_write: asked.inline_write,
             sq,
             rq,
             outstanding: 0,

@@ -3,11 +3,12 @@
 //! A device without subscribers builds no event. Drivers and tools subscribe with [`Device::subscribe`](crate::Device::subscribe);
 //! [`ChromeTrace`] turns what was seen into a file for `chrome://tracing` and Perfetto.
 
+use crate::Time;
 use crate::contain::{contain, log};
 use crate::packet::Body;
 use crate::wire::{Data, WireOp};
-use crate::{Gid, QpState, Time};
 use efa_io::{OpCode, Status};
+use efa_types::{Gid, QpState};
 use serde_json::{Value, json};
 use std::fmt;
 

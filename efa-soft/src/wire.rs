@@ -33,8 +33,8 @@
 //!
 //! A datagram looks like data of one packet; its message, base and packet mean nothing.
 
-use crate::Gid;
 use efa_io::Status;
+use efa_types::Gid;
 
 pub(crate) const MAGIC: [u8; 4] = *b"EFAS";
 const VERSION: u8 = 3;

@@ -4,7 +4,7 @@ mod common;
 
 use common::world::*;
 use efa_io::*;
-use efa_soft::memory::RingMemory;
+use efa_memory::RingMemory;
 use efa_soft::*;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ fn ids(completions: &[Completion]) -> Vec<u64> {
 
 #[test]
 fn completions_that_do_not_fit_are_lost_and_later_ones_are_written_again() {
-    let mut world = World::with(|setup| (setup.cq.entries, setup.cq.channel) = (16, true));
+    let mut world = World::with(|setup| (setup.cq.entries, setup.cq.events) = (16, true));
     let cqn = world.hosts[A].cq.info.cqn;
     for lap in 0..3 {
         write(&mut world, 16);
@@ -60,7 +60,7 @@ fn a_queue_without_a_doorbell_overwrites_what_nobody_took() {
 
 #[test]
 fn an_armed_queue_tells_once_of_what_comes_and_at_once_of_what_was_missed() {
-    let mut world = World::with(|setup| setup.cq.channel = true);
+    let mut world = World::with(|setup| setup.cq.events = true);
     let cqn = world.hosts[A].cq.info.cqn;
     let arm = |world: &World, taken, sequence| {
         let value = ring::CqDoorbell::arm(taken, sequence).value();
@@ -82,7 +82,7 @@ fn an_armed_queue_tells_once_of_what_comes_and_at_once_of_what_was_missed() {
 
 #[test]
 fn an_arming_that_was_overwritten_before_the_device_looked_is_answered_all_the_same_but_once() {
-    let mut world = World::with(|setup| setup.cq.channel = true);
+    let mut world = World::with(|setup| setup.cq.events = true);
     let cqn = world.hosts[A].cq.info.cqn;
     let told = |world: &mut World| std::iter::from_fn(|| world.device(A).poll_event()).collect::<Vec<_>>();
     let event = [DeviceEvent::Completion(cqn)];
@@ -101,7 +101,7 @@ fn an_arming_that_was_overwritten_before_the_device_looked_is_answered_all_the_s
 
 #[test]
 fn asking_again_before_an_event_is_taken_asks_for_no_other() {
-    let mut world = World::with(|setup| setup.cq.channel = true);
+    let mut world = World::with(|setup| setup.cq.events = true);
     let cqn = world.hosts[A].cq.info.cqn;
     let told = |world: &mut World| std::iter::from_fn(|| world.device(A).poll_event()).collect::<Vec<_>>();
     let store = |world: &World, value: ring::CqDoorbell| {
@@ -123,7 +123,7 @@ fn asking_again_before_an_event_is_taken_asks_for_no_other() {
 #[test]
 fn a_ring_may_lie_in_memory_of_the_program() {
     let mut device = Device::new(DeviceConfig { sub_cqs: 2, ..DeviceConfig::new(Gid::local(1)) });
-    let config = CqConfig { entries: 16, entry_size: CqeSize::Large, channel: false };
+    let config = CqAttributes { entries: 16, entry_size: CqeSize::Large, events: false };
     let memory = RingMemory::zeroed(4096).unwrap();
     for offset in [3080, 4, 4096, usize::MAX & !7] {
         assert!(device.create_cq_in(config, Some((memory.clone(), offset))).is_err(), "{offset}");

@@ -5,7 +5,7 @@ mod common;
 use common::activate;
 use common::world::*;
 use efa_io::*;
-use efa_soft::memory::RingMemory;
+use efa_memory::RingMemory;
 use efa_soft::*;
 use std::sync::Arc;
 
@@ -57,7 +57,7 @@ fn attach<const N: usize>(world: &mut World, host: usize, ops: [CounterOps; N]) 
 
 #[test]
 fn each_kind_is_counted_for_itself_and_errors_apart() {
-    let mut world = World::with(|setup| setup.rnr_retry = Some(0));
+    let mut world = World::with(|setup| setup.qp.rnr_retry = Some(0));
     let (a, b) = (attach(&mut world, A, KINDS), attach(&mut world, B, KINDS));
     let values = |counters: &[Counter; 6]| counters.each_ref().map(value);
     for _ in 0..3 {
@@ -180,7 +180,7 @@ fn a_counter_is_kept_wherever_the_program_says() {
 
 #[test]
 fn a_device_has_so_many_counters_and_no_more() {
-    let mut world = World::with(|setup| setup.device.max_counters = 2);
+    let mut world = World::with(|setup| setup.device.attributes.max_counters = 2);
     let first = create(&mut world, A);
     create(&mut world, A);
     assert!(matches!(try_create(&mut world, A, [0, 64]), Err(ControlError::Limit { asked: 3, max: 2, .. })));

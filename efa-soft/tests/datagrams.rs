@@ -5,7 +5,7 @@ mod common;
 use common::world::*;
 use efa_io::cqe::Received;
 use efa_io::*;
-use efa_soft::memory::Backing;
+use efa_memory::Backing;
 use efa_soft::*;
 use std::time::Duration;
 
@@ -107,7 +107,7 @@ fn a_datagram_that_the_network_loses_is_not_sent_again() {
 #[test]
 fn a_datagram_is_one_packet() {
     let mut world = world();
-    let mtu = world.device(A).config().mtu;
+    let mtu = world.device(A).config().attributes.mtu;
     let (fits, too_long) = (world.send(A, B, mtu), world.send(A, B, mtu + 1));
     assert_eq!((world.status_of(A, fits), world.status_of(A, too_long)), (Status::Ok, Status::BadLength));
     assert_eq!(world.device(A).counters().tx_pkts, 1);
@@ -145,8 +145,8 @@ fn a_queue_pair_of_datagrams_has_neither_rdma_nor_retries() {
     assert!(matches!(world.device(A).set_rnr_retry(qpn, 3), Err(ControlError::Unsupported(_))));
     let config = world.hosts[A].setup.qp;
     for config in [
-        QpConfig { inline_write: true, inline_bytes: 80, ..config },
-        QpConfig { unsolicited_write_recv: true, ..config },
+        QpAttributes { inline_write: true, inline_bytes: 80, ..config },
+        QpAttributes { unsolicited_write_recv: true, ..config },
     ] {
         assert!(matches!(world.device(A).create_qp(config), Err(ControlError::Unsupported(_))));
     }

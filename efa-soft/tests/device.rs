@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use efa_io::*;
-use efa_soft::memory::SharedMemory;
+use efa_memory::SharedMemory;
 use efa_soft::wire::{Ack, WireOp};
 use efa_soft::*;
 use std::time::Duration;
@@ -166,13 +166,15 @@ fn a_configuration_that_no_device_can_have_is_named() {
         change(&mut config);
         config.check().unwrap_err().to_string()
     };
-    assert_eq!(check(|config| config.mtu = 0), "mtu is 0, expected 64 to 60000 bytes");
-    assert!(check(|config| config.max_qp = 0).starts_with("max_qp is 0"));
+    assert_eq!(check(|config| config.attributes.mtu = 0), "mtu is 0, expected 64 to 60000 bytes");
+    assert!(check(|config| config.attributes.max_qp = 0).starts_with("max_qp is 0"));
     assert!(check(|config| config.max_tx_batch = 1).starts_with("max_tx_batch is 1"));
     assert!(DeviceConfig::new(HERE).check().is_ok());
-    let mut single = Device::new(DeviceConfig { max_qp: 1, ..DeviceConfig::new(HERE) });
+    let mut config = DeviceConfig::new(HERE);
+    config.attributes.max_qp = 1;
+    let mut single = Device::new(config);
     let pd = single.alloc_pd().unwrap();
-    let cq = single.create_cq(CqConfig { entries: 4, entry_size: CqeSize::Small, channel: false }).unwrap();
+    let cq = single.create_cq(CqAttributes { entries: 4, entry_size: CqeSize::Small, events: false }).unwrap();
     for _ in 0..3 {
         let number = qp(&mut single, pd, cq.cqn, 1).qpn;
         single.destroy_qp(number).unwrap();
@@ -182,7 +184,7 @@ fn a_configuration_that_no_device_can_have_is_named() {
 #[test]
 fn events_that_nobody_fetches_do_not_pile_up() {
     let mut device = Device::new(DeviceConfig::new(HERE));
-    let cq = device.create_cq(CqConfig { entries: 4, entry_size: CqeSize::Large, channel: true }).unwrap();
+    let cq = device.create_cq(CqAttributes { entries: 4, entry_size: CqeSize::Large, events: true }).unwrap();
     let doorbell = cq.doorbell.unwrap();
     for sequence in 0..times(10_000) as u32 {
         // As if a completion were there that the program has not seen.
@@ -199,7 +201,7 @@ fn control_calls_are_counted_and_failed_ones_by_what_they_were() {
     let pd = device.alloc_pd().unwrap();
     assert!(device.alloc_pd().is_err());
     assert!(device.create_ah(pd + 1, THERE).is_err());
-    assert!(device.create_cq(CqConfig { entries: 1 << 20, entry_size: CqeSize::Large, channel: false }).is_err());
+    assert!(device.create_cq(CqAttributes { entries: 1 << 20, entry_size: CqeSize::Large, events: false }).is_err());
     assert!(device.register(pd, SharedMemory::zeroed(4096).unwrap(), u64::MAX, Access::ALL).is_err());
     assert!(device.destroy_qp(1).is_err());
     let expected = CommandCounters {

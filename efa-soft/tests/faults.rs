@@ -180,7 +180,8 @@ fn work_under_way_is_given_up_when_a_port_stays_down() {
 
 #[test]
 fn what_goes_to_another_subnet_leaves_and_arrives_nowhere() {
-    let mut world = World::of(2, |host, setup| setup.device.gid = setup.device.gid.in_subnet(host as u16));
+    let mut world =
+        World::of(2, |host, setup| setup.device.attributes.gid = setup.device.attributes.gid.in_subnet(host as u16));
     let wqes = [world.send(A, B, 8), world.write(A, B, 8), world.read(A, B, 8)];
     for wqe in wqes {
         assert_eq!(world.status_of(A, wqe), Status::UnreachableRemote);

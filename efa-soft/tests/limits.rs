@@ -63,7 +63,7 @@ fn a_receiver_that_was_very_slow_is_well_again_at_once() {
 fn from_stranger(world: &World, number: u32) -> Vec<u8> {
     let (src, config) = (Gid::local(1000 + number), &world.hosts[A].setup.device);
     let dst_incarnation = config.incarnation_for(src);
-    let envelope = Envelope { src, dst: config.gid, src_incarnation: 1, dst_incarnation, path: 0 };
+    let envelope = Envelope { src, dst: config.attributes.gid, src_incarnation: 1, dst_incarnation, path: 0 };
     data(&envelope, header(WireOp::Send, 1, 0), 0, 0, 64)
 }
 

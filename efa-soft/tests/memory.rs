@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use efa_soft::memory::SharedMemory;
+use efa_memory::SharedMemory;
 use efa_soft::wire::{self, MessageHeader, WireOp};
 use efa_soft::*;
 

@@ -4,7 +4,7 @@ mod common;
 
 use common::world::*;
 use efa_io::*;
-use efa_soft::memory::SharedMemory;
+use efa_memory::SharedMemory;
 use efa_soft::*;
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ fn keep_doing(
 
 #[test]
 fn a_message_that_nobody_receives_holds_up_no_other() {
-    let mut world = World::with(|setup| setup.rnr_retry = Some(7));
+    let mut world = World::with(|setup| setup.qp.rnr_retry = Some(7));
     let deaf = world.active_qp(B, |_| ()).qpn();
     let unheard = wqe(SendInline::new(b"x"), Destination { qpn: deaf, ..world.to(A, B) });
     world.post::<8>(A, [unheard]);

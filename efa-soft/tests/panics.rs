@@ -4,8 +4,8 @@ mod common;
 
 use common::world::*;
 use efa_io::*;
+use efa_memory::{Backing, HostMemory};
 use efa_soft::driver::{IdleMode, Local, Port, Udp, UdpConfig};
-use efa_soft::memory::{Backing, HostMemory};
 use efa_soft::trace::TraceEvent;
 use efa_soft::*;
 use std::sync::Arc;
@@ -44,9 +44,9 @@ fn furnish(port: &dyn Port) -> (CqInfo, QpInfo) {
     let mut made = None;
     port.with(&mut |device| {
         let pd = device.alloc_pd().unwrap();
-        let cq = device.create_cq(CqConfig { entries: 16, entry_size: CqeSize::Large, channel: true }).unwrap();
+        let cq = device.create_cq(CqAttributes { entries: 16, entry_size: CqeSize::Large, events: true }).unwrap();
         let qp = device
-            .create_qp(QpConfig {
+            .create_qp(QpAttributes {
                 transport: Transport::Srd,
                 pd,
                 send_cq: cq.cqn,
@@ -57,6 +57,7 @@ fn furnish(port: &dyn Port) -> (CqInfo, QpInfo) {
                 inline_bytes: 0,
                 inline_write: false,
                 unsolicited_write_recv: false,
+                rnr_retry: None,
             })
             .unwrap();
         for state in [QpState::Init, QpState::ReadyToReceive, QpState::ReadyToSend] {

@@ -83,7 +83,7 @@ fn whatever_is_right_succeeds_on_both_sides(expected: Status) {
 }
 
 fn a_receiver_that_is_ready_late_gets_the_message_at_last(expected: Status) {
-    let mut world = World::with(|setup| setup.rnr_retry = Some(7));
+    let mut world = World::with(|setup| setup.qp.rnr_retry = Some(7));
     let send = world.send(A, B, 8);
     world.post(A, [send]);
     world.run(Duration::from_secs(30));
@@ -178,7 +178,7 @@ fn rdma_on_an_unreliable_queue_pair_is_refused(expected: Status) {
 }
 
 fn rdma_that_the_device_lacks_is_refused(expected: Status) {
-    let mut world = without(|device| (device.rdma_read, device.rdma_write) = (false, false));
+    let mut world = without(|device| (device.attributes.rdma_read, device.attributes.rdma_write) = (false, false));
     let wqes = [world.write(A, B, 8), world.read(A, B, 8)];
     refused(&mut world, wqes, expected);
 }
@@ -266,13 +266,13 @@ fn inline_bytes_over_what_the_queue_pair_takes_are_refused(expected: Status) {
 }
 
 fn a_send_over_the_mtu_is_refused(expected: Status) {
-    let mut world = without(|device| device.mtu = 1000);
+    let mut world = without(|device| device.attributes.mtu = 1000);
     let send = world.send(A, B, 1001);
     refused(&mut world, [send], expected);
 }
 
 fn rdma_over_the_maximum_is_refused(expected: Status) {
-    let mut world = without(|device| device.max_rdma_bytes = 1000);
+    let mut world = without(|device| device.attributes.max_rdma_bytes = 1000);
     let wqes = [world.write(A, B, 1001), world.read(A, B, 1001)];
     refused(&mut world, wqes, expected);
 }
@@ -381,7 +381,7 @@ fn an_unreliable_queue_pair_is_no_destination(expected: Status) {
 
 fn a_receiver_that_is_never_ready_is_asked_as_often_as_was_said(expected: Status) {
     for retry in [0, 1, 3, 6] {
-        let mut world = World::with(|setup| setup.rnr_retry = Some(retry));
+        let mut world = World::with(|setup| setup.qp.rnr_retry = Some(retry));
         let write = RdmaWrite::new(world.local(A, 8), world.remote(B)).imm(1);
         let (send, write): (_, Wqe64) = (world.send(A, B, 8), wqe(write, world.to(A, B)));
         refused(&mut world, [send], expected);
@@ -395,7 +395,7 @@ fn a_receiver_that_is_never_ready_is_asked_as_often_as_was_said(expected: Status
 
 fn a_receive_one_byte_too_short_fails_on_both_sides(expected: Status) {
     let mut world = World::pair();
-    assert!(efa_soft::memory::Backing::write(&*world.hosts[A].memory, 0, &[9; 100]));
+    assert!(efa_memory::Backing::write(&*world.hosts[A].memory, 0, &[9; 100]));
     let Host { qp, keys, .. } = &mut world.hosts[B];
     qp.receive(keys.lkey, ADDR, &[50, 49]);
     let send = world.send(A, B, 100);
@@ -472,7 +472,7 @@ fn a_device_does_not_reach_itself(expected: Status) {
 
 fn a_peer_without_rdma_says_so(expected: Status) {
     let mut world = World::of(2, |host, setup| {
-        (setup.device.rdma_read, setup.device.rdma_write) = (host == A, host == A);
+        (setup.device.attributes.rdma_read, setup.device.attributes.rdma_write) = (host == A, host == A);
     });
     let wqes = [world.write(A, B, 8), world.read(A, B, 8)];
     refused(&mut world, wqes, expected);

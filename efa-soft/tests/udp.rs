@@ -29,7 +29,7 @@ fn ends(from: &dyn Port, to: Gid) -> Status {
     from.with(&mut |device| {
         let pd = device.alloc_pd().unwrap();
         let ah = device.create_ah(pd, to).unwrap();
-        let cq = device.create_cq(CqConfig { entries: 16, entry_size: CqeSize::Large, channel: false }).unwrap();
+        let cq = device.create_cq(CqAttributes { entries: 16, entry_size: CqeSize::Large, events: false }).unwrap();
         let qp = qp(device, pd, cq.cqn, 4);
         activate(device, qp.qpn);
         made = Some((cq, qp, ah));

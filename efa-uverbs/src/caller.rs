@@ -4,7 +4,7 @@ use crate::errno::{Errno, Outcome, refuse};
 use crate::quota::{Account, Charge, Item};
 use crate::talk::{self, MESSAGE_BYTES, Message};
 use bytemuck::{AnyBitPattern, NoUninit};
-use efa_soft::memory::Backing;
+use efa_memory::Backing;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,

@@ -2,7 +2,8 @@
 
 use crate::errno::{Errno, Outcome, refuse};
 use efa_soft::driver::{Port, Udp, Waker};
-use efa_soft::{ControlError, Device, DeviceConfig};
+use efa_soft::{Device, DeviceConfig};
+use efa_types::ControlError;
 use std::io;
 
 /// PCI vendor number of Amazon.
@@ -45,7 +46,7 @@ impl SoftDevice {
 
     /// The last eight bytes of its address, which are its GUID.
     pub(crate) fn guid(&self) -> [u8; 8] {
-        std::array::from_fn(|i| self.config.gid.0[8 + i])
+        std::array::from_fn(|i| self.config.attributes.gid.0[8 + i])
     }
 
     /// Most work requests of a send queue with 64-byte entries.

@@ -1,6 +1,6 @@
 //! What a command answers when it fails: the errors that the kernel would give.
 
-use efa_soft::ControlError;
+use efa_types::ControlError;
 pub(crate) use rustix::io::Errno;
 
 /// Why a command failed: the number for the program, and a sentence for people.

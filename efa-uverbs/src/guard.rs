@@ -7,7 +7,7 @@
 //!
 //! The handler is this process's, from the first mapping on. Faults of memory that is not guarded go to the handler that was there before.
 
-use efa_soft::memory::{Backing, HostMemory, Mappable, Shared, SharedMemory, Unit};
+use efa_memory::{Backing, HostMemory, Mappable, Shared, SharedMemory, Unit};
 use parking_lot::Mutex;
 use slab::Slab;
 use std::ffi::{c_int, c_void};
@@ -191,7 +191,7 @@ impl Backing for Guarded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use efa_soft::memory::{DoorbellMemory, copy};
+    use efa_memory::{DoorbellMemory, copy};
     use std::fs::File;
     use std::os::unix::process::ExitStatusExt;
 

@@ -7,8 +7,8 @@ use crate::errno::Outcome;
 use crate::quota::{Account, Accounts, Charge, Item, Quotas};
 use crate::sysfs::{self, CounterFiles};
 use crate::talk::{self, DEVICE_PREFIX, NODE_VARIABLE};
-use efa_soft::Gid;
 use efa_soft::driver::SoftSpec;
+use efa_types::Gid;
 use rustix::fs::{FlockOperation, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
@@ -153,7 +153,7 @@ impl Node {
 
     /// Names and addresses of the devices.
     pub fn devices(&self) -> impl Iterator<Item = (&str, Gid)> {
-        self.devices.iter().map(|device| (device.name.as_str(), device.config.gid))
+        self.devices.iter().map(|device| (device.name.as_str(), device.config.attributes.gid))
     }
 
     /// The folder that stands for `/sys`, where counters can be read as well.

@@ -11,7 +11,7 @@
 use crate::device::{SoftDevice, VENDOR};
 use crate::talk::{BASE_MINOR, DEVICE_PREFIX, MAJOR};
 use efa_soft::driver::Port;
-use efa_soft::{CommandCounters, Counters};
+use efa_types::{CommandCounters, Counters};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileExt, symlink};
@@ -79,7 +79,7 @@ pub(crate) fn add(root: &Path, number: u32, device: &SoftDevice) -> io::Result<C
     file(&port, "link_layer", "Unspecified")?;
     file(&port, "lid", "0x0")?;
     file(&port, "rate", format_args!("{} Gb/sec", device.config.link_gbps))?;
-    file(&port, "gids/0", groups(&device.config.gid.0))?;
+    file(&port, "gids/0", groups(&device.config.attributes.gid.0))?;
     file(&port, "pkeys/0", "0xffff")?;
     let counters = CounterFiles { device: folder.join("hw_counters"), port: port.join("hw_counters"), written: None };
     fs::create_dir_all(&counters.device)?;

@@ -2,7 +2,7 @@
 
 use super::script::Script;
 use super::world::{Cq, LOCAL, OPEN, OWN, PEER, QKEY, READ_ONLY, REMOTE, World};
-use efa_soft::memory::RingMemory;
+use efa_memory::RingMemory;
 use efa_soft::*;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -100,7 +100,7 @@ pub(crate) fn control(data: &[u8]) {
     }
     program.create_ah(1, PEER);
     program.create_ah(1, OWN);
-    program.create_cq(CqConfig { entries: 16, entry_size: CqeSize::Large, channel: has(2) });
+    program.create_cq(CqAttributes { entries: 16, entry_size: CqeSize::Large, events: has(2) });
     if !has(3) {
         program.create_qp(&mut Script(&[]));
         let _ = program.world.activate(program.world.qps[0].info.qpn);
@@ -136,7 +136,7 @@ impl Program {
             2 => {
                 let entry_size = script.pick(&[CqeSize::Small, CqeSize::Large]);
                 let entries = script.number(&[0, 1, 3, 16, 1024, 1025]);
-                self.create_cq(CqConfig { entries, entry_size, channel: script.byte() & 1 == 0 });
+                self.create_cq(CqAttributes { entries, entry_size, events: script.byte() & 1 == 0 });
             }
             3 => {
                 let cqn = script.number(&self.cqs.ever);
@@ -207,14 +207,14 @@ impl Program {
         while self.world.device.poll_event().is_some() {}
     }
 
-    fn create_cq(&mut self, config: CqConfig) {
+    fn create_cq(&mut self, config: CqAttributes) {
         self.cqs.ever.extend(self.world.create_cq(config).inspect(|&cqn| self.cqs.live.push(cqn)));
     }
 
     fn create_qp(&mut self, script: &mut Script<'_>) {
         let traits = script.byte();
         let inline_write = traits & 0x18 == 0x18;
-        let config = QpConfig {
+        let config = QpAttributes {
             transport: if traits & 1 == 0 { Transport::Srd } else { Transport::Ud },
             pd: script.number(&self.pds.ever),
             send_cq: script.number(&self.cqs.ever),
@@ -225,6 +225,7 @@ impl Program {
             inline_bytes: if traits & 0x10 == 0 { 32 } else { script.byte().into() },
             inline_write,
             unsolicited_write_recv: traits & 0x20 != 0,
+            rnr_retry: None,
         };
         if let Ok(qpn) = self.world.create_qp(config) {
             self.qps.created(qpn);

@@ -13,11 +13,11 @@ pub(crate) fn packets(data: &[u8]) {
     let mut world = World::new(DeviceConfig { loopback: has(0), req_id_64: has(1), ..World::config() });
     let pd = world.furnish();
     let entry_size = if has(2) { CqeSize::Small } else { CqeSize::Large };
-    let cq = world.create_cq(CqConfig { entries: 512, entry_size, channel: false }).expect("the first queue");
+    let cq = world.create_cq(CqAttributes { entries: 512, entry_size, events: false }).expect("the first queue");
     let transports = if has(3) { &[Transport::Srd, Transport::Ud][..] } else { &[Transport::Srd] };
     for &transport in transports {
         let is_srd = transport == Transport::Srd;
-        let qp = world.create_qp(QpConfig {
+        let qp = world.create_qp(QpAttributes {
             transport,
             pd,
             send_cq: cq,
@@ -28,6 +28,7 @@ pub(crate) fn packets(data: &[u8]) {
             inline_bytes: if has(4) { 80 } else { 32 },
             inline_write: has(4) && is_srd,
             unsolicited_write_recv: has(5) && is_srd,
+            rnr_retry: None,
         });
         let qpn = qp.expect("the first queue pairs");
         if has(6) && is_srd {

@@ -20,10 +20,10 @@ pub(crate) fn rings(data: &[u8]) {
     let pd = world.furnish();
     let entry_size = if has(3) { CqeSize::Small } else { CqeSize::Large };
     let entries = 1 << (sizes & 3);
-    let cq = world.create_cq(CqConfig { entries, entry_size, channel: has(4) }).expect("the first queue");
+    let cq = world.create_cq(CqAttributes { entries, entry_size, events: has(4) }).expect("the first queue");
     let transport = if has(5) { Transport::Ud } else { Transport::Srd };
     let is_srd = transport == Transport::Srd;
-    let qp = world.create_qp(QpConfig {
+    let qp = world.create_qp(QpAttributes {
         transport,
         pd,
         send_cq: cq,
@@ -34,6 +34,7 @@ pub(crate) fn rings(data: &[u8]) {
         inline_bytes: if has(6) { 80 } else { 32 },
         inline_write: has(6) && is_srd,
         unsolicited_write_recv: has(7) && is_srd,
+        rnr_retry: None,
     });
     let qpn = qp.expect("the first queue pair");
     world.activate(qpn).expect("verbs' way");

@@ -2,7 +2,7 @@
 
 use super::script::Script;
 use efa_io::{Completion, Cqe16, Cqe32, DecodeError, Event, RingSize};
-use efa_soft::memory::{Backing, HostMemory, SharedMemory};
+use efa_memory::{Backing, HostMemory, SharedMemory};
 use efa_soft::wire::DATA_HEADER;
 use efa_soft::*;
 use std::ops::Range;
@@ -160,17 +160,9 @@ impl World {
 
     /// A small device.
     pub(crate) fn config() -> DeviceConfig {
-        DeviceConfig {
-            mtu: MTU,
-            max_qp: 4,
-            max_pd: 4,
-            max_cq: 4,
-            max_cqe: 1024,
-            max_mr: 8,
-            max_ah: 8,
-            max_counters: 4,
-            ..DeviceConfig::new(OWN)
-        }
+        let config = DeviceConfig::new(OWN);
+        let attributes = DeviceAttributes { mtu: MTU, max_qp: 4, max_cqe: 1024, max_counters: 4, ..config.attributes };
+        DeviceConfig { attributes, max_pd: 4, max_cq: 4, max_mr: 8, max_ah: 8, ..config }
     }
 
     /// Two domains, all regions, and address handles of the peer and of the device itself; the number of the first domain.
@@ -194,13 +186,13 @@ impl World {
         Ok(keys)
     }
 
-    pub(crate) fn create_cq(&mut self, config: CqConfig) -> Result<u32, ControlError> {
+    pub(crate) fn create_cq(&mut self, config: CqAttributes) -> Result<u32, ControlError> {
         let info = self.device.create_cq(config)?;
         self.cqs.push(Cq { consumers: vec![0; info.sub_queues.into()], info });
         Ok(self.cqs[self.cqs.len() - 1].info.cqn)
     }
 
-    pub(crate) fn create_qp(&mut self, config: QpConfig) -> Result<u16, ControlError> {
+    pub(crate) fn create_qp(&mut self, config: QpAttributes) -> Result<u16, ControlError> {
         let info = self.device.create_qp(config)?;
         let qpn = info.qpn;
         self.qps.push(Qp { info, sent: 0, received: 0, sends: vec![], receives: vec![] });

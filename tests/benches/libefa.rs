@@ -14,7 +14,7 @@ mod plain;
 
 use divan::black_box;
 use efa_io::Cqe32;
-use efa_soft::memory::{Shared, Unit};
+use efa_memory::{Shared, Unit};
 use efa_sys::sys::*;
 use efa_sys::{Ah, Cq, CqAttr, DeviceList, Mr, Pd, Qp, QpAttr};
 use efa_tests::vendor::{Node, Vendor};

@@ -4,7 +4,7 @@
 
 use efa_direct::*;
 use efa_io::{Cqe32, Event};
-use efa_soft::memory::{Backing, RingMemory, Shared, SharedMemory, Unit};
+use efa_memory::{Backing, RingMemory, Shared, SharedMemory, Unit};
 use efa_tests::Side;
 use std::os::fd::AsFd;
 use std::sync::Arc;

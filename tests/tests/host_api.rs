@@ -232,7 +232,7 @@ fn a_number_is_not_given_out_again_while_completions_of_its_last_life_lie_unpoll
         let sim = Sim::new(LinkConfig::default());
         let device = sim.add(0, |config| {
             config.req_id_64 = wide_ids;
-            config.max_qp = 1 << 14; // which leaves two bits to tell lives apart by
+            config.attributes.max_qp = 1 << 14; // which leaves two bits to tell lives apart by
         });
         let pd = device.alloc_pd().unwrap();
         let nobody = pd.peer(&Endpoint { gid: Gid::local(99), qpn: 5, qkey: 5 }).unwrap();
@@ -467,7 +467,7 @@ fn reads_of_any_length_bring_exactly_their_bytes() {
 #[test]
 fn an_operation_that_the_device_lacks_is_refused_when_posted() {
     let sim = Sim::new(LinkConfig::default());
-    let device = sim.add(0, |config| config.rdma_read = false);
+    let device = sim.add(0, |config| config.attributes.rdma_read = false);
     assert!(!device.attributes().rdma_read);
     let pd = device.alloc_pd().unwrap();
     let cq = device.create_cq(CqConfig::new(16)).unwrap();
@@ -600,8 +600,8 @@ fn a_preview_shows_the_wqe_and_changes_nothing() {
 fn wide_wqes_need_a_device_that_has_them() {
     let sim = Sim::new(LinkConfig::default());
     let device = sim.add(0, |config| {
-        config.inline_bytes_ex = 32;
-        config.rdma_write = false;
+        config.attributes.inline_bytes_ex = 32;
+        config.attributes.rdma_write = false;
     });
     let pd = device.alloc_pd().unwrap();
     let cq = device.create_cq(CqConfig::new(16)).unwrap();
@@ -645,10 +645,10 @@ fn borrowed_bytes_are_out_of_reach_after_the_call_even_of_a_device_that_was_put_
         })
         .unwrap();
     let mut device = aside.unwrap();
-    let cq = efa_soft::CqConfig { entries: 16, entry_size: efa_soft::CqeSize::Large, channel: false };
+    let cq = efa_soft::CqAttributes { entries: 16, entry_size: efa_soft::CqeSize::Large, events: false };
     let cqn = device.create_cq(cq).unwrap().cqn;
     let qp = device
-        .create_qp(efa_soft::QpConfig {
+        .create_qp(efa_soft::QpAttributes {
             transport: efa_soft::Transport::Srd,
             pd: 1,
             send_cq: cqn,
@@ -659,6 +659,7 @@ fn borrowed_bytes_are_out_of_reach_after_the_call_even_of_a_device_that_was_put_
             inline_bytes: 32,
             inline_write: false,
             unsolicited_write_recv: false,
+            rnr_retry: None,
         })
         .unwrap();
     device.modify_qp(qp.qpn, efa_soft::QpState::Init, Some(0)).unwrap();

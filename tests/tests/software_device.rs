@@ -133,7 +133,7 @@ fn a_datagram_arrives_behind_its_prefix_and_rdma_is_refused_before_it_is_posted(
 #[test]
 fn a_counter_counts_for_as_long_as_a_queue_pair_has_it() {
     let mut sim = Sim::new(LinkConfig::default());
-    let device = sim.add(0, |config| config.max_counters = 1);
+    let device = sim.add(0, |config| config.attributes.max_counters = 1);
     let counter = device.create_counter().unwrap();
     let mut b = side(sim.add(1, |_| ()), QpConfig::new(4, 4));
     let foreign = b.device.create_counter().unwrap();

@@ -1,8 +1,8 @@
 //! Code of others unwinds inside the library: a `Port`, what listens to `tracing`, what is dropped. Memory that was lent is its owner's again all the same.
 
 use efa_direct::*;
+use efa_memory::SharedMemory;
 use efa_soft::driver::{IdleMode, Local, Port, Waker};
-use efa_soft::memory::SharedMemory;
 use efa_soft::{DeviceConfig, LinkConfig};
 use std::any::Any;
 use std::os::fd::AsFd;

@@ -2,7 +2,7 @@
 //!
 //! Miri runs no instructions, no coroutines and maps no files. So it sees the formats, the software device in simulated time, memory that is
 //! shared between threads, and the host API on software devices of this process; not the executor of kernels, UDP, libibverbs and CUDA.
-//! Copies of shared bytes are loops for it (`efa-soft/src/memory/copy.rs`).
+//! Copies of shared bytes are loops for it (`efa-memory/src/copy.rs`).
 
 use crate::nightly;
 use anyhow::{Result, bail};
@@ -16,7 +16,7 @@ struct Run {
 }
 
 const RUNS: &[Run] = &[
-    Run { what: "memory that threads share", args: &["--package", "efa-soft", "--lib", "--", "memory::"], flags: "" },
+    Run { what: "memory that threads share", args: &["--package", "efa-memory", "--lib"], flags: "" },
     // Its network's thread never ends.
     Run {
         what: "the host API on software devices",

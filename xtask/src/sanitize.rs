@@ -1,7 +1,7 @@
 //! `cargo xtask sanitize`: the threads of the software devices under ThreadSanitizer, their memory under AddressSanitizer.
 //!
 //! Neither sees what instructions do that the compiler does not look into, so copies of shared bytes are loops here
-//! (`cfg(efa_bytewise)`, `efa-soft/src/memory/copy.rs`). ThreadSanitizer wants a standard library that is compiled for it.
+//! (`cfg(efa_bytewise)`, `efa-memory/src/copy.rs`). ThreadSanitizer wants a standard library that is compiled for it.
 
 use crate::{nightly, target};
 use anyhow::{Result, bail};
@@ -19,6 +19,7 @@ pub(crate) enum Sanitizer {
 
 /// The tests: those with threads, and those that share memory with a device.
 const TESTS: &[&[&str]] = &[
+    &["--package", "efa-memory", "--lib"],
     &["--package", "efa-soft", "--lib", "--test", "device", "--test", "statuses", "--test", "going_away"],
     &["--package", "efa-direct", "--lib", "--test", "shared_memory"],
     &["--package", "efa-tests", "--test", "host_api", "--test", "real_time", "--test", "unwinding"],

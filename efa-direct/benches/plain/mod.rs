@@ -1,14 +1,15 @@
 //! A device that is not there: rings in plain memory, and a bench that plays the device when nobody looks at the clock.
 
 use divan::black_box;
-use efa_direct::provider::{CqRequest, HostRange, Provider, QpRequest, RawCq, RawQp, Registration};
+use efa_direct::provider::{
+    ControlError, CqAttributes, HostRange, Provider, QpAttributes, RawCq, RawQp, RegionKeys, Registration,
+};
 use efa_direct::{
     Access, Completion, Counters, CpuCompletionQueue, CpuSendQueue, CqConfig, Device, DeviceAttributes, Endpoint,
     Error, Gid, OpCode, Peer, PostError, QpConfig, RawRing, RdmaWrite, Status,
 };
 use efa_io::{Cqe32, Event, Limits, RingSize, Wqe64};
-use efa_soft::memory::{DoorbellMemory, RingMemory};
-use efa_soft::{ControlError, RegionKeys};
+use efa_memory::{DoorbellMemory, RingMemory};
 use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -76,6 +77,10 @@ fn ring(memory: &Arc<RingMemory>, rings: &Rings, entry_size: usize) -> RawRing {
 
 // SAFETY: nobody ever accesses registered bytes.
 unsafe impl Provider for Plain {
+    fn name(&self) -> &str {
+        "plain"
+    }
+
     fn attributes(&self) -> &DeviceAttributes {
         &self.attributes
     }
@@ -92,13 +97,13 @@ unsafe impl Provider for Plain {
 
     fn deregister(&self, _: &Registration) {}
 
-    fn create_cq(&self, _: CqRequest) -> Result<RawCq, Error> {
+    fn create_cq(&self, _: CqAttributes) -> Result<RawCq, Error> {
         Ok(RawCq { cqn: 1, rings: vec![ring(&self.rings.completions, &self.rings, Cqe32::SIZE)], events: None })
     }
 
     fn destroy_cq(&self, _: u32) {}
 
-    fn create_qp(&self, request: QpRequest) -> Result<RawQp, Error> {
+    fn create_qp(&self, request: QpAttributes) -> Result<RawQp, Error> {
         let unused = RingMemory::zeroed(LAP * 16).map_err(|_| ControlError::NoMemory(LAP * 16))?;
         Ok(RawQp {
             qpn: QPN,
@@ -175,9 +180,7 @@ pub(crate) struct Rig {
 impl Rig {
     /// A queue pair with 16-bit or 64-bit request ids. Regions and peers are leaked: they have to outlive it.
     pub(crate) fn new(req_id_64: bool, rings: Rings) -> Self {
-        let mut attributes = DeviceAttributes::default();
-        attributes.inline_bytes = 32;
-        attributes.max_qp = 512;
+        let attributes = DeviceAttributes { inline_bytes: 32, max_qp: 512, ..DeviceAttributes::default() };
         let plain = Arc::new(Plain { attributes, req_id_64, rings });
         let device = Device::from_provider(plain.clone());
         let pd = Arc::new(device.alloc_pd().expect("a domain"));

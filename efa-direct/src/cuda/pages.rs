@@ -205,7 +205,7 @@ fn device_addr(context: &Arc<Context>, addr: u64) -> Result<u64, CudaError> {
 mod tests {
     use super::*;
     use crate::cuda::Gpu;
-    use efa_soft::memory::SharedMemory;
+    use efa_memory::SharedMemory;
     use rustix::mm::{MapFlags, ProtFlags};
 
     #[test]

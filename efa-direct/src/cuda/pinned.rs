@@ -5,7 +5,7 @@ use super::gpu::{Context, Gpu};
 use super::memory::check_range;
 use crate::error::Error;
 use cudarc::driver::sys;
-use efa_soft::memory::{copy_in, copy_out};
+use efa_memory::{copy_in, copy_out};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;

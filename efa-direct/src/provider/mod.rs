@@ -9,55 +9,24 @@ pub(crate) mod soft;
 #[cfg(feature = "verbs")]
 pub(crate) mod verbs;
 
+use efa_types::{Access, AsyncEvent, CounterOps, CounterValue, Counters, Gid};
+/// The vocabulary of these calls.
+#[doc(no_inline)]
+pub use efa_types::{ControlError, CqAttributes, CqeSize, DeviceAttributes, QpAttributes, RegionKeys};
+
 use crate::barrier;
 use crate::error::Error;
 use crate::external::{DmabufRange, ExternalMemory};
 use crate::ring::RawRing;
 use efa_io::{Limits, RingSize};
+use efa_soft::LinkCounters;
 use efa_soft::driver::Port;
-use efa_soft::{
-    Access, AsyncEvent, ControlError, CounterOps, CounterValue, Counters, Gid, LinkCounters, RegionKeys, Transport,
-};
 use std::any::Any;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-
-/// What a device is and can do. The default is a device that can do nothing, for providers to start from.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct DeviceAttributes {
-    /// Its name, as it was opened.
-    pub name: String,
-    /// Its address.
-    pub gid: Gid,
-    /// Longest send in bytes.
-    pub mtu: u32,
-    /// Longest RDMA operation in bytes.
-    pub max_rdma_bytes: u32,
-    /// Longest inline message in bytes on a queue with 64-byte WQEs.
-    pub inline_bytes: u16,
-    /// Longest inline message in bytes on a queue with 128-byte WQEs; no more than 32 where there are none.
-    pub inline_bytes_ex: u16,
-    /// Most buffers in a send.
-    pub max_send_sge: u16,
-    /// Most buffers in a receive.
-    pub max_recv_sge: u16,
-    /// Most queue pairs.
-    pub max_qp: u32,
-    /// Most entries of a completion queue.
-    pub max_cqe: u32,
-    /// RDMA reads work.
-    pub rdma_read: bool,
-    /// RDMA writes work.
-    pub rdma_write: bool,
-    /// Most completion counters; 0 if there are none.
-    pub max_counters: u32,
-    /// Writes with immediate can be received without a receive descriptor.
-    pub unsolicited_write_recv: bool,
-}
 
 /// Host memory that is to be registered.
 #[derive(Clone)]
@@ -68,7 +37,7 @@ pub struct HostRange {
 }
 
 impl HostRange {
-    /// First byte. Valid until the region is deregistered; this program accesses it as `AtomicU8`, as `efa_soft::memory`
+    /// First byte. Valid until the region is deregistered; this program accesses it as `AtomicU8`, as `efa_memory`
     /// does, or not at all.
     pub fn as_ptr(&self) -> NonNull<u8> {
         self.ptr
@@ -96,15 +65,6 @@ pub struct Registration {
     pub keys: RegionKeys,
     /// The provider's own.
     pub token: Option<Arc<dyn Any + Send + Sync>>,
-}
-
-/// What a completion queue is to be like.
-#[derive(Clone, Copy, Debug)]
-pub struct CqRequest {
-    /// Entries, at least.
-    pub entries: u32,
-    /// Events can be waited for.
-    pub events: bool,
 }
 
 /// A completion queue as a provider hands it over.
@@ -187,33 +147,6 @@ impl CounterWord {
     }
 }
 
-/// What a queue pair is to be like.
-#[derive(Clone, Copy, Debug)]
-pub struct QpRequest {
-    /// How its messages travel.
-    pub transport: Transport,
-    /// Times a message is offered again to a receiver that is not ready, 0 to 6, or 7: for ever; `None`: as the device does by itself.
-    pub rnr_retry: Option<u8>,
-    /// Protection domain, by the provider's number.
-    pub pd: u32,
-    /// Where sends complete, by the provider's number.
-    pub send_cq: u32,
-    /// Where receives complete.
-    pub recv_cq: u32,
-    /// Send ring entries, at least.
-    pub send_entries: u32,
-    /// Outstanding receives, at least.
-    pub recv_entries: u32,
-    /// Most buffers of a receive.
-    pub recv_sge: u16,
-    /// Longest inline message.
-    pub inline_bytes: u16,
-    /// Inline RDMA writes.
-    pub inline_write: bool,
-    /// Writes with immediate consume no receive descriptor.
-    pub unsolicited_write_recv: bool,
-}
-
 /// A queue pair as a provider hands it over.
 pub struct RawQp {
     /// Its number.
@@ -243,9 +176,12 @@ pub struct RawQp {
 /// Once [`deregister`](Self::deregister) has ended, nobody accesses the bytes of that registration any more, whatever else has happened to the device, or
 /// they are owned ones and their owner is kept for good; nor those of one that [`register`](Self::register) or [`register_external`](Self::register_external) refused. Unwinding is an end, too: where code of others
 /// runs inside, such as what listens to `tracing`, the memory is taken back by a guard. Before that, what runs in this program accesses them as `AtomicU8`
-/// only (`efa_soft::memory` does).
+/// only (`efa_memory` does).
 pub unsafe trait Provider: Send + Sync + 'static {
-    /// What the device is and can do.
+    /// Returns the name that the device was opened by.
+    fn name(&self) -> &str;
+
+    /// Returns what the device can do.
     fn attributes(&self) -> &DeviceAttributes;
 
     /// Creates a protection domain.
@@ -279,7 +215,7 @@ pub unsafe trait Provider: Send + Sync + 'static {
     ///
     /// # Errors
     /// The device refused.
-    fn create_cq(&self, request: CqRequest) -> Result<RawCq, Error>;
+    fn create_cq(&self, request: CqAttributes) -> Result<RawCq, Error>;
 
     /// Creates a completion queue in memory that this process cannot touch: one ring, without doorbell. `owner` is kept until it is destroyed, and for
     /// good if that fails.
@@ -288,7 +224,7 @@ pub unsafe trait Provider: Send + Sync + 'static {
     /// The device refused, or cannot, which is what this provided method says.
     fn create_cq_in(
         &self,
-        request: CqRequest,
+        request: CqAttributes,
         memory: DmabufRange<'_>,
         owner: Option<Arc<dyn Any + Send + Sync>>,
     ) -> Result<RawExternalCq, Error> {
@@ -303,7 +239,7 @@ pub unsafe trait Provider: Send + Sync + 'static {
     ///
     /// # Errors
     /// The device refused.
-    fn create_qp(&self, request: QpRequest) -> Result<RawQp, Error>;
+    fn create_qp(&self, request: QpAttributes) -> Result<RawQp, Error>;
 
     /// Takes a queue pair from Reset to ReadyToSend.
     ///

@@ -4,19 +4,19 @@
 //! over UDP; the keys are those of [`SoftSpec`].
 
 use super::{
-    CounterWord, CqRequest, DeviceAttributes, EventSource, HostRange, Provider, QpRequest, RawCounter, RawCq,
-    RawExternalCq, RawQp, Registration, ring_size,
+    CounterWord, EventSource, HostRange, Provider, RawCounter, RawCq, RawExternalCq, RawQp, Registration, ring_size,
 };
 use crate::device::DeviceInfo;
 use crate::error::Error;
 use crate::external::{DmabufRange, ExternalMemory};
 use crate::ring::RawRing;
 use efa_io::Limits;
+use efa_memory::{Backing, DoorbellMemory, HostMemory, RingMemory};
 use efa_soft::driver::{EventFd, IdleMode, Local, Port, SoftSpec};
-use efa_soft::memory::{Backing, DoorbellMemory, HostMemory, RingMemory};
-use efa_soft::{
-    Access, AsyncEvent, ControlError, CounterOps, CounterPlace, CounterValue, CqConfig, CqeSize, Device, DeviceConfig,
-    Gid, LinkConfig, LinkCounters, QpConfig, QpState, Transport, WqInfo,
+use efa_soft::{CounterPlace, Device, DeviceConfig, LinkConfig, LinkCounters, WqInfo};
+use efa_types::{
+    Access, AsyncEvent, ControlError, CounterOps, CounterValue, CqAttributes, DeviceAttributes, Gid, QpAttributes,
+    QpState, Transport,
 };
 use parking_lot::{Mutex, RwLock};
 use std::any::Any;
@@ -84,6 +84,7 @@ fn open_udp(name: &str, spec: &SoftSpec) -> Result<Arc<dyn Provider>, Error> {
 
 /// A device that some driver runs.
 pub(crate) struct Soft {
+    name: String,
     port: Arc<dyn Port>,
     attributes: DeviceAttributes,
 }
@@ -94,23 +95,7 @@ impl Soft {
         port.with(&mut |device| config = Some(device.config().clone()));
         let gone = || Error::BadDeviceName { name: name.into(), problem: "the device behind it is gone".into() };
         let config = config.ok_or_else(gone)?;
-        let attributes = DeviceAttributes {
-            name: name.into(),
-            gid: config.gid,
-            mtu: config.mtu,
-            max_rdma_bytes: config.max_rdma_bytes,
-            inline_bytes: config.inline_bytes,
-            inline_bytes_ex: config.inline_bytes_ex,
-            max_send_sge: config.max_sq_sge,
-            max_recv_sge: config.max_rq_sge,
-            max_qp: config.max_qp,
-            max_cqe: config.max_cqe,
-            max_counters: config.max_counters,
-            rdma_read: config.rdma_read,
-            rdma_write: config.rdma_write,
-            unsolicited_write_recv: config.unsolicited_write_recv,
-        };
-        Ok(Self { port, attributes })
+        Ok(Self { name: name.into(), port, attributes: config.attributes })
     }
 
     /// Calls `f` with the device.
@@ -241,6 +226,10 @@ impl Drop for SoftEvents {
 // device when `deregister` ends, and when `lend` ends without success, in whatever way they end; no access is under way then, since it holds the lock
 // that taking back waits for.
 unsafe impl Provider for Soft {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
     fn attributes(&self) -> &DeviceAttributes {
         &self.attributes
     }
@@ -283,9 +272,8 @@ unsafe impl Provider for Soft {
         self.destroy("memory region", |device| device.deregister(registration.keys.lkey));
     }
 
-    fn create_cq(&self, request: CqRequest) -> Result<RawCq, Error> {
-        let config = CqConfig { entries: request.entries, entry_size: CqeSize::Large, channel: request.events };
-        let cq = self.call(|device| device.create_cq(config))?;
+    fn create_cq(&self, request: CqAttributes) -> Result<RawCq, Error> {
+        let cq = self.call(|device| device.create_cq(request))?;
         let complete = || {
             let doorbell = cq.doorbell.as_ref().map(|page| (page, 0));
             let sub_bytes = cq.entries as usize * cq.entry_size as usize;
@@ -308,7 +296,7 @@ unsafe impl Provider for Soft {
 
     fn create_cq_in(
         &self,
-        _: CqRequest,
+        _: CqAttributes,
         _: DmabufRange<'_>,
         _: Option<Arc<dyn Any + Send + Sync>>,
     ) -> Result<RawExternalCq, Error> {
@@ -322,25 +310,8 @@ unsafe impl Provider for Soft {
         self.destroy("completion queue", |device| device.destroy_cq(cqn));
     }
 
-    fn create_qp(&self, request: QpRequest) -> Result<RawQp, Error> {
-        let config = QpConfig {
-            transport: request.transport,
-            pd: request.pd,
-            send_cq: request.send_cq,
-            recv_cq: request.recv_cq,
-            send_entries: request.send_entries,
-            recv_entries: request.recv_entries,
-            recv_sge: request.recv_sge,
-            inline_bytes: request.inline_bytes,
-            inline_write: request.inline_write,
-            unsolicited_write_recv: request.unsolicited_write_recv,
-        };
-        let qp = self.call(|device| {
-            let qp = device.create_qp(config)?;
-            let retry = request.rnr_retry.map_or(Ok(()), |retry| device.set_rnr_retry(qp.qpn, retry));
-            retry.or_else(|refused| device.destroy_qp(qp.qpn).and(Err(refused)))?;
-            Ok(qp)
-        })?;
+    fn create_qp(&self, request: QpAttributes) -> Result<RawQp, Error> {
+        let qp = self.call(|device| device.create_qp(request))?;
         let a = &self.attributes;
         let is_srd = request.transport == Transport::Srd;
         let operation = |enabled: bool, bit| if enabled && is_srd { bit } else { 0 };
@@ -348,7 +319,7 @@ unsafe impl Provider for Soft {
             max_send_bytes: a.mtu,
             max_rdma_bytes: a.max_rdma_bytes,
             max_inline_bytes: request.inline_bytes,
-            max_send_bufs: a.max_send_sge.min(2),
+            max_send_bufs: a.max_sq_sge.min(2),
             operations: operation(a.rdma_read, Limits::RDMA_READ)
                 | operation(a.rdma_write, Limits::RDMA_WRITE)
                 | operation(request.inline_write, Limits::INLINE_WRITE),

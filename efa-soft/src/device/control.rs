@@ -2,15 +2,15 @@
 
 use super::Device;
 use super::objects::{AddressHandle, Objects};
-use crate::Gid;
-use crate::counter::{CompletionCounter, CounterOps, CounterPlace, CounterValue};
-use crate::counters::CommandCounters;
-use crate::cq::{CompletionQueue, CqConfig, CqInfo};
-use crate::error::ControlError;
-use crate::memory::{Backing, RingMemory};
-use crate::mr::{Access, RegionKeys};
-use crate::qp::{QpConfig, QpInfo, QpState, QueuePair, Transport};
+use crate::counter::{CompletionCounter, CounterPlace};
+use crate::cq::{CompletionQueue, CqInfo};
+use crate::qp::{QpInfo, QueuePair};
 use efa_io::Status;
+use efa_memory::{Backing, RingMemory};
+use efa_types::{
+    Access, CommandCounters, ControlError, CounterOps, CounterValue, CqAttributes, Gid, QpAttributes, QpState,
+    RegionKeys, Transport,
+};
 use std::sync::Arc;
 
 impl Device {
@@ -158,7 +158,7 @@ impl Device {
     ///
     /// # Errors
     /// More entries, or more queues, than the device has.
-    pub fn create_cq(&mut self, config: CqConfig) -> Result<CqInfo, ControlError> {
+    pub fn create_cq(&mut self, config: CqAttributes) -> Result<CqInfo, ControlError> {
         self.create_cq_in(config, None)
     }
 
@@ -168,7 +168,7 @@ impl Device {
     /// As [`create_cq`](Self::create_cq); or the offset is not that of an aligned 64-bit word, or leaves no room for the ring.
     pub fn create_cq_in(
         &mut self,
-        config: CqConfig,
+        config: CqAttributes,
         memory: Option<(Arc<RingMemory>, usize)>,
     ) -> Result<CqInfo, ControlError> {
         self.command(Some(|counters| &mut counters.create_cq_err), |device| {
@@ -199,7 +199,7 @@ impl Device {
     ///
     /// # Errors
     /// An object it names does not exist, or it asks for more than the device has.
-    pub fn create_qp(&mut self, config: QpConfig) -> Result<QpInfo, ControlError> {
+    pub fn create_qp(&mut self, config: QpAttributes) -> Result<QpInfo, ControlError> {
         self.command(Some(|counters| &mut counters.create_qp_err), |device| {
             device.objects.pd(config.pd)?;
             device.objects.cq(config.send_cq)?;
@@ -207,9 +207,10 @@ impl Device {
             let table = device.objects.qps.len();
             let vacant = device.objects.qps.iter().position(Option::is_none);
             let index = vacant.unwrap_or(table);
-            room("queue pairs", index, device.config.max_qp)?;
+            room("queue pairs", index, device.config.attributes.max_qp)?;
             // A number comes back only after every other number of its place in the table, so that late packets miss.
             let qpn = (usize::from(device.qp_generation[index]) * table + index) as u16;
+            let retries = config.rnr_retry.map_or(Ok(None), |retry| rnr_retries(config.transport, retry))?;
             let (mut qp, info) = QueuePair::new(qpn, &config, &device.config)?;
             *device.objects.pd(config.pd)? += 1;
             for (cqn, sub) in [(config.send_cq, &mut qp.send_sub), (config.recv_cq, &mut qp.recv_sub)] {
@@ -217,6 +218,7 @@ impl Device {
                 cq.users += 1;
                 *sub = cq.assign();
             }
+            qp.rnr_retries = retries;
             device.objects.qps[index] = Some(qp);
             device.objects.live.push(index);
             Ok(info)
@@ -259,19 +261,14 @@ impl Device {
     pub fn set_rnr_retry(&mut self, qpn: u16, retry: u8) -> Result<(), ControlError> {
         self.command(None, |device| {
             let qp = device.objects.qp(qpn)?;
-            if qp.transport != Transport::Srd {
-                return Err(ControlError::Unsupported("retries on unreliable datagram queue pairs"));
-            }
+            let retries = rnr_retries(qp.transport, retry)?;
             if !matches!(qp.state, QpState::Reset | QpState::Init | QpState::ReadyToReceive) {
                 return Err(ControlError::TooLate {
                     what: "the retry count is set before ReadyToSend",
                     state: qp.state,
                 });
             }
-            if retry > 7 {
-                return Err(ControlError::Invalid { what: "rnr_retry", value: retry.into(), expected: "0 to 7" });
-            }
-            qp.rnr_retries = (retry != 7).then_some(retry.into());
+            qp.rnr_retries = retries;
             Ok(())
         })
     }
@@ -314,7 +311,7 @@ impl Device {
     /// The device has no more of them, or a place is not eight bytes at an aligned offset.
     pub fn create_counter(&mut self, completions: CounterPlace, errors: CounterPlace) -> Result<u32, ControlError> {
         self.command(None, |device| {
-            room("completion counters", device.objects.counters.len(), device.config.max_counters)?;
+            room("completion counters", device.objects.counters.len(), device.config.attributes.max_counters)?;
             let id = device.next_counter;
             let counter = CompletionCounter::new(completions, errors)?;
             device.next_counter += 1;
@@ -393,6 +390,18 @@ impl Device {
             }
             users => Err(ControlError::InUse { kind: "completion counter", id, users }),
         })
+    }
+}
+
+/// Returns how often a message is offered again to a receiver that is not ready; `None` is no limit.
+fn rnr_retries(transport: Transport, retry: u8) -> Result<Option<u32>, ControlError> {
+    if transport != Transport::Srd {
+        return Err(ControlError::Unsupported("retries on unreliable datagram queue pairs"));
+    }
+    match retry {
+        0..7 => Ok(Some(retry.into())),
+        7 => Ok(None),
+        _ => Err(ControlError::Invalid { what: "rnr_retry", value: retry.into(), expected: "0 to 7" }),
     }
 }
 

@@ -1,13 +1,14 @@
 //! What is under way between this device and each of its peers, and when it needs attention.
 
 use super::Device;
+use crate::Time;
 use crate::config::DeviceConfig;
 use crate::srd::rx::RxFlow;
 use crate::srd::tx::{Finished, Message, TxFlow};
 use crate::srd::{MESSAGE_WINDOW, NUMBER_SPAN};
 use crate::wire::Hello;
-use crate::{Gid, Time};
 use efa_io::Status;
+use efa_types::Gid;
 use std::cmp::Reverse;
 
 /// Most peers that a device keeps book of at once; whoever else sends it something is not heard.

@@ -22,13 +22,13 @@ mod objects;
 mod receive;
 mod send;
 
+use crate::Time;
 use crate::config::DeviceConfig;
 use crate::contain::log;
-use crate::counters::{CommandCounters, Counters};
 use crate::faults::Faults;
 use crate::packet::Transmit;
 use crate::trace::{DropReason, Subscriber, Traced};
-use crate::{Gid, Time};
+use efa_types::{AsyncEvent, CommandCounters, Counters, Gid};
 use flow::Flow;
 use foldhash::fast::RandomState;
 use objects::Objects;
@@ -44,23 +44,6 @@ pub enum DeviceEvent {
     Completion(u32),
     /// Something happened that no completion tells of.
     Async(AsyncEvent),
-}
-
-/// Something that no completion tells of, in the manner of verbs' asynchronous events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum AsyncEvent {
-    /// The completion queue with this number overflowed: entries are lost (`IBV_EVENT_CQ_ERR`).
-    CqError(u32),
-    /// The queue pair with this number went to the error state by itself (`IBV_EVENT_QP_FATAL`).
-    QpFatal(u16),
-    /// The device failed and does nothing any more (`IBV_EVENT_DEVICE_FATAL`): a panic came out of it. Its driver tells this; nothing on it
-    /// completes, and control calls find no device.
-    DeviceFatal,
-    /// The link is up (`IBV_EVENT_PORT_ACTIVE`).
-    PortActive,
-    /// The link is down (`IBV_EVENT_PORT_ERR`).
-    PortError,
 }
 
 /// Most events that wait to be fetched when an asynchronous one comes; who fetches none loses the later ones.
@@ -118,7 +101,7 @@ impl Device {
         if let Err(error) = config.check() {
             panic!("no device can be like this: {error}");
         }
-        let objects = Objects::new(config.max_qp);
+        let objects = Objects::new(config.attributes.max_qp);
         Self {
             qp_generation: vec![1; objects.qps.len()],
             objects,
@@ -156,7 +139,7 @@ impl Device {
 
     /// Its address.
     pub fn gid(&self) -> Gid {
-        self.config.gid
+        self.config.attributes.gid
     }
 
     /// What it has counted.
@@ -264,7 +247,8 @@ impl Device {
     /// Whether a packet between this device and `peer` gets anywhere. EFA does not deliver to itself, nor to other subnets; senders
     /// are not told.
     fn is_routable(&self, peer: Gid) -> bool {
-        (peer != self.config.gid || self.config.loopback) && peer.subnet() == self.config.gid.subnet()
+        (peer != self.config.attributes.gid || self.config.loopback)
+            && peer.subnet() == self.config.attributes.gid.subnet()
     }
 }
 

@@ -1,15 +1,14 @@
 //! What programs have created, apart from the flows, so that both can be borrowed at once.
 
 use super::{AsyncEvent, DeviceEvent, MAX_EVENTS};
-use crate::Gid;
 use crate::contain::log;
-use crate::counter::{CompletionCounter, CounterOps};
+use crate::counter::CompletionCounter;
 use crate::cq::{CompletionQueue, Pushed};
-use crate::error::ControlError;
-use crate::mr::{Access, Pinned, Regions};
-use crate::qp::{QpState, QueuePair};
+use crate::mr::{Pinned, Regions};
+use crate::qp::QueuePair;
 use crate::trace::{Traced, Tracer};
 use efa_io::{Completion, Event, LocalBuf, OpCode, Status};
+use efa_types::{Access, ControlError, CounterOps, Gid, QpState};
 use foldhash::fast::RandomState;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};

@@ -2,19 +2,19 @@
 
 use super::Device;
 use super::objects::Objects;
+use crate::Time;
 use crate::contain::log;
-use crate::counter::CounterOps;
-use crate::mr::{Access, Pinned};
+use crate::mr::Pinned;
 use crate::packet::{Body, Transmit, View};
-use crate::qp::{Receive, Transport, UD_PREFIX};
+use crate::qp::Receive;
 use crate::srd::MESSAGE_WINDOW;
 use crate::srd::rx::Standing;
 use crate::srd::tx::{Memory, Message, Origin};
 use crate::trace::{DropReason, Traced, TracedPacket};
 use crate::wire::{self, Ack, Data, Envelope, Hello, Lane, MessageHeader, Packet, WireError, WireOp};
-use crate::{Gid, Time};
 use efa_io::cqe::Received;
 use efa_io::{OpCode, Status};
+use efa_types::{Access, CounterOps, Gid, Transport, UD_PREFIX};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -308,7 +308,7 @@ impl Device {
     /// Whether a packet is for this life of this device; `None`: it is not for this device, or from nobody who could send it one.
     fn is_spoken_to(&mut self, envelope: &Envelope) -> Option<bool> {
         let Envelope { src, dst, src_incarnation, dst_incarnation, .. } = *envelope;
-        if dst != self.config.gid || src_incarnation == 0 || !self.is_routable(src) {
+        if dst != self.config.attributes.gid || src_incarnation == 0 || !self.is_routable(src) {
             return None;
         }
         let own = match self.known_flow(src) {
@@ -480,7 +480,8 @@ impl Device {
             }
             WireOp::Write => {
                 let pd = self.objects.target(header)?;
-                let enabled = self.config.rdma_write && header.bytes <= self.config.max_rdma_bytes;
+                let enabled =
+                    self.config.attributes.rdma_write && header.bytes <= self.config.attributes.max_rdma_bytes;
                 let target = self.objects.remote(pd, header, src, Access::REMOTE_WRITE, enabled)?;
                 if let Some((memory, start)) = target
                     && !payload.place(0, payload.len(), memory, start + offset)
@@ -493,7 +494,7 @@ impl Device {
             }
             WireOp::ReadRequest => {
                 let pd = self.objects.target(header)?;
-                let enabled = self.config.rdma_read && header.bytes <= self.config.max_rdma_bytes;
+                let enabled = self.config.attributes.rdma_read && header.bytes <= self.config.attributes.max_rdma_bytes;
                 self.objects.remote(pd, header, src, Access::REMOTE_READ, enabled)?;
                 let responses = &mut self.flows[index].tx[Lane::Responses as usize];
                 if responses.len() >= MESSAGE_WINDOW as usize {

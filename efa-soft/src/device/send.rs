@@ -3,17 +3,16 @@
 use super::flow::Flow;
 use super::objects::Objects;
 use super::{AsyncEvent, Device, DeviceEvent};
+use crate::Time;
 use crate::contain::log;
-use crate::counter::CounterOps;
-use crate::mr::Access;
 use crate::packet::{Body, Payload, Span, Transmit};
-use crate::qp::{QpState, QueuePair, Transport};
+use crate::qp::QueuePair;
 use crate::srd::rx::Standing;
 use crate::srd::tx::{Due, Finished, Memory, Message, Origin};
 use crate::trace::{DropReason, Traced, TracedPacket};
 use crate::wire::{Data, Envelope, Lane, MessageHeader, WireOp};
-use crate::{Gid, Time};
 use efa_io::{LocalBuf, Op, OpCode, RemoteBuf, SendRequest, Status, Wqe64, Wqe128};
+use efa_types::{Access, CounterOps, Gid, QpState, Transport};
 use std::collections::VecDeque;
 
 /// Most datagrams of a queue pair that wait to leave; further WQEs stay in its ring until some have left.
@@ -181,9 +180,9 @@ impl Device {
         let inline_bytes = usize::from(inline_bytes);
         let is_srd = transport == Transport::Srd;
         let (enabled, max) = match request.op.code() {
-            OpCode::Send => (true, config.mtu),
-            OpCode::RdmaRead => (is_srd && config.rdma_read, config.max_rdma_bytes),
-            OpCode::RdmaWrite => (is_srd && config.rdma_write, config.max_rdma_bytes),
+            OpCode::Send => (true, config.attributes.mtu),
+            OpCode::RdmaRead => (is_srd && config.attributes.rdma_read, config.attributes.max_rdma_bytes),
+            OpCode::RdmaWrite => (is_srd && config.attributes.rdma_write, config.attributes.max_rdma_bytes),
         };
         if !enabled {
             return Err(Status::UnsupportedOp);
@@ -288,7 +287,7 @@ impl Device {
 
     fn envelope(&self, flow: usize, path: u8) -> Envelope {
         let Flow { peer, own_incarnation, peer_incarnation, .. } = self.flows[flow];
-        let (src, dst) = (self.config.gid, peer);
+        let (src, dst) = (self.config.attributes.gid, peer);
         Envelope { src, dst, src_incarnation: own_incarnation, dst_incarnation: peer_incarnation, path }
     }
 
@@ -319,7 +318,7 @@ impl Device {
         while let Some(&index) = self.busy.front() {
             if let Some(lane) = Lane::ALL.into_iter().find(|&lane| self.flows[index].rx[lane as usize].wants_to_ack()) {
                 let envelope = self.envelope(index, self.flows[index].ack_path);
-                let acks = self.flows[index].rx[lane as usize].poll_acks(self.config.mtu as usize);
+                let acks = self.flows[index].rx[lane as usize].poll_acks(self.config.attributes.mtu as usize);
                 if acks.is_empty() {
                     continue;
                 }
@@ -345,7 +344,7 @@ impl Device {
             let tx = &self.flows[index].tx[lane];
             let base = tx.base();
             let Some(message) = tx.message(due.message) else { continue };
-            let (header, stride) = (message.header, self.config.mtu);
+            let (header, stride) = (message.header, self.config.attributes.mtu);
             match payload(&self.objects, due, stride, message) {
                 Ok(payload) => {
                     let data = Data { message: due.message, base, header, stride, packet: due.packet };
@@ -368,7 +367,7 @@ impl Device {
         self.has_left(qpn);
         let due = Due { message: 0, packet: 0, path: 0, resent: false };
         // The program may reuse its buffers from here on.
-        let payload = payload(&self.objects, due, self.config.mtu, &message)
+        let payload = payload(&self.objects, due, self.config.attributes.mtu, &message)
             .and_then(|payload| payload.snapshot().ok_or(Status::InvalidLkey));
         let status = payload.as_ref().err().copied().unwrap_or(Status::Ok);
         self.objects.complete_send(qpn, req_id, op, status);
@@ -377,7 +376,7 @@ impl Device {
             Some(flow) => self.flows[flow].own_incarnation,
             None => self.config.incarnation_for(dst),
         };
-        let envelope = Envelope { src: self.config.gid, dst, src_incarnation, dst_incarnation: 0, path: 0 };
+        let envelope = Envelope { src: self.config.attributes.gid, dst, src_incarnation, dst_incarnation: 0, path: 0 };
         Some(Transmit { envelope, body, resent: false })
     }
 

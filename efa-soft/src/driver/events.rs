@@ -2,7 +2,8 @@
 
 use crate::contain::{contain, log};
 use crate::device::MAX_EVENTS;
-use crate::{AsyncEvent, Device, DeviceEvent};
+use crate::{Device, DeviceEvent};
+use efa_types::AsyncEvent;
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::collections::{HashMap, VecDeque};

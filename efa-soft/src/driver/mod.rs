@@ -33,7 +33,7 @@
 //! # Panics
 //!
 //! Code that is not the device's may panic without harm to it: a [subscriber](crate::trace::Subscriber) and a [`Waker`] are called no more,
-//! what a subscriber of the crate `tracing` was told is lost, and where memory that somebody [lends](crate::memory::Backing) panics, the
+//! what a subscriber of the crate `tracing` was told is lost, and where memory that somebody [lends](efa_memory::Backing) panics, the
 //! operation fails. A closure given to [`Port::with`] panics in its own thread; the device is as the calls that returned left it. A panic
 //! out of the device itself, a bug, fails that device alone: it tells [`AsyncEvent::DeviceFatal`], nothing on it completes any more, and it
 //! is gone for control calls. Other devices go on, those of the same [`Local`] too.
@@ -57,7 +57,8 @@ pub use spec::SoftSpec;
 pub use udp::{Udp, UdpConfig};
 pub use worker::IdleMode;
 
-use crate::{AsyncEvent, Counters, Device, LinkConfig, LinkCounters};
+use crate::{Device, LinkConfig, LinkCounters};
+use efa_types::{AsyncEvent, Counters};
 
 /// The answer to a child by `fork` that asks for something of its parent's.
 fn inherited() -> std::io::Error {

@@ -4,7 +4,7 @@
 //! hash of all of that (32 bytes).
 
 use crate::wire::{self, Envelope};
-use crate::{ControlError, Gid};
+use efa_types::{ControlError, Gid};
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
 use std::fmt;

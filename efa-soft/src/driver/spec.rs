@@ -61,14 +61,12 @@ impl SoftSpec {
             udp.key = Some(Key::read(path)?);
         }
         let udp = Udp::start(&udp, |gid| {
-            let default = DeviceConfig::of(self.profile, gid.in_subnet(self.subnet));
-            DeviceConfig {
-                mtu: self.mtu.unwrap_or(default.mtu),
-                req_id_64: self.req_id_64,
-                seed: self.udp.link.seed,
-                shareable_rings: shareable,
-                ..default
-            }
+            let mut config = DeviceConfig::of(self.profile, gid.in_subnet(self.subnet));
+            config.attributes.mtu = self.mtu.unwrap_or(config.attributes.mtu);
+            config.req_id_64 = self.req_id_64;
+            config.seed = self.udp.link.seed;
+            config.shareable_rings = shareable;
+            config
         })?;
         Port::with(&udp, &mut |device| device.set_faults(self.faults));
         Ok(udp)

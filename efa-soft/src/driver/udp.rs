@@ -6,7 +6,8 @@ use super::worker::{Idle, IdleMode, Worker, now};
 use super::{Port, Waker, inherited};
 use crate::contain::log;
 use crate::link::{Link, Parcel};
-use crate::{AsyncEvent, Device, DeviceConfig, Gid, LinkConfig, LinkCounters, Secret, Time, wire};
+use crate::{Device, DeviceConfig, LinkConfig, LinkCounters, Secret, Time, wire};
+use efa_types::{AsyncEvent, Gid};
 use parking_lot::{Mutex, MutexGuard};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
@@ -186,7 +187,7 @@ impl Udp {
         let mut config = device(Gid::of_udp(SocketAddrV4::new(*udp.bind.ip(), port)));
         config.incarnation = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |t| t.as_nanos() as u64);
         config.secret = secret()?;
-        let gate = Gate { own: config.gid, sealer: udp.key.clone().map(Sealer::new), told: Vec::new() };
+        let gate = Gate { own: config.attributes.gid, sealer: udp.key.clone().map(Sealer::new), told: Vec::new() };
         let state = State { device: Device::new(config), gate, link: Link::new(udp.link), spare: Vec::new() };
         let shared = Arc::new(Shared { state: Mutex::new(state), socket, waiters: Waiters::default() });
         let idle = udp.idle;

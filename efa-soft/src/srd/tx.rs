@@ -269,7 +269,7 @@ impl TxFlow {
             deferred: BinaryHeap::new(),
             sequence: 0,
             wakeups: BinaryHeap::new(),
-            stride: config.mtu,
+            stride: config.attributes.mtu,
             rnr_delay: config.rnr_delay,
             longest_pause: config.peer_timeout / 4,
             timeouts: 0,
@@ -694,7 +694,9 @@ mod tests {
     }
 
     fn flow_of_paths(paths: u8) -> TxFlow {
-        TxFlow::new(&DeviceConfig { mtu: 1000, paths, ..DeviceConfig::new(Gid::local(0)) }, u32::MAX)
+        let mut config = DeviceConfig { paths, ..DeviceConfig::new(Gid::local(0)) };
+        config.attributes.mtu = 1000;
+        TxFlow::new(&config, u32::MAX)
     }
 
     fn outstanding(flow: &TxFlow) -> u32 {

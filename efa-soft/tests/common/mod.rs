@@ -35,7 +35,7 @@ impl Node {
         let mut device = Device::new(DeviceConfig::new(gid));
         let pd = device.alloc_pd().unwrap();
         let ah = device.create_ah(pd, peer).unwrap();
-        let cq = device.create_cq(CqConfig { entries: 8192, entry_size: CqeSize::Large, channel: false }).unwrap();
+        let cq = device.create_cq(CqAttributes { entries: 8192, entry_size: CqeSize::Large, events: false }).unwrap();
         let qp = qp(&mut device, pd, cq.cqn, send_entries);
         activate(&mut device, qp.qpn);
         Self { pd, ah, qp, cq, device, producer: 0 }
@@ -118,7 +118,7 @@ pub(crate) fn bytes(transmit: &Transmit) -> Vec<u8> {
 
 pub(crate) fn qp(device: &mut Device, pd: u32, cqn: u32, send_entries: u32) -> QpInfo {
     device
-        .create_qp(QpConfig {
+        .create_qp(QpAttributes {
             transport: Transport::Srd,
             pd,
             send_cq: cqn,
@@ -129,6 +129,7 @@ pub(crate) fn qp(device: &mut Device, pd: u32, cqn: u32, send_entries: u32) -> Q
             inline_bytes: 32,
             inline_write: false,
             unsolicited_write_recv: true,
+            rnr_retry: None,
         })
         .unwrap()
 }

@@ -4,7 +4,7 @@ use super::{activate, put_raw, stamp};
 use efa_io::ring::CqDoorbell;
 use efa_io::rx::RxBuf;
 use efa_io::*;
-use efa_soft::memory::{Backing, SharedMemory};
+use efa_memory::{Backing, SharedMemory};
 use efa_soft::trace::TraceEvent;
 use efa_soft::*;
 use parking_lot::Mutex;
@@ -28,10 +28,9 @@ const NO_LIMITS: Limits = Limits::of_queue(u32::MAX, u32::MAX);
 #[derive(Clone)]
 pub(crate) struct Setup {
     pub(crate) device: DeviceConfig,
-    pub(crate) cq: CqConfig,
+    pub(crate) cq: CqAttributes,
     /// Its domain and completion queues are filled in.
-    pub(crate) qp: QpConfig,
-    pub(crate) rnr_retry: Option<u8>,
+    pub(crate) qp: QpAttributes,
     pub(crate) access: Access,
 }
 
@@ -39,20 +38,14 @@ impl Setup {
     fn number(index: usize) -> Self {
         Self {
             device: DeviceConfig { seed: index as u64, ..DeviceConfig::new(Gid::local(index as u32)) },
-            cq: CqConfig { entries: 4096, entry_size: CqeSize::Large, channel: false },
-            qp: QpConfig {
-                transport: Transport::Srd,
-                pd: 0,
-                send_cq: 0,
-                recv_cq: 0,
+            cq: CqAttributes { entries: 4096, entry_size: CqeSize::Large, events: false },
+            qp: QpAttributes {
                 send_entries: 1024,
                 recv_entries: 1024,
                 recv_sge: 3,
                 inline_bytes: 32,
-                inline_write: false,
-                unsolicited_write_recv: false,
+                ..QpAttributes::default()
             },
-            rnr_retry: None,
             access: Access::ALL,
         }
     }
@@ -195,11 +188,8 @@ impl World {
             let device = world.net.device(place).unwrap();
             let pd = device.alloc_pd().unwrap();
             let cq = device.create_cq(setup.cq).unwrap();
-            setup.qp = QpConfig { pd, send_cq: cq.cqn, recv_cq: cq.cqn, ..setup.qp };
+            setup.qp = QpAttributes { pd, send_cq: cq.cqn, recv_cq: cq.cqn, ..setup.qp };
             let qp = device.create_qp(setup.qp).unwrap();
-            if let Some(retry) = setup.rnr_retry {
-                device.set_rnr_retry(qp.qpn, retry).unwrap();
-            }
             activate(device, qp.qpn);
             let memory = SharedMemory::zeroed(BYTES).unwrap();
             let keys = device.register(pd, memory.clone(), ADDR, setup.access).unwrap();
@@ -217,7 +207,7 @@ impl World {
     }
 
     pub(crate) fn gid(&self, host: usize) -> Gid {
-        self.hosts[host].setup.device.gid
+        self.hosts[host].setup.device.attributes.gid
     }
 
     pub(crate) fn create_ah(&mut self, host: usize, gid: Gid) -> u16 {
@@ -226,14 +216,14 @@ impl World {
     }
 
     /// One more queue pair like the host's first, changed like this, in state Reset.
-    pub(crate) fn create_qp(&mut self, host: usize, change: impl FnOnce(&mut QpConfig)) -> Qp {
+    pub(crate) fn create_qp(&mut self, host: usize, change: impl FnOnce(&mut QpAttributes)) -> Qp {
         let mut config = self.hosts[host].setup.qp;
         change(&mut config);
         Qp::new(self.device(host).create_qp(config).unwrap())
     }
 
     /// One more queue pair, ready to send.
-    pub(crate) fn active_qp(&mut self, host: usize, change: impl FnOnce(&mut QpConfig)) -> Qp {
+    pub(crate) fn active_qp(&mut self, host: usize, change: impl FnOnce(&mut QpAttributes)) -> Qp {
         let qp = self.create_qp(host, change);
         activate(self.device(host), qp.qpn());
         qp

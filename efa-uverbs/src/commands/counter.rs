@@ -12,15 +12,16 @@ use crate::context::{Context, Kind, Object};
 use crate::errno::{Errno, Outcome, refuse};
 use crate::guard::Guarded;
 use crate::quota::Charge;
-use efa_soft::memory::RingMemory;
-use efa_soft::{COUNTER_MAX, CounterOps, CounterPlace, CounterValue};
+use efa_memory::RingMemory;
+use efa_soft::CounterPlace;
+use efa_types::{COUNTER_MAX, CounterOps, CounterValue};
 use std::sync::Arc;
 
 /// All kinds of completions that a counter can count.
 const ALL_OPS: u32 = 0x3f;
 
 pub(super) fn query_caps(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
-    let max = context.device.config.max_counters;
+    let max = context.device.config.attributes.max_counters;
     if max == 0 {
         return refuse(Errno::OPNOTSUPP, "the device has no completion counters");
     }
@@ -50,7 +51,7 @@ fn place(call: &Call<'_>, id: u16, charges: &mut Vec<Charge>) -> Outcome<(Counte
 }
 
 pub(super) fn create(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
-    let mut charges = context.charge(Kind::CompletionCounter, context.device.config.max_counters, 0)?;
+    let mut charges = context.charge(Kind::CompletionCounter, context.device.config.attributes.max_counters, 0)?;
     let [completions, errors] = COMP_CNTR_BUFFERS;
     let (completions, first) = place(call, completions, &mut charges)?;
     let (errors, second) = place(call, errors, &mut charges)?;

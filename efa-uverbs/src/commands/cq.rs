@@ -10,7 +10,7 @@ use crate::context::{Context, Cq, Kind, Object};
 use crate::errno::{Errno, Outcome, refuse};
 use crate::quota::Item;
 use bytemuck::Zeroable;
-use efa_soft::{CqConfig, CqeSize};
+use efa_types::{CqAttributes, CqeSize};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -38,8 +38,11 @@ pub(super) fn create(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
     if call.number_or(attr::FLAGS, 0) != 0 {
         return refuse(Errno::OPNOTSUPP, "flags of completion queues are not supported");
     }
-    if entries == 0 || entries > config.max_cqe {
-        return refuse(Errno::INVAL, format!("{entries} entries, the device allows 1 to {}", config.max_cqe));
+    if entries == 0 || entries > config.attributes.max_cqe {
+        return refuse(
+            Errno::INVAL,
+            format!("{entries} entries, the device allows 1 to {}", config.attributes.max_cqe),
+        );
     }
     let driver: efa::CreateCq = call.driver_input()?;
     if driver.comp_mask != 0 || driver.reserved_58 != [0; 5] {
@@ -64,7 +67,7 @@ pub(super) fn create(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
         true => Some(context.channel(call.caller.fd(call.number(attr::COMP_CHANNEL)? as i32)?)?),
         false => None,
     };
-    let request = CqConfig { entries, entry_size, channel: driver.flags & efa::CQ_WITH_COMPLETION_CHANNEL != 0 };
+    let request = CqAttributes { entries, entry_size, events: driver.flags & efa::CQ_WITH_COMPLETION_CHANNEL != 0 };
     if call.has(attr::BUFFER_VA) {
         return refuse(Errno::OPNOTSUPP, "completion queues in memory by address (a DMA-BUF is supported)");
     }

@@ -32,10 +32,10 @@ pub(super) fn get_context(context: &mut Context, call: &Call<'_>) -> Outcome<()>
     call.put_driver(&efa::AllocUcontextResp {
         cmds_supp_udata_mask: efa::SUPP_UDATA_QUERY_DEVICE | efa::SUPP_UDATA_CREATE_AH,
         sub_cqs_per_cq: config.sub_cqs,
-        inline_buf_size: config.inline_bytes,
+        inline_buf_size: config.attributes.inline_bytes,
         max_llq_size: config.max_sq_bytes,
         max_tx_batch: config.max_tx_batch,
-        inline_buf_size_ex: config.inline_bytes_ex,
+        inline_buf_size_ex: config.attributes.inline_bytes_ex,
         ..efa::AllocUcontextResp::zeroed()
     })?;
     context.is_set_up = true;
@@ -67,12 +67,12 @@ fn attributes(device: &SoftDevice) -> QueryDeviceResp {
         vendor_id: VENDOR.into(),
         vendor_part_id: config.vendor_part_id.into(),
         hw_ver: config.vendor_part_id.into(),
-        max_qp: config.max_qp,
+        max_qp: config.attributes.max_qp,
         max_qp_wr: device.max_sq_wr().min(config.max_rq_descs),
-        max_sge: config.max_sq_sge.min(config.max_rq_sge).into(),
+        max_sge: config.attributes.max_sq_sge.min(config.attributes.max_rq_sge).into(),
         max_sge_rd: 1,
         max_cq: config.max_cq,
-        max_cqe: config.max_cqe,
+        max_cqe: config.attributes.max_cqe,
         max_mr: config.max_mr,
         max_pd: config.max_pd,
         max_ah: config.max_ah,
@@ -89,17 +89,17 @@ fn driver_attributes(device: &SoftDevice) -> efa::QueryDeviceResp {
         comp_mask: 0,
         max_sq_wr: device.max_sq_wr(),
         max_rq_wr: config.max_rq_descs,
-        max_sq_sge: config.max_sq_sge,
-        max_rq_sge: config.max_rq_sge,
-        max_rdma_size: config.max_rdma_bytes,
+        max_sq_sge: config.attributes.max_sq_sge,
+        max_rq_sge: config.attributes.max_rq_sge,
+        max_rdma_size: config.attributes.max_rdma_bytes,
         device_caps: caps::RNR_RETRY
             | caps::CQ_NOTIFICATIONS
             | caps::CQ_WITH_SGID
             | caps::CQ_WITH_EXT_MEM
-            | has(config.rdma_read, caps::RDMA_READ)
-            | has(config.rdma_write, caps::RDMA_WRITE)
-            | has(config.unsolicited_write_recv, caps::UNSOLICITED_WRITE_RECV)
-            | has(config.max_counters != 0, caps::COMP_CNTR)
+            | has(config.attributes.rdma_read, caps::RDMA_READ)
+            | has(config.attributes.rdma_write, caps::RDMA_WRITE)
+            | has(config.attributes.unsolicited_write_recv, caps::UNSOLICITED_WRITE_RECV)
+            | has(config.attributes.max_counters != 0, caps::COMP_CNTR)
             | has(config.req_id_64, caps::SQ_64_BIT_REQ_ID),
     }
 }
@@ -149,7 +149,7 @@ fn port_attributes(device: &SoftDevice, port: u64) -> Outcome<QueryPortResp> {
     let config = &device.config;
     let is_up = device.call(|device| Ok(device.port_is_up()))?;
     // `ib_mtu_int_to_enum`
-    let mtu = match config.mtu {
+    let mtu = match config.attributes.mtu {
         4096.. => 5,
         2048.. => 4,
         1024.. => 3,
@@ -158,7 +158,7 @@ fn port_attributes(device: &SoftDevice, port: u64) -> Outcome<QueryPortResp> {
     };
     let (active_width, active_speed) = width_and_speed(config.link_gbps);
     Ok(QueryPortResp {
-        max_msg_sz: config.mtu,
+        max_msg_sz: config.attributes.mtu,
         gid_tbl_len: 1,
         pkey_tbl_len: 1,
         state: if is_up { port_state::ACTIVE } else { port_state::DOWN },
@@ -191,7 +191,7 @@ pub(super) fn query_port_speed(context: &mut Context, call: &Call<'_>) -> Outcom
 }
 
 fn gid(device: &SoftDevice) -> GidEntry {
-    GidEntry { gid: device.config.gid.0, gid_index: 0, port_num: 1, gid_type: 0, netdev_ifindex: 0 }
+    GidEntry { gid: device.config.attributes.gid.0, gid_index: 0, port_num: 1, gid_type: 0, netdev_ifindex: 0 }
 }
 
 pub(super) fn query_gid_entry(context: &mut Context, call: &Call<'_>) -> Outcome<()> {

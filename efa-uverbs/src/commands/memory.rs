@@ -9,8 +9,8 @@ use crate::errno::{Errno, Outcome, refuse};
 use crate::guard::Guarded;
 use crate::quota::{Charge, Item};
 use bytemuck::Zeroable;
-use efa_soft::memory::{Backing, Shared, Unit};
-use efa_soft::{Access, RegionKeys};
+use efa_memory::{Backing, Shared, Unit};
+use efa_types::{Access, RegionKeys};
 use rustix::fs::SealFlags;
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -42,8 +42,8 @@ impl Request {
         let mut unknown = self.access & !access::OPTIONAL;
         for (flag, right, supported) in [
             (access::LOCAL_WRITE, Access::LOCAL_WRITE, true),
-            (access::REMOTE_WRITE, Access::REMOTE_WRITE, config.rdma_write),
-            (access::REMOTE_READ, Access::REMOTE_READ, config.rdma_read),
+            (access::REMOTE_WRITE, Access::REMOTE_WRITE, config.attributes.rdma_write),
+            (access::REMOTE_READ, Access::REMOTE_READ, config.attributes.rdma_read),
         ] {
             if supported && unknown & flag != 0 {
                 granted = granted | right;

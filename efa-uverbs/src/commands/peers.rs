@@ -7,7 +7,7 @@ use crate::call::Call;
 use crate::context::{Context, Kind, Object};
 use crate::errno::{Errno, Outcome, refuse};
 use bytemuck::Zeroable;
-use efa_soft::Gid;
+use efa_types::Gid;
 
 pub(super) fn create_ah(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
     let request: CreateAh = call.structure(invoke_write::CORE_IN)?;

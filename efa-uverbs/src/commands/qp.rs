@@ -7,7 +7,7 @@ use crate::call::Call;
 use crate::context::{Context, Kind, Object, Qp};
 use crate::errno::{Errno, Outcome, refuse};
 use bytemuck::Zeroable;
-use efa_soft::{QpConfig, QpState, Transport};
+use efa_types::{QpAttributes, QpState, Transport};
 
 /// Refuses what a queue pair cannot be like, as the driver does (`efa_qp_validate_cap`).
 fn check_cap(context: &Context, cap: &QpCap) -> Outcome<()> {
@@ -15,9 +15,9 @@ fn check_cap(context: &Context, cap: &QpCap) -> Outcome<()> {
     for (what, asked, max) in [
         ("send work requests", cap.max_send_wr, context.device.max_sq_wr()),
         ("receive work requests", cap.max_recv_wr, config.max_rq_descs),
-        ("buffers of a send", cap.max_send_sge, config.max_sq_sge.into()),
-        ("buffers of a receive", cap.max_recv_sge, config.max_rq_sge.into()),
-        ("inline bytes", cap.max_inline_data, config.inline_bytes_ex.into()),
+        ("buffers of a send", cap.max_send_sge, config.attributes.max_sq_sge.into()),
+        ("buffers of a receive", cap.max_recv_sge, config.attributes.max_rq_sge.into()),
+        ("inline bytes", cap.max_inline_data, config.attributes.inline_bytes_ex.into()),
     ] {
         if asked > max {
             return refuse(Errno::INVAL, format!("{asked} {what}, the device allows {max}"));
@@ -35,7 +35,7 @@ fn check_driver(context: &Context, call: &Call<'_>) -> Outcome<efa::CreateQp> {
     }
     let mut unknown = driver.flags;
     for (flag, supported) in [
-        (efa::QP_WITH_UNSOLICITED_WRITE_RECV, config.unsolicited_write_recv),
+        (efa::QP_WITH_UNSOLICITED_WRITE_RECV, config.attributes.unsolicited_write_recv),
         (efa::QP_WITH_64_BIT_REQ_ID, config.req_id_64),
     ] {
         if supported {
@@ -72,7 +72,7 @@ pub(super) fn create(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
         let ring = driver.sq_ring_size;
         return refuse(Errno::INVAL, format!("a send ring of {ring} bytes for {} entries", cap.max_send_wr));
     }
-    let request = QpConfig {
+    let request = QpAttributes {
         transport,
         pd: context.pd(call.number(attr::PD_HANDLE)?)?,
         send_cq: context.cq(call.number(attr::SEND_CQ_HANDLE)?)?,
@@ -84,8 +84,9 @@ pub(super) fn create(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
         // Wide entries without a long inline message are for inline writes.
         inline_write: wqe_bytes == 128 && transport == Transport::Srd,
         unsolicited_write_recv: driver.flags & efa::QP_WITH_UNSOLICITED_WRITE_RECV != 0,
+        rnr_retry: None,
     };
-    let charges = context.charge(Kind::QueuePair, context.device.config.max_qp, 3)?;
+    let charges = context.charge(Kind::QueuePair, context.device.config.attributes.max_qp, 3)?;
     let info = context.device.call(|device| device.create_qp(request))?;
     let fits = |entries: u32, entry: u32, bytes: u32, used: u32| used == 0 || entries * entry == bytes;
     if !fits(info.sq.entries, info.sq.entry_size, driver.sq_ring_size, cap.max_send_wr)

@@ -104,13 +104,13 @@ impl Node {
     pub(super) fn new(sim: &Sim, n: usize, life: u64, few_numbers: bool) -> Self {
         // Every kind of device meets every other: 16- and 64-bit request ids, one and several sub-queues, one and several paths.
         let device = sim.add(n as u32, |config| {
-            config.mtu = MTU as u32;
+            config.attributes.mtu = MTU as u32;
             config.incarnation = life + 1;
             config.req_id_64 = n == 1;
             config.sub_cqs = [1, 1, 3][n];
             config.paths = [4, 1, 2][n];
             if few_numbers {
-                config.max_qp = 1 << 14; // which leaves two bits to tell lives apart by
+                config.attributes.max_qp = 1 << 14; // which leaves two bits to tell lives apart by
             }
         });
         let pd = Arc::new(device.alloc_pd().unwrap());

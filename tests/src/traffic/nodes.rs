@@ -178,7 +178,7 @@ impl Nodes {
                 Area { addr, lkey: keys.lkey, rkey: keys.rkey, len, bytes: Box::new(region) }
             }
         };
-        let attributes = Device::open(devices[0]).expect("it is open").attributes().clone();
+        let attributes = *Device::open(devices[0]).expect("it is open").attributes();
         let inbox = (attributes.mtu.min(8192) * receives) as usize;
         let areas =
             vec![area(&a.pd, bytes), area(&a.pd, bytes), area(&b.pd, bytes), area(&b.pd, bytes), area(&b.pd, inbox)];

@@ -2,10 +2,9 @@
 
 use super::PORT;
 use crate::error::Error;
-use crate::provider::DeviceAttributes;
-use efa_soft::Gid;
 use efa_sys::Context;
 use efa_sys::sys::*;
+use efa_types::{DeviceAttributes, Gid};
 
 /// What a device answers when asked about itself.
 pub(super) struct Facts {
@@ -36,7 +35,7 @@ impl Facts {
     }
 
     /// The same, as every provider tells it.
-    pub(super) fn attributes(&self, name: &str, context: &Context) -> DeviceAttributes {
+    pub(super) fn attributes(&self, context: &Context) -> DeviceAttributes {
         let Self { device, efa, port, gid } = self;
         let max_counters = if self.can(EFADV_DEVICE_ATTR_CAPS_COMP_CNTR) {
             context.comp_cntr_caps().map_or(0, |caps| caps.max_counters)
@@ -44,15 +43,14 @@ impl Facts {
             0
         };
         DeviceAttributes {
-            name: name.into(),
             gid: *gid,
             mtu: port.max_msg_sz,
             max_rdma_bytes: efa.max_rdma_size,
             inline_bytes: efa.inline_buf_size,
             // Zero in libraries that know of no others.
             inline_bytes_ex: efa.inline_buf_size_ex.max(efa.inline_buf_size),
-            max_send_sge: efa.max_sq_sge,
-            max_recv_sge: efa.max_rq_sge,
+            max_sq_sge: efa.max_sq_sge,
+            max_rq_sge: efa.max_rq_sge,
             max_qp: device.max_qp.try_into().unwrap_or(0),
             max_cqe: device.max_cqe.try_into().unwrap_or(0),
             rdma_read: self.can(EFADV_DEVICE_ATTR_CAPS_RDMA_READ),

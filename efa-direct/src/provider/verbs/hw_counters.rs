@@ -1,6 +1,6 @@
 //! What a device has counted, as the kernel shows it in sysfs.
 
-use efa_soft::Counters;
+use efa_types::Counters;
 use std::fs;
 use std::path::Path;
 

@@ -1,8 +1,8 @@
 //! Registered memory, and getting it back.
 
-use efa_soft::Access;
 use efa_sys::Mr;
 use efa_sys::sys::*;
+use efa_types::Access;
 use parking_lot::Mutex;
 use std::any::Any;
 use std::io::Write;
@@ -105,7 +105,8 @@ mod tests {
     use super::*;
     use crate::Device;
     use crate::external::{DmabufRange, ExternalMemory};
-    use crate::provider::{CqRequest, HostRange, Provider};
+    use crate::provider::{HostRange, Provider};
+    use efa_types::{CqAttributes, CqeSize};
     use std::fs::File;
     use std::os::fd::AsFd;
     use std::os::unix::process::ExitStatusExt;
@@ -183,7 +184,9 @@ mod tests {
         // The same of rings and counters.
         let ((ring, ring_is), (word, word_is)) = (owner(), owner());
         let range = DmabufRange { fd: null.as_fd(), offset: 0, len: BYTES as u64 };
-        let cq = verbs.create_cq_in(CqRequest { entries: 128, events: false }, range, Some(ring)).unwrap();
+        let cq = verbs
+            .create_cq_in(CqAttributes { entries: 128, entry_size: CqeSize::Large, events: false }, range, Some(ring))
+            .unwrap();
         let counter = verbs.create_counter_in(null.as_fd(), 0, 64, Some(word)).unwrap();
         assert!(ring_is.upgrade().is_some() && word_is.upgrade().is_some());
         verbs.destroy_cq(cq.cqn);
@@ -204,7 +207,13 @@ mod tests {
                 let peer_sees = allocated.addr() as *const u8;
                 let ((ring, ring_is), (word, word_is)) = (owner(), owner());
                 let range = DmabufRange { fd: null.as_fd(), offset: 0, len: BYTES as u64 };
-                let cq = verbs.create_cq_in(CqRequest { entries: 128, events: false }, range, Some(ring)).unwrap();
+                let cq = verbs
+                    .create_cq_in(
+                        CqAttributes { entries: 128, entry_size: CqeSize::Large, events: false },
+                        range,
+                        Some(ring),
+                    )
+                    .unwrap();
                 let counter = verbs.create_counter_in(null.as_fd(), 0, 64, Some(word)).unwrap();
                 refuse(&verbs.context, errno);
                 under(panics, || drop(region));

@@ -15,19 +15,21 @@ mod sub_queues;
 pub(crate) use list::list;
 
 use super::{
-    CounterWord, CqRequest, DeviceAttributes, EventSource, HostRange, Provider, QpRequest, RawCounter, RawCq,
-    RawExternalCq, RawQp, Registration, ring_size,
+    CounterWord, EventSource, HostRange, Provider, RawCounter, RawCq, RawExternalCq, RawQp, Registration, ring_size,
 };
 use crate::error::Error;
 use crate::external::{DmabufRange, ExternalMemory};
 use crate::ring::RawRing;
 use efa_io::{Cqe16, Limits};
-use efa_soft::memory::RingMemory;
-use efa_soft::{Access, AsyncEvent, ControlError, CounterOps, CounterValue, Counters, Gid, RegionKeys, Transport};
+use efa_memory::RingMemory;
 use efa_sys::sys::*;
 use efa_sys::{
     Ah, AsyncElement, CompChannel, CompCounter, Context, Cq, CqAttr, DeviceList, ExternalRing, Mr, Pd, Qp, QpAttr,
     QpType,
+};
+use efa_types::{
+    Access, AsyncEvent, ControlError, CounterOps, CounterValue, Counters, CqAttributes, DeviceAttributes, Gid,
+    QpAttributes, RegionKeys, Transport,
 };
 use facts::Facts;
 use memory::{Bytes, Registered, access_flags};
@@ -70,6 +72,7 @@ pub(crate) fn open(name: &str) -> Result<Result<Arc<dyn Provider>, String>, Erro
 
 /// An open device.
 pub(crate) struct Verbs {
+    name: String,
     facts: Facts,
     attributes: DeviceAttributes,
     /// Rings of a completion queue, once there was one.
@@ -135,8 +138,9 @@ fn limit(what: &'static str, asked: u32, max: u32) -> Result<(), Error> {
 impl Verbs {
     fn new(name: &str, context: Context) -> Result<Self, Error> {
         let facts = Facts::of(&context)?;
-        let attributes = facts.attributes(name, &context);
+        let attributes = facts.attributes(&context);
         Ok(Self {
+            name: name.into(),
             facts,
             attributes,
             sub_queues: OnceLock::new(),
@@ -156,14 +160,14 @@ impl Verbs {
     }
 
     /// Refuses a queue pair over a limit, as far as the library can tell (rdma-core 63 and newer).
-    fn check_depths(&self, request: &QpRequest, attr: &QpAttr) -> Result<(), Error> {
+    fn check_depths(&self, request: &QpAttributes, attr: &QpAttr) -> Result<(), Error> {
         let flags = if request.inline_write { EFADV_SQ_DEPTH_ATTR_INLINE_WRITE } else { 0 };
         let (max_send_sge, max_inline_data) = (attr.send_sge, attr.inline_bytes);
         let depth = efadv_sq_depth_attr { flags, max_send_sge, max_inline_data, ..Default::default() };
         if let Ok(max) = self.context.max_sq_depth(depth) {
             limit("sends", attr.send_wr, max)?;
         }
-        limit("buffers of a receive", attr.recv_sge, self.attributes.max_recv_sge.into())?;
+        limit("buffers of a receive", attr.recv_sge, self.attributes.max_rq_sge.into())?;
         match self.context.max_rq_depth(attr.recv_sge) {
             Ok(max) => limit("receives", attr.recv_wr, max),
             Err(_) => Ok(()),
@@ -184,7 +188,7 @@ impl Verbs {
     }
 
     /// What libefa is asked for.
-    fn qp_attr(&self, request: &QpRequest) -> QpAttr {
+    fn qp_attr(&self, request: &QpAttributes) -> QpAttr {
         let is_srd = request.transport == Transport::Srd;
         let mut send_ops = IBV_QP_EX_WITH_SEND | IBV_QP_EX_WITH_SEND_WITH_IMM;
         let mut flags = 0;
@@ -205,7 +209,7 @@ impl Verbs {
             send_wr: request.send_entries,
             // libefa makes no ring for none.
             recv_wr: request.recv_entries.max(1),
-            send_sge: self.attributes.max_send_sge.min(2).into(),
+            send_sge: self.attributes.max_sq_sge.min(2).into(),
             recv_sge: request.recv_sge.max(1).into(),
             inline_bytes: request.inline_bytes.into(),
             send_ops: send_ops.into(),
@@ -249,6 +253,10 @@ unsafe fn raw_ring(
 // they are, whether logging that panics or not: what owns them is kept for good, and borrowed ones end the process, so
 // that `deregister` does not return.
 unsafe impl Provider for Verbs {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
     fn attributes(&self) -> &DeviceAttributes {
         &self.attributes
     }
@@ -312,7 +320,7 @@ unsafe impl Provider for Verbs {
         }
     }
 
-    fn create_cq(&self, request: CqRequest) -> Result<RawCq, Error> {
+    fn create_cq(&self, request: CqAttributes) -> Result<RawCq, Error> {
         limit("entries of a completion queue", request.entries, self.attributes.max_cqe)?;
         let channel = if request.events { Some(Arc::new(CompChannel::create(&self.context)?)) } else { None };
         // Whole pages, even of the smallest entries, so that the mapping's length tells the number of sub-queues.
@@ -347,7 +355,7 @@ unsafe impl Provider for Verbs {
 
     fn create_cq_in(
         &self,
-        request: CqRequest,
+        request: CqAttributes,
         memory: DmabufRange<'_>,
         owner: Option<Arc<dyn Any + Send + Sync>>,
     ) -> Result<RawExternalCq, Error> {
@@ -381,7 +389,7 @@ unsafe impl Provider for Verbs {
         forget(&self.cqs, "completion queue", cqn);
     }
 
-    fn create_qp(&self, request: QpRequest) -> Result<RawQp, Error> {
+    fn create_qp(&self, request: QpAttributes) -> Result<RawQp, Error> {
         let attr = self.qp_attr(&request);
         self.check_depths(&request, &attr)?;
         if request.rnr_retry.is_some() && !self.facts.can(EFADV_DEVICE_ATTR_CAPS_RNR_RETRY) {
@@ -551,6 +559,7 @@ unsafe impl Provider for Verbs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use efa_types::CqeSize;
 
     /// A ring that is taken for two would be read behind its end.
     #[test]
@@ -559,7 +568,8 @@ mod tests {
             let library: &'static Libraries = Box::leak(Box::new(fake::load(flags)));
             let list = DeviceList::get(library).unwrap();
             let verbs = Verbs::new("fake0", list.iter().next().unwrap().open().unwrap()).unwrap();
-            let create = |entries| verbs.create_cq(CqRequest { entries, events: false }).unwrap();
+            let create =
+                |entries| verbs.create_cq(CqAttributes { entries, entry_size: CqeSize::Large, events: false }).unwrap();
             let (first, second) = (create(1), create(4096));
             assert_eq!((first.rings.len(), second.rings.len()), (1, 1), "{flags:?}");
             assert_eq!(second.rings[0].size().entries(), 4096);

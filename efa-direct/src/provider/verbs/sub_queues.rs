@@ -36,7 +36,7 @@ fn mapped_from(maps: &str, addr: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use efa_soft::memory::SharedMemory;
+    use efa_memory::SharedMemory;
 
     #[test]
     fn a_mapping_is_as_many_rings_as_fit_in_it() {

@@ -1,6 +1,6 @@
-//! What a control call can answer.
+//! Errors of control calls.
 
-use crate::qp::QpState;
+use crate::QpState;
 
 /// Why the device refused a control call. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

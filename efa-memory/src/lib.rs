@@ -13,12 +13,16 @@
 //!
 //! Rings and doorbells are no [`Backing`]: no region can be made of them in safe code, and of a region no ring. Regions
 //! may overlap one another, and share their bytes with memory that is only borrowed, since all of them are bytes. How
-//! bytes are copied fast nevertheless is told in `memory/copy.rs`. A copy that races with the other side sees some
+//! bytes are copied fast nevertheless is told in `copy.rs`. A copy that races with the other side sees some
 //! mixture of old and new bytes, as with DMA.
 //!
 //! Another process, or another mapping of the same file, is to a piece of memory what a device is: it does not access
 //! these addresses. What it does to the bytes behind them happens between our accesses, each of which the processor
 //! keeps whole.
+//!
+//! Unsafe code: `lib.rs`, `copy.rs` (access to shared memory).
+
+#![deny(missing_docs)]
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -207,7 +211,7 @@ impl<U: Unit> Shared<U> {
     }
 
     /// Whether `bytes` bytes at `offset` are inside, and begin at an aligned unit.
-    pub(crate) fn has_units(&self, offset: usize, bytes: usize) -> bool {
+    pub fn has_units(&self, offset: usize, bytes: usize) -> bool {
         let end = offset.checked_add(bytes);
         // The address, since the mapping of a file may begin at any byte.
         end.is_some_and(|end| end <= self.len()) && self.as_ptr().wrapping_add(offset).cast::<U::Atomic>().is_aligned()

@@ -1,0 +1,36 @@
+//! What a device can do.
+
+use crate::Gid;
+
+/// What a device reports about itself (`ibv_query_device`, `ibv_query_port`, `efadv_query_device`).
+///
+/// The default is a device that can do nothing: a provider fills in what its device can.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceAttributes {
+    /// The device's address.
+    pub gid: Gid,
+    /// Longest send in bytes: the device's MTU.
+    pub mtu: u32,
+    /// Longest RDMA operation in bytes: 1 GiB on current devices (`max_rdma_size`).
+    pub max_rdma_bytes: u32,
+    /// Longest inline message in bytes on a queue pair with 64-byte WQEs (`inline_buf_size`).
+    pub inline_bytes: u16,
+    /// Longest inline message in bytes on any queue pair (`inline_buf_size_ex`): over 32 means that 128-byte WQEs exist.
+    pub inline_bytes_ex: u16,
+    /// Most buffers in a send.
+    pub max_sq_sge: u16,
+    /// Most buffers in a receive.
+    pub max_rq_sge: u16,
+    /// Most queue pairs.
+    pub max_qp: u32,
+    /// Most entries of a completion queue.
+    pub max_cqe: u32,
+    /// Most completion counters; 0 if the device has none.
+    pub max_counters: u32,
+    /// RDMA reads work.
+    pub rdma_read: bool,
+    /// RDMA writes work.
+    pub rdma_write: bool,
+    /// A queue pair may ask that writes with immediate consume no receive descriptor.
+    pub unsolicited_write_recv: bool,
+}
