@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::provider::{CounterWord, Provider, RawCounter};
+use crate::shared::counter::{CounterShared, Counting, Counts};
 use efa_io::handle::CounterHandle;
 use efa_types::{COUNTER_MAX, CounterValue};
 use std::any::Any;
@@ -14,30 +15,21 @@ use std::sync::Arc;
 /// It has 31 bits and wraps: compare values with [`completions_since`](Self::completions_since), not with `<`.
 #[derive(Clone)]
 pub struct CompletionCounter {
-    inner: Arc<CounterInner>,
+    inner: Arc<CounterShared>,
     words: Arc<[CounterWord; 2]>,
 }
 
 /// A completion counter in memory that this process cannot touch: somebody else reads it, who sees that memory. The same in all else.
 #[derive(Clone)]
 pub struct ExternalCompletionCounter {
-    inner: Arc<CounterInner>,
-}
-
-/// A counter that queue pairs can count in, whoever reads it. Sealed: the kinds of this crate.
-#[expect(private_bounds, reason = "sealed")]
-pub trait Counting: Counts {}
-
-/// What seals [`Counting`].
-pub(crate) trait Counts {
-    fn inner(&self) -> &Arc<CounterInner>;
+    inner: Arc<CounterShared>,
 }
 
 macro_rules! counting {
     ($($counter:ty),*) => {$(
         impl Counting for $counter {}
         impl Counts for $counter {
-            fn inner(&self) -> &Arc<CounterInner> {
+            fn inner(&self) -> &Arc<CounterShared> {
                 &self.inner
             }
         }
@@ -46,22 +38,10 @@ macro_rules! counting {
 
 counting!(CompletionCounter, ExternalCompletionCounter);
 
-/// What a counter's owners and the queue pairs it is attached to keep alive.
-pub(crate) struct CounterInner {
-    pub(crate) provider: Arc<dyn Provider>,
-    pub(crate) id: u32,
-}
-
-impl Drop for CounterInner {
-    fn drop(&mut self) {
-        self.provider.destroy_counter(self.id);
-    }
-}
-
 impl CompletionCounter {
     pub(crate) fn new(provider: Arc<dyn Provider>) -> Result<Self, Error> {
         let RawCounter { id, completions, errors } = provider.create_counter()?;
-        Ok(Self { inner: Arc::new(CounterInner { provider, id }), words: Arc::new([completions, errors]) })
+        Ok(Self { inner: Arc::new(CounterShared { provider, id }), words: Arc::new([completions, errors]) })
     }
 
     /// Completions that went well, modulo 2^31. All bytes that they stand for are in place.
@@ -103,7 +83,7 @@ impl ExternalCompletionCounter {
         owner: Option<Arc<dyn Any + Send + Sync>>,
     ) -> Result<Self, Error> {
         let id = provider.create_counter_in(fd, completions, errors, owner)?;
-        Ok(Self { inner: Arc::new(CounterInner { provider, id }) })
+        Ok(Self { inner: Arc::new(CounterShared { provider, id }) })
     }
 
     /// Sets one of the two numbers, as [`CompletionCounter::set`].

@@ -4,21 +4,17 @@
 //! 16-bit request ids too.
 
 use crate::error::Error;
-use crate::external::{DmabufRange, ExternalCompletionQueue};
 use crate::ledger::QpLedgers;
-use crate::promises::Promises;
-use crate::provider::{EventSource, Provider};
+use crate::provider::Provider;
 use crate::ring::RawRing;
-use efa_io::handle::unique_tag;
+use crate::shared::cq::{CompletionTarget, CqShared, Target};
 use efa_io::ring::CqDoorbell;
 use efa_io::{CompletionRingHandle, Cqe, Cqe16, Cqe32, Event, OpCode, Status};
 use efa_types::{CqAttributes, CqeSize};
-use parking_lot::Mutex;
-use std::any::Any;
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::*};
+use std::sync::atomic::Ordering::*;
 use std::time::{Duration, Instant};
 
 pub use efa_io::cqe::Received;
@@ -42,7 +38,7 @@ impl CqConfig {
     }
 
     /// Entries are of 32 bytes, which hold everything that a completion may say.
-    fn attributes(self) -> CqAttributes {
+    pub(crate) fn attributes(self) -> CqAttributes {
         CqAttributes { entries: self.entries, entry_size: CqeSize::Large, events: self.events }
     }
 
@@ -80,65 +76,6 @@ impl Default for Completion {
     fn default() -> Self {
         Self { wr_id: 0, status: Status::Ok, qpn: 0, kind: CompletionKind::Send(OpCode::Send) }
     }
-}
-
-/// What a completion queue's readers, and the queue pairs that complete in it, share.
-pub(crate) struct CqShared {
-    pub(crate) provider: Arc<dyn Provider>,
-    pub(crate) cqn: u32,
-    /// Tells it from every other one of the process.
-    pub(crate) tag: u32,
-    /// Entries of each sub-queue.
-    entries: u32,
-    pub(crate) promises: Promises,
-    /// By sub-queue; none if this process cannot touch them.
-    rings: Box<[RawRing]>,
-    events: Option<Box<dyn EventSource>>,
-    ledgers: Mutex<Vec<Arc<QpLedgers>>>,
-    /// Moves on with every change of `ledgers`.
-    version: AtomicU32,
-}
-
-impl Drop for CqShared {
-    fn drop(&mut self) {
-        self.events = None;
-        self.provider.destroy_cq(self.cqn);
-    }
-}
-
-impl CqShared {
-    fn new(provider: Arc<dyn Provider>, cqn: u32, entries: u32) -> Self {
-        Self {
-            provider,
-            cqn,
-            tag: unique_tag(),
-            entries,
-            promises: Promises::new(entries),
-            rings: Box::default(),
-            events: None,
-            ledgers: Mutex::default(),
-            version: AtomicU32::new(1),
-        }
-    }
-
-    pub(crate) fn announce(&self, ledgers: &Arc<QpLedgers>) {
-        self.ledgers.lock().push(ledgers.clone());
-        self.version.fetch_add(1, Release);
-    }
-
-    pub(crate) fn forget(&self, ledgers: &Arc<QpLedgers>) {
-        self.ledgers.lock().retain(|other| !Arc::ptr_eq(other, ledgers));
-        self.version.fetch_add(1, Release);
-    }
-}
-
-/// A completion queue that queue pairs can complete in, whoever reads it. Sealed: the three kinds of this module.
-#[expect(private_bounds, reason = "sealed")]
-pub trait CompletionTarget: Target {}
-
-/// What seals [`CompletionTarget`].
-pub(crate) trait Target {
-    fn shared(&self) -> &Arc<CqShared>;
 }
 
 /// A completion ring that nobody reads.
@@ -239,18 +176,6 @@ impl CompletionQueue {
             count => Err(Error::SubQueues { count }),
         }
     }
-}
-
-/// A completion queue in memory that this process cannot touch.
-pub(crate) fn create_external(
-    provider: Arc<dyn Provider>,
-    config: CqConfig,
-    memory: DmabufRange<'_>,
-    owner: Option<Arc<dyn Any + Send + Sync>>,
-) -> Result<ExternalCompletionQueue, Error> {
-    let raw = provider.create_cq_in(config.attributes(), memory, owner)?;
-    let shared = CqShared::new(provider, raw.cqn, raw.size.entries());
-    Ok(ExternalCompletionQueue::new(shared, raw.size, raw.entry_size))
 }
 
 impl CpuCompletionQueue {

@@ -2,53 +2,38 @@
 
 use crate::counter::{CompletionCounter, ExternalCompletionCounter};
 use crate::cq::{CompletionQueue, CqConfig};
-use crate::domain::ProtectionDomain;
 use crate::error::Error;
-use crate::external::{DmabufRange, ExternalCompletionQueue};
-use crate::provider::{Provider, soft};
-use efa_soft::LinkCounters;
-use efa_soft::driver::Port;
+use crate::external::DmabufRange;
+use crate::external_cq::ExternalCompletionQueue;
+use crate::pd::ProtectionDomain;
+#[cfg(feature = "soft")]
+use crate::provider::soft;
+use crate::provider::{DeviceInfo, Provider};
+#[cfg(feature = "soft")]
+use efa_soft::{LinkCounters, driver::Port};
 use efa_types::{AsyncEvent, Counters, DeviceAttributes};
 use std::any::Any;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-/// A device that can be opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceInfo {
-    /// What to open it by.
-    pub name: String,
-    /// What it is.
-    pub description: String,
-    /// What is missing here, and what to do about it.
-    pub missing: Vec<String>,
-    /// Whether it can be opened in spite of that.
-    pub usable: bool,
-}
-
-/// The devices here: EFA devices of this machine, also those that lack something, and software devices.
+/// Returns the devices here: EFA devices of this machine, also those that lack something, and software devices.
 pub fn devices() -> Vec<DeviceInfo> {
+    #[cfg_attr(not(feature = "soft"), expect(unused_mut, reason = "there are no others"))]
     let mut devices = hardware_devices().unwrap_or_default();
+    #[cfg(feature = "soft")]
     devices.extend(soft::list());
     devices
 }
 
-/// The EFA devices of this machine, or why there can be none: it has no libibverbs, or no RDMA at all.
+/// Returns the EFA devices of this machine.
 ///
 /// # Errors
-/// The reason.
+/// Why there can be none: the machine has no libibverbs, or no RDMA at all, or the program was built without the feature `verbs`.
 pub fn hardware_devices() -> Result<Vec<DeviceInfo>, Error> {
     #[cfg(feature = "verbs")]
     return crate::provider::verbs::list();
     #[cfg(not(feature = "verbs"))]
-    Err(no_verbs())
-}
-
-#[cfg(not(feature = "verbs"))]
-fn no_verbs() -> Error {
-    Error::Control(efa_types::ControlError::Unsupported(
-        "EFA devices: this program was built without the feature `verbs`",
-    ))
+    Err(Error::NotBuilt { what: "EFA devices", feature: "verbs" })
 }
 
 /// An opened device. Clones are the same device; it closes when the last object made from it is gone.
@@ -67,26 +52,30 @@ impl Device {
     /// # Errors
     /// No such device, or it could not be started.
     pub fn open(name: &str) -> Result<Self, Error> {
+        #[cfg(feature = "soft")]
         if let Some(provider) = soft::open(name) {
             return Ok(Self { provider: provider? });
+        }
+        #[cfg(not(feature = "soft"))]
+        if name.starts_with("soft") {
+            return Err(Error::NotBuilt { what: "software devices", feature: "soft" });
         }
         #[cfg(feature = "verbs")]
         let found = crate::provider::verbs::open(name)?;
         #[cfg(not(feature = "verbs"))]
-        let found: Result<Arc<dyn Provider>, String> = Err(no_verbs().to_string());
-        match found {
-            Ok(provider) => Ok(Self { provider }),
-            Err(reason) => Err(Error::NoSuchDevice {
-                name: name.into(),
-                hint: format!("{reason}; software devices are named soft0, soft1, … and soft:KEY=VALUE,…"),
-            }),
-        }
+        let found: Result<Arc<dyn Provider>, String> =
+            Err(Error::NotBuilt { what: "EFA devices", feature: "verbs" }.to_string());
+        found.map(|provider| Self { provider }).map_err(|reason| Error::NoSuchDevice {
+            name: name.into(),
+            hint: format!("{reason}; software devices are named soft0, soft1, … and soft:KEY=VALUE,…"),
+        })
     }
 
     /// A software device that the caller's own driver runs, under a name of the caller's choice.
     ///
     /// # Errors
     /// The port's device is gone.
+    #[cfg(feature = "soft")]
     pub fn from_soft_port(name: &str, port: Arc<dyn Port>) -> Result<Self, Error> {
         Ok(Self { provider: Arc::new(soft::Soft::new(name, port)?) })
     }
@@ -112,6 +101,7 @@ impl Device {
     }
 
     /// What a simulated network did to this device's packets; `None` on a real one.
+    #[cfg(feature = "soft")]
     pub fn link_counters(&self) -> Option<LinkCounters> {
         self.provider.link_counters()
     }
@@ -147,6 +137,7 @@ impl Device {
 
     /// The software device behind this one, if there is one: through it a program sets faults, takes the port down, subscribes to what
     /// the device does.
+    #[cfg(feature = "soft")]
     pub fn soft_port(&self) -> Option<Arc<dyn Port>> {
         self.provider.soft_port()
     }
@@ -178,7 +169,7 @@ impl Device {
         memory: DmabufRange<'_>,
         owner: Option<Arc<dyn Any + Send + Sync>>,
     ) -> Result<ExternalCompletionQueue, Error> {
-        crate::cq::create_external(self.provider.clone(), config, memory, owner)
+        ExternalCompletionQueue::new(self.provider.clone(), config, memory, owner)
     }
 }
 

@@ -23,6 +23,14 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// Devices of a kind that this program was built without.
+    #[error("{what} need the feature `{feature}` of the crate efa-direct, which this program was built without")]
+    NotBuilt {
+        /// The devices.
+        what: &'static str,
+        /// The feature.
+        feature: &'static str,
+    },
     /// The device refused.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -139,6 +147,13 @@ pub enum Error {
     Post(#[from] PostError),
 }
 
+#[cfg(feature = "cuda")]
+impl From<crate::cuda::CudaError> for Error {
+    fn from(error: crate::cuda::CudaError) -> Self {
+        Self::Gpu(error.into())
+    }
+}
+
 impl Error {
     pub(crate) fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Io { what, source }
@@ -202,4 +217,19 @@ pub enum PostError {
     /// The request does not fit a WQE of this queue.
     #[error(transparent)]
     Encode(#[from] EncodeError),
+}
+
+/// A ring that could not change hands, and why.
+#[derive(Debug)]
+pub struct NotDrained<Q> {
+    /// The queue, as it was.
+    pub queue: Q,
+    /// Work requests without completion.
+    pub outstanding: u32,
+}
+
+impl<Q> From<NotDrained<Q>> for Error {
+    fn from(refused: NotDrained<Q>) -> Self {
+        Self::NotDrained { outstanding: refused.outstanding }
+    }
 }

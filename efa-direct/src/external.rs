@@ -3,21 +3,10 @@
 //! It comes as a DMA-BUF, a descriptor by which its owner lets others have it. The feature `cuda` makes these of GPU memory; whoever has memory of another
 //! kind, or allocates GPU memory by other means, starts here.
 
-use crate::cq::{CompletionTarget, CqShared, Target};
-use crate::domain::DomainInner;
-use crate::error::Error;
-use crate::provider::Registration;
-use crate::region::{LocalSlice, RemoteRegion, resolve};
-use efa_io::{CompletionRingHandle, Lkey, RingSize};
 use efa_memory::Backing;
-use efa_types::{Access, ControlError, RegionKeys};
 use std::any::Any;
-use std::ops::RangeBounds;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-
-/// Bytes of a page, as NICs see memory.
-const PAGE: u64 = 4096;
 
 /// A piece of a DMA-BUF.
 #[derive(Clone, Copy, Debug)]
@@ -120,142 +109,5 @@ impl<'f> ExternalMemory<'f> {
 impl std::fmt::Debug for ExternalMemory<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "ExternalMemory({} bytes at {:#x}, {:?})", self.len, self.addr, self.dmabuf)
-    }
-}
-
-/// A registered region of memory that this process cannot touch.
-///
-/// Dropping it deregisters: the device does not touch the memory any more, and a request that is still under way towards it fails
-/// with a status.
-pub struct ExternalRegion {
-    addr: u64,
-    len: u64,
-    registration: Registration,
-    lkey: Lkey,
-    domain: Arc<DomainInner>,
-}
-
-impl ExternalRegion {
-    pub(crate) fn register(
-        domain: Arc<DomainInner>,
-        memory: ExternalMemory<'_>,
-        access: Access,
-    ) -> Result<Self, Error> {
-        let (addr, len) = (memory.addr, memory.len);
-        if addr.checked_add(len).is_none() {
-            let expected = "an address whose region ends below 2^64";
-            return Err(ControlError::Invalid { what: "region address", value: addr, expected }.into());
-        }
-        if let Ok(DmabufRange { offset, .. }) = memory.dmabuf
-            && (addr ^ offset) % PAGE != 0
-        {
-            return Err(Error::DmabufPlace { addr, offset });
-        }
-        let registration = domain.provider.register_external(domain.pd, memory, access)?;
-        match Lkey::new(registration.keys.lkey) {
-            Ok(lkey) => Ok(Self { addr, len, registration, lkey, domain }),
-            Err(error) => {
-                domain.provider.deregister(&registration);
-                Err(Error::Post(error.into()))
-            }
-        }
-    }
-
-    /// Bytes.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Address of the first byte, as work requests name it.
-    pub fn addr(&self) -> u64 {
-        self.addr
-    }
-
-    /// Its keys.
-    pub fn keys(&self) -> RegionKeys {
-        self.registration.keys
-    }
-
-    /// What peers need to know to reach it.
-    pub fn remote(&self) -> RemoteRegion {
-        RemoteRegion { addr: self.addr, rkey: self.keys().rkey, len: self.len }
-    }
-
-    /// A piece of it, for a work request of the CPU's, or by [`LocalSlice::buf`] for one of a kernel's.
-    ///
-    /// # Errors
-    /// The range passes the end, or is 4 GiB or longer.
-    pub fn slice(&self, range: impl RangeBounds<u64>) -> Result<LocalSlice<'_>, Error> {
-        let (start, end) = resolve(range, self.len)?;
-        LocalSlice::new(self.addr + start, end - start, self.lkey, self.domain.tag)
-    }
-}
-
-impl Drop for ExternalRegion {
-    fn drop(&mut self) {
-        self.domain.provider.deregister(&self.registration);
-    }
-}
-
-impl std::fmt::Debug for ExternalRegion {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ExternalRegion({} bytes at {:#x}, {:x?})", self.len, self.addr, self.keys())
-    }
-}
-
-/// A completion queue whose ring is in memory that this process cannot touch: somebody else polls it, who sees that memory. It stays theirs.
-pub struct ExternalCompletionQueue {
-    shared: Arc<CqShared>,
-    size: RingSize,
-    entry_size: usize,
-}
-
-impl ExternalCompletionQueue {
-    pub(crate) fn new(shared: CqShared, size: RingSize, entry_size: usize) -> Self {
-        Self { shared: Arc::new(shared), size, entry_size }
-    }
-
-    /// Number of entries.
-    pub fn entries(&self) -> u32 {
-        self.size.entries()
-    }
-
-    /// The reader has found the ring empty: what queue pairs that were dropped before had of it, their share and their number, is free again.
-    ///
-    /// # Safety
-    /// The reader did find it empty, after every one of these queue pairs was dropped.
-    pub unsafe fn found_empty(&self) {
-        self.shared.promises.found_empty(self.shared.promises.gone());
-    }
-
-    /// What whoever polls it needs to know, who sees the ring at `addr`. There is no doorbell, and nothing has been polled.
-    pub fn handle_at(&self, addr: u64) -> CompletionRingHandle {
-        CompletionRingHandle {
-            ring: addr,
-            doorbell: 0,
-            mask: self.size.mask(),
-            shift: self.size.log2() as u16,
-            cqe_size: self.entry_size as u16,
-            consumer: 0,
-            tag: self.shared.tag,
-        }
-    }
-}
-
-impl CompletionTarget for ExternalCompletionQueue {}
-impl Target for ExternalCompletionQueue {
-    fn shared(&self) -> &Arc<CqShared> {
-        &self.shared
-    }
-}
-
-impl std::fmt::Debug for ExternalCompletionQueue {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ExternalCompletionQueue({} entries)", self.entries())
     }
 }

@@ -69,7 +69,7 @@
 //! - **Nothing here leads to undefined behaviour.** A program need not write `unsafe`, but for these: launching a kernel, registering memory of others by
 //!   its address, and saying what a GPU did with a ring that is taken back from it; whoever brings a provider of their own vouches for it.
 //!
-//! Unsafe code: `ring.rs` (ring memory), `barrier.rs` (fences), `region.rs` (registered memory), `external.rs`, `send.rs`, `recv.rs` and `cq.rs` (declare
+//! Unsafe code: `ring.rs` (ring memory), `barrier.rs` (fences), `region.rs` (registered memory), `external.rs`, `external_cq.rs`, `send.rs`, `recv.rs` and `cq.rs` (declare
 //! what it takes to register by address, and to take a ring back), `provider/` (hands over rings and registered memory, asks libibverbs for them), `cuda/`
 //! (calls into CUDA).
 
@@ -81,11 +81,14 @@ mod cq;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device;
-mod domain;
 mod error;
 mod external;
+mod external_cq;
+mod external_region;
 mod ledger;
 mod op;
+mod pd;
+mod peer;
 mod promises;
 pub mod provider;
 mod qp;
@@ -93,26 +96,30 @@ mod recv;
 mod region;
 mod ring;
 mod send;
+mod shared;
 
-pub use counter::{CompletionCounter, Counting, ExternalCompletionCounter};
-pub use cq::{
-    Completion, CompletionKind, CompletionQueue, CompletionTarget, CpuCompletionQueue, CqConfig, GpuCompletionQueue,
-    Received,
-};
-pub use device::{Device, DeviceInfo, devices, hardware_devices};
-pub use domain::{Endpoint, Peer, ProtectionDomain};
-pub use efa_soft::driver::SoftSpec;
-pub use error::{Error, PostError};
-pub use external::{DmabufRange, ExternalCompletionQueue, ExternalMemory, ExternalRegion};
+pub use counter::{CompletionCounter, ExternalCompletionCounter};
+pub use cq::{Completion, CompletionKind, CompletionQueue, CpuCompletionQueue, CqConfig, GpuCompletionQueue, Received};
+pub use device::{Device, devices, hardware_devices};
+pub use error::{Error, NotDrained, PostError};
+pub use external::{DmabufRange, ExternalMemory};
+pub use external_cq::ExternalCompletionQueue;
+pub use external_region::ExternalRegion;
 pub use op::{RdmaRead, RdmaWrite, RdmaWriteInline, Request, Send, SendInline};
+pub use pd::ProtectionDomain;
+pub use peer::{Endpoint, Peer};
+pub use provider::DeviceInfo;
 pub use qp::{ActiveQueuePair, QpConfig, QpControl, QueuePair};
 pub use recv::{CpuRecvQueue, GpuRecvQueue, RecvQueue};
 pub use region::{LocalSlice, Region, RemoteRegion, RemoteSlice};
 pub use ring::RawRing;
-pub use send::{CpuSendQueue, GpuSendQueue, NotDrained, SendQueue};
+pub use send::{CpuSendQueue, GpuSendQueue, SendQueue};
+pub use shared::counter::Counting;
+pub use shared::cq::CompletionTarget;
 
 pub use efa_io::{Hints, OpCode, Status};
-pub use efa_soft::LinkCounters;
+#[cfg(feature = "soft")]
+pub use efa_soft::{LinkCounters, driver::SoftSpec};
 pub use efa_types::{
     Access, AsyncEvent, COUNTER_MAX, ControlError, CounterOps, CounterValue, Counters, DeviceAttributes, Gid,
     Transport, UD_PREFIX,

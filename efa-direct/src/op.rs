@@ -1,7 +1,7 @@
 //! What can be posted to a send queue.
 
-use crate::domain::Peer;
 use crate::error::PostError;
+use crate::peer::Peer;
 use crate::region::{LocalSlice, RemoteSlice};
 use efa_io::op::{self, RdmaHead};
 use efa_io::{EncodeError, Hints, Limits, OpCode, RemoteBuf, SendWqe, Wqe};

@@ -1,13 +1,15 @@
 //! Queue pairs: from creation to the two rings that one posts to.
 
-use crate::counter::{CounterInner, Counting};
-use crate::cq::CqShared;
-use crate::domain::{DomainInner, Endpoint};
 use crate::error::Error;
 use crate::ledger::{Credits, Ledger, QpLedgers};
-use crate::provider::{Provider, RawQp};
+use crate::peer::Endpoint;
+use crate::provider::RawQp;
 use crate::recv::RecvQueue;
 use crate::send::SendQueue;
+use crate::shared::counter::Counting;
+use crate::shared::cq::CqShared;
+use crate::shared::domain::DomainShared;
+use crate::shared::qp::{QpShared, Share, create_with_free_number};
 use efa_io::{SendWqe, Wqe};
 use efa_types::{CounterOps, QpAttributes, Transport};
 use parking_lot::Mutex;
@@ -102,9 +104,9 @@ impl<const W: usize> QpConfig<W> {
 
 /// A queue pair that exists and cannot be posted to yet: [`activate`](Self::activate) it.
 pub struct QueuePair<const W: usize> {
-    /// First to go: with rings around, the provider's object would outlive [`QpInner`], and complete what nobody expects any more.
+    /// First to go: with rings around, the provider's object would outlive [`QpShared`], and complete what nobody expects any more.
     raw: RawQp,
-    inner: Arc<QpInner>,
+    inner: Arc<QpShared>,
     recv_bufs: u16,
     send_credits: Credits,
     recv_credits: Credits,
@@ -129,109 +131,7 @@ where
 
 /// Control over an active queue pair's state.
 pub struct QpControl {
-    inner: Arc<QpInner>,
-}
-
-/// What all parts of a queue pair keep alive.
-pub(crate) struct QpInner {
-    pub(crate) domain: Arc<DomainInner>,
-    pub(crate) qpn: u16,
-    pub(crate) ledgers: Arc<QpLedgers>,
-    send: Share,
-    recv: Share,
-    /// It was active at some time, and so may have completed something.
-    activated: AtomicBool,
-    /// What is attached to it.
-    counters: Mutex<Vec<Arc<CounterInner>>>,
-}
-
-/// Entries of a completion queue that are promised to a ring.
-struct Share {
-    cq: Arc<CqShared>,
-    entries: u32,
-}
-
-impl Share {
-    fn of(cq: &Arc<CqShared>, entries: u32) -> Result<Self, Error> {
-        cq.promises.reserve(entries)?;
-        Ok(Self { cq: cq.clone(), entries })
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.cq.promises.release(std::mem::take(&mut self.entries));
-    }
-}
-
-impl QpInner {
-    pub(crate) fn send_cq(&self) -> &CqShared {
-        &self.send.cq
-    }
-
-    pub(crate) fn recv_cq(&self) -> &CqShared {
-        &self.recv.cq
-    }
-}
-
-impl Drop for QpInner {
-    fn drop(&mut self) {
-        let (qpn, ledgers) = (self.qpn, &self.ledgers);
-        let mut shares = [&mut self.send, &mut self.recv];
-        // What was never active has completed nothing: its share and its number are free at once.
-        let activated = *self.activated.get_mut();
-        let mut entries = [0; 2];
-        if activated {
-            // Taken before the device is called: should that unwind, they stay promised.
-            entries = shares.each_mut().map(|share| std::mem::take(&mut share.entries));
-            shares.iter().for_each(|share| share.cq.promises.leaves(qpn));
-        }
-        self.domain.provider.destroy_qp(qpn);
-        for (share, entries) in shares.iter().zip(entries) {
-            share.cq.forget(ledgers);
-            if activated {
-                share.cq.promises.left(qpn, entries);
-            }
-        }
-    }
-}
-
-/// A queue pair that the provider has created, and destroys again unless this is forgotten.
-struct Unwanted<'p> {
-    provider: &'p dyn Provider,
-    qpn: u16,
-}
-
-impl Drop for Unwanted<'_> {
-    fn drop(&mut self) {
-        self.provider.destroy_qp(self.qpn);
-    }
-}
-
-/// Has the provider create a queue pair whose number is free in both completion queues: a device may give out that of one which is gone while completions
-/// of it lie unpolled. Such a queue pair is put aside until there is one of another number.
-fn create_with_free_number<'p>(
-    provider: &'p dyn Provider,
-    request: QpAttributes,
-    cqs: [&CqShared; 2],
-) -> Result<(RawQp, Unwanted<'p>), Error> {
-    let mut aside: Vec<(RawQp, Unwanted<'p>)> = Vec::new();
-    loop {
-        let raw = match provider.create_qp(request) {
-            Ok(raw) => raw,
-            Err(source) if aside.is_empty() => return Err(source),
-            Err(source) => {
-                let numbers = aside.iter().map(|(raw, _)| raw.qpn).collect();
-                return Err(Error::NumbersInUse { numbers, source: Box::new(source) });
-            }
-        };
-        let unwanted = Unwanted { provider, qpn: raw.qpn };
-        if !cqs.iter().any(|cq| cq.promises.remembers(raw.qpn)) {
-            return Ok((raw, unwanted));
-        }
-        tracing::debug!(qpn = raw.qpn, "completions of an earlier queue pair of this number may lie unpolled");
-        aside.push((raw, unwanted));
-    }
+    inner: Arc<QpShared>,
 }
 
 impl<const W: usize> QueuePair<W>
@@ -239,7 +139,7 @@ where
     Wqe<W>: SendWqe,
 {
     pub(crate) fn new(
-        domain: Arc<DomainInner>,
+        domain: Arc<DomainShared>,
         send_cq: &Arc<CqShared>,
         recv_cq: &Arc<CqShared>,
         config: QpConfig<W>,
@@ -279,7 +179,7 @@ where
             send: Ledger::new(raw.send.size(), raw.generation, raw.req_id_64),
             recv: Ledger::new(raw.recv.size(), raw.generation, false),
         });
-        let inner = Arc::new(QpInner {
+        let inner = Arc::new(QpShared {
             domain,
             qpn: raw.qpn,
             ledgers,

@@ -1,12 +1,11 @@
 //! Receive queues: one ring, one owner, as for send queues.
 
-use crate::error::PostError;
+use crate::error::{NotDrained, PostError};
 use crate::ledger::Credits;
 use crate::provider::RawQp;
-use crate::qp::QpInner;
 use crate::region::LocalSlice;
 use crate::ring::RawRing;
-use crate::send::NotDrained;
+use crate::shared::qp::QpShared;
 use efa_io::rx::RxBuf;
 use efa_io::{Doorbell, RecvRingHandle, RxDesc};
 use std::sync::Arc;
@@ -21,7 +20,7 @@ pub struct RecvQueue {
     producer: u32,
     /// In receives.
     posted: u32,
-    qp: Arc<QpInner>,
+    qp: Arc<QpShared>,
 }
 
 /// A receive ring that this value's owner posts to, from the CPU.
@@ -40,7 +39,7 @@ pub struct GpuRecvQueue {
 }
 
 impl RecvQueue {
-    pub(crate) fn new(qp: Arc<QpInner>, raw: &RawQp, max_bufs: u16, credits: Credits) -> Self {
+    pub(crate) fn new(qp: Arc<QpShared>, raw: &RawQp, max_bufs: u16, credits: Credits) -> Self {
         assert_eq!(raw.recv.entry_size(), RxDesc::SIZE, "the provider made a ring of other descriptors");
         let max_batch = raw.recv_max_batch.max(1);
         Self { ring: raw.recv.clone(), max_batch, max_bufs, credits, producer: 0, posted: 0, qp }

@@ -7,9 +7,9 @@
 //! Everyone accesses a region as atomic bytes, so regions may overlap: `efa_memory` tells why, and why no ring
 //! can be a region.
 
-use crate::domain::DomainInner;
 use crate::error::Error;
 use crate::provider::{HostRange, Registration};
+use crate::shared::domain::DomainShared;
 use efa_io::{Lkey, LocalBuf, RemoteBuf};
 use efa_memory::{SharedMemory, copy_in, copy_out};
 use efa_types::{Access, RegionKeys};
@@ -26,7 +26,7 @@ pub struct Region<'d> {
     range: HostRange,
     registration: Registration,
     lkey: Lkey,
-    domain: Arc<DomainInner>,
+    domain: Arc<DomainShared>,
     _domain: PhantomData<&'d ()>,
 }
 
@@ -79,7 +79,7 @@ pub(crate) fn resolve(range: impl RangeBounds<u64>, len: u64) -> Result<(u64, u6
 }
 
 impl<'d> Region<'d> {
-    fn register(domain: Arc<DomainInner>, range: HostRange, access: Access) -> Result<Self, Error> {
+    fn register(domain: Arc<DomainShared>, range: HostRange, access: Access) -> Result<Self, Error> {
         let registration = domain.provider.register(domain.pd, range.clone(), access)?;
         match Lkey::new(registration.keys.lkey) {
             Ok(lkey) => Ok(Self { range, registration, lkey, domain, _domain: PhantomData }),
@@ -90,7 +90,7 @@ impl<'d> Region<'d> {
         }
     }
 
-    pub(crate) fn allocate(domain: Arc<DomainInner>, len: usize, access: Access) -> Result<Self, Error> {
+    pub(crate) fn allocate(domain: Arc<DomainShared>, len: usize, access: Access) -> Result<Self, Error> {
         let memory = SharedMemory::zeroed(len).map_err(Error::io("allocating a region"))?;
         let ptr = NonNull::new(memory.as_ptr()).unwrap_or(NonNull::dangling());
         Self::register(domain, HostRange { ptr, len, owner: Some(memory) }, access)
@@ -186,7 +186,7 @@ pub(crate) struct Scoped<'b> {
 }
 
 impl<'b> Scoped<'b> {
-    pub(crate) fn new(domain: Arc<DomainInner>, bytes: &'b mut [u8], access: Access) -> Result<Self, Error> {
+    pub(crate) fn new(domain: Arc<DomainShared>, bytes: &'b mut [u8], access: Access) -> Result<Self, Error> {
         let len = bytes.len();
         let ptr = NonNull::from(bytes).cast();
         Ok(Self { region: Region::register(domain, HostRange { ptr, len, owner: None }, access)?, _bytes: PhantomData })

@@ -160,7 +160,7 @@ impl RawRing {
     }
 
     /// The same ring, as if it were device memory: what is done about its order can be tested then.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "soft"))]
     pub(crate) fn pretend_write_combining(&mut self) {
         self.write_combining = true;
     }

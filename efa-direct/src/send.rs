@@ -11,13 +11,13 @@
 //! k + 1 has doorbell k behind it as well, so here a batch is counted from the last doorbell that some fence is behind, and another fence is spent only where the
 //! requests since then would exceed `max_batch`: never, as long as two batches together do not.
 
-use crate::domain::Peer;
-use crate::error::{Error, PostError};
+use crate::error::{NotDrained, PostError};
 use crate::ledger::{Credits, Ledger, QpLedgers};
 use crate::op::{Bounds, Request, foreign};
+use crate::peer::Peer;
 use crate::provider::RawQp;
-use crate::qp::QpInner;
 use crate::ring::RawRing;
+use crate::shared::qp::QpShared;
 use efa_io::{Doorbell, SendRingHandle, SendWqe, Wqe};
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ where
     req_id_64: bool,
     /// Those of `qp`, one step nearer to a post.
     ledgers: Arc<QpLedgers>,
-    qp: Arc<QpInner>,
+    qp: Arc<QpShared>,
     _wqe: PhantomData<[u64; W]>,
 }
 
@@ -73,26 +73,11 @@ where
     queue: SendQueue<W>,
 }
 
-/// A ring that could not change hands, and why.
-#[derive(Debug)]
-pub struct NotDrained<Q> {
-    /// The queue, as it was.
-    pub queue: Q,
-    /// Work requests without completion.
-    pub outstanding: u32,
-}
-
-impl<Q> From<NotDrained<Q>> for Error {
-    fn from(refused: NotDrained<Q>) -> Self {
-        Self::NotDrained { outstanding: refused.outstanding }
-    }
-}
-
 impl<const W: usize> SendQueue<W>
 where
     Wqe<W>: SendWqe,
 {
-    pub(crate) fn new(qp: Arc<QpInner>, raw: &RawQp, credits: Credits) -> Self {
+    pub(crate) fn new(qp: Arc<QpShared>, raw: &RawQp, credits: Credits) -> Self {
         Self {
             ring: raw.send.clone(),
             bounds: Bounds::new(raw.limits),
@@ -342,7 +327,7 @@ macro_rules! debug {
 
 debug!(SendQueue, CpuSendQueue, GpuSendQueue);
 
-#[cfg(test)]
+#[cfg(all(test, feature = "soft"))]
 mod tests {
     use crate::*;
 

@@ -1,11 +1,12 @@
 //! Completion counters in GPU memory.
 
+use super::arrivals::{Claim, Role};
 use super::gpu::Gpu;
 use super::memory::GpuMemory;
-use super::ordering::{Claim, Role};
-use crate::counter::{CounterInner, Counting, Counts, ExternalCompletionCounter};
+use crate::counter::ExternalCompletionCounter;
 use crate::device::Device;
 use crate::error::Error;
+use crate::shared::counter::{CounterShared, Counting, Counts};
 use efa_io::handle::CounterHandle;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -46,7 +47,7 @@ impl PlacedCompletionCounter {
 
 impl Counting for PlacedCompletionCounter {}
 impl Counts for PlacedCompletionCounter {
-    fn inner(&self) -> &Arc<CounterInner> {
+    fn inner(&self) -> &Arc<CounterShared> {
         self.counter.inner()
     }
 }

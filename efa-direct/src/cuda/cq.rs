@@ -1,13 +1,15 @@
 //! Completion queues that a GPU polls, in memory of the caller's choice.
 
+use super::arrivals::{Claim, Role};
 use super::gpu::Gpu;
 use super::mapped::Mapped;
 use super::memory::GpuMemory;
-use super::ordering::{Claim, Role};
-use crate::cq::{CompletionTarget, CqConfig, CqShared, GpuCompletionQueue, Target};
+use crate::cq::{CqConfig, GpuCompletionQueue};
 use crate::device::Device;
 use crate::error::Error;
-use crate::external::{DmabufRange, ExternalCompletionQueue};
+use crate::external::DmabufRange;
+use crate::external_cq::ExternalCompletionQueue;
+use crate::shared::cq::{CompletionTarget, CqShared, Target};
 use efa_io::{Cqe32, handle::CompletionRingHandle};
 use std::os::fd::AsFd;
 use std::sync::Arc;

@@ -3,6 +3,7 @@
 use super::error::{CudaError, GpuError};
 use cudarc::driver::sys;
 use std::ffi::{CStr, c_char};
+use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 /// The oldest CUDA release whose driver has all that is called here.
@@ -60,6 +61,38 @@ pub(super) fn check(call: &'static str, answer: sys::CUresult) -> Result<(), Cud
     let name = text(sys::cuGetErrorName).unwrap_or_else(|| format!("CUresult {}", answer as u32));
     let text = text(sys::cuGetErrorString).unwrap_or_else(|| "no such answer is known".into());
     Err(CudaError { call, code: answer as u32, name, text })
+}
+
+/// A context is this thread's current one, until this is dropped.
+pub(super) struct Current<'c> {
+    /// Of one thread.
+    _context: PhantomData<(&'c (), *const ())>,
+}
+
+impl Drop for Current<'_> {
+    fn drop(&mut self) {
+        let mut context = std::ptr::null_mut();
+        // SAFETY: `enter` has pushed a context on this thread, which this value cannot leave.
+        log("leaving a GPU's context", unsafe { cuda!(cuCtxPopCurrent_v2(&mut context)) });
+    }
+}
+
+/// Makes a context this thread's current one.
+///
+/// # Safety
+/// The context is retained as long as `'c`.
+pub(super) unsafe fn enter<'c>(context: sys::CUcontext) -> Result<Current<'c>, CudaError> {
+    // SAFETY: the caller's promise.
+    unsafe { cuda!(cuCtxPushCurrent_v2(context)) }?;
+    Ok(Current { _context: PhantomData })
+}
+
+/// Makes a stream of the current context that does not wait for the default one.
+pub(super) fn create_stream() -> Result<sys::CUstream, CudaError> {
+    let mut raw = std::ptr::null_mut();
+    // SAFETY: a context is current, or CUDA says that none is; the pointer is valid for the call.
+    unsafe { cuda!(cuStreamCreate(&mut raw, sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32)) }?;
+    Ok(raw)
 }
 
 /// What failed in a place where nobody can be told: something is being cleaned up, and goes on being.

@@ -1,7 +1,6 @@
 //! What can go wrong with a GPU, with the numbers and what to do about it.
 
 use super::ordering::RdmaWritesOrdering;
-use crate::error::Error;
 use efa_io::handle::Waited;
 use std::time::Duration;
 
@@ -203,12 +202,6 @@ pub enum GpuError {
     },
 }
 
-impl From<CudaError> for Error {
-    fn from(error: CudaError) -> Self {
-        Self::Gpu(error.into())
-    }
-}
-
 fn list<T: std::fmt::Display>(prefix: &str, items: &[T]) -> String {
     if items.is_empty() {
         return "nothing".into();
@@ -247,7 +240,7 @@ mod tests {
     #[test]
     fn refused_device_memory_says_what_to_set_and_what_cuda_answered() {
         let source = cuda("cuMemHostRegister", 800, "CUDA_ERROR_NOT_PERMITTED", "operation not permitted");
-        let error = Error::from(GpuError::IoMemory { addr: 0x7f00_0000_1000, len: 4096, source });
+        let error = GpuError::IoMemory { addr: 0x7f00_0000_1000, len: 4096, source };
         assert_eq!(
             error.to_string(),
             "4096 bytes of device memory at 0x7f0000001000 cannot be mapped into the GPU: registering device memory with CUDA needs \

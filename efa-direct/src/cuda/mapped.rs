@@ -1,15 +1,17 @@
 //! Queues whose rings a GPU reaches.
 
+use super::arrivals::{Claim, Role};
 use super::gpu::Gpu;
-use super::ordering::{Claim, Role};
 use super::pages::{Bytes, Kind, Pages};
-use crate::counter::{CompletionCounter, Counts};
-use crate::cq::{CompletionTarget, CqShared, GpuCompletionQueue, Target};
+use crate::counter::CompletionCounter;
+use crate::cq::GpuCompletionQueue;
 use crate::error::Error;
 use crate::provider::Provider;
 use crate::recv::GpuRecvQueue;
 use crate::ring::RawRing;
 use crate::send::GpuSendQueue;
+use crate::shared::counter::Counts;
+use crate::shared::cq::{CompletionTarget, CqShared, Target};
 use efa_io::handle::{CompletionRingHandle, CounterHandle, RecvRingHandle, SendRingHandle};
 use std::sync::Arc;
 

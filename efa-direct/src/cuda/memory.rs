@@ -1,22 +1,18 @@
 //! Memory on a GPU.
 
+use super::context::Context;
 use super::driver::{check, cuda, log};
 use super::error::{CudaError, GpuError};
-use super::gpu::{Context, Current, Gpu};
-use super::stream;
+use super::gpu::Gpu;
 use crate::error::Error;
 use cudarc::driver::sys;
-use parking_lot::{Condvar, Mutex};
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 /// What memory is allocated, and exported, in units of: the largest page of a host that runs CUDA. So an export shows nothing else's bytes.
 const GRANULE: u64 = 64 << 10;
 /// The GPU's own large page: from this size on, memory is made of whole ones.
 const LARGE: u64 = 2 << 20;
-/// Bytes that are copied at a time.
-const STAGING: usize = 256 << 10;
 
 /// Memory on a GPU, zeroed when it was allocated. Clones are the same memory; it is freed when the last is gone.
 ///
@@ -64,7 +60,7 @@ impl Gpu {
         }
         let addr = base.next_multiple_of(GRANULE);
         let inner = Allocation { base, addr, len, context: context.clone() };
-        context.with_copier(|copier| copier.zero(addr, bytes))?;
+        context.copiers.with(|copier| copier.zero(addr, bytes))?;
         Ok(GpuMemory { inner: Arc::new(inner) })
     }
 }
@@ -115,7 +111,7 @@ impl GpuMemory {
         check_range(offset, dst.len(), self.len())?;
         let context = &self.inner.context;
         let _current = context.enter()?;
-        Ok(context.with_copier(|copier| copier.copy_out(self.addr() + offset, dst))?)
+        Ok(context.copiers.with(|copier| copier.copy_out(self.addr() + offset, dst))?)
     }
 
     /// Copies bytes in, at `offset`. They are there when this returns.
@@ -126,7 +122,7 @@ impl GpuMemory {
         check_range(offset, src.len(), self.len())?;
         let context = &self.inner.context;
         let _current = context.enter()?;
-        Ok(context.with_copier(|copier| copier.copy_in(self.addr() + offset, src))?)
+        Ok(context.copiers.with(|copier| copier.copy_in(self.addr() + offset, src))?)
     }
 
     /// A copy of `len` bytes, from `offset` on.
@@ -170,119 +166,6 @@ impl GpuMemory {
             return Ok(fd);
         }
         Ok(export(0)?)
-    }
-}
-
-/// A stream to copy on, and pinned memory to copy through: memory that is not pinned CUDA might copy on a stream of its own choice.
-pub(super) struct Copier {
-    stream: sys::CUstream,
-    staging: NonNull<u8>,
-}
-
-// SAFETY: CUDA's functions may be called from any thread; the staging memory is this value's alone.
-unsafe impl Send for Copier {}
-
-/// Those that nobody copies with now. They are made when the GPU is opened: to make one later could wait for a kernel, which may wait for the copy.
-#[derive(Default)]
-pub(super) struct Copiers {
-    idle: Mutex<Vec<Copier>>,
-    came_back: Condvar,
-}
-
-impl Copiers {
-    /// How many there are: as many copies go on at a time.
-    pub(super) const COUNT: usize = 4;
-
-    pub(super) fn put(&self, copier: Copier) {
-        self.idle.lock().push(copier);
-        self.came_back.notify_one();
-    }
-
-    /// All that are idle.
-    pub(super) fn take(&self) -> Vec<Copier> {
-        std::mem::take(&mut *self.idle.lock())
-    }
-}
-
-impl Context {
-    /// Calls `f` with a copier that nobody else uses meanwhile. The context has been entered.
-    fn with_copier<T>(&self, f: impl FnOnce(&mut Copier) -> Result<T, CudaError>) -> Result<T, CudaError> {
-        let mut copier = {
-            let mut idle = self.copiers.idle.lock();
-            loop {
-                match idle.pop() {
-                    Some(copier) => break copier,
-                    None => self.copiers.came_back.wait(&mut idle),
-                }
-            }
-        };
-        let outcome = f(&mut copier);
-        self.copiers.put(copier);
-        outcome
-    }
-}
-
-impl Copier {
-    pub(super) fn new(_current: &Current<'_>) -> Result<Self, CudaError> {
-        let mut staging = std::ptr::null_mut();
-        // SAFETY: the pointer is valid for the call.
-        unsafe { cuda!(cuMemHostAlloc(&mut staging, STAGING, 0)) }?;
-        let staging = NonNull::new(staging.cast()).unwrap_or(NonNull::dangling());
-        match stream::create() {
-            Ok(stream) => Ok(Self { stream, staging }),
-            Err(error) => {
-                // SAFETY: it was just allocated.
-                log("freeing pinned memory", unsafe { cuda!(cuMemFreeHost(staging.as_ptr().cast())) });
-                Err(error)
-            }
-        }
-    }
-
-    pub(super) fn free(self, _current: &Current<'_>) {
-        // SAFETY: both live, nothing is under way, and neither is used again.
-        unsafe {
-            log("destroying a stream", cuda!(cuStreamDestroy_v2(self.stream)));
-            log("freeing pinned memory", cuda!(cuMemFreeHost(self.staging.as_ptr().cast())));
-        }
-    }
-
-    fn finish(&self) -> Result<(), CudaError> {
-        // SAFETY: the stream lives.
-        unsafe { cuda!(cuStreamSynchronize(self.stream)) }
-    }
-
-    /// Copies bytes to the GPU's address `to`, which the caller vouches for.
-    fn copy_in(&mut self, mut to: u64, src: &[u8]) -> Result<(), CudaError> {
-        for chunk in src.chunks(STAGING) {
-            // SAFETY: the staging memory is as long as a chunk at most, this value's own, and no copy is under way. The copy is over before it is used
-            // again.
-            unsafe {
-                std::ptr::copy_nonoverlapping(chunk.as_ptr(), self.staging.as_ptr(), chunk.len());
-                cuda!(cuMemcpyHtoDAsync_v2(to, self.staging.as_ptr().cast(), chunk.len(), self.stream))?;
-            }
-            self.finish()?;
-            to += chunk.len() as u64;
-        }
-        Ok(())
-    }
-
-    /// Copies bytes from the GPU's address `from`, which the caller vouches for.
-    fn copy_out(&mut self, mut from: u64, dst: &mut [u8]) -> Result<(), CudaError> {
-        for chunk in dst.chunks_mut(STAGING) {
-            // SAFETY: as in `copy_in`.
-            unsafe { cuda!(cuMemcpyDtoHAsync_v2(self.staging.as_ptr().cast(), from, chunk.len(), self.stream)) }?;
-            self.finish()?;
-            // SAFETY: as in `copy_in`; the copy is over.
-            unsafe { std::ptr::copy_nonoverlapping(self.staging.as_ptr(), chunk.as_mut_ptr(), chunk.len()) };
-            from += chunk.len() as u64;
-        }
-        Ok(())
-    }
-
-    fn zero(&mut self, addr: u64, bytes: u64) -> Result<(), CudaError> {
-        // SAFETY: the caller has just allocated these bytes.
-        unsafe { cuda!(cuMemsetD8Async(addr, 0, bytes as usize, self.stream)) }?;
-        self.finish()
     }
 }
 

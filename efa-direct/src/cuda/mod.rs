@@ -49,11 +49,15 @@
 //!
 //! What a kernel does nobody can check, so launching one is `unsafe`; its documentation says what the caller vouches for. Everything else is safe.
 
+mod arrivals;
+mod context;
+mod copier;
 mod counter;
 mod cq;
 mod driver;
 mod error;
 mod gpu;
+mod info;
 mod launch;
 mod mapped;
 mod memory;
@@ -68,7 +72,8 @@ mod watchdog;
 pub use counter::PlacedCompletionCounter;
 pub use cq::{CqPlace, PlacedCompletionQueue};
 pub use error::{CudaError, GpuError};
-pub use gpu::{Gpu, GpuInfo};
+pub use gpu::Gpu;
+pub use info::GpuInfo;
 pub use launch::{KernelArgs, Running, Shape};
 pub use mapped::{MapRefused, Mappable, Mapped};
 pub use memory::GpuMemory;

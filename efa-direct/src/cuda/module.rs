@@ -1,8 +1,9 @@
 //! Kernels: loading them from PTX.
 
+use super::context::Context;
 use super::driver::{cuda, log};
 use super::error::{CudaError, GpuError};
-use super::gpu::{Context, Gpu};
+use super::gpu::Gpu;
 use crate::error::Error;
 use cudarc::driver::sys::{self, CUjit_option_enum as Jit};
 use std::ffi::{CString, c_void};

@@ -3,9 +3,9 @@
 //! CUDA registers a page once (`cuMemHostRegister`), for all GPUs of the process, and refuses a second time. Rings and doorbells share pages, so
 //! what is registered is counted here: a range takes the pages of those that are there, and registers the rest.
 
+use super::context::Context;
 use super::driver::{cuda, log};
 use super::error::{CudaError, GpuError};
-use super::gpu::Context;
 use cudarc::driver::sys;
 use parking_lot::Mutex;
 use std::ops::Range;

@@ -1,7 +1,8 @@
 //! Host memory that GPUs reach.
 
+use super::context::Context;
 use super::driver::{cuda, log};
-use super::gpu::{Context, Gpu};
+use super::gpu::Gpu;
 use super::memory::check_range;
 use crate::error::Error;
 use cudarc::driver::sys;

@@ -1,12 +1,13 @@
 //! Regions of GPU memory.
 
+use super::arrivals::{Claim, Role};
 use super::driver::contained;
 use super::gpu::Gpu;
 use super::memory::GpuMemory;
-use super::ordering::{Claim, Role};
-use crate::domain::ProtectionDomain;
 use crate::error::Error;
-use crate::external::{DmabufRange, ExternalMemory, ExternalRegion};
+use crate::external::{DmabufRange, ExternalMemory};
+use crate::external_region::ExternalRegion;
+use crate::pd::ProtectionDomain;
 use crate::region::resolve;
 use efa_memory::Backing;
 use efa_types::Access;

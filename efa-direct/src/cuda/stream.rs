@@ -1,8 +1,9 @@
 //! Streams: what runs one after the other; and events, which tell how far a stream is.
 
-use super::driver::{cuda, log};
+use super::context::Context;
+use super::driver::{create_stream, cuda, log};
 use super::error::CudaError;
-use super::gpu::{Context, Gpu};
+use super::gpu::Gpu;
 use crate::error::Error;
 use cudarc::driver::sys;
 use std::sync::Arc;
@@ -38,16 +39,8 @@ impl Gpu {
     /// What CUDA answers.
     pub fn stream(&self) -> Result<Stream, Error> {
         let _current = self.context.enter()?;
-        Ok(Stream { raw: create()?, context: self.context.clone() })
+        Ok(Stream { raw: create_stream()?, context: self.context.clone() })
     }
-}
-
-/// A stream of the current context that does not wait for the default one.
-pub(super) fn create() -> Result<sys::CUstream, CudaError> {
-    let mut raw = std::ptr::null_mut();
-    // SAFETY: a context is current, or CUDA says that none is; the pointer is valid for the call.
-    unsafe { cuda!(cuStreamCreate(&mut raw, sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32)) }?;
-    Ok(raw)
 }
 
 impl Stream {

@@ -5,6 +5,7 @@
 //!
 //! Two providers are part of this crate: `soft.rs` over `efa-soft`, and `verbs/` over `efa-sys`, that is libibverbs and libefa.
 
+#[cfg(feature = "soft")]
 pub(crate) mod soft;
 #[cfg(feature = "verbs")]
 pub(crate) mod verbs;
@@ -19,14 +20,27 @@ use crate::error::Error;
 use crate::external::{DmabufRange, ExternalMemory};
 use crate::ring::RawRing;
 use efa_io::{Limits, RingSize};
-use efa_soft::LinkCounters;
-use efa_soft::driver::Port;
+#[cfg(feature = "soft")]
+use efa_soft::{LinkCounters, driver::Port};
 use std::any::Any;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+/// A device that can be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// What to open it by.
+    pub name: String,
+    /// What it is.
+    pub description: String,
+    /// What is missing here, and what to do about it.
+    pub missing: Vec<String>,
+    /// Whether it can be opened in spite of that.
+    pub usable: bool,
+}
 
 /// Host memory that is to be registered.
 #[derive(Clone)]
@@ -317,7 +331,15 @@ pub unsafe trait Provider: Send + Sync + 'static {
         None
     }
 
-    /// The software device behind it, if there is one: faults, traces and the like.
+    /// Returns `true` if a kernel that has seen a completion sees the bytes that it stands for in GPU memory, on every GPU
+    /// and without a flush: the device writes them by a copy that CUDA has finished before it writes the completion.
+    /// Software devices do; a NIC's writes are as ordered as the GPU says.
+    fn orders_gpu_writes(&self) -> bool {
+        false
+    }
+
+    /// Returns the software device behind this one, if there is one.
+    #[cfg(feature = "soft")]
     fn soft_port(&self) -> Option<Arc<dyn Port>> {
         None
     }
@@ -325,13 +347,15 @@ pub unsafe trait Provider: Send + Sync + 'static {
     /// What the device has counted.
     fn counters(&self) -> Counters;
 
-    /// What a simulated network did to this device's packets; `None` on a real one.
+    /// Returns what a simulated network did to this device's packets; `None` on a real network.
+    #[cfg(feature = "soft")]
     fn link_counters(&self) -> Option<LinkCounters> {
         None
     }
 }
 
 /// The size of a ring that a provider reported.
+#[cfg(any(feature = "soft", feature = "verbs"))]
 pub(crate) fn ring_size(entries: u32) -> Result<RingSize, Error> {
     RingSize::new(entries).map_err(|_| {
         Error::Control(ControlError::Invalid {

@@ -6,9 +6,9 @@
 use super::{
     CounterWord, EventSource, HostRange, Provider, RawCounter, RawCq, RawExternalCq, RawQp, Registration, ring_size,
 };
-use crate::device::DeviceInfo;
 use crate::error::Error;
 use crate::external::{DmabufRange, ExternalMemory};
+use crate::provider::DeviceInfo;
 use crate::ring::RawRing;
 use efa_io::Limits;
 use efa_memory::{Backing, DoorbellMemory, HostMemory, RingMemory};
@@ -301,8 +301,7 @@ unsafe impl Provider for Soft {
         _: Option<Arc<dyn Any + Send + Sync>>,
     ) -> Result<RawExternalCq, Error> {
         Err(Error::Control(ControlError::Unsupported(
-            "completion queues in GPU memory, which its CPU cannot map: choose `CqPlace::PinnedHost`, or a NIC that runs as a kernel \
-             (crate efa-gpu-nic)",
+            "completion queues in GPU memory, which its CPU cannot map: choose `CqPlace::PinnedHost`",
         )))
     }
 
@@ -402,6 +401,10 @@ unsafe impl Provider for Soft {
 
     fn next_event(&self) -> Option<AsyncEvent> {
         self.port.next_event()
+    }
+
+    fn orders_gpu_writes(&self) -> bool {
+        true
     }
 
     fn soft_port(&self) -> Option<Arc<dyn Port>> {

@@ -1,10 +1,12 @@
 //! What a device is and can do, as it says itself.
 
-use super::PORT;
 use crate::error::Error;
 use efa_sys::Context;
 use efa_sys::sys::*;
 use efa_types::{DeviceAttributes, Gid};
+
+/// The only port of an EFA device.
+pub(super) const PORT: u8 = 1;
 
 /// What a device answers when asked about itself.
 pub(super) struct Facts {

@@ -1,8 +1,8 @@
 //! Which EFA devices there are, and what they lack here.
 
 use super::facts::Facts;
-use crate::device::DeviceInfo;
 use crate::error::Error;
+use crate::provider::DeviceInfo;
 use efa_sys::sys::{
     EFADV_DEVICE_ATTR_CAPS_RDMA_READ as RDMA_READ, EFADV_DEVICE_ATTR_CAPS_RDMA_WRITE as RDMA_WRITE, IBV_NODE_UNKNOWN,
     IBV_NODE_UNSPECIFIED, IBV_PORT_ACTIVE, Libraries, ibv_port_attr,

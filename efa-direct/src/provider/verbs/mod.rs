@@ -44,9 +44,6 @@ use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// The only port of an EFA device.
-const PORT: u8 = 1;
-
 /// Opens the EFA device with this name, if the machine has it; or says what devices it has.
 pub(crate) fn open(name: &str) -> Result<Result<Arc<dyn Provider>, String>, Error> {
     let libraries = match Libraries::get() {

@@ -2,92 +2,30 @@
 //!
 //! Memory, queue pairs and peers of one domain work together; a request that mixes domains is refused before it is posted.
 
-use crate::cq::CompletionTarget;
 use crate::error::Error;
-use crate::external::{ExternalMemory, ExternalRegion};
+use crate::external::ExternalMemory;
+use crate::external_region::ExternalRegion;
+use crate::peer::{Endpoint, Peer};
 use crate::provider::Provider;
 use crate::qp::{QpConfig, QueuePair};
 use crate::region::{Region, Scoped};
-use efa_io::{Destination, SendWqe, Wqe};
-use efa_types::{Access, Gid};
+use crate::shared::cq::CompletionTarget;
+use crate::shared::domain::DomainShared;
+use efa_io::{SendWqe, Wqe};
+use efa_types::Access;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-
-/// Tells the domains of this process apart, across devices.
-static DOMAINS: AtomicU32 = AtomicU32::new(1);
 
 /// A protection domain.
 ///
 /// Regions borrow their domain, so none outlives it. A program that keeps both in one structure puts the domain in an
 /// `Arc` and uses [`allocate_shared`](Self::allocate_shared), whose regions share it instead.
 pub struct ProtectionDomain {
-    pub(crate) inner: Arc<DomainInner>,
-}
-
-pub(crate) struct DomainInner {
-    pub(crate) provider: Arc<dyn Provider>,
-    pub(crate) pd: u32,
-    /// The process's count, for comparing.
-    pub(crate) tag: u32,
-}
-
-impl Drop for DomainInner {
-    fn drop(&mut self) {
-        self.provider.dealloc_pd(self.pd);
-    }
-}
-
-/// Where a queue pair can be reached: all that a peer needs to know, exchanged by any means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Endpoint {
-    /// The device's address.
-    pub gid: Gid,
-    /// Queue pair number.
-    pub qpn: u16,
-    /// The queue pair's key.
-    pub qkey: u32,
-}
-
-/// A destination for a domain's work requests.
-///
-/// Peers of one device share its address handle. Dropping the last of them while requests towards that device are under way ends those
-/// as [`Status::Flushed`](efa_io::Status::Flushed).
-pub struct Peer {
-    pub(crate) dest: Destination,
-    /// What a WQE says of it.
-    pub(crate) words: [u64; 3],
-    pub(crate) domain: u32,
-    handle: AddressHandle,
-}
-
-struct AddressHandle {
-    domain: Arc<DomainInner>,
-    ah: u16,
-}
-
-impl Drop for AddressHandle {
-    fn drop(&mut self) {
-        self.domain.provider.destroy_ah(self.domain.pd, self.ah);
-    }
-}
-
-impl Peer {
-    /// The destination as plain data, for requests that a kernel makes; the address handle lives as long as `self`.
-    pub fn destination(&self) -> Destination {
-        self.dest
-    }
-
-    /// The address handle's number, as receive completions report their source.
-    pub fn ah(&self) -> u16 {
-        self.handle.ah
-    }
+    pub(crate) inner: Arc<DomainShared>,
 }
 
 impl ProtectionDomain {
     pub(crate) fn new(provider: Arc<dyn Provider>) -> Result<Self, Error> {
-        let pd = provider.alloc_pd()?;
-        let tag = DOMAINS.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { inner: Arc::new(DomainInner { provider, pd, tag }) })
+        Ok(Self { inner: DomainShared::alloc(provider)? })
     }
 
     /// Allocates `len` zeroed bytes, page-aligned, and registers them.
@@ -154,14 +92,7 @@ impl ProtectionDomain {
     /// # Errors
     /// The device refused.
     pub fn peer(&self, endpoint: &Endpoint) -> Result<Peer, Error> {
-        let ah = self.inner.provider.create_ah(self.inner.pd, endpoint.gid)?;
-        let dest = Destination { ah, qpn: endpoint.qpn, qkey: endpoint.qkey };
-        Ok(Peer {
-            dest,
-            words: dest.words(),
-            domain: self.inner.tag,
-            handle: AddressHandle { domain: self.inner.clone(), ah },
-        })
+        Peer::new(self.inner.clone(), endpoint)
     }
 
     /// Creates an SRD queue pair whose sends complete in `send_cq` and whose receives complete in `recv_cq`; they may be the same.

@@ -1,0 +1,99 @@
+//! Regions of memory that this process cannot touch.
+
+use crate::error::Error;
+use crate::external::{DmabufRange, ExternalMemory};
+use crate::provider::Registration;
+use crate::region::{LocalSlice, RemoteRegion, resolve};
+use crate::shared::domain::DomainShared;
+use efa_io::Lkey;
+use efa_types::{Access, ControlError, RegionKeys};
+use std::ops::RangeBounds;
+use std::sync::Arc;
+
+/// Bytes of a page, as NICs see memory.
+const PAGE: u64 = 4096;
+
+/// A registered region of memory that this process cannot touch.
+///
+/// Dropping it deregisters: the device does not touch the memory any more, and a request that is still under way towards it fails
+/// with a status.
+pub struct ExternalRegion {
+    addr: u64,
+    len: u64,
+    registration: Registration,
+    lkey: Lkey,
+    domain: Arc<DomainShared>,
+}
+
+impl ExternalRegion {
+    pub(crate) fn register(
+        domain: Arc<DomainShared>,
+        memory: ExternalMemory<'_>,
+        access: Access,
+    ) -> Result<Self, Error> {
+        let (addr, len) = (memory.addr(), memory.len());
+        if addr.checked_add(len).is_none() {
+            let expected = "an address whose region ends below 2^64";
+            return Err(ControlError::Invalid { what: "region address", value: addr, expected }.into());
+        }
+        if let Ok(DmabufRange { offset, .. }) = memory.as_dmabuf()
+            && (addr ^ offset) % PAGE != 0
+        {
+            return Err(Error::DmabufPlace { addr, offset });
+        }
+        let registration = domain.provider.register_external(domain.pd, memory, access)?;
+        match Lkey::new(registration.keys.lkey) {
+            Ok(lkey) => Ok(Self { addr, len, registration, lkey, domain }),
+            Err(error) => {
+                domain.provider.deregister(&registration);
+                Err(Error::Post(error.into()))
+            }
+        }
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Address of the first byte, as work requests name it.
+    pub fn addr(&self) -> u64 {
+        self.addr
+    }
+
+    /// Its keys.
+    pub fn keys(&self) -> RegionKeys {
+        self.registration.keys
+    }
+
+    /// What peers need to know to reach it.
+    pub fn remote(&self) -> RemoteRegion {
+        RemoteRegion { addr: self.addr, rkey: self.keys().rkey, len: self.len }
+    }
+
+    /// A piece of it, for a work request of the CPU's, or by [`LocalSlice::buf`] for one of a kernel's.
+    ///
+    /// # Errors
+    /// The range passes the end, or is 4 GiB or longer.
+    pub fn slice(&self, range: impl RangeBounds<u64>) -> Result<LocalSlice<'_>, Error> {
+        let (start, end) = resolve(range, self.len)?;
+        LocalSlice::new(self.addr + start, end - start, self.lkey, self.domain.tag)
+    }
+}
+
+impl Drop for ExternalRegion {
+    fn drop(&mut self) {
+        self.domain.provider.deregister(&self.registration);
+    }
+}
+
+impl std::fmt::Debug for ExternalRegion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ExternalRegion({} bytes at {:#x}, {:x?})", self.len, self.addr, self.keys())
+    }
+}

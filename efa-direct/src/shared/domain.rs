@@ -1,0 +1,30 @@
+//! What the objects of a protection domain share.
+
+use crate::error::Error;
+use crate::provider::Provider;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A protection domain of a provider, which every object made in it keeps alive.
+pub(crate) struct DomainShared {
+    pub(crate) provider: Arc<dyn Provider>,
+    /// The provider's number.
+    pub(crate) pd: u32,
+    /// The process's number, by which requests of another domain are refused: no two domains have the same one, across devices.
+    pub(crate) tag: u32,
+}
+
+impl DomainShared {
+    pub(crate) fn alloc(provider: Arc<dyn Provider>) -> Result<Arc<Self>, Error> {
+        static TAGS: AtomicU32 = AtomicU32::new(1);
+        let pd = provider.alloc_pd()?;
+        let tag = TAGS.fetch_add(1, Ordering::Relaxed);
+        Ok(Arc::new(Self { provider, pd, tag }))
+    }
+}
+
+impl Drop for DomainShared {
+    fn drop(&mut self) {
+        self.provider.dealloc_pd(self.pd);
+    }
+}
