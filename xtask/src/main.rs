@@ -8,6 +8,7 @@ mod miri;
 mod nightly;
 mod python;
 mod sanitize;
+mod structure;
 mod toolchain;
 mod trial;
 mod vendor;
@@ -64,6 +65,15 @@ enum Chore {
         #[arg(long, value_name = "RELEASE")]
         bless: Option<String>,
     },
+    /// Draws the project's crates and modules: who knows whom. Fails if that goes upward or in circles.
+    Graph {
+        /// Only this crate.
+        #[arg(value_name = "CRATE")]
+        only: Option<String>,
+        /// As input of Graphviz, for example for `dot -Tsvg`.
+        #[arg(long)]
+        dot: bool,
+    },
     /// What things cost, beside their floor.
     Bench {
         /// Which benchmark.
@@ -107,6 +117,7 @@ fn main() -> Result<()> {
         Chore::Vendor => vendor::bring(),
         Chore::Toolchain => toolchain::bring(),
         Chore::Bindings { bless } => bindings(bless),
+        Chore::Graph { only, dot } => structure::draw(only.as_deref(), dot),
         Chore::Bench { which: Bench::Gpu, args } => gpu::bench(&args),
         Chore::Bench { which, args } => {
             let (package, bench) = match which {
