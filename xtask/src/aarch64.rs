@@ -1,18 +1,12 @@
 //! Whether what drives queues from a CPU compiles for aarch64: instances of that architecture have EFA, too
 //! (p6e-gb200).
 
-use crate::checks::Check;
-use crate::{cargo, run};
+use crate::common::{cargo, run};
 use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
 
 const TARGET: &str = "aarch64-unknown-linux-gnu";
-
-/// For `cargo xtask test`. A machine that has not got the target skips it, also with `CI=true`: nothing there depends
-/// on another architecture's libraries.
-pub(crate) const CHECK: Check =
-    Check { name: "compiling for aarch64", needs: None, args: &["xtask", "aarch64"], env: &[] };
 
 /// Compiles the crates, or says why not.
 pub(crate) fn check() -> Result<()> {

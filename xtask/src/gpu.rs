@@ -1,6 +1,7 @@
 //! `cargo xtask gpu`, `cargo xtask bench gpu`: what takes a GPU.
 
-use crate::{cargo, run, target, toolchain};
+use crate::common::{cargo, run, target};
+use crate::toolchain;
 use anyhow::{Context, Result, bail};
 use efa_gpu_builder::{Arch, PtxBuilder};
 use std::path::{Path, PathBuf};

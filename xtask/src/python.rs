@@ -1,7 +1,7 @@
 //! A Python with pip: the machine's own, or else Debian's, unpacked for as long as it is needed.
 
 use crate::apt::{Apt, Archive, INSTALLED, run};
-use crate::remove;
+use crate::common::remove;
 use anyhow::{Context, Result};
 use std::ffi::{OsStr, OsString};
 use std::fs;

@@ -3,7 +3,8 @@
 //! Neither sees what instructions do that the compiler does not look into, so copies of shared bytes are loops here
 //! (`cfg(efa_bytewise)`, `efa-memory/src/copy.rs`). ThreadSanitizer wants a standard library that is compiled for it.
 
-use crate::{nightly, target};
+use crate::common::target;
+use crate::nightly;
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use std::time::Instant;

@@ -9,8 +9,8 @@
 //! Nothing is installed, and root is not needed: packages are unpacked. `efa-gpu-builder` looks here before it looks anywhere else.
 
 use crate::apt::{Apt, Archive, INSTALLED, run};
+use crate::common::{remove, target};
 use crate::python::Python;
-use crate::{remove, target};
 use anyhow::{Context, Result, bail};
 use efa_gpu_builder::{Ptxas, Toolchain};
 use std::fs;

@@ -6,7 +6,7 @@
 //! what package clients are told of it (variables, certificates, the configuration of cargo and pip).
 
 use crate::apt::{Archive, acquire_settings, run};
-use crate::remove;
+use crate::common::{remove, target};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -73,7 +73,7 @@ pub(crate) fn main(keep: bool) -> Result<()> {
         fs::metadata("/proc/self")?.uid() == 0,
         "making a root takes root: as root, or in a container whose root may mount, `cargo xtask trial`"
     );
-    let folder = crate::target().join("trial");
+    let folder = target().join("trial");
     remove(&folder)?;
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let root = Root::make(&fs::canonicalize(&folder)?)?;

@@ -11,7 +11,7 @@
 //! | `packages` | what was asked for, then what came, a package and its version on each line; written last |
 
 use crate::apt::{Apt, Archive, INSTALLED, Package};
-use crate::{remove, target};
+use crate::common::{remove, target};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
