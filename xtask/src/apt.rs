@@ -34,7 +34,8 @@ pub(crate) struct Apt {
 }
 
 impl Archive {
-    /// As apt is configured here: the machine's own suite, and that suite's security updates, if they come from an archive of their own.
+    /// As apt is configured here: the machine's own suite, and that suite's security updates, if they come from an
+    /// archive of their own.
     pub(crate) fn of_this_machine() -> Result<(Self, Option<Self>)> {
         let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
         let field = |name: &str| {

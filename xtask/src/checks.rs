@@ -82,8 +82,8 @@ const CHECKS: &[Check] = &[
         args: &["test", "--package", "efa-gpu-builder", "--package", "efa-gpu-device", "--tests", "--", "--ignored"],
         env: &[],
     },
-    // A machine that has not got the target skips it, also with `CI=true`: nothing here depends on another architecture's
-    // libraries.
+    // A machine that has not got the target skips it, also with `CI=true`: nothing here depends on another
+    // architecture's libraries.
     Check { name: "compiling for aarch64", needs: None, args: &["xtask", "aarch64"], env: &[] },
     Check { name: "doc tests", needs: None, args: &["test", "--workspace", "--doc"], env: &[] },
     Check {

@@ -36,7 +36,8 @@ enum Chore {
     },
     /// Everything that proves the project on this machine. With CI=true, what cannot run is a failure.
     Test,
-    /// Both of the above in a minimal Debian, which has git, gcc and rustup and nothing else. Takes root, debootstrap, and half an hour.
+    /// Both of the above in a minimal Debian, which has git, gcc and rustup and nothing else. Takes root, debootstrap,
+    /// and half an hour.
     Trial {
         /// Leaves the root in target/trial, to look around in it.
         #[arg(long)]
@@ -46,7 +47,8 @@ enum Chore {
     Aarch64,
     /// Miri over what it can run, if it is there.
     Miri,
-    /// The software devices' threads and memory under ThreadSanitizer and AddressSanitizer, if a nightly toolchain is there.
+    /// The software devices' threads and memory under ThreadSanitizer and AddressSanitizer, if a nightly toolchain is
+    /// there.
     Sanitize {
         /// Which of the two; without, both.
         #[arg(value_enum)]
@@ -56,7 +58,8 @@ enum Chore {
     Gpu,
     /// Brings the vendor's library and programs that use it into target/vendor, from Debian unstable; tests run them.
     Vendor,
-    /// Brings a Rust toolchain that compiles to PTX and NVIDIA's ptxas into target/toolchain, where the machine has none.
+    /// Brings a Rust toolchain that compiles to PTX and NVIDIA's ptxas into target/toolchain, where the machine has
+    /// none.
     Toolchain,
     /// Compares the bindings of efa-sys with the headers of the rdma-core that `vendor` brought.
     Bindings {

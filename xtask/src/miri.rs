@@ -1,8 +1,8 @@
 //! `cargo xtask miri`: Miri over what it can run, which checks each access against Rust's memory model.
 //!
-//! Miri runs no instructions, no coroutines and maps no files. So it sees the formats, the software device in simulated time, memory that is
-//! shared between threads, and the host API on software devices of this process; not the executor of kernels, UDP, libibverbs and CUDA.
-//! Copies of shared bytes are loops for it (`efa-memory/src/copy.rs`).
+//! Miri runs no instructions, no coroutines and maps no files. So it sees the formats, the software device in simulated
+//! time, memory that is shared between threads, and the host API on software devices of this process; not the executor
+//! of kernels, UDP, libibverbs and CUDA. Copies of shared bytes are loops for it (`efa-memory/src/copy.rs`).
 
 use crate::nightly;
 use anyhow::{Result, bail};

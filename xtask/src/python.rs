@@ -65,7 +65,8 @@ impl Python {
     }
 }
 
-/// Of dpkg's list of what is installed, all but Python: an unpacked Python finds its parts beside itself, not below `/usr`.
+/// Of dpkg's list of what is installed, all but Python: an unpacked Python finds its parts beside itself, not below
+/// `/usr`.
 fn without_python(status: &str) -> String {
     let is_python = |stanza: &str| {
         let name = stanza.lines().find_map(|line| line.strip_prefix("Package: ")).unwrap_or("");

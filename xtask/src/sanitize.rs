@@ -1,4 +1,5 @@
-//! `cargo xtask sanitize`: the threads of the software devices under ThreadSanitizer, their memory under AddressSanitizer.
+//! `cargo xtask sanitize`: the threads of the software devices under ThreadSanitizer, their memory under
+//! AddressSanitizer.
 //!
 //! Neither sees what instructions do that the compiler does not look into, so copies of shared bytes are loops here
 //! (`cfg(efa_bytewise)`, `efa-memory/src/copy.rs`). ThreadSanitizer wants a standard library that is compiled for it.

@@ -1,12 +1,13 @@
-//! `cargo xtask toolchain`: what compiling kernels to PTX and assembling them takes. The compiler is Debian's wherever that can be had: checks of machine
-//! code are of that one.
+//! `cargo xtask toolchain`: what compiling kernels to PTX and assembling them takes. The compiler is Debian's wherever
+//! that can be had: checks of machine code are of that one.
 //!
 //! | below `target/toolchain` | what | from |
 //! | --- | --- | --- |
 //! | `root` | rustc and cargo, the sources of the standard library, what these need | the machine's own Debian, security updates included |
 //! | `bin/ptxas` | NVIDIA's assembler of PTX | PyPI, package `nvidia-cuda-nvcc`, through the machine's pip, or else Debian's |
 //!
-//! Nothing is installed, and root is not needed: packages are unpacked. `efa-gpu-builder` looks here before it looks anywhere else.
+//! Nothing is installed, and root is not needed: packages are unpacked. `efa-gpu-builder` looks here before it looks
+//! anywhere else.
 
 use crate::apt::{Apt, Archive, INSTALLED, run};
 use crate::common::{remove, target};

@@ -1,9 +1,10 @@
 //! `cargo xtask trial`: whether git, gcc and rustup are all that the README's two commands take.
 //!
-//! A minimal Debian with these three is made below `target/trial`, the last commit of this checkout cloned in it, and both commands run
-//! there by a user who is not root, each in mount and PID namespaces of its own with the new root as theirs. The machine lends what a user
-//! of rustup would have: rustup and the pinned toolchain, without the sources of the standard library. The network is the machine's, as is
-//! what package clients are told of it (variables, certificates, the configuration of cargo and pip).
+//! A minimal Debian with these three is made below `target/trial`, the last commit of this checkout cloned in it, and
+//! both commands run there by a user who is not root, each in mount and PID namespaces of its own with the new root as
+//! theirs. The machine lends what a user of rustup would have: rustup and the pinned toolchain, without the sources of
+//! the standard library. The network is the machine's, as is what package clients are told of it (variables,
+//! certificates, the configuration of cargo and pip).
 
 use crate::apt::{Archive, acquire_settings, run};
 use crate::common::{remove, target};
@@ -28,8 +29,8 @@ const PROXIES: &[&str] = &["cargo", "rustc", "rustdoc", "rustfmt", "cargo-fmt", 
 /// The certificates that Debian's programs trust.
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-/// Makes the mounts and becomes the user. Arguments: the root, the toolchain and where it goes in the root, the checkout, a command.
-/// That is run by a shell which stays: the first process of a PID namespace is to reap orphans.
+/// Makes the mounts and becomes the user. Arguments: the root, the toolchain and where it goes in the root, the
+/// checkout, a command. That is run by a shell which stays: the first process of a PID namespace is to reap orphans.
 const ENTER: &str = r#"set -eu
 root=$1 toolchain=$2 place=$1/$3 checkout=$4 command=$5
 shift 5

@@ -1,8 +1,9 @@
-//! `cargo xtask vendor`: the vendor's library and programs that use it, for the tests that run them on software devices.
+//! `cargo xtask vendor`: the vendor's library and programs that use it, for the tests that run them on software
+//! devices.
 //!
-//! rdma-core, perftest and libfabric come as packages from Debian unstable into `target/vendor`, without root and without touching the
-//! system: a private apt fetches them with all that they need, down to the C library, and they are unpacked, not installed. Their
-//! programs run through their own loader.
+//! rdma-core, perftest and libfabric come as packages from Debian unstable into `target/vendor`, without root and
+//! without touching the system: a private apt fetches them with all that they need, down to the C library, and they are
+//! unpacked, not installed. Their programs run through their own loader.
 //!
 //! | below `target/vendor` | what |
 //! | --- | --- |
