@@ -76,6 +76,9 @@ enum Chore {
         #[arg(long)]
         dot: bool,
     },
+    /// Checks that crates and modules know each other in one direction only, and that no line is wider than 120
+    /// columns.
+    Structure,
     /// What things cost, beside their floor.
     Bench {
         /// Which benchmark.
@@ -120,6 +123,7 @@ fn main() -> Result<()> {
         Chore::Toolchain => toolchain::bring(),
         Chore::Bindings { bless } => bindings(bless),
         Chore::Graph { only, dot } => structure::draw(only.as_deref(), dot),
+        Chore::Structure => structure::check(),
         Chore::Bench { which: Bench::Gpu, args } => gpu::bench(&args),
         Chore::Bench { which, args } => {
             let (package, bench) = match which {

@@ -8,7 +8,8 @@ use std::path::Path;
 /// Longest line of a drawing.
 const WIDTH: usize = 120;
 
-/// Most circles that are drawn of one knot: in a large one there are too many to read, and without the short ones the others are gone as well.
+/// Most circles that are drawn of one knot: in a large one there are too many to read, and without the short ones the
+/// others are gone as well.
 const MAX_CIRCLES: usize = 20;
 
 /// Draws the crates, the top floor first.
@@ -23,8 +24,8 @@ pub(crate) fn crates(crates: &[Crate]) -> String {
     text
 }
 
-/// Draws a crate's modules, the top layer first; then its circles. Paths are given relative to the project.
-pub(crate) fn modules(name: &str, graph: &Graph, project: &Path) -> String {
+/// Draws a crate's modules, the top layer first.
+pub(crate) fn modules(name: &str, graph: &Graph) -> String {
     let mut text = String::new();
     let layers = graph.layers();
     let knots = graph.knots();
@@ -38,10 +39,15 @@ pub(crate) fn modules(name: &str, graph: &Graph, project: &Path) -> String {
         let lead = format!(" {mark}{:2}  {:width$}  ", layers[file], graph.nodes[file].name);
         wrap(&mut text, &lead, &known.join(", "));
     }
-    for knot in knots {
-        text.push('\n');
+    text
+}
+
+/// Draws a crate's circles; nothing if there are none. Paths are given relative to the project.
+pub(crate) fn circles(name: &str, graph: &Graph, project: &Path) -> String {
+    let mut text = String::new();
+    for knot in graph.knots() {
         let names: Vec<&str> = knot.iter().map(|file| graph.nodes[*file].name.as_str()).collect();
-        wrap(&mut text, &format!("  {} modules in circles: ", knot.len()), &names.join(", "));
+        wrap(&mut text, &format!("{name}: {} modules in circles: ", knot.len()), &names.join(", "));
         let circles = graph.circles(&knot);
         for circle in circles.iter().take(MAX_CIRCLES) {
             text.push_str(&draw_circle(graph, circle, project));
@@ -49,6 +55,7 @@ pub(crate) fn modules(name: &str, graph: &Graph, project: &Path) -> String {
         if circles.len() > MAX_CIRCLES {
             let _ = writeln!(text, "\n    and {} longer ones", circles.len() - MAX_CIRCLES);
         }
+        text.push('\n');
     }
     text
 }

@@ -55,7 +55,8 @@ impl Graph {
         knots
     }
 
-    /// Returns the circles of a knot, short ones first, so many that each use within it is in one. The first file of a circle is not repeated at its end.
+    /// Returns the circles of a knot, short ones first, so many that each use within it is in one. The first file of a
+    /// circle is not repeated at its end.
     pub(crate) fn circles(&self, knot: &[usize]) -> Vec<Vec<usize>> {
         let inside = |(from, to): &&(usize, usize)| knot.contains(from) && knot.contains(to);
         let mut circles: Vec<Vec<usize>> =

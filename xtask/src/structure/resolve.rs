@@ -1,4 +1,5 @@
-//! Finds the module that defines what a path names: along `crate`, `self` and `super`, imports, renames, globs and re-exports.
+//! Finds the module that defines what a path names: along `crate`, `self` and `super`, imports, renames, globs and
+//! re-exports.
 
 use super::source::{Scope, Tree};
 use std::collections::HashSet;
@@ -22,17 +23,37 @@ struct Search<'a> {
     seen: HashSet<(usize, String, bool)>,
 }
 
-/// Returns what a path names that stands in this module and in these blocks, the innermost last. Where `cfg` makes several items of one name, all of them.
+/// Returns what a path names that stands in this module and in these blocks, the innermost last. Where `cfg` makes
+/// several items of one name, all of them.
 pub(crate) fn resolve(tree: &Tree, module: usize, blocks: &[Scope], path: &[String]) -> HashSet<Definition> {
     let search = |trusting| {
         let mut search = Search { tree, trusting, seen: HashSet::new() };
-        search.in_blocks(module, blocks, path)
+        let found = search.in_blocks(module, blocks, path);
+        (found.iter().any(|definition| is_sure(tree, definition)), found)
     };
-    let found = search(false);
-    if found.iter().any(|definition| *definition != Definition::Foreign) { found } else { search(true) }
+    let (is_found, found) = search(false);
+    if is_found {
+        return found;
+    }
+    let (is_found, trusted) = search(true);
+    if is_found { trusted } else { found }
 }
 
-/// Returns what a macro's name stands for, called in this module: a macro of it, of a module around it, or an imported one.
+/// Returns `false` for what is of another crate, and for an item that is only taken to be in a module since the path
+/// leads there.
+fn is_sure(tree: &Tree, definition: &Definition) -> bool {
+    match definition {
+        Definition::Item(module, name) => {
+            let scope = &tree.modules[*module].scope;
+            scope.items.contains(name) || scope.items.contains(&format!("{name}!")) || scope.maybe.contains(name)
+        }
+        Definition::Module(_) => true,
+        Definition::Foreign => false,
+    }
+}
+
+/// Returns what a macro's name stands for, called in this module: a macro of it, of a module around it, or an imported
+/// one.
 pub(crate) fn resolve_macro(tree: &Tree, module: usize, blocks: &[Scope], path: &[String]) -> HashSet<Definition> {
     if let [name] = path {
         let name = format!("{name}!");
@@ -63,7 +84,7 @@ impl Search<'_> {
                 // What a glob does not have is looked for further outside. It never has what it is made of.
                 if import.name.is_some() || import.path.first() != Some(first) {
                     let found: HashSet<_> =
-                        self.path(module, &path).into_iter().filter(|found| self.is_sure(found)).collect();
+                        self.path(module, &path).into_iter().filter(|found| is_sure(self.tree, found)).collect();
                     if !found.is_empty() || import.name.is_some() {
                         return found;
                     }
@@ -71,18 +92,6 @@ impl Search<'_> {
             }
         }
         self.path(module, path)
-    }
-
-    /// Returns `false` for what is only taken to be in a module, since the path leads there.
-    fn is_sure(&self, definition: &Definition) -> bool {
-        match definition {
-            Definition::Item(module, name) => {
-                let scope = &self.tree.modules[*module].scope;
-                scope.items.contains(name) || scope.items.contains(&format!("{name}!")) || scope.maybe.contains(name)
-            }
-            Definition::Module(_) => true,
-            Definition::Foreign => false,
-        }
     }
 
     /// Returns what a path names that stands in this module.

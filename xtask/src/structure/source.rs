@@ -1,7 +1,7 @@
 //! The modules of one target (a library or a program), parsed, with the names that each declares.
 //!
-//! Files are found as rustc finds them: from the target's root along its `mod` declarations. What exists only in tests is left out; every other `cfg`
-//! is taken as on.
+//! Files are found as rustc finds them: from the target's root along its `mod` declarations. What exists only in tests
+//! is left out; every other `cfg` is taken as on.
 
 use anyhow::{Context, Result};
 use std::collections::{HashMap, HashSet};

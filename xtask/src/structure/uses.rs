@@ -58,10 +58,14 @@ impl Uses<'_> {
             .any(|above| above == self.module)
     }
 
-    /// Looks for paths in what a macro or an attribute is given. With `with_words`, single words count as well, where they can hardly be a variable.
+    /// Looks for paths in what a macro or an attribute is given. With `with_words`, single words count as well, where
+    /// they can hardly be a variable.
     fn tokens(&mut self, tokens: TokenStream, with_words: bool) {
         let tokens: Vec<TokenTree> = tokens.into_iter().collect();
-        let punct = |index: usize, wanted: char| matches!(tokens.get(index), Some(TokenTree::Punct(punct)) if punct.as_char() == wanted);
+        let punct = |index: usize, wanted: char| match tokens.get(index) {
+            Some(TokenTree::Punct(punct)) => punct.as_char() == wanted,
+            _ => false,
+        };
         let mut index = 0;
         while index < tokens.len() {
             let start = index;
@@ -95,7 +99,10 @@ impl Uses<'_> {
                 continue;
             }
             let is_keyword = matches!(path[0].as_str(), "crate" | "super" | "self" | "Self");
-            let is_call = matches!(tokens.get(index), Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Parenthesis);
+            let is_call = match tokens.get(index) {
+                Some(TokenTree::Group(group)) => group.delimiter() == Delimiter::Parenthesis,
+                _ => false,
+            };
             let is_word = with_words && !is_keyword && (is_call || path[0].starts_with(char::is_uppercase));
             if punct(index, '!') && !punct(index + 1, '=') {
                 self.note(resolve_macro(self.tree, self.module, &self.blocks, &path), line);
@@ -173,8 +180,6 @@ impl<'ast> Visit<'ast> for Uses<'_> {
             syn::Meta::Path(_) => {}
         }
     }
-
-    fn visit_vis_restricted(&mut self, _: &'ast syn::VisRestricted) {}
 
     fn visit_impl_item_fn(&mut self, item: &'ast syn::ImplItemFn) {
         if !is_test(&item.attrs) {
