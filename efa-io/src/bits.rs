@@ -40,6 +40,11 @@ impl Field {
         (value & self.max()) << self.low
     }
 
+    /// Number of the field's lowest bit in its word.
+    pub(crate) const fn shift(self) -> u32 {
+        self.low
+    }
+
     /// The field's bits, set, in the field's place.
     #[inline(always)]
     pub(crate) const fn mask(self) -> u64 {

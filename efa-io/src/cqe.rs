@@ -6,7 +6,7 @@
 
 use crate::bits::Field;
 use crate::error::{DecodeError, EncodeError};
-use crate::op::OpCode;
+use crate::opcode::OpCode;
 use crate::status::Status;
 use static_assertions::const_assert_eq;
 

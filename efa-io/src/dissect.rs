@@ -1,10 +1,12 @@
 //! `Display` of entries: every field with its place, its value and, where the number does not speak for itself, its meaning.
 
 use crate::bits::Field;
+use crate::buf::field as buf_field;
 use crate::cqe::{self, Cqe, Event};
-use crate::op::OpCode;
+use crate::layout::{Layout, Payload, RDMA_WRITE};
+use crate::opcode::OpCode;
 use crate::rx::{self, RxDesc};
-use crate::wqe::{Wqe, buf_field, field};
+use crate::wqe::{Wqe, field};
 use crate::{DecodeError, SendWqe, Status};
 use core::fmt::{self, Display, Formatter};
 
@@ -66,10 +68,10 @@ impl Page<'_, '_> {
         self.bare(buf_field::addr(word))
     }
 
-    fn remote_buf(&mut self) -> fmt::Result {
-        self.line(buf_field::remote_length(4), "bytes")?;
-        self.bare(buf_field::rkey(4))?;
-        self.bare(buf_field::remote_addr(4))
+    fn remote_buf(&mut self, word: usize) -> fmt::Result {
+        self.line(buf_field::remote_length(word), "bytes")?;
+        self.bare(buf_field::rkey(word))?;
+        self.bare(buf_field::remote_addr(word))
     }
 }
 
@@ -128,19 +130,21 @@ where
                 page.line(reserved, "must be zero")?;
             }
         }
-        let rdma = op != OpCode::Send as u64;
-        if rdma {
-            page.remote_buf()?;
+        // Inline bytes stand where the first buffer would. A number that is no operation is shown as RDMA.
+        let layout = OpCode::from_bits(op).map_or(RDMA_WRITE, Layout::of);
+        if let Some(at) = layout.remote {
+            page.remote_buf(at)?;
         }
-        let first = if rdma { 6 } else { 4 };
-        if inline {
-            let shown = (field::LENGTH.get(words) as usize).min(W * 8 - first * 8);
-            page.bytes(first * 8, &self.as_bytes()[first * 8..first * 8 + shown])?;
-        } else if rdma {
-            page.local_buf(6)?;
-        } else {
-            for buf in 0..field::LENGTH.get(words).min(2) as usize {
-                page.local_buf(4 + 2 * buf)?;
+        let (at, length) = (layout.payload, field::LENGTH.get(words));
+        match layout.kind {
+            Payload::Bufs { least, most, .. } if !inline => {
+                for buf in 0..length.clamp(least, most) as usize {
+                    page.local_buf(at + 2 * buf)?;
+                }
+            }
+            _ => {
+                let bytes = &self.as_bytes()[at * 8..];
+                page.bytes(at * 8, &bytes[..bytes.len().min(length as usize)])?;
             }
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! What can be wrong with a request that is to be encoded, or with bytes that are to be decoded.
 
-use crate::op::OpCode;
+use crate::opcode::OpCode;
 use core::fmt;
 
 /// Why a request does not fit a WQE or its queue. Nothing was written anywhere.

@@ -1,11 +1,10 @@
 //! The decoder for whoever has the WQE in registers: the same checks as [`Wqe::decode`](crate::Wqe::decode), and neither texts nor slices.
 
-use crate::op::{Destination, LocalBuf, OpCode, RemoteBuf};
-use crate::wqe::{SendWqe, Wqe64, Wqe128, buf_field, field};
-
-/// Where a request's inline bytes are in a WQE.
-const INLINE_SEND: u64 = 32;
-const INLINE_WRITE: u64 = 48;
+use crate::buf::{LocalBuf, RemoteBuf, field as buf_field};
+use crate::layout::{RDMA_READ, RDMA_REMOTE, RDMA_WRITE, RDMA_WRITE_INLINE, SEND, SEND_INLINE};
+use crate::meta::Destination;
+use crate::opcode::OpCode;
+use crate::wqe::{Wqe64, field};
 
 /// What a WQE asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +50,10 @@ const fn ones() -> u64 {
     bits
 }
 
+const fn pair(words: &[u64; 8], at: usize) -> [u64; 2] {
+    [words[at], words[at + 1]]
+}
+
 impl Wqe64 {
     /// What this asks for if it is a WQE, or the first half of one that is `wide`: of 128 bytes. `None` where [`decode`](crate::Wqe::decode) says what
     /// makes no sense.
@@ -68,14 +71,18 @@ impl Wqe64 {
         let is_send = matches!(op, OpCode::Send);
         let is_read = matches!(op, OpCode::RdmaRead);
 
+        // Every place is a constant of the table, chosen between and never computed: the words stay in registers.
+        const SEND_AT: u64 = SEND_INLINE.payload as u64 * 8;
+        const WRITE_AT: u64 = RDMA_WRITE_INLINE.payload as u64 * 8;
         let (most, offset) = match (is_send, wide) {
-            (true, false) => (Wqe64::MAX_INLINE_SEND, INLINE_SEND),
-            (true, true) => (Wqe128::MAX_INLINE_SEND, INLINE_SEND),
-            (false, false) => (0, INLINE_WRITE),
-            (false, true) => (Wqe128::MAX_INLINE_WRITE, INLINE_WRITE),
+            (true, false) => (const { SEND_INLINE.max_inline(8) }, SEND_AT),
+            (true, true) => (const { SEND_INLINE.max_inline(16) }, SEND_AT),
+            (false, false) => (const { RDMA_WRITE_INLINE.max_inline(8) }, WRITE_AT),
+            (false, true) => (const { RDMA_WRITE_INLINE.max_inline(16) }, WRITE_AT),
         };
         let none = LocalBuf::from_words([0, 0]);
-        let (one, two) = ([words[4], words[5]], [words[6], words[7]]);
+        let (one, two) = (pair(words, SEND.payload), pair(words, SEND.payload + 2));
+        let (remote, local) = (pair(words, RDMA_REMOTE), pair(words, RDMA_WRITE.payload));
         let inline_is_fine = length <= most as u64 && (is_send || wide) && !is_read;
         let count_is_fine = if is_send { length <= 2 } else { length == 1 };
         let (bufs, first, first_word, second, second_word) = if inline {
@@ -85,14 +92,14 @@ impl Wqe64 {
             let (second, second_word) = if length > 1 { (LocalBuf::from_words(two), two[0]) } else { (none, 0) };
             (length as u32, first, first_word, second, second_word)
         } else {
-            (1, LocalBuf::from_words(two), two[0], none, 0)
+            (1, LocalBuf::from_words(local), local[0], none, 0)
         };
         let reserved_in_bufs = (first_word | second_word) & buf_field::reserved(0).mask();
-        let same_length = is_send || buf_field::remote_length(4).get(words) == first.length as u64;
+        let same_length = is_send || buf_field::remote_length(RDMA_REMOTE).get(words) == first.length as u64;
         let fine = reserved | reserved_in_bufs == 0
             && if inline { inline_is_fine } else { count_is_fine }
             && same_length
-            && !(is_read && has_imm);
+            && !(is_read && has_imm && !RDMA_READ.imm);
         if !fine {
             return None;
         }
@@ -102,15 +109,15 @@ impl Wqe64 {
             qkey: field::QKEY.get(words) as u32,
         };
         let imm = if has_imm { Some(field::IMMEDIATE_DATA.get(words) as u32) } else { None };
-        Some(FlatRequest { dest, op, imm, inline, bufs, first, second, remote: RemoteBuf::from_words(one) })
+        Some(FlatRequest { dest, op, imm, inline, bufs, first, second, remote: RemoteBuf::from_words(remote) })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::op::Op;
-    use crate::wqe::Wqe;
+    use crate::decode::Op;
+    use crate::wqe::{SendWqe, Wqe, Wqe128};
     use proptest::prelude::*;
 
     /// What the other decoder says, in the words of this one.

@@ -4,7 +4,7 @@
 //! GPU's mapping differs from the host's). It owns nothing and checks nothing. All are `Pod`, with a fixed
 //! layout that compile-time assertions below hold still.
 
-use crate::op::Limits;
+use crate::limits::Limits;
 use crate::ring::RingSize;
 use static_assertions::const_assert_eq;
 

@@ -25,15 +25,18 @@
 //!
 //! | module | what lives there |
 //! | --- | --- |
-//! | [`op`] | what can be asked for: [`Send`], [`SendInline`], [`RdmaWrite`], [`RdmaWriteInline`], [`RdmaRead`] |
-//! | [`wqe`] | the send WQE in its two sizes, [`Wqe64`] and [`Wqe128`]: layout and checked decoder |
+//! | [`op`] | the operations, and their encoder: [`Send`], [`SendInline`], [`RdmaWrite`], [`RdmaWriteInline`], [`RdmaRead`] |
+//! | `layout` | the table of operations: where each has its parts in a WQE, and what it asks of its queue |
+//! | `meta`, `buf` | the pieces of a WQE: metadata ([`Destination`], [`Hints`]) and buffers ([`LocalBuf`], [`RemoteBuf`]) |
+//! | [`wqe`] | the send WQE in its two sizes, [`Wqe64`] and [`Wqe128`] |
+//! | `decode`, `flat` | its checked decoders: to an [`Op`], and to a [`FlatRequest`] for whoever has the WQE in registers |
 //! | [`rx`] | the receive descriptor, [`RxDesc`] |
 //! | [`cqe`] | the completion entry in its two sizes, [`Cqe16`] and [`Cqe32`], and its meaning, [`Completion`] |
 //! | [`status`] | what a completion says went wrong, and what usually causes it |
 //! | [`ring`] | slots, laps, phases, doorbells |
 //! | [`handle`] | the plain data that a host hands to whoever posts to a ring, a GPU kernel for example |
 //!
-//! `Display` of a WQE, a receive descriptor or a completion entry dissects it, field by field.
+//! `Display` of a WQE, a receive descriptor or a completion entry dissects it, field by field (`dissect`).
 //!
 //! # Rules of this crate
 //!
@@ -56,26 +59,33 @@ compile_error!(
 extern crate std;
 
 mod bits;
+mod buf;
 pub mod cqe;
+mod decode;
 mod dissect;
 mod error;
 mod flat;
 pub mod handle;
+mod layout;
+mod limits;
+mod meta;
 pub mod op;
+mod opcode;
 pub mod ring;
 pub mod rx;
 pub mod status;
 pub mod wqe;
 
 pub use cqe::{Completion, Cqe, Cqe16, Cqe32, Event};
+pub use decode::{Op, SendRequest};
 pub use error::{DecodeError, EncodeError};
 pub use flat::FlatRequest;
 pub use handle::{CompletionRingHandle, CounterHandle, RecvRingHandle, SendRingHandle};
 pub use op::{
-    Destination, Hints, Limits, Lkey, LocalBuf, Op, OpCode, Operation, RdmaRead, RdmaWrite, RdmaWriteInline, RemoteBuf,
+    Destination, Hints, Limits, Lkey, LocalBuf, OpCode, Operation, RdmaRead, RdmaWrite, RdmaWriteInline, RemoteBuf,
     Send, SendInline,
 };
 pub use ring::{Doorbell, RingSize};
 pub use rx::RxDesc;
 pub use status::Status;
-pub use wqe::{SendRequest, SendWqe, Wqe, Wqe64, Wqe128};
+pub use wqe::{SendWqe, Wqe, Wqe64, Wqe128};

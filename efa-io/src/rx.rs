@@ -5,8 +5,8 @@
 //! Receive descriptors carry no phase: the device goes by the doorbell alone.
 
 use crate::bits::Field;
+use crate::buf::Lkey;
 use crate::error::DecodeError;
-use crate::op::Lkey;
 use static_assertions::const_assert_eq;
 
 pub(crate) mod field {

@@ -15,11 +15,7 @@
 //! Queues have 128-byte WQEs when they take more than 32 inline bytes or inline RDMA writes (`efa_calc_sq_wqe_size` in its `verbs.c`).
 
 use crate::bits::Field;
-use crate::error::DecodeError;
-use crate::op::{
-    Bufs, Destination, Hints, Lkey, LocalBuf, Op, OpCode, RdmaRead, RdmaWrite, RdmaWriteInline, RemoteBuf, Send,
-    SendInline,
-};
+use crate::layout;
 use static_assertions::const_assert_eq;
 
 /// The metadata descriptor, `struct efa_io_tx_meta_desc`.
@@ -57,33 +53,6 @@ pub(crate) mod field {
     pub(crate) const MUST_BE_ONE: [Field; 4] = [META_DESC, FIRST, LAST, COMP_REQ];
 }
 
-/// Fields of the buffers: `struct efa_io_tx_buf_desc` and `struct efa_io_remote_mem_addr`, by their first word.
-pub(crate) mod buf_field {
-    use super::Field;
-
-    pub(crate) const fn length(word: usize) -> Field {
-        Field::new("buf.length", word, 31, 0)
-    }
-    pub(crate) const fn lkey(word: usize) -> Field {
-        Field::new("buf.lkey", word, 55, 32)
-    }
-    pub(crate) const fn reserved(word: usize) -> Field {
-        Field::new("buf.reserved", word, 63, 56)
-    }
-    pub(crate) const fn addr(word: usize) -> Field {
-        Field::new("buf.buf_addr", word + 1, 63, 0)
-    }
-    pub(crate) const fn remote_length(word: usize) -> Field {
-        Field::new("remote_mem.length", word, 31, 0)
-    }
-    pub(crate) const fn rkey(word: usize) -> Field {
-        Field::new("remote_mem.rkey", word, 63, 32)
-    }
-    pub(crate) const fn remote_addr(word: usize) -> Field {
-        Field::new("remote_mem.buf_addr", word + 1, 63, 0)
-    }
-}
-
 /// A send WQE of `W` 64-bit words: [`Wqe64`] or [`Wqe128`]. Word 0 is the first in memory.
 #[derive(Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(transparent)]
@@ -115,14 +84,14 @@ mod sealed {
 
 impl SendWqe for Wqe64 {
     const SIZE: usize = 64;
-    const MAX_INLINE_SEND: usize = 32;
-    const MAX_INLINE_WRITE: usize = 0;
+    const MAX_INLINE_SEND: usize = layout::SEND_INLINE.max_inline(8);
+    const MAX_INLINE_WRITE: usize = layout::RDMA_WRITE_INLINE.max_inline(8);
 }
 
 impl SendWqe for Wqe128 {
     const SIZE: usize = 128;
-    const MAX_INLINE_SEND: usize = 80;
-    const MAX_INLINE_WRITE: usize = 80;
+    const MAX_INLINE_SEND: usize = layout::SEND_INLINE.max_inline(16);
+    const MAX_INLINE_WRITE: usize = layout::RDMA_WRITE_INLINE.max_inline(16);
 }
 
 impl<const W: usize> Wqe<W> {
@@ -198,120 +167,6 @@ impl<const W: usize> Wqe<W> {
     pub const fn req_id(&self) -> u64 {
         field::REQ_ID.get(&self.0) | field::REQ_ID_EX.get(&self.0) << 16
     }
-
-    /// What the WQE asks for, checked as the device would.
-    ///
-    /// Bytes that its operation does not use are ignored.
-    ///
-    /// # Errors
-    /// A [`DecodeError`] that names the first field which makes no sense.
-    pub fn decode(&self) -> Result<SendRequest<'_>, DecodeError>
-    where
-        Self: SendWqe,
-    {
-        let words = &self.0;
-        for one in field::MUST_BE_ONE {
-            if !one.is_set(words) {
-                return Err(DecodeError::at(one, 0, "1"));
-            }
-        }
-        for zero in field::MUST_BE_ZERO {
-            if zero.is_set(words) {
-                return Err(DecodeError::at(zero, zero.get(words), "0, it is reserved"));
-            }
-        }
-        let code = field::OP_TYPE.get(words);
-        let Some(code) = OpCode::from_bits(code) else {
-            return Err(DecodeError::at(field::OP_TYPE, code, "0 (send), 1 (RDMA read) or 2 (RDMA write)"));
-        };
-        let imm = field::HAS_IMM.is_set(words).then(|| field::IMMEDIATE_DATA.get(words) as u32);
-        let hints = Hints::from_low_bits(field::PROCESSING_HINTS.get(words));
-        let op = match (code, field::INLINE_MSG.is_set(words)) {
-            (OpCode::Send, false) => Op::Send(Send { bufs: self.send_bufs()?, imm, hints }),
-            (OpCode::Send, true) => {
-                let data = self.inline_data(4, Self::MAX_INLINE_SEND)?;
-                Op::SendInline(SendInline { data, imm, hints })
-            }
-            (OpCode::RdmaWrite, false) => {
-                let (local, remote) = self.rdma_bufs()?;
-                Op::RdmaWrite(RdmaWrite { local, remote, imm, hints })
-            }
-            (OpCode::RdmaWrite, true) => {
-                if Self::MAX_INLINE_WRITE == 0 {
-                    return Err(DecodeError::at(field::INLINE_MSG, 1, "0: an inline RDMA write takes a 128-byte WQE"));
-                }
-                let data = self.inline_data(6, Self::MAX_INLINE_WRITE)?;
-                let remote = self.remote_buf(data.len() as u32)?;
-                Op::RdmaWriteInline(RdmaWriteInline { data, remote, imm, hints })
-            }
-            (OpCode::RdmaRead, true) => return Err(DecodeError::at(field::INLINE_MSG, 1, "0 in an RDMA read")),
-            (OpCode::RdmaRead, false) => {
-                if imm.is_some() {
-                    return Err(DecodeError::at(field::HAS_IMM, 1, "0 in an RDMA read"));
-                }
-                let (local, remote) = self.rdma_bufs()?;
-                Op::RdmaRead(RdmaRead { local, remote, hints })
-            }
-        };
-        Ok(SendRequest {
-            req_id: self.req_id(),
-            phase: self.phase(),
-            dest: Destination {
-                ah: field::AH.get(words) as u16,
-                qpn: field::DEST_QP_NUM.get(words) as u16,
-                qkey: field::QKEY.get(words) as u32,
-            },
-            op,
-        })
-    }
-
-    fn send_bufs(&self) -> Result<Bufs, DecodeError> {
-        let count = field::LENGTH.get(&self.0);
-        let bufs = match count {
-            0 => Bufs::new(&[]),
-            1 => Bufs::new(&[self.local_buf(4)?]),
-            2 => Bufs::new(&[self.local_buf(4)?, self.local_buf(6)?]),
-            _ => return Err(DecodeError::at(field::LENGTH, count, "at most 2 buffers in a send")),
-        };
-        Ok(bufs.unwrap_or_default())
-    }
-
-    fn local_buf(&self, word: usize) -> Result<LocalBuf, DecodeError> {
-        let reserved = buf_field::reserved(word);
-        if reserved.is_set(&self.0) {
-            return Err(DecodeError::at(reserved, reserved.get(&self.0), "0, it is reserved"));
-        }
-        Ok(LocalBuf {
-            addr: buf_field::addr(word).get(&self.0),
-            lkey: Lkey::from_low_bits(buf_field::lkey(word).get(&self.0)),
-            length: buf_field::length(word).get(&self.0) as u32,
-        })
-    }
-
-    fn remote_buf(&self, local_length: u32) -> Result<RemoteBuf, DecodeError> {
-        let length = buf_field::remote_length(4);
-        if length.get(&self.0) != local_length as u64 {
-            return Err(DecodeError::at(length, length.get(&self.0), "the length of the local side"));
-        }
-        Ok(RemoteBuf { addr: buf_field::remote_addr(4).get(&self.0), rkey: buf_field::rkey(4).get(&self.0) as u32 })
-    }
-
-    fn rdma_bufs(&self) -> Result<(LocalBuf, RemoteBuf), DecodeError> {
-        let count = field::LENGTH.get(&self.0);
-        if count != 1 {
-            return Err(DecodeError::at(field::LENGTH, count, "1: RDMA has exactly one local buffer"));
-        }
-        let local = self.local_buf(6)?;
-        Ok((local, self.remote_buf(local.length)?))
-    }
-
-    fn inline_data(&self, word: usize, max: usize) -> Result<&[u8], DecodeError> {
-        let length = field::LENGTH.get(&self.0);
-        if length > max as u64 {
-            return Err(DecodeError::at(field::LENGTH, length, "no more inline bytes than the WQE holds (32 or 80)"));
-        }
-        Ok(&self.as_bytes()[word * 8..][..length as usize])
-    }
 }
 
 impl<const W: usize> core::fmt::Debug for Wqe<W> {
@@ -322,17 +177,4 @@ impl<const W: usize> core::fmt::Debug for Wqe<W> {
         }
         write!(f, " )")
     }
-}
-
-/// A decoded send WQE.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SendRequest<'a> {
-    /// Request id. On a queue without 64-bit request ids the high 48 bits must be zero.
-    pub req_id: u64,
-    /// Phase bit of the lap.
-    pub phase: bool,
-    /// Where it goes.
-    pub dest: Destination,
-    /// What it does.
-    pub op: Op<'a>,
 }
