@@ -4,8 +4,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 use efa_direct::cuda::{Gpu, Module, PinnedMemory, Shape};
 use efa_direct::{Error, GpuCompletionQueue, GpuSendQueue};
 use efa_gpu_device::simt::Executor;
+use efa_gpu_device::{TimeoutReport, WatchdogHandle};
 use efa_gpu_kernels::traffic::{Job, Sending, Sent, send_by_thread};
-use efa_io::handle::{Waited, WatchdogHandle};
 use efa_io::{CompletionRingHandle, Destination, SendRingHandle};
 use std::time::Duration;
 
@@ -132,8 +132,8 @@ fn in_executor(told: Sending, jobs: &[Job], patience: Duration) -> Result<Done> 
     // SAFETY: the addresses are those of values that live on in this function, and of rings that were handed over to this kernel alone.
     let run = Executor::new(1).timeout(patience * 2).launch(1, 1, || unsafe { send_by_thread(told) }).run();
     run.context("the executor")?;
-    let waited: Waited = bytemuck::cast(waited);
-    ensure!(waited.what == Waited::NOTHING, "the kernel waited {patience:?} in vain for {waited}");
+    let waited: TimeoutReport = bytemuck::cast(waited);
+    ensure!(waited.what == TimeoutReport::NOTHING, "the kernel waited {patience:?} in vain for {waited}");
     Ok(Done { statuses, sent })
 }
 

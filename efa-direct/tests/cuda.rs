@@ -4,7 +4,7 @@
 
 use efa_direct::cuda::*;
 use efa_direct::*;
-use efa_io::handle::Waited;
+use efa_gpu_device::TimeoutReport;
 use efa_io::{Cqe32, Event};
 use std::process::Command;
 use std::sync::atomic::Ordering::*;
@@ -321,7 +321,7 @@ fn a_kernel_that_waits_in_vain_says_for_what() {
         let running = unsafe { kernel.launch(&stream, Shape::new(1, 1), (watchdog.handle(),)) }.unwrap();
         let error = running.wait_watched(&watchdog).unwrap_err();
         let Error::Gpu(GpuError::KernelTimedOut { waited, .. }) = error else { panic!("{error}") };
-        assert_eq!(waited, Waited { what: Waited::COMPLETION, number: 0, seen: 16, wanted: 17 });
+        assert_eq!(waited, TimeoutReport { what: TimeoutReport::COMPLETION, number: 0, seen: 16, wanted: 17 });
         let text =
             "kernel wait_in_vain waited 0.2 s in vain for completion 17 of a completion queue, of which 16 have come";
         assert_eq!(error.to_string(), text);

@@ -1,9 +1,9 @@
 //! Completion queues.
 
 use crate::arch;
-use crate::time::{Deadline, TimedOut};
+use crate::time::Deadline;
 use crate::warp::{ALL, LANES, Warp};
-use efa_io::handle::Waited;
+use crate::watchdog::{TimedOut, TimeoutReport};
 use efa_io::ring::CqDoorbell;
 use efa_io::{Completion, CompletionRingHandle, Cqe32, DecodeError, Status};
 
@@ -165,8 +165,8 @@ impl CompletionQueue {
                 return Ok(entry);
             }
             if deadline.passed() {
-                let (what, seen) = (Waited::COMPLETION, self.consumer);
-                return Err(TimedOut(Waited { what, number: 0, seen, wanted: seen.wrapping_add(1) }));
+                let (what, seen) = (TimeoutReport::COMPLETION, self.consumer);
+                return Err(TimedOut(TimeoutReport { what, number: 0, seen, wanted: seen.wrapping_add(1) }));
             }
         }
     }

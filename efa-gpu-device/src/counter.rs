@@ -1,9 +1,9 @@
 //! Completion counters.
 
 use crate::arch;
-use crate::time::{Deadline, TimedOut};
+use crate::time::Deadline;
+use crate::watchdog::{TimedOut, TimeoutReport};
 use efa_io::CounterHandle;
-use efa_io::handle::Waited;
 
 /// The bits of a counter that count: it goes back to 0 after 2^31 - 1 (`max_comp_count` of `efadv_query_device`).
 const MASK: u32 = (1 << 31) - 1;
@@ -70,8 +70,8 @@ impl CompletionCounter {
                 return Err(CounterError::Failed(failures));
             }
             if deadline.passed() {
-                let (what, seen) = (Waited::COUNTER, self.completions());
-                return Err(TimedOut(Waited { what, number: 0, seen, wanted: target & MASK }).into());
+                let (what, seen) = (TimeoutReport::COUNTER, self.completions());
+                return Err(TimedOut(TimeoutReport { what, number: 0, seen, wanted: target & MASK }).into());
             }
         }
     }

@@ -74,13 +74,14 @@
 //! | `arch/` | what a GPU can do and a processor does otherwise: stores, fences, clocks, lanes |
 //! | `thread.rs`, `warp.rs` | who am I, and what do the others have |
 //! | `mem.rs` | memory that others see while a kernel runs |
-//! | `time.rs` | the clock, deadlines, watchdogs |
+//! | `time.rs` | the clock and deadlines |
+//! | `watchdog.rs` | a kernel's time limit, and its report to the host |
 //! | `send/` | send queues by who posts |
 //! | `recv.rs` | receive queues |
 //! | `completion.rs`, `counter.rs` | completion queues and counters |
 //! | `simt/` | on the host only: the executor that runs kernels as a GPU would |
 //!
-//! Unsafe code: `arch/` (instructions), `mem.rs`, `send/`, `recv.rs`, `completion.rs`, `counter.rs`, `time.rs` (memory by the
+//! Unsafe code: `arch/` (instructions), `mem.rs`, `send/`, `recv.rs`, `completion.rs`, `counter.rs`, `watchdog.rs` (memory by the
 //! addresses that a kernel was given), `warp.rs` and `thread.rs` (what a whole warp, or block, has to do), `simt/` (coroutines, and memory on behalf of lanes).
 
 #![cfg_attr(target_arch = "nvptx64", no_std)]
@@ -99,6 +100,7 @@ pub mod simt;
 pub mod thread;
 mod time;
 pub mod warp;
+mod watchdog;
 
 pub use efa_gpu_macros::kernel;
 
@@ -106,4 +108,5 @@ pub use completion::{CompletionQueue, Entry};
 pub use counter::{CompletionCounter, CounterError};
 pub use recv::RecvQueue;
 pub use send::{Placed, PostError, SharedSendQueue, ThreadSendQueue, WarpSendQueue, shared_state};
-pub use time::{Deadline, TimedOut, Watchdog, globaltimer};
+pub use time::{Deadline, globaltimer};
+pub use watchdog::{TimedOut, TimeoutReport, Watchdog, WatchdogHandle};

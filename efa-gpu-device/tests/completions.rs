@@ -7,10 +7,9 @@ use efa_gpu_device::simt::Executor;
 use efa_gpu_device::warp::{self, Warp};
 use efa_gpu_device::{
     CompletionCounter, CompletionQueue, CounterError, Deadline, Entry, PostError, RecvQueue, ThreadSendQueue, TimedOut,
-    Watchdog, mem, thread,
+    TimeoutReport, Watchdog, WatchdogHandle, mem, thread,
 };
 use efa_io::cqe::Received;
-use efa_io::handle::{Waited, WatchdogHandle};
 use efa_io::{CompletionRingHandle, CounterHandle, Cqe32, Event, OpCode, RdmaWrite, RemoteBuf, Send};
 use soft::{Pair, WORDS, local, remote, soon, words};
 use std::cell::{Cell, RefCell};
@@ -133,7 +132,7 @@ fn counters_are_waited_for_until_enough_is_done_or_something_failed_or_it_takes_
             assert_eq!(counter.completions(), 5);
             counter.wait_until(4, Deadline::after(0)).unwrap();
             sync_threads();
-            let waited = Waited { what: Waited::COUNTER, number: 0, seen: 5, wanted: 6 };
+            let waited = TimeoutReport { what: TimeoutReport::COUNTER, number: 0, seen: 5, wanted: 6 };
             let late = counter.wait_until(6, Deadline::after(10_000));
             assert_eq!(late, Err(CounterError::TimedOut(TimedOut(waited))));
             sync_threads();
@@ -186,10 +185,11 @@ fn a_watchdog_ends_what_waits_in_vain_and_its_first_report_stays() {
         let stats = Executor::new(seed).launch(2, 6, kernel).run().unwrap();
         assert!(stats.nanoseconds >= 200_000);
         let [what, number, seen, wanted] = report.map(AtomicU32::into_inner);
-        let waited = Waited { what, number, seen, wanted };
-        let room = Waited { what: Waited::SEND_ROOM, number: qpn.into(), seen: 16, wanted: 17 };
+        let waited = TimeoutReport { what, number, seen, wanted };
+        let room = TimeoutReport { what: TimeoutReport::SEND_ROOM, number: qpn.into(), seen: 16, wanted: 17 };
         assert!(
-            waited == room || waited == Waited { what: Waited::COMPLETION, number: 0, seen: 0, wanted: 1 },
+            waited == room
+                || waited == TimeoutReport { what: TimeoutReport::COMPLETION, number: 0, seen: 0, wanted: 1 },
             "{waited:?}"
         );
         reports.insert(what);

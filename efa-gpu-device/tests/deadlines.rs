@@ -1,8 +1,7 @@
 //! Waits end at their deadline, also while other queues' completions come one after the other.
 
 use efa_gpu_device::simt::Executor;
-use efa_gpu_device::{CompletionQueue, Deadline, PostError, ThreadSendQueue, WarpSendQueue, warp};
-use efa_io::handle::Waited;
+use efa_gpu_device::{CompletionQueue, Deadline, PostError, ThreadSendQueue, TimeoutReport, WarpSendQueue, warp};
 use efa_io::{
     Completion, CompletionRingHandle, Destination, Event, Limits, OpCode, SendInline, SendRingHandle, Status,
 };
@@ -116,7 +115,10 @@ fn a_wait_for_room_ends_at_its_deadline_while_completions_of_other_queues_keep_c
         for seed in 0..20 {
             let (result, taken) = wait(seed, &Memory::new(|_| OTHER), 1, PATIENCE);
             let Err(PostError::TimedOut(timed_out)) = result else { panic!("{result:?}") };
-            assert_eq!(timed_out.0, Waited { what: Waited::SEND_ROOM, number: MINE.into(), seen: 0, wanted: 1 });
+            assert_eq!(
+                timed_out.0,
+                TimeoutReport { what: TimeoutReport::SEND_ROOM, number: MINE.into(), seen: 0, wanted: 1 }
+            );
             assert!((1..1 << COMPLETIONS).contains(&taken), "seed {seed}: {taken} completions were taken");
         }
     }

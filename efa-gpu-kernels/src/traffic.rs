@@ -5,10 +5,9 @@
 use bytemuck::{Pod, Zeroable};
 use efa_gpu_device::warp::{self, Warp};
 use efa_gpu_device::{
-    CompletionQueue, Entry, PostError, RecvQueue, SharedSendQueue, ThreadSendQueue, TimedOut, WarpSendQueue, Watchdog,
-    kernel, thread,
+    CompletionQueue, Entry, PostError, RecvQueue, SharedSendQueue, ThreadSendQueue, TimedOut, TimeoutReport,
+    WarpSendQueue, Watchdog, WatchdogHandle, kernel, thread,
 };
-use efa_io::handle::{Waited, WatchdogHandle};
 use efa_io::op::{Bufs, OpCode};
 use efa_io::{
     CompletionRingHandle, Destination, Event, Hints, Lkey, LocalBuf, Operation, RdmaRead, RdmaWrite, RecvRingHandle,
@@ -400,8 +399,13 @@ pub unsafe fn send_by_many(told: Sending) {
             pending &= answer == Answer::NoRoom;
             // SAFETY: as above.
             if unsafe { warp::warp_vote_ballot(warp::ALL, watchdog.deadline().passed()) } != 0 {
-                let (what, seen) = (Waited::SEND_ROOM, sq.room());
-                return watchdog.report(TimedOut(Waited { what, number: told.send.qpn.into(), seen, wanted: 1 }));
+                let (what, seen) = (TimeoutReport::SEND_ROOM, sq.room());
+                return watchdog.report(TimedOut(TimeoutReport {
+                    what,
+                    number: told.send.qpn.into(),
+                    seen,
+                    wanted: 1,
+                }));
             }
         }
         first += (warps - 1) * warp::LANES;
@@ -485,8 +489,8 @@ unsafe fn take_for_many(told: &Sending, sq: &SharedSendQueue<8>, watchdog: &Watc
         taken += fresh;
         // SAFETY: as above.
         if fresh == 0 && unsafe { warp::warp_vote_ballot(warp::ALL, watchdog.deadline().passed()) } != 0 {
-            let (what, seen) = (Waited::COMPLETION, cq.consumed());
-            watchdog.report(TimedOut(Waited { what, number: 0, seen, wanted: seen + 1 }));
+            let (what, seen) = (TimeoutReport::COMPLETION, cq.consumed());
+            watchdog.report(TimedOut(TimeoutReport { what, number: 0, seen, wanted: seen + 1 }));
             break;
         }
     }

@@ -113,65 +113,8 @@ pub struct CounterHandle {
     pub errors: u64,
 }
 
-/// What a kernel waited for in vain: words that it leaves for its host.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-pub struct Waited {
-    /// One of the constants of this type; [`NOTHING`](Self::NOTHING) as long as nobody waited in vain.
-    pub what: u32,
-    /// Of which object: a queue pair number; 0 where objects have no numbers that a kernel knows.
-    pub number: u32,
-    /// How far it was.
-    pub seen: u32,
-    /// How far it should have come.
-    pub wanted: u32,
-}
-
-impl Waited {
-    /// Nothing.
-    pub const NOTHING: u32 = 0;
-    /// A completion: `seen` entries have been taken from the completion queue since its creation, one more is `wanted`.
-    pub const COMPLETION: u32 = 1;
-    /// Room in a send queue: `seen` more requests fit, `wanted` should.
-    pub const SEND_ROOM: u32 = 2;
-    /// A completion counter: it stands at `seen`.
-    pub const COUNTER: u32 = 3;
-    /// Something of the kernel's own.
-    pub const OTHER: u32 = 4;
-}
-
-impl core::fmt::Display for Waited {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let Self { number, seen, wanted, .. } = *self;
-        match self.what {
-            Self::NOTHING => f.write_str("nothing"),
-            Self::COMPLETION => write!(f, "completion {wanted} of a completion queue, of which {seen} have come"),
-            Self::SEND_ROOM => {
-                write!(
-                    f,
-                    "room for {wanted} more requests in the send queue of queue pair {number}, which has it for {seen}"
-                )
-            }
-            Self::COUNTER => write!(f, "a completion counter to reach {wanted}, which stands at {seen}"),
-            what => write!(f, "event {what} of the kernel's own: number {number}, {seen} seen, {wanted} wanted"),
-        }
-    }
-}
-
-/// How long a kernel may wait, and where it tells what for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-pub struct WatchdogHandle {
-    /// Address of a [`Waited`], all zero, aligned to 4 bytes.
-    pub report: u64,
-    /// Nanoseconds from the kernel's start on.
-    pub timeout_ns: u64,
-}
-
 const_assert_eq!(size_of::<Limits>(), 16);
 const_assert_eq!(size_of::<CounterHandle>(), 16);
-const_assert_eq!(size_of::<Waited>(), 16);
-const_assert_eq!(size_of::<WatchdogHandle>(), 16);
 const_assert_eq!(size_of::<SendRingHandle>(), 64);
 const_assert_eq!(size_of::<RecvRingHandle>(), 48);
 const_assert_eq!(size_of::<CompletionRingHandle>(), 32);

@@ -1,7 +1,7 @@
 //! What can go wrong with a GPU, with the numbers and what to do about it.
 
 use super::ordering::RdmaWritesOrdering;
-use efa_io::handle::Waited;
+use efa_gpu_device::TimeoutReport;
 use std::time::Duration;
 
 /// What a call into CUDA's driver answered.
@@ -183,7 +183,7 @@ pub enum GpuError {
         /// How long it was to wait.
         timeout: Duration,
         /// What for.
-        waited: Waited,
+        waited: TimeoutReport,
     },
     /// A kernel that runs on although it should have given up.
     #[error(
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_kernel_that_timed_out_is_told_with_what_it_waited_for() {
-        let waited = Waited { what: Waited::COMPLETION, number: 0, seen: 16, wanted: 17 };
+        let waited = TimeoutReport { what: TimeoutReport::COMPLETION, number: 0, seen: 16, wanted: 17 };
         let error = GpuError::KernelTimedOut { kernel: "post".into(), timeout: Duration::from_secs(2), waited };
         assert_eq!(
             error.to_string(),

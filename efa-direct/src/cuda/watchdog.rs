@@ -3,7 +3,7 @@
 use super::gpu::Gpu;
 use super::pinned::PinnedWords;
 use crate::error::Error;
-use efa_io::handle::{Waited, WatchdogHandle};
+use efa_gpu_device::{TimeoutReport, WatchdogHandle};
 use std::sync::atomic::{AtomicU32, Ordering::*};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use std::time::Duration;
 /// [`Running::wait_watched`](super::Running::wait_watched). One kernel at a time has a watchdog.
 #[derive(Debug)]
 pub struct Watchdog {
-    /// A [`Waited`].
+    /// A [`TimeoutReport`].
     report: PinnedWords,
     timeout: Duration,
     grace: Duration,
@@ -25,7 +25,7 @@ impl Gpu {
     /// # Errors
     /// No memory.
     pub fn watchdog(&self, timeout: Duration) -> Result<Watchdog, Error> {
-        let report = self.pinned_words(size_of::<Waited>() / 4)?;
+        let report = self.pinned_words(size_of::<TimeoutReport>() / 4)?;
         Ok(Watchdog { report, timeout, grace: Duration::from_secs(5) })
     }
 }
@@ -56,22 +56,22 @@ impl Watchdog {
     }
 
     /// What a kernel that is over has reported, if it has; the next kernel finds the place empty.
-    pub fn take(&self) -> Option<Waited> {
+    pub fn take(&self) -> Option<TimeoutReport> {
         take(&self.report)
     }
 }
 
-/// Takes a [`Waited`] out of its words.
-fn take(report: &[AtomicU32]) -> Option<Waited> {
+/// Takes a [`TimeoutReport`] out of its words.
+fn take(report: &[AtomicU32]) -> Option<TimeoutReport> {
     let [what, number, seen, wanted] = report else { return None };
-    let waited = Waited {
+    let waited = TimeoutReport {
         what: what.load(Acquire),
         number: number.swap(0, Relaxed),
         seen: seen.swap(0, Relaxed),
         wanted: wanted.swap(0, Relaxed),
     };
-    what.store(Waited::NOTHING, Release);
-    (waited.what != Waited::NOTHING).then_some(waited)
+    what.store(TimeoutReport::NOTHING, Release);
+    (waited.what != TimeoutReport::NOTHING).then_some(waited)
 }
 
 #[cfg(test)]
@@ -82,7 +82,7 @@ mod tests {
     fn a_report_is_taken_once() {
         let report = [2, 7, 3, 4].map(AtomicU32::new);
         let waited = take(&report).unwrap();
-        assert_eq!(waited, Waited { what: Waited::SEND_ROOM, number: 7, seen: 3, wanted: 4 });
+        assert_eq!(waited, TimeoutReport { what: TimeoutReport::SEND_ROOM, number: 7, seen: 3, wanted: 4 });
         assert_eq!(take(&report), None);
         assert!(report.iter().all(|word| word.load(Relaxed) == 0));
     }

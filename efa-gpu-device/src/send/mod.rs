@@ -24,8 +24,7 @@ pub use warp::WarpSendQueue;
 
 use crate::arch;
 use crate::completion::Owner;
-use crate::time::TimedOut;
-use efa_io::handle::Waited;
+use crate::watchdog::{TimedOut, TimeoutReport};
 use efa_io::{EncodeError, Limits, SendRingHandle, SendWqe, Wqe};
 
 /// Why a request was not posted. Nothing was written.
@@ -198,5 +197,5 @@ unsafe fn lend(handle: &SendRingHandle) {
 /// Waiting for room did not help.
 #[inline(always)]
 fn no_room(number: u32, seen: u32, wanted: u32) -> PostError {
-    PostError::TimedOut(TimedOut(Waited { what: Waited::SEND_ROOM, number, seen, wanted }))
+    PostError::TimedOut(TimedOut(TimeoutReport { what: TimeoutReport::SEND_ROOM, number, seen, wanted }))
 }

@@ -2,8 +2,8 @@
 
 use super::{Machine, Poster};
 use efa_gpu_device::simt::Executor;
+use efa_gpu_device::{TimeoutReport, WatchdogHandle};
 use efa_gpu_kernels::traffic::{Receiving, Sending, receive, send_by_many, send_by_thread, send_by_warp, send_wide};
-use efa_io::handle::{Waited, WatchdogHandle};
 
 #[derive(Clone)]
 #[repr(align(128))]
@@ -38,7 +38,7 @@ impl Machine for OnExecutor {
     }
 
     fn watchdog(&mut self) -> WatchdogHandle {
-        let report = self.report.unwrap_or_else(|| self.allocate(size_of::<Waited>()));
+        let report = self.report.unwrap_or_else(|| self.allocate(size_of::<TimeoutReport>()));
         self.report = Some(report);
         WatchdogHandle { report, timeout_ns: 20_000_000_000 }
     }
@@ -58,7 +58,7 @@ impl Machine for OnExecutor {
             // SAFETY: as above.
             .launch(1, 1, move || unsafe { receive(receiving) });
         executor.run().map_err(|fault| fault.to_string())?;
-        let [waited]: [Waited; 1] = super::load(sending.watchdog.report, 1).try_into().expect("one");
-        if waited.what == Waited::NOTHING { Ok(()) } else { Err(format!("waited in vain for {waited}")) }
+        let [waited]: [TimeoutReport; 1] = super::load(sending.watchdog.report, 1).try_into().expect("one");
+        if waited.what == TimeoutReport::NOTHING { Ok(()) } else { Err(format!("waited in vain for {waited}")) }
     }
 }

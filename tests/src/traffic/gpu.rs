@@ -2,8 +2,8 @@
 
 use super::{Machine, Poster};
 use efa_direct::cuda::{Gpu, GpuMemory, Kernel, Module, PinnedMemory, Shape, Stream, Watchdog};
+use efa_gpu_device::WatchdogHandle;
 use efa_gpu_kernels::traffic::{Receiving, Sending};
-use efa_io::handle::WatchdogHandle;
 use std::collections::HashMap;
 use std::time::Duration;
 

@@ -18,8 +18,8 @@ pub use gpu::{OnGpu, kernels};
 pub use nodes::{Nodes, Place};
 pub use world::World;
 
+use efa_gpu_device::WatchdogHandle;
 use efa_gpu_kernels::traffic::{Arrival, Job, Receiving, Sending, Sent, Taken};
-use efa_io::handle::WatchdogHandle;
 use efa_io::{CompletionRingHandle, RecvRingHandle, SendRingHandle};
 use std::collections::HashMap;
 
