@@ -38,7 +38,6 @@ mod faults;
 mod link;
 mod mr;
 mod net;
-mod packet;
 mod qp;
 mod srd;
 mod time;
@@ -52,7 +51,6 @@ pub use device::{Device, DeviceEvent};
 pub use faults::Faults;
 pub use link::{LinkConfig, LinkCounters, PathConfig};
 pub use net::Net;
-pub use packet::Transmit;
 pub use qp::{QpInfo, WqInfo};
 pub use time::Time;
 

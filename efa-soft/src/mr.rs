@@ -14,21 +14,21 @@ pub(crate) struct Region {
     pub(crate) rkey: u32,
     addr: u64,
     access: Access,
-    memory: Arc<Pinned>,
+    memory: Arc<RevocableMemory>,
 }
 
 /// A region's memory, as packets under way inside this process refer to it: until the region is deregistered.
 ///
 /// A backing is not the device's code. Where it panics its bytes could not be reached, and the device goes on.
-pub(crate) struct Pinned {
+pub(crate) struct RevocableMemory {
     /// There until it is dropped.
     backing: Option<Arc<dyn Backing>>,
     /// As it was when it was registered, whatever the backing says later.
     len: usize,
-    released: AtomicBool,
+    revoked: AtomicBool,
 }
 
-impl Drop for Pinned {
+impl Drop for RevocableMemory {
     fn drop(&mut self) {
         let backing = self.backing.take();
         if contain(|| drop(backing)).is_none() {
@@ -45,19 +45,19 @@ fn reach(f: impl FnOnce() -> bool) -> bool {
     })
 }
 
-impl Pinned {
+impl RevocableMemory {
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
     /// Whether the region has been deregistered.
-    pub(crate) fn is_gone(&self) -> bool {
-        self.released.load(Acquire)
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revoked.load(Acquire)
     }
 
     /// The memory, unless the region has been deregistered.
     fn open(&self) -> Option<&dyn Backing> {
-        self.backing.as_deref().filter(|_| !self.is_gone())
+        self.backing.as_deref().filter(|_| !self.is_revoked())
     }
 
     /// As [`Backing::read`]; `false` also once the region was deregistered.
@@ -127,7 +127,7 @@ impl Regions {
         let lkey = (index as u32) << 8 | u32::from(place.generation as u8);
         // The rkey's half is scrambled, so that one key does not tell the other.
         let rkey = (index as u32) << 16 | u32::from(place.generation.wrapping_mul(0x9e37) ^ 0x5a5a);
-        let memory = Arc::new(Pinned { backing: Some(backing), len, released: AtomicBool::new(false) });
+        let memory = Arc::new(RevocableMemory { backing: Some(backing), len, revoked: AtomicBool::new(false) });
         place.region = Some(Region { pd, lkey, rkey, addr, access, memory });
         Ok(RegionKeys { lkey, rkey })
     }
@@ -138,7 +138,7 @@ impl Regions {
             Some(place) if place.region.as_ref().is_some_and(|r| r.lkey == lkey) => {
                 self.free.push_back(index);
                 Ok(place.region.take().map_or(0, |region| {
-                    region.memory.released.store(true, Release);
+                    region.memory.revoked.store(true, Release);
                     region.pd
                 }))
             }
@@ -147,7 +147,14 @@ impl Regions {
     }
 
     /// The memory and offset of `len` bytes at `addr` for the region's owner; `None` if the key, domain, right or bounds do not fit.
-    pub(crate) fn local(&self, pd: u32, lkey: u32, addr: u64, len: u64, need: Access) -> Option<(&Arc<Pinned>, usize)> {
+    pub(crate) fn local(
+        &self,
+        pd: u32,
+        lkey: u32,
+        addr: u64,
+        len: u64,
+        need: Access,
+    ) -> Option<(&Arc<RevocableMemory>, usize)> {
         let region = self.slots.get((lkey >> 8) as usize)?.region.as_ref().filter(|r| r.lkey == lkey)?;
         region.range(pd, addr, len, need)
     }
@@ -160,14 +167,14 @@ impl Regions {
         addr: u64,
         len: u64,
         need: Access,
-    ) -> Option<(&Arc<Pinned>, usize)> {
+    ) -> Option<(&Arc<RevocableMemory>, usize)> {
         let region = self.slots.get((rkey >> 16) as usize)?.region.as_ref().filter(|r| r.rkey == rkey)?;
         region.range(pd, addr, len, need)
     }
 }
 
 impl Region {
-    fn range(&self, pd: u32, addr: u64, len: u64, need: Access) -> Option<(&Arc<Pinned>, usize)> {
+    fn range(&self, pd: u32, addr: u64, len: u64, need: Access) -> Option<(&Arc<RevocableMemory>, usize)> {
         let offset = addr.checked_sub(self.addr)?;
         let fits = offset.checked_add(len)? <= self.memory.len() as u64;
         (self.pd == pd && self.access.allows(need) && fits).then_some((&self.memory, offset as usize))

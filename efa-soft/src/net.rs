@@ -2,7 +2,8 @@
 
 use crate::contain::contain;
 use crate::link::{Link, Parcel};
-use crate::{Device, DeviceConfig, LinkConfig, LinkCounters, Time, Transmit};
+use crate::wire::Packet;
+use crate::{Device, DeviceConfig, LinkConfig, LinkCounters, Time};
 use efa_types::Gid;
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
@@ -14,26 +15,26 @@ const BURST: usize = 64;
 #[derive(Clone)]
 enum Flight {
     /// As its sender made it.
-    Whole(Transmit),
-    /// As bytes, to be damaged.
+    Whole(Packet<'static>),
+    /// As bytes, because it was damaged.
     Bytes { dst: Gid, path: u8, bytes: Vec<u8> },
 }
 
 impl Parcel for Flight {
     fn path(&self) -> u8 {
         match self {
-            Self::Whole(transmit) => transmit.path(),
+            Self::Whole(packet) => packet.envelope.path,
             Self::Bytes { path, .. } => *path,
         }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        if let Self::Whole(transmit) = self {
+        if let Self::Whole(packet) = self {
             let mut bytes = Vec::new();
-            if !transmit.encode(&mut bytes) {
-                bytes.clear(); // no packet any more; what is left will be taken for a damaged one
+            if !packet.emit(&mut bytes) {
+                bytes.clear(); // the payload is gone: the receiver finds a damaged packet
             }
-            *self = Self::Bytes { dst: transmit.dst(), path: transmit.path(), bytes };
+            *self = Self::Bytes { dst: packet.envelope.dst, path: packet.envelope.path, bytes };
         }
         match self {
             Self::Bytes { bytes, .. } => bytes,
@@ -155,13 +156,13 @@ impl Net {
             progress = true;
             *more = true; // whoever gets it may answer
             let dst = match &flight {
-                Flight::Whole(transmit) => transmit.dst(),
+                Flight::Whole(packet) => packet.envelope.dst,
                 Flight::Bytes { dst, .. } => *dst,
             };
             let Some(&index) = by_gid.get(&dst) else { continue };
             let Some(Place { device, failed: false }) = &mut places[index] else { continue };
             let handled = P::run(|| match &flight {
-                Flight::Whole(transmit) => device.handle_transmit(now, transmit),
+                Flight::Whole(packet) => device.handle_packet(now, packet),
                 Flight::Bytes { bytes, .. } => device.handle(now, bytes),
             });
             fail_unless(handled.is_some(), &mut places[index], || failed(index));
@@ -189,10 +190,10 @@ fn take_turn(device: &mut Device, link: &mut Link<Flight>, now: Time) -> (bool, 
     }
     let mut sent = 0;
     while sent < BURST
-        && let Some(transmit) = device.poll_transmit(now)
+        && let Some(packet) = device.poll_transmit(now)
     {
         sent += 1;
-        link.push(now, Flight::Whole(transmit));
+        link.push(now, Flight::Whole(packet));
     }
     (progress | (sent > 0), sent == BURST)
 }

@@ -5,8 +5,7 @@
 
 use crate::Time;
 use crate::contain::{contain, log};
-use crate::packet::Body;
-use crate::wire::{Data, WireOp};
+use crate::wire::{Body, WireOp};
 use efa_io::{OpCode, Status};
 use efa_types::{Gid, QpState};
 use serde_json::{Value, json};
@@ -208,17 +207,13 @@ impl Tracer {
 
 impl TracedPacket {
     /// What this packet is.
-    pub(crate) fn of(body: &Body) -> Self {
+    pub(crate) fn of(body: &Body<'_>) -> Self {
         match body {
-            Body::Data(data, _) => Self::of_data(data),
+            Body::Data(data, _) => Self::Data { op: data.header.op, message: data.message, packet: data.packet },
             Body::Datagram(..) => Self::Datagram,
-            Body::Acks { acks, .. } => Self::Acks { entries: acks.len() as u32 },
+            Body::Acks { acks, .. } => Self::Acks { entries: acks.iter().count() as u32 },
             Body::Hello(_) => Self::Hello,
         }
-    }
-
-    pub(crate) fn of_data(data: &Data) -> Self {
-        Self::Data { op: data.header.op, message: data.message, packet: data.packet }
     }
 }
 

@@ -6,7 +6,7 @@ use common::world::*;
 use common::*;
 use efa_io::*;
 use efa_soft::trace::{TraceEvent, Traced};
-use efa_soft::wire::{self, Ack, Lane};
+use efa_soft::wire::Ack;
 use efa_soft::*;
 use std::time::Duration;
 
@@ -85,8 +85,7 @@ fn word_of_congestion_makes_a_sender_hold_back() {
         for (round, &congested) in (1..).zip(congested) {
             let done = Ack::Done { first, count: packets.len() as u16, status: Status::Ok };
             first = first.wrapping_add(packets.len() as u32);
-            let mut told = Vec::new();
-            wire::encode_acks(&mut told, &from_there(), Lane::Requests, congested, &[done]);
+            let told = acks_from(&from_there(), congested, &[done]);
             let now = at(round * 20_000);
             node.device.handle(now, &told);
             packets = node.packets(now);

@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use efa_memory::SharedMemory;
-use efa_soft::wire::{self, MessageHeader, WireOp};
+use efa_soft::wire::{MessageHeader, Packet, WireError, WireOp};
 use efa_soft::*;
 
 #[test]
@@ -28,7 +28,7 @@ fn forged_packets_of_large_messages_reserve_no_memory() {
         let forged = header(WireOp::ReadResponse, 1, u32::MAX);
         node.device.handle(at(1), &data(&from_there(), forged, message, 0, 64));
         let tiny = data(&from_there(), forged, message, 0, 1);
-        assert!(matches!(wire::parse(&tiny), Err(wire::WireError::Field { field: "stride", .. })));
+        assert!(matches!(Packet::parse(&tiny), Err(WireError::Field { field: "stride", .. })));
     }
     assert!(resident() - before < 32 << 10, "{} KiB", resident() - before);
 }

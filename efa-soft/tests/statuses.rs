@@ -2,10 +2,10 @@
 
 mod common;
 
-use common::bytes;
 use common::world::*;
+use common::{bytes, packet};
 use efa_io::*;
-use efa_soft::wire::{self, Packet};
+use efa_soft::wire::{Body, Packet};
 use efa_soft::*;
 use std::time::Duration;
 
@@ -413,16 +413,10 @@ fn packets_of_one_message_that_contradict_each_other_end_it(expected: Status) {
     let packets: Vec<_> = std::iter::from_fn(|| world.device(A).poll_transmit(now)).collect();
     assert_eq!(packets.len(), 2);
     let first = bytes(&packets[0]);
-    let Ok((envelope, Packet::Data(mut data, payload))) = wire::parse(&first) else { panic!() };
+    let Ok(Packet { envelope, body: Body::Data(mut data, payload) }) = Packet::parse(&first) else { panic!() };
     data.header.rkey ^= 1 << 8;
     world.device(B).handle(now, &bytes(&packets[1]));
-    let mut forged = Vec::new();
-    let fill = |into: &mut [u8]| {
-        into.copy_from_slice(payload);
-        Ok::<_, ()>(())
-    };
-    wire::encode_data(&mut forged, &envelope, &data, payload.len(), fill).unwrap();
-    world.device(B).handle(now, &forged);
+    world.device(B).handle(now, &packet(&envelope, Body::Data(data, payload)));
     assert_eq!(world.completion(A).status, expected);
 }
 

@@ -5,27 +5,27 @@ mod common;
 use common::world::*;
 use common::*;
 use efa_io::Status;
-use efa_soft::wire::{self, Ack, Envelope, Hello, Lane, Packet, WireOp};
+use efa_soft::wire::{Ack, Body, Envelope, Hello, MessageHeader, Packet, WireOp};
 use efa_soft::*;
 
 /// What the device says, whatever it is.
 fn said(node: &mut Node, now: Time) -> Vec<Vec<u8>> {
-    std::iter::from_fn(|| node.device.poll_transmit(now)).map(|transmit| bytes(&transmit)).collect()
+    std::iter::from_fn(|| node.device.poll_transmit(now)).map(|packet| bytes(&packet)).collect()
 }
 
-fn parsed(packet: &[u8]) -> (Envelope, Packet<'_>) {
-    wire::parse(packet).unwrap()
+fn parsed(packet: &[u8]) -> Body<'_> {
+    Packet::parse(packet).unwrap().body
 }
 
 /// The challenge of a device that asks.
 fn asked(packets: &[Vec<u8>]) -> Option<u64> {
     packets.iter().find_map(|packet| match parsed(packet) {
-        (_, Packet::Hello(Hello { challenge, .. })) if challenge != 0 => Some(challenge),
+        Body::Hello(Hello { challenge, .. }) if challenge != 0 => Some(challenge),
         _ => None,
     })
 }
 
-fn nothing() -> wire::MessageHeader {
+fn nothing() -> MessageHeader {
     header(WireOp::Send, 1, 0)
 }
 
@@ -33,7 +33,7 @@ fn nothing() -> wire::MessageHeader {
 fn hears(node: &mut Node, now: Time, envelope: &Envelope, message: u32) -> bool {
     node.device.handle(now, &data(envelope, nothing(), message, message, 64));
     let answers = said(node, now);
-    answers.iter().any(|packet| matches!(parsed(packet), (_, Packet::Acks { .. })))
+    answers.iter().any(|packet| matches!(parsed(packet), Body::Acks { .. }))
 }
 
 #[test]
@@ -64,10 +64,7 @@ fn who_does_not_receive_at_an_address_changes_nothing_in_its_name() {
 }
 
 fn acks_of(envelope: &Envelope) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let done = [Ack::Done { first: 0, count: u16::MAX, status: Status::Ok }];
-    wire::encode_acks(&mut bytes, envelope, Lane::Requests, true, &done);
-    bytes
+    acks_from(envelope, true, &[Ack::Done { first: 0, count: u16::MAX, status: Status::Ok }])
 }
 
 #[test]
@@ -110,7 +107,7 @@ fn a_peer_that_does_not_answer_is_not_asked_for_ever() {
     for ms in 0..60_000 {
         let now = at(1000 * (ms + 1));
         node.on_time(now);
-        questions += said(&mut node, now).iter().filter(|packet| matches!(parsed(packet).1, Packet::Hello(_))).count();
+        questions += said(&mut node, now).iter().filter(|packet| matches!(parsed(packet), Body::Hello(_))).count();
     }
     assert_eq!(questions, 8);
     assert_eq!(node.device.poll_timeout(), None, "nothing is left to do");
@@ -160,7 +157,7 @@ fn what_a_life_is_called_is_told_only_to_whom_it_is_called_so() {
         let src = Gid::local(stranger);
         node.device.handle(at(1), &hello(&Envelope { dst_incarnation: 0, ..from(src) }, 5, 0));
         for packet in said(&mut node, at(1)) {
-            let (envelope, _) = parsed(&packet);
+            let envelope = Envelope::parse(&packet).unwrap();
             assert_eq!((envelope.dst, envelope.src_incarnation), (src, from(src).dst_incarnation));
             told.push(envelope.src_incarnation);
         }

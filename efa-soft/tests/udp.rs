@@ -5,7 +5,7 @@ mod common;
 use common::{activate, limits, put_raw, qp, stamp};
 use efa_io::*;
 use efa_soft::driver::{Key, Port, SoftSpec, Udp, UdpConfig};
-use efa_soft::wire::{self, Envelope, Hello, Packet};
+use efa_soft::wire::{Body, Envelope, Hello, Packet};
 use efa_soft::*;
 use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
@@ -101,7 +101,7 @@ fn ask(socket: &UdpSocket, src: Gid, device: &dyn Port) {
     let dst = gid(device);
     let mut packet = Vec::new();
     let envelope = Envelope { src, dst, src_incarnation: 1, dst_incarnation: 0, path: 0 };
-    wire::encode_hello(&mut packet, &envelope, &Hello { challenge: 5, echo: 0 });
+    assert!(Packet { envelope, body: Body::Hello(Hello { challenge: 5, echo: 0 }) }.emit(&mut packet));
     socket.send_to(&packet, dst.to_udp().unwrap()).unwrap();
 }
 
@@ -128,9 +128,8 @@ fn who_speaks_in_the_name_of_another_address_is_not_answered_and_no_life_is_call
         ask(socket, name, &port);
         let mut answer = [0; 1000];
         let (len, _) = socket.recv_from(&mut answer).unwrap();
-        let Ok((envelope, Packet::Hello(Hello { challenge: 0, echo: 5 }))) = wire::parse(&answer[..len]) else {
-            panic!("{:?}", wire::parse(&answer[..len]))
-        };
+        let Packet { envelope, body } = Packet::parse(&answer[..len]).unwrap();
+        assert!(matches!(body, Body::Hello(Hello { challenge: 0, echo: 5 })), "{body:?}");
         assert_eq!((envelope.src, envelope.dst, envelope.dst_incarnation), (gid(&port), name, 1));
         envelope.src_incarnation
     });

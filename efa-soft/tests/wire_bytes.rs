@@ -2,7 +2,7 @@
 
 use efa_io::Status;
 use efa_soft::Gid;
-use efa_soft::wire::{self, Ack, Data, Envelope, Hello, Lane, MessageHeader, WireOp};
+use efa_soft::wire::{Ack, Body, Data, Envelope, Hello, Lane, MessageHeader, Packet, WireOp};
 
 const ENVELOPE: Envelope = Envelope {
     src: Gid::local(1),
@@ -25,36 +25,26 @@ const HEADER: MessageHeader = MessageHeader {
 };
 const DATA: Data = Data { message: 0xa1a2_a3a4, base: 0xb1b2_b3b4, header: HEADER, stride: 64, packet: 1 };
 
-fn data(data: &Data, payload: &[u8]) -> Vec<u8> {
+fn emitted(body: Body<'_>) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let fill = |into: &mut [u8]| {
-        into.copy_from_slice(payload);
-        Ok::<_, ()>(())
-    };
-    wire::encode_data(&mut bytes, &ENVELOPE, data, payload.len(), fill).unwrap();
+    assert!(Packet { envelope: ENVELOPE, body }.emit(&mut bytes));
     bytes
+}
+
+fn data(data: &Data, payload: &[u8]) -> Vec<u8> {
+    emitted(Body::Data(*data, payload.into()))
 }
 
 fn datagram(header: &MessageHeader, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let fill = |into: &mut [u8]| {
-        into.copy_from_slice(payload);
-        Ok::<_, ()>(())
-    };
-    wire::encode_datagram(&mut bytes, &ENVELOPE, header, payload.len(), fill).unwrap();
-    bytes
+    emitted(Body::Datagram(*header, payload.into()))
 }
 
 fn acks(lane: Lane, congested: bool, acks: &[Ack]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    wire::encode_acks(&mut bytes, &ENVELOPE, lane, congested, acks);
-    bytes
+    emitted(Body::Acks { lane, congested, acks: acks.iter().copied().collect() })
 }
 
 fn hello(hello: &Hello) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    wire::encode_hello(&mut bytes, &ENVELOPE, hello);
-    bytes
+    emitted(Body::Hello(*hello))
 }
 
 /// The bytes as hexadecimal digits, 16 bytes a line.

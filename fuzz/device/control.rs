@@ -3,6 +3,7 @@
 use super::script::Script;
 use super::world::{Cq, LOCAL, OPEN, OWN, PEER, QKEY, READ_ONLY, REMOTE, World};
 use efa_memory::RingMemory;
+use efa_soft::wire::Packet;
 use efa_soft::*;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -70,7 +71,7 @@ struct Program {
     /// Where each counter is.
     infos: Vec<Counter>,
     page: Arc<RingMemory>,
-    kept: Vec<Transmit>,
+    kept: Vec<Packet<'static>>,
 }
 
 /// Executes a script of control calls, with a few posts, packets and pauses between them.
@@ -117,8 +118,8 @@ pub(crate) fn control(data: &[u8]) {
     program.destroy_everything();
     program.check_page();
     // What is still under way finds nothing to write to any more.
-    for transmit in &program.kept {
-        program.world.device.handle_transmit(program.world.now, transmit);
+    for packet in &program.kept {
+        program.world.device.handle_packet(program.world.now, packet);
     }
     program.world.settle();
     program.world.check_memory(&[]);

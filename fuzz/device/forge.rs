@@ -3,8 +3,8 @@
 use super::script::Script;
 use super::world::{LOCAL, MTU, OWN, PEER, QKEY, REMOTE, World};
 use efa_io::Status;
-use efa_soft::wire::{self, Ack, Data, Envelope, Hello, Lane, MessageHeader, Packet, WireOp};
-use efa_soft::{Gid, Transmit};
+use efa_soft::Gid;
+use efa_soft::wire::{Ack, Body, Data, Envelope, Hello, Lane, MessageHeader, Packet, WireOp};
 use std::ops::Range;
 
 /// Where packets have the fields that a reflection swaps, and their checksum.
@@ -16,6 +16,8 @@ const CHECKSUM: Range<usize> = 8..12;
 const KIND: usize = 5;
 const HELLO: u8 = 2;
 const HELLO_LEN: usize = 80;
+/// What forged packets carry.
+const PAYLOAD: [u8; 4096] = [0x77; 4096];
 /// Most numbers of own messages that are remembered.
 const REMEMBERED: usize = 64;
 
@@ -91,6 +93,11 @@ impl World {
         }
     }
 
+    /// Makes this the packet at hand.
+    fn forge(&mut self, envelope: Envelope, body: Body<'_>) {
+        assert!(Packet { envelope, body }.emit(&mut self.packet), "the payload is at hand");
+    }
+
     /// Part of a message.
     fn forge_data(&mut self, script: &mut Script<'_>) {
         use WireOp::*;
@@ -106,15 +113,15 @@ impl World {
             stride,
             packet,
         };
-        let len = header.payload_len(packet, stride).min(4096);
-        wire::encode_data(&mut self.packet, &envelope, &data, len, filled).expect("bytes are at hand");
+        let len = header.payload_len(packet, stride).min(PAYLOAD.len());
+        self.forge(envelope, Body::Data(data, PAYLOAD[..len].into()));
     }
 
     fn forge_datagram(&mut self, script: &mut Script<'_>) {
         let envelope = some_envelope(script);
         let header = self.some_header(script, WireOp::Send);
-        let len = header.bytes.min(4096) as usize;
-        wire::encode_datagram(&mut self.packet, &envelope, &header, len, filled).expect("bytes are at hand");
+        let len = PAYLOAD.len().min(header.bytes as usize);
+        self.forge(envelope, Body::Datagram(header, PAYLOAD[..len].into()));
     }
 
     fn some_ack(&self, script: &mut Script<'_>) -> Ack {
@@ -140,9 +147,9 @@ impl World {
     fn forge_acks(&mut self, script: &mut Script<'_>) {
         let envelope = some_envelope(script);
         let choice = script.byte();
-        let acks: Vec<_> = (0..=choice % 4).map(|_| self.some_ack(script)).collect();
+        let acks = (0..=choice % 4).map(|_| self.some_ack(script)).collect();
         let lane = if choice & 0x40 == 0 { Lane::Requests } else { Lane::Responses };
-        wire::encode_acks(&mut self.packet, &envelope, lane, choice & 0x80 != 0, &acks);
+        self.forge(envelope, Body::Acks { lane, congested: choice & 0x80 != 0, acks });
     }
 
     /// A packet comes from somewhere.
@@ -156,7 +163,7 @@ impl World {
                 let envelope = some_envelope(script);
                 // A device counts its challenges from 1 on.
                 let (challenge, echo) = (script.pick(&[0, 1, 7]), script.pick(&[0, 1, 2, 3, 4]));
-                wire::encode_hello(&mut self.packet, &envelope, &Hello { challenge, echo });
+                self.forge(envelope, Body::Hello(Hello { challenge, echo }));
             }
             _ => {
                 let count = script.byte();
@@ -171,13 +178,13 @@ impl World {
 
     /// Delivers the packet at hand. It changes nothing that its operation has no right to.
     fn deliver(&mut self) {
-        let sealed_off: &[usize] = match wire::parse(&self.packet) {
-            Ok((_, Packet::Data(Data { header, .. }, _))) => match header.op {
+        let sealed_off: &[usize] = match Packet::parse(&self.packet).map(|packet| packet.body) {
+            Ok(Body::Data(Data { header, .. }, _)) => match header.op {
                 WireOp::Send | WireOp::ReadResponse => &[REMOTE],
                 WireOp::Write => &[LOCAL],
                 WireOp::ReadRequest => &[LOCAL, REMOTE],
             },
-            Ok((_, Packet::Datagram(..))) => &[REMOTE],
+            Ok(Body::Datagram(..)) => &[REMOTE],
             _ => &[LOCAL, REMOTE],
         };
         let before: Vec<_> = sealed_off.iter().map(|&place| self.bytes_in(place)).collect();
@@ -203,10 +210,10 @@ impl World {
     }
 
     /// Lets the device send. Packets are lost, or come back as the peer's, or as they are, or go to `kept`.
-    pub(crate) fn transmit(&mut self, script: &mut Script<'_>, kept: &mut Vec<Transmit>) {
+    pub(crate) fn transmit(&mut self, script: &mut Script<'_>, kept: &mut Vec<Packet<'static>>) {
         for _ in 0..64 {
-            let Some(transmit) = self.next_packet() else { return };
-            if let Ok((_, Packet::Data(Data { message, .. }, _))) = wire::parse(&self.packet)
+            let Some(packet) = self.next_packet() else { return };
+            if let Body::Data(Data { message, .. }, _) = packet.body
                 && !self.messages.contains(&message)
                 && self.messages.len() < REMEMBERED
             {
@@ -219,7 +226,7 @@ impl World {
                     self.reflect();
                     self.deliver();
                 }
-                5 => self.device.handle_transmit(self.now, &transmit),
+                5 => self.device.handle_packet(self.now, &packet),
                 6 => self.deliver(),
                 7 => {
                     damage(script, &mut self.packet);
@@ -231,27 +238,22 @@ impl World {
                         self.reflect();
                     }
                 }
-                _ => kept.push(transmit),
+                _ => kept.push(packet),
             }
         }
     }
 
     /// One of the packets that were kept arrives, perhaps not for the last time.
-    pub(crate) fn arrive_late(&mut self, script: &mut Script<'_>, kept: &[Transmit]) {
+    pub(crate) fn arrive_late(&mut self, script: &mut Script<'_>, kept: &[Packet<'_>]) {
         if kept.is_empty() {
             return;
         }
         let choice = script.byte();
-        let transmit = &kept[usize::from(choice / 2) % kept.len()];
+        let packet = &kept[usize::from(choice / 2) % kept.len()];
         if choice & 1 == 0 {
-            self.device.handle_transmit(self.now, transmit);
-        } else if transmit.encode(&mut self.packet) {
+            self.device.handle_packet(self.now, packet);
+        } else if packet.emit(&mut self.packet) {
             self.reflect();
         }
     }
-}
-
-fn filled(payload: &mut [u8]) -> Result<(), ()> {
-    payload.fill(0x77);
-    Ok(())
 }

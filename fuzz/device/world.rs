@@ -3,7 +3,7 @@
 use super::script::Script;
 use efa_io::{Completion, Cqe16, Cqe32, DecodeError, Event, RingSize};
 use efa_memory::{Backing, HostMemory, SharedMemory};
-use efa_soft::wire::DATA_HEADER;
+use efa_soft::wire::{DATA_HEADER, Packet};
 use efa_soft::*;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -256,12 +256,12 @@ impl World {
     }
 
     /// The next packet that leaves the device, its bytes in `packet`.
-    pub(crate) fn next_packet(&mut self) -> Option<Transmit> {
-        let transmit = self.device.poll_transmit(self.now)?;
-        assert!(transmit.wire_len() <= DATA_HEADER + MTU as usize, "{transmit:?} is too long");
-        assert!(transmit.encode(&mut self.packet), "nothing was taken back yet");
-        assert_eq!(self.packet.len(), transmit.wire_len(), "{transmit:?}");
-        Some(transmit)
+    pub(crate) fn next_packet(&mut self) -> Option<Packet<'static>> {
+        let packet = self.device.poll_transmit(self.now)?;
+        assert!(packet.wire_len() <= DATA_HEADER + MTU as usize, "{packet:?} is too long");
+        assert!(packet.emit(&mut self.packet), "nothing was taken back yet");
+        assert_eq!(self.packet.len(), packet.wire_len(), "{packet:?}");
+        Some(packet)
     }
 
     /// Reads all completions. Each is that of one work request, which it ends.

@@ -633,7 +633,7 @@ fn a_region_larger_than_memory_is_refused() {
 #[test]
 fn borrowed_bytes_are_out_of_reach_after_the_call_even_of_a_device_that_was_put_aside() {
     use efa_soft::driver::{IdleMode, Local, Port};
-    use efa_soft::wire::{self, Data, Envelope, MessageHeader, WireOp};
+    use efa_soft::wire::{Body, Data, Envelope, MessageHeader, Packet, WireOp};
     let config = efa_soft::DeviceConfig::new(Gid::local(77));
     let port: Arc<dyn Port> = Local::start(LinkConfig::default(), IdleMode::Nap).unwrap().add(config.clone());
     let pd = Device::from_soft_port("aside", port.clone()).unwrap().alloc_pd().unwrap();
@@ -673,13 +673,8 @@ fn borrowed_bytes_are_out_of_reach_after_the_call_even_of_a_device_that_was_put_
         ..MessageHeader::new(WireOp::Write, 1, qp.qpn, 8)
     };
     let data = Data { message: 0, base: 0, header, stride: 64, packet: 0 };
-    let mut packet = Vec::new();
-    let fill = |payload: &mut [u8]| {
-        payload.fill(0xee);
-        Ok::<_, ()>(())
-    };
-    wire::encode_data(&mut packet, &envelope, &data, 8, fill).unwrap();
-    device.handle(efa_soft::Time::from_nanos(5), &packet);
+    let packet = Packet { envelope, body: Body::Data(data, [0xee; 8][..].into()) };
+    device.handle_packet(efa_soft::Time::from_nanos(5), &packet);
     assert_eq!(device.counters().rdma_write_recv_bytes, 0, "nothing was written");
     assert_eq!(bytes, [0; 64]);
 }

@@ -26,8 +26,8 @@ use crate::Time;
 use crate::config::DeviceConfig;
 use crate::contain::log;
 use crate::faults::Faults;
-use crate::packet::Transmit;
 use crate::trace::{DropReason, Subscriber, Traced};
+use crate::wire::Packet;
 use efa_types::{AsyncEvent, CommandCounters, Counters, Gid};
 use flow::Flow;
 use foldhash::fast::RandomState;
@@ -65,7 +65,7 @@ pub struct Device {
     /// When flows want attention; some entries are outdated.
     timers: BinaryHeap<Reverse<(Time, usize)>>,
     /// Answers to hellos, and to packets for another life of this device.
-    answers: VecDeque<Transmit>,
+    answers: VecDeque<Packet<'static>>,
     /// The last challenge that was given to a peer: no two are alike.
     challenges: u64,
     datagrams: VecDeque<send::Datagram>,

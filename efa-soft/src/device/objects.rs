@@ -4,7 +4,7 @@ use super::{AsyncEvent, DeviceEvent, MAX_EVENTS};
 use crate::contain::log;
 use crate::counter::CompletionCounter;
 use crate::cq::{CompletionQueue, Pushed};
-use crate::mr::{Pinned, Regions};
+use crate::mr::{Regions, RevocableMemory};
 use crate::qp::QueuePair;
 use crate::trace::{Traced, Tracer};
 use efa_io::{Completion, Event, LocalBuf, OpCode, Status};
@@ -111,7 +111,7 @@ impl Objects {
     }
 
     /// A local buffer's memory, if its key, domain, right and bounds fit.
-    pub(super) fn local(&self, pd: u32, buf: &LocalBuf, need: Access) -> Option<(&Arc<Pinned>, usize)> {
+    pub(super) fn local(&self, pd: u32, buf: &LocalBuf, need: Access) -> Option<(&Arc<RevocableMemory>, usize)> {
         self.regions.local(pd, buf.lkey.get(), buf.addr, buf.length.into(), need)
     }
 

@@ -4,14 +4,13 @@ use super::Device;
 use super::objects::Objects;
 use crate::Time;
 use crate::contain::log;
-use crate::mr::Pinned;
-use crate::packet::{Body, Transmit, View};
+use crate::mr::RevocableMemory;
 use crate::qp::Receive;
 use crate::srd::MESSAGE_WINDOW;
 use crate::srd::rx::Standing;
 use crate::srd::tx::{Memory, Message, Origin};
 use crate::trace::{DropReason, Traced, TracedPacket};
-use crate::wire::{self, Ack, Data, Envelope, Hello, Lane, MessageHeader, Packet, WireError, WireOp};
+use crate::wire::{Acks, Body, Data, Envelope, Hello, Lane, MessageHeader, Packet, Payload, WireError, WireOp};
 use efa_io::cqe::Received;
 use efa_io::{OpCode, Status};
 use efa_types::{Access, CounterOps, Gid, Transport, UD_PREFIX};
@@ -79,27 +78,18 @@ impl Device {
     }
 
     /// A packet arrived that never left this process.
-    pub fn handle_transmit(&mut self, now: Time, transmit: &Transmit) {
-        if !self.arrived(now, transmit.wire_len()) {
+    pub fn handle_packet(&mut self, now: Time, packet: &Packet<'_>) {
+        if !self.arrived(now, packet.wire_len()) {
             return;
         }
         if self.is_slow() {
             let mut bytes = Vec::new();
-            if transmit.encode(&mut bytes) {
+            if packet.emit(&mut bytes) {
                 self.put_off(now, bytes);
             }
             return;
         }
-        let envelope = &transmit.envelope;
-        match &transmit.body {
-            Body::Data(_, payload) if payload.view().is_gone() => self.drop_packet(DropReason::SourceGone),
-            Body::Data(data, payload) => self.take_data(now, envelope, data, payload.view()),
-            Body::Datagram(header, payload) => self.take_datagram(envelope, header, payload.view()),
-            Body::Acks { lane, congested, acks } => {
-                self.take_acks(now, envelope, *lane, *congested, acks.iter().copied());
-            }
-            Body::Hello(hello) => self.take_hello(now, envelope, hello),
-        }
+        self.take_packet(now, packet);
     }
 
     /// A packet of `len` bytes arrived that its driver does not let in.
@@ -161,17 +151,8 @@ impl Device {
     }
 
     fn take_bytes(&mut self, now: Time, bytes: &[u8]) {
-        match wire::parse(bytes) {
-            Ok((envelope, Packet::Data(data, payload))) => {
-                self.take_data(now, &envelope, &data, View::Bytes(payload));
-            }
-            Ok((envelope, Packet::Datagram(header, payload))) => {
-                self.take_datagram(&envelope, &header, View::Bytes(payload));
-            }
-            Ok((envelope, Packet::Acks { lane, congested, acks })) => {
-                self.take_acks(now, &envelope, lane, congested, acks);
-            }
-            Ok((envelope, Packet::Hello(hello))) => self.take_hello(now, &envelope, &hello),
+        match Packet::parse(bytes) {
+            Ok(packet) => self.take_packet(now, &packet),
             Err(error) => {
                 let corrupt = matches!(error, WireError::Corrupt { .. });
                 self.counters.corrupt_pkts += u64::from(corrupt);
@@ -181,9 +162,24 @@ impl Device {
         }
     }
 
-    fn take_data(&mut self, now: Time, envelope: &Envelope, data: &Data, payload: View<'_>) {
+    fn take_packet(&mut self, now: Time, Packet { envelope, body }: &Packet<'_>) {
+        if let Body::Data(_, payload) = body
+            && payload.is_gone()
+        {
+            self.drop_packet(DropReason::SourceGone);
+            return;
+        }
+        self.objects.tracer.emit(|| Traced::PacketIn { src: envelope.src, packet: TracedPacket::of(body) });
+        match body {
+            Body::Data(data, payload) => self.take_data(now, envelope, data, payload),
+            Body::Datagram(header, payload) => self.take_datagram(envelope, header, payload),
+            Body::Acks { lane, congested, acks } => self.take_acks(now, envelope, *lane, *congested, acks),
+            Body::Hello(hello) => self.take_hello(now, envelope, hello),
+        }
+    }
+
+    fn take_data(&mut self, now: Time, envelope: &Envelope, data: &Data, payload: &Payload<'_>) {
         let src = envelope.src;
-        self.objects.tracer.emit(|| Traced::PacketIn { src, packet: TracedPacket::of_data(data) });
         let flow = match self.is_spoken_to(envelope) {
             Some(false) => {
                 // It is told, at the address that it gives, which life it speaks to.
@@ -203,19 +199,8 @@ impl Device {
         }
     }
 
-    fn take_acks(
-        &mut self,
-        now: Time,
-        envelope: &Envelope,
-        lane: Lane,
-        congested: bool,
-        acks: impl Iterator<Item = Ack> + Clone,
-    ) {
+    fn take_acks(&mut self, now: Time, envelope: &Envelope, lane: Lane, congested: bool, acks: &Acks<'_>) {
         let src = envelope.src;
-        self.objects.tracer.emit(|| {
-            let packet = TracedPacket::Acks { entries: acks.clone().count() as u32 };
-            Traced::PacketIn { src, packet }
-        });
         let flow = if self.is_spoken_to(envelope) == Some(true) { self.known_flow(src) } else { None };
         let Some(flow) = flow.filter(|&flow| self.hears(now, envelope, flow)) else {
             self.drop_packet(DropReason::NotForUs);
@@ -223,7 +208,7 @@ impl Device {
         };
         let mut finished = Vec::new();
         let tx = &mut self.flows[flow].tx[lane as usize];
-        for ack in acks {
+        for ack in acks.iter() {
             tx.on_ack(now, ack, &mut finished);
         }
         if congested {
@@ -235,7 +220,6 @@ impl Device {
 
     fn take_hello(&mut self, now: Time, envelope: &Envelope, hello: &Hello) {
         let src = envelope.src;
-        self.objects.tracer.emit(|| Traced::PacketIn { src, packet: TracedPacket::Hello });
         let spoken_to = self.is_spoken_to(envelope);
         if spoken_to.is_some() && hello.challenge != 0 {
             self.answer(envelope, Hello { challenge: 0, echo: hello.challenge });
@@ -277,9 +261,8 @@ impl Device {
     }
 
     /// A datagram: placed if there is a place for it, and forgotten otherwise.
-    fn take_datagram(&mut self, envelope: &Envelope, header: &MessageHeader, payload: View<'_>) {
+    fn take_datagram(&mut self, envelope: &Envelope, header: &MessageHeader, payload: &Payload<'_>) {
         let src = envelope.src;
-        self.objects.tracer.emit(|| Traced::PacketIn { src, packet: TracedPacket::Datagram });
         let for_us = self.is_spoken_to(envelope);
         if for_us.is_none() || for_us == Some(false) && envelope.dst_incarnation != 0 {
             self.drop_packet(DropReason::NotForUs);
@@ -344,7 +327,7 @@ impl Device {
                 dst_incarnation: envelope.src_incarnation,
                 path: envelope.path,
             };
-            self.answers.push_back(Transmit { envelope, body: Body::Hello(hello), resent: false });
+            self.answers.push_back(Packet { envelope, body: Body::Hello(hello) });
         }
     }
 
@@ -361,7 +344,7 @@ impl Device {
         self.objects.tracer.emit(|| Traced::PacketDropped { reason: DropReason::Duplicate });
     }
 
-    fn on_data(&mut self, index: usize, src: Gid, data: &Data, payload: View<'_>) {
+    fn on_data(&mut self, index: usize, src: Gid, data: &Data, payload: &Payload<'_>) {
         let header = &data.header;
         let lane = header.op.lane() as usize;
         let flow = &mut self.flows[index];
@@ -463,7 +446,7 @@ impl Device {
     }
 
     /// Checks what a packet asks for, and does it.
-    fn place(&mut self, index: usize, src: Gid, data: &Data, payload: View<'_>) -> Outcome {
+    fn place(&mut self, index: usize, src: Gid, data: &Data, payload: &Payload<'_>) -> Outcome {
         let header = &data.header;
         let offset = data.packet as usize * data.stride as usize;
         match header.op {
@@ -516,7 +499,13 @@ impl Device {
     }
 
     /// Bytes that a read of ours asked for.
-    fn place_response(&mut self, index: usize, header: &MessageHeader, offset: usize, payload: View<'_>) -> Outcome {
+    fn place_response(
+        &mut self,
+        index: usize,
+        header: &MessageHeader,
+        offset: usize,
+        payload: &Payload<'_>,
+    ) -> Outcome {
         let requests = &mut self.flows[index].tx[Lane::Requests as usize];
         let Some(request) = requests.message(header.reply_to) else {
             return Err(Status::RemoteAbort); // the read has ended in some other way
@@ -563,7 +552,7 @@ impl Objects {
         src: Gid,
         need: Access,
         enabled: bool,
-    ) -> Result<Option<(&Arc<Pinned>, usize)>, Status> {
+    ) -> Result<Option<(&Arc<RevocableMemory>, usize)>, Status> {
         if !enabled {
             return Err(Status::RemoteFeatureMismatch);
         }
@@ -595,7 +584,7 @@ impl Objects {
     }
 
     /// Places a send in the next receive, behind `prefix` bytes of zeros.
-    fn receive(&mut self, header: &MessageHeader, src: Gid, payload: View<'_>, prefix: u32) -> Outcome {
+    fn receive(&mut self, header: &MessageHeader, src: Gid, payload: &Payload<'_>, prefix: u32) -> Outcome {
         let qpn = header.dst_qpn;
         let pd = self.qp(qpn).map_err(|_| Status::RemoteBadDestQpn)?.pd;
         let mut received = self.received(pd, header, src, OpCode::Send);
@@ -622,7 +611,7 @@ impl Objects {
     }
 
     /// Spreads `prefix` zeros and a message over a receive's buffers. Nothing is written unless all of it fits.
-    fn scatter(&self, pd: u32, receive: &Receive, payload: View<'_>, prefix: usize) -> Result<(), Status> {
+    fn scatter(&self, pd: u32, receive: &Receive, payload: &Payload<'_>, prefix: usize) -> Result<(), Status> {
         let total = prefix + payload.len();
         // Where each buffer's part begins and how long it is.
         let parts = receive.bufs.iter().scan(0, |from, buf| {

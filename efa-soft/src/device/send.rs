@@ -5,12 +5,11 @@ use super::objects::Objects;
 use super::{AsyncEvent, Device, DeviceEvent};
 use crate::Time;
 use crate::contain::log;
-use crate::packet::{Body, Payload, Span, Transmit};
 use crate::qp::QueuePair;
 use crate::srd::rx::Standing;
 use crate::srd::tx::{Due, Finished, Memory, Message, Origin};
 use crate::trace::{DropReason, Traced, TracedPacket};
-use crate::wire::{Data, Envelope, Lane, MessageHeader, WireOp};
+use crate::wire::{Body, Data, Envelope, Lane, MessageHeader, Packet, Payload, Span, WireOp};
 use efa_io::{LocalBuf, Op, OpCode, RemoteBuf, SendRequest, Status, Wqe64, Wqe128};
 use efa_types::{Access, CounterOps, Gid, QpState, Transport};
 use std::collections::VecDeque;
@@ -258,28 +257,28 @@ impl Device {
     }
 
     /// The next packet for the network; `None` when there is nothing to send now.
-    pub fn poll_transmit(&mut self, now: Time) -> Option<Transmit> {
+    pub fn poll_transmit(&mut self, now: Time) -> Option<Packet<'static>> {
         self.objects.tracer.now = now;
         loop {
-            let transmit = self.next_packet(now)?;
+            let (packet, resent) = self.next_packet(now)?;
             if !self.port_up {
                 self.objects.tracer.emit(|| Traced::PacketDropped { reason: DropReason::PortDown });
                 continue;
             }
-            let bytes = transmit.wire_len();
+            let bytes = packet.wire_len();
             self.counters.tx_pkts += 1;
             self.counters.tx_bytes += bytes as u64;
-            if transmit.resent {
+            if resent {
                 self.counters.retrans_pkts += 1;
                 self.counters.retrans_bytes += bytes as u64;
             }
             self.objects.tracer.emit(|| {
-                let Transmit { resent, ref body, .. } = transmit;
-                let (dst, path, packet) = (transmit.dst(), transmit.path(), TracedPacket::of(body));
-                Traced::PacketOut { dst, packet, path, bytes: bytes as u32, resent }
+                let Packet { envelope: Envelope { dst, path, .. }, body } = &packet;
+                let packet = TracedPacket::of(body);
+                Traced::PacketOut { dst: *dst, packet, path: *path, bytes: bytes as u32, resent }
             });
-            if self.is_routable(transmit.dst()) {
-                return Some(transmit);
+            if self.is_routable(packet.envelope.dst) {
+                return Some(packet);
             }
             self.objects.tracer.emit(|| Traced::PacketDropped { reason: DropReason::Unroutable });
         }
@@ -291,32 +290,36 @@ impl Device {
         Envelope { src, dst, src_incarnation: own_incarnation, dst_incarnation: peer_incarnation, path }
     }
 
-    fn next_packet(&mut self, now: Time) -> Option<Transmit> {
+    /// The next packet, and whether it left before.
+    fn next_packet(&mut self, now: Time) -> Option<(Packet<'static>, bool)> {
         if let Some(answer) = self.answers.pop_front() {
-            return Some(answer);
+            return Some((answer, false));
         }
         // Datagrams and flows take turns.
         self.datagrams_turn = !self.datagrams_turn;
         if self.datagrams_turn
-            && let Some(transmit) = self.next_datagram()
+            && let Some(datagram) = self.next_datagram()
         {
-            return Some(transmit);
+            return Some((datagram, false));
         }
-        self.next_of_flows(now).or_else(|| self.next_datagram())
+        self.next_of_flows(now).or_else(|| Some((self.next_datagram()?, false)))
     }
 
-    fn next_datagram(&mut self) -> Option<Transmit> {
+    fn next_datagram(&mut self) -> Option<Packet<'static>> {
         while let Some(datagram) = self.datagrams.pop_front() {
-            if let Some(transmit) = self.send_datagram(datagram) {
-                return Some(transmit);
+            if let Some(packet) = self.send_datagram(datagram) {
+                return Some(packet);
             }
         }
         None
     }
 
-    fn next_of_flows(&mut self, now: Time) -> Option<Transmit> {
+    fn next_of_flows(&mut self, now: Time) -> Option<(Packet<'static>, bool)> {
         while let Some(&index) = self.busy.front() {
-            if let Some(lane) = Lane::ALL.into_iter().find(|&lane| self.flows[index].rx[lane as usize].wants_to_ack()) {
+            if let Some(lane) = [Lane::Requests, Lane::Responses]
+                .into_iter()
+                .find(|&lane| self.flows[index].rx[lane as usize].wants_to_ack())
+            {
                 let envelope = self.envelope(index, self.flows[index].ack_path);
                 let acks = self.flows[index].rx[lane as usize].poll_acks(self.config.attributes.mtu as usize);
                 if acks.is_empty() {
@@ -324,11 +327,11 @@ impl Device {
                 }
                 self.counters.ack_pkts += 1;
                 let congested = self.is_congested();
-                return Some(Transmit { envelope, body: Body::Acks { lane, congested, acks }, resent: false });
+                return Some((Packet { envelope, body: Body::Acks { lane, congested, acks } }, false));
             }
             if let Some(hello) = self.flows[index].poll_hello(now, &self.config) {
                 let envelope = Envelope { dst_incarnation: 0, ..self.envelope(index, 0) };
-                return Some(Transmit { envelope, body: Body::Hello(hello), resent: false });
+                return Some((Packet { envelope, body: Body::Hello(hello) }, false));
             }
             let flow = &mut self.flows[index];
             let is_known = flow.peer_incarnation != 0;
@@ -349,7 +352,7 @@ impl Device {
                 Ok(payload) => {
                     let data = Data { message: due.message, base, header, stride, packet: due.packet };
                     let envelope = self.envelope(index, due.path);
-                    return Some(Transmit { envelope, body: Body::Data(data, payload), resent: due.resent });
+                    return Some((Packet { envelope, body: Body::Data(data, payload) }, due.resent));
                 }
                 Err(status) => {
                     // The region went away while the message was under way.
@@ -362,7 +365,7 @@ impl Device {
     }
 
     /// Sends a datagram, and completes its request; nothing more will be heard of it.
-    fn send_datagram(&mut self, Datagram { dst, message }: Datagram) -> Option<Transmit> {
+    fn send_datagram(&mut self, Datagram { dst, message }: Datagram) -> Option<Packet<'static>> {
         let Origin::Wqe { qpn, req_id, op } = message.origin else { return None };
         self.has_left(qpn);
         let due = Due { message: 0, packet: 0, path: 0, resent: false };
@@ -377,7 +380,7 @@ impl Device {
             None => self.config.incarnation_for(dst),
         };
         let envelope = Envelope { src: self.config.attributes.gid, dst, src_incarnation, dst_incarnation: 0, path: 0 };
-        Some(Transmit { envelope, body, resent: false })
+        Some(Packet { envelope, body })
     }
 
     /// Tells whoever waits for these messages how they ended.
@@ -501,7 +504,7 @@ impl Device {
 }
 
 /// The bytes of packet `due` of `message`.
-fn payload(objects: &Objects, due: Due, stride: u32, message: &Message) -> Result<Payload, Status> {
+fn payload(objects: &Objects, due: Due, stride: u32, message: &Message) -> Result<Payload<'static>, Status> {
     let header = &message.header;
     let from = (u64::from(due.packet) * u64::from(stride)) as usize;
     let len = header.payload_len(due.packet, stride);

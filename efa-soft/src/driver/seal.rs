@@ -162,16 +162,16 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Hello;
+    use crate::wire::{Body, Hello, Packet};
 
     const SECRET: &[u8] = b"0123456789abcdef";
 
     fn hello(life: u64) -> (Envelope, Vec<u8>) {
         let (src, dst) = (Gid::local(1), Gid::local(2));
         let envelope = Envelope { src, dst, src_incarnation: life, dst_incarnation: 0, path: 0 };
-        let mut packet = Vec::new();
-        wire::encode_hello(&mut packet, &envelope, &Hello { challenge: 1, echo: 0 });
-        (envelope, packet)
+        let (hello, mut bytes) = (Body::Hello(Hello { challenge: 1, echo: 0 }), Vec::new());
+        assert!(Packet { envelope, body: hello }.emit(&mut bytes));
+        (envelope, bytes)
     }
 
     #[test]

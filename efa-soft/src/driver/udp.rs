@@ -6,7 +6,8 @@ use super::worker::{Idle, IdleMode, Worker, now};
 use super::{Port, Waker, inherited};
 use crate::contain::log;
 use crate::link::{Link, Parcel};
-use crate::{Device, DeviceConfig, LinkConfig, LinkCounters, Secret, Time, wire};
+use crate::wire::{Envelope, Packet};
+use crate::{Device, DeviceConfig, LinkConfig, LinkCounters, Secret, Time};
 use efa_types::{AsyncEvent, Gid};
 use parking_lot::{Mutex, MutexGuard};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -123,11 +124,11 @@ impl Gate {
             None => (&*datagram, None),
         };
         // Without one it is no packet, whatever else it may be: the device counts it.
-        let Some(envelope) = wire::envelope(packet) else { return Ok(if flaw.is_some() { &[] } else { packet }) };
+        let Some(envelope) = Envelope::parse(packet) else { return Ok(if flaw.is_some() { &[] } else { packet }) };
         let flaw = flaw.or((envelope.src.to_udp() != Some(from)).then_some(Refusal::Address));
         if let Some(flaw) = flaw {
             // What was damaged on its way is not to pass for forged. The device takes nothing from what does not parse.
-            return if wire::parse(packet).is_ok() { Err(flaw) } else { Ok(packet) };
+            return if Packet::parse(packet).is_ok() { Err(flaw) } else { Ok(packet) };
         }
         if let (Some(sealer), Some(number)) = (&mut self.sealer, number)
             && envelope.dst == self.own
@@ -264,15 +265,15 @@ impl State {
             device.on_timeout(now);
             progress = true;
         }
-        while let Some(transmit) = device.poll_transmit(now) {
+        while let Some(packet) = device.poll_transmit(now) {
             progress = true;
-            let Some(to) = transmit.dst().to_udp() else { continue }; // no such address on this network
+            let Some(to) = packet.envelope.dst.to_udp() else { continue }; // no such address on this network
             let mut bytes = spare.pop().unwrap_or_default();
-            if transmit.encode(&mut bytes) {
+            if packet.emit(&mut bytes) {
                 if let Some(sealer) = &mut gate.sealer {
                     sealer.seal(&mut bytes);
                 }
-                let unwanted = link.push(now, Datagram { to, path: transmit.path(), bytes });
+                let unwanted = link.push(now, Datagram { to, path: packet.envelope.path, bytes });
                 spare.extend(unwanted.map(|datagram| datagram.bytes));
             } else {
                 spare.push(bytes);
@@ -334,7 +335,7 @@ impl Port for Udp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Envelope, Hello};
+    use crate::wire::{Body, Hello};
     use std::fmt::Write;
     use std::sync::Mutex as StdMutex;
     use std::sync::atomic::AtomicU64;
@@ -355,9 +356,9 @@ mod tests {
         static LIVES: AtomicU64 = AtomicU64::new(1);
         let src_incarnation = LIVES.fetch_add(1, Ordering::Relaxed);
         let envelope = Envelope { src: Gid::of_udp(THERE), dst: HERE, src_incarnation, dst_incarnation: 0, path: 0 };
-        let mut packet = Vec::new();
-        wire::encode_hello(&mut packet, &envelope, &Hello { challenge: 1, echo: 0 });
-        packet
+        let (hello, mut bytes) = (Body::Hello(Hello { challenge: 1, echo: 0 }), Vec::new());
+        assert!(Packet { envelope, body: hello }.emit(&mut bytes));
+        bytes
     }
 
     fn sealed(secret: u8) -> Vec<u8> {
@@ -370,7 +371,7 @@ mod tests {
     fn a_packet_gets_in_from_its_senders_address_and_with_the_devices_seal_and_once() {
         let open = |gate: &mut Gate, from: SocketAddrV4, datagram: &[u8]| {
             let mut bytes = datagram.to_vec();
-            gate.open(from.into(), &mut bytes).map(|packet| wire::parse(packet).is_ok())
+            gate.open(from.into(), &mut bytes).map(|packet| Packet::parse(packet).is_ok())
         };
         let (bare, own, other) = (packet(), sealed(1), sealed(2));
         let mut without = gate(None);

@@ -4,7 +4,7 @@
 
 use super::MESSAGE_WINDOW;
 use super::bitmap::Bitmap;
-use crate::wire::{Ack, MAX_ACKS, MessageHeader};
+use crate::wire::{Ack, Acks, MAX_ACKS, MessageHeader};
 use efa_io::Status;
 use foldhash::fast::RandomState;
 use std::collections::{HashMap, VecDeque};
@@ -155,8 +155,11 @@ impl RxFlow {
     }
 
     /// What to tell the peer now, one packet full: at most so many bytes, which are enough for an entry.
-    pub(crate) fn poll_acks(&mut self, mut room: usize) -> Vec<Ack> {
-        let mut acks: Vec<Ack> = Vec::with_capacity(self.touched.len().min(MAX_ACKS));
+    pub(crate) fn poll_acks(&mut self, mut room: usize) -> Acks<'static> {
+        let mut acks = Acks::with_capacity(self.touched.len());
+        let mut entries = 0;
+        // An entry that may still grow.
+        let mut last: Option<Ack> = None;
         let base = self.base.unwrap_or(0);
         self.touched.sort_unstable_by_key(|m| m.wrapping_sub(base));
         self.touched.dedup();
@@ -164,7 +167,7 @@ impl RxFlow {
         for &message in &self.touched {
             let standing = self.known(message).unwrap_or(Standing::Empty);
             if let Standing::Done(status) = standing
-                && let Some(Ack::Done { first, count, status: run }) = acks.last_mut()
+                && let Some(Ack::Done { first, count, status: run }) = &mut last
                 && status == *run
                 && first.wrapping_add(u32::from(*count)) == message
                 && *count < u16::MAX
@@ -183,12 +186,20 @@ impl RxFlow {
                 (Standing::Partial | Standing::Empty, _) => None,
             };
             let len = ack.as_ref().map_or(0, Ack::wire_len);
-            if acks.len() == MAX_ACKS || len > room {
+            if entries == MAX_ACKS || len > room {
                 break;
             }
             room -= len;
             told += 1;
-            acks.extend(ack);
+            if ack.is_some() {
+                entries += 1;
+                if let Some(complete) = std::mem::replace(&mut last, ack) {
+                    acks.push(&complete);
+                }
+            }
+        }
+        if let Some(complete) = last {
+            acks.push(&complete);
         }
         self.touched.drain(..told);
         acks
@@ -221,7 +232,7 @@ mod tests {
             flow.touch(message);
         }
         let done = |first, count, status| Ack::Done { first, count, status };
-        let told = flow.poll_acks(8192);
+        let told: Vec<Ack> = flow.poll_acks(8192).iter().collect();
         assert_eq!(told, [done(0, 3, Status::Ok), done(4, 1, Status::Ok), done(5, 1, Status::RemoteRnr)]);
         assert!(flow.poll_acks(8192).is_empty());
     }
@@ -262,9 +273,9 @@ mod tests {
             flow.set(message, Standing::Accepted);
             flow.touch(message);
         }
-        assert_eq!(flow.poll_acks(8192).len(), MAX_ACKS);
+        assert_eq!(flow.poll_acks(8192).iter().count(), MAX_ACKS);
         assert!(flow.wants_to_ack());
-        assert_eq!(flow.poll_acks(8192).len(), 100 - MAX_ACKS);
+        assert_eq!(flow.poll_acks(8192).iter().count(), 100 - MAX_ACKS);
         assert!(!flow.wants_to_ack());
     }
 
@@ -278,6 +289,6 @@ mod tests {
             flow.touch(message);
         }
         let packets: Vec<_> = std::iter::from_fn(|| flow.wants_to_ack().then(|| flow.poll_acks(100))).collect();
-        assert_eq!(packets.iter().map(Vec::len).collect::<Vec<_>>(), [2; 5]);
+        assert_eq!(packets.iter().map(|acks| acks.iter().count()).collect::<Vec<_>>(), [2; 5]);
     }
 }

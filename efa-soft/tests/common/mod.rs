@@ -5,7 +5,7 @@
 pub(crate) mod world;
 
 use efa_io::*;
-use efa_soft::wire::{self, Ack, Data, Envelope, Hello, Lane, MessageHeader, Packet, WireOp};
+use efa_soft::wire::{Ack, Body, Data, Envelope, Hello, Lane, MessageHeader, Packet, WireOp};
 use efa_soft::*;
 
 pub(crate) const HERE: Gid = Gid::local(1);
@@ -67,16 +67,15 @@ impl Node {
 
     pub(crate) fn packets(&mut self, now: Time) -> Vec<Vec<u8>> {
         let mut packets = Vec::new();
-        while let Some(transmit) = self.device.poll_transmit(now) {
-            let packet = bytes(&transmit);
-            match wire::parse(&packet) {
+        while let Some(packet) = self.device.poll_transmit(now) {
+            match packet {
                 // The peer says who it is.
-                Ok((envelope, Packet::Hello(Hello { challenge, .. }))) if challenge != 0 => {
+                Packet { envelope, body: Body::Hello(Hello { challenge, .. }) } if challenge != 0 => {
                     let src_incarnation = DeviceConfig::new(envelope.dst).incarnation_for(envelope.src);
                     let answer = Envelope { src_incarnation, ..back(&envelope) };
                     self.device.handle(now, &hello(&answer, 0, challenge));
                 }
-                _ => packets.push(packet),
+                packet => packets.push(bytes(&packet)),
             }
         }
         packets
@@ -109,11 +108,16 @@ pub(crate) fn put_raw<const W: usize>(qp: &QpInfo, producer: u32, wqe: Wqe<W>) {
     qp.sq.ring.publish_entry(slot as usize * W * 8, wqe.words());
 }
 
-pub(crate) fn bytes(transmit: &Transmit) -> Vec<u8> {
+pub(crate) fn bytes(packet: &Packet<'_>) -> Vec<u8> {
     let mut bytes = Vec::new();
-    assert!(transmit.encode(&mut bytes));
-    assert_eq!(bytes.len(), transmit.wire_len());
+    assert!(packet.emit(&mut bytes));
+    assert_eq!(bytes.len(), packet.wire_len());
     bytes
+}
+
+/// The bytes of a packet that says this.
+pub(crate) fn packet(envelope: &Envelope, body: Body<'_>) -> Vec<u8> {
+    bytes(&Packet { envelope: *envelope, body })
 }
 
 pub(crate) fn qp(device: &mut Device, pd: u32, cqn: u32, send_entries: u32) -> QpInfo {
@@ -155,23 +159,21 @@ pub(crate) fn back(envelope: &Envelope) -> Envelope {
 }
 
 pub(crate) fn hello(envelope: &Envelope, challenge: u64, echo: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    wire::encode_hello(&mut bytes, envelope, &Hello { challenge, echo });
-    bytes
+    packet(envelope, Body::Hello(Hello { challenge, echo }))
 }
 
 pub(crate) fn acks(acks: &[Ack]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    wire::encode_acks(&mut bytes, &from_there(), Lane::Requests, false, acks);
-    bytes
+    acks_from(&from_there(), false, acks)
+}
+
+pub(crate) fn acks_from(envelope: &Envelope, congested: bool, acks: &[Ack]) -> Vec<u8> {
+    packet(envelope, Body::Acks { lane: Lane::Requests, congested, acks: acks.iter().copied().collect() })
 }
 
 pub(crate) fn data(envelope: &Envelope, header: MessageHeader, message: u32, base: u32, stride: u32) -> Vec<u8> {
-    let mut bytes = Vec::new();
     let data = Data { message, base, header, stride, packet: 0 };
-    let len = header.payload_len(0, stride);
-    wire::encode_data(&mut bytes, envelope, &data, len, |_| Ok::<_, ()>(())).unwrap();
-    bytes
+    let payload = vec![0; header.payload_len(0, stride)];
+    packet(envelope, Body::Data(data, payload[..].into()))
 }
 
 pub(crate) fn header(op: WireOp, dst_qpn: u16, bytes: u32) -> MessageHeader {
@@ -180,6 +182,6 @@ pub(crate) fn header(op: WireOp, dst_qpn: u16, bytes: u32) -> MessageHeader {
 
 /// The number of the first message that is under way.
 pub(crate) fn first_message(packets: &[Vec<u8>]) -> u32 {
-    let Ok((_, Packet::Data(data, _))) = wire::parse(&packets[0]) else { panic!() };
+    let Ok(Packet { body: Body::Data(data, _), .. }) = Packet::parse(&packets[0]) else { panic!() };
     data.base
 }
