@@ -1,4 +1,4 @@
-//! Nothing, unless feature `bindgen` asks for bindings made anew from installed headers.
+//! Generates bindings from the installed headers if feature `bindgen` is on; does nothing otherwise.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -14,7 +14,7 @@ mod regenerate {
 
     const HEADERS: &str = "#include <infiniband/verbs.h>\n#include <infiniband/efadv.h>\n";
 
-    /// What is asked for by name; whatever that mentions follows.
+    /// The functions that bindings are generated for. bindgen adds the types that they mention.
     const FUNCTIONS: &str = "efadv_.*|_?ibv_(get_device_.*|free_device_list|open_device|close_device|query_(device|port|port_speed|gid|gid_ex|pkey|qp|\
                              qp_data_in_order|comp_cntr_caps)|(get|ack)_async_event|(alloc|dealloc)_pd|(reg|dereg|reg_dmabuf)_mr|reg_mr_iova2|\
                              (create|destroy)_(comp_channel|cq|qp|ah)|get_cq_event|ack_cq_events|modify_qp|qp_to_qp_ex|qp_attach_comp_cntr|\
@@ -23,7 +23,7 @@ mod regenerate {
                          qp_init_attr_mask|qp_attach_comp_cntr_op|comp_cntr_type|create_cq_wc_flags|port_cap_flags|device_cap_flags)";
     const CONSTANTS: &str = "EFADV_.*|IBV_(SYSFS_.*|LINK_LAYER_.*|WC_STANDARD_FLAGS)";
 
-    /// What the tables of operations mention and nobody here looks into.
+    /// Types that the tables of operations mention and this crate never looks into.
     const OPAQUE: &str = "ibv_(flow|srq|xrcd|wq|rwq|td|dm|dmah|mw|ops|tm|tmh|counter|values|modify_cq|moderate|alloc_dm|parent|esp|ece|rx_hash|packet|\
                           rss|tso|pci|odp|cq_moderation|mr_init|buf|advise|rate|qp_rate|qp_open|open_qp|grh).*";
 
@@ -39,7 +39,7 @@ mod regenerate {
             .allowlist_type(TYPES)
             .allowlist_var(CONSTANTS)
             .opaque_type(OPAQUE)
-            // Their sizes differ between architectures; libc knows them.
+            // Their sizes differ between architectures. libc defines them for each.
             .blocklist_type("pthread_.*|__pthread.*|__atomic_wide.*|timespec")
             .raw_line("use libc::{pthread_cond_t, pthread_mutex_t};")
             .use_core()
@@ -55,7 +55,7 @@ mod regenerate {
                  name their include directory in EFA_SYS_INCLUDE) and libclang (or name its directory in LIBCLANG_PATH)"
             )
         });
-        // The assertions hold on the architecture that they were made on: a mutex is larger on others.
+        // The size assertions hold only on the architecture that they were generated on: a mutex is larger on others.
         let assertion = "#[allow(clippy::unnecessary_operation, clippy::identity_op)]\nconst _";
         let text = bindings.to_string().replace(assertion, &format!("#[cfg(target_arch = \"x86_64\")]\n{assertion}"));
         let text = set_declarations_apart(&text);
@@ -63,7 +63,8 @@ mod regenerate {
         fs::write(&out, text).unwrap_or_else(|error| panic!("writing {}: {error}", out.display()));
     }
 
-    /// Puts the declarations of functions in a module of their own: they are compared with and never called, since nothing is linked.
+    /// Moves the declarations of functions to a module of their own. They are only compared with the tables' signatures
+    /// and never called, because nothing is linked.
     fn set_declarations_apart(text: &str) -> String {
         let (mut types, mut functions, mut inside) = (String::new(), String::new(), false);
         for line in text.lines() {
@@ -76,7 +77,8 @@ mod regenerate {
         format!("{types}\npub(super) mod declared {{\nuse super::*;\n{functions}}}\n")
     }
 
-    /// Where the C compiler keeps `stddef.h`, for a libclang that was installed without its own.
+    /// Returns the option that names the C compiler's directory of `stddef.h`, for a libclang that was installed
+    /// without its own.
     fn compiler_headers() -> Option<String> {
         let answer = Command::new("cc").arg("-print-file-name=include").output().ok()?;
         let dir = String::from_utf8(answer.stdout).ok()?;

@@ -1,4 +1,4 @@
-//! Completion counters: numbers that the device counts up in this process's memory.
+//! Completion counters: numbers in memory that the device increments with each completion.
 
 use crate::device::{Context, size};
 use crate::error::Error;
@@ -10,44 +10,45 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// A completion counter: two numbers, of completions that went well and of others.
+/// A completion counter: one number for successful completions and one for failed ones.
 pub struct CompCounter {
     counter: Object<ibv_comp_cntr, Parts>,
 }
 
-/// What a counter is made of.
+/// What a counter uses.
 struct Parts {
     context: Arc<Context>,
-    /// Keeps the memory that the device writes to, if it is not libefa's.
+    /// The owner of the memory that the device writes to, unless that is libefa's.
     _memory: Option<Arc<dyn Any + Send + Sync>>,
 }
 
-/// Which of a counter's two numbers.
+/// Selects one of a counter's two numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CounterValue {
-    /// Completions that went well.
+    /// The number of successful completions.
     Completions,
-    /// Completions with an error.
+    /// The number of completions with an error status.
     Errors,
 }
 
 impl CompCounter {
-    /// Creates one whose numbers are in memory of libefa: [`read`](Self::read) them.
+    /// Creates a counter whose numbers are in libefa's memory, where [`read`](Self::read) finds them.
     ///
     /// # Errors
-    /// The device has none, or no more; or the library is older than rdma-core 65.
+    /// The device has no counters, or none left; or the library is older than rdma-core 65.
     pub fn create(context: &Arc<Context>) -> Result<Self, Error> {
         Self::with(context, efadv_comp_cntr_init_attr::default(), None)
     }
 
-    /// Creates one whose numbers are at these addresses, in memory that lives as long as `owner`, which is kept until
-    /// the counter is destroyed, and for good if that fails.
+    /// Creates a counter whose numbers are at these addresses, in memory that lives as long as `owner`. The counter
+    /// keeps `owner` until it is destroyed. If destroying fails, `owner` is kept for the life of the process.
     ///
     /// # Errors
     /// As for [`create`](Self::create).
     ///
     /// # Safety
-    /// The device writes both words: as long as `owner` lives they must stay allocated, aligned to 8 bytes, and be accessed only atomically.
+    /// The device writes both words. As long as `owner` lives, they must stay allocated, be aligned to 8 bytes, and be
+    /// accessed only atomically.
     pub unsafe fn create_at(
         context: &Arc<Context>,
         completions: NonNull<u64>,
@@ -63,11 +64,12 @@ impl CompCounter {
         Self::with(context, attr, Some(owner))
     }
 
-    /// Creates one whose numbers are in a DMA-BUF, so many bytes from its beginning. `owner` is kept until the counter
-    /// is destroyed, and for good if that fails.
+    /// Creates a counter whose numbers are in a DMA-BUF. `completions` and `errors` are offsets in bytes from its
+    /// beginning. The counter keeps `owner` until it is destroyed. If destroying fails, `owner` is kept for the life of
+    /// the process.
     ///
     /// # Errors
-    /// As for [`create`](Self::create), or the device cannot reach the memory.
+    /// As for [`create`](Self::create), or the device cannot access the memory.
     pub fn create_in(
         context: &Arc<Context>,
         fd: BorrowedFd<'_>,
@@ -93,9 +95,9 @@ impl CompCounter {
         let create = context.libraries().efa()?.efadv_create_comp_cntr()?;
         let destroy = ("ibv_destroy_comp_cntr", context.verbs().ibv_destroy_comp_cntr()?);
         let parts = Parts { context: context.clone(), _memory: memory };
-        // SAFETY: the context is open: `parts` keeps it. Both attributes are this function's own, and `efa` has the
-        // size that is told. What the device writes to is in `memory`, as `create_at`'s caller says, or is the
-        // DMA-BUF's, which the kernel keeps; so the counter uses nothing but `parts`.
+        // SAFETY: `parts` keeps the context open. Both attributes are locals, and `efa` has the size that is passed.
+        // The device writes to memory that `parts` keeps (`create_at`'s caller guarantees it), to the DMA-BUF, which
+        // the kernel keeps, or to libefa's memory. So `parts` keeps everything that the counter uses.
         let counter = unsafe {
             let counter = create(context.as_ptr(), &mut attr, &mut efa, size(&efa));
             Object::new("efadv_create_comp_cntr", counter, destroy, parts)?
@@ -103,23 +105,23 @@ impl CompCounter {
         Ok(Self { counter })
     }
 
-    /// The device that it is of.
+    /// Returns the device that the counter belongs to.
     pub fn context(&self) -> &Arc<Context> {
         &self.counter.parts().context
     }
 
-    /// The counter, for functions of [`sys`](crate::sys). It lives as long as `self`.
+    /// Returns the counter for functions of [`sys`](crate::sys). The pointer is valid as long as `self`.
     pub fn as_ptr(&self) -> *mut ibv_comp_cntr {
         self.counter.as_ptr()
     }
 
-    /// The kernel's number of it.
+    /// Returns the number that the kernel knows the counter by.
     pub fn handle(&self) -> u32 {
-        // SAFETY: it lives as long as `self.counter`, and the library set its number when it made it, and never again.
+        // SAFETY: `self.counter` keeps the object alive. The library writes this field only when it creates the object.
         unsafe { (*self.as_ptr()).handle }
     }
 
-    /// One of its numbers.
+    /// Returns one of the counter's numbers.
     ///
     /// # Errors
     /// The call failed.
@@ -130,11 +132,11 @@ impl CompCounter {
             CounterValue::Errors => ("ibv_read_err_comp_cntr", verbs.ibv_read_err_comp_cntr()?),
         };
         let mut value = 0;
-        // SAFETY: it lives as long as `self.counter`; `value` is this function's own.
+        // SAFETY: `self.counter` keeps the object alive; `value` is a local.
         Error::check(call, unsafe { read(self.as_ptr(), &mut value) }).map(|()| value)
     }
 
-    /// Sets one of its numbers.
+    /// Sets one of the counter's numbers.
     ///
     /// # Errors
     /// The call failed.
@@ -144,11 +146,11 @@ impl CompCounter {
             CounterValue::Completions => ("ibv_set_comp_cntr", verbs.ibv_set_comp_cntr()?),
             CounterValue::Errors => ("ibv_set_err_comp_cntr", verbs.ibv_set_err_comp_cntr()?),
         };
-        // SAFETY: it lives as long as `self.counter`.
+        // SAFETY: `self.counter` keeps the object alive. The call takes numbers only.
         Error::check(call, unsafe { set(self.as_ptr(), value) })
     }
 
-    /// Adds to one of its numbers.
+    /// Adds `amount` to one of the counter's numbers.
     ///
     /// # Errors
     /// The call failed.
@@ -158,7 +160,7 @@ impl CompCounter {
             CounterValue::Completions => ("ibv_inc_comp_cntr", verbs.ibv_inc_comp_cntr()?),
             CounterValue::Errors => ("ibv_inc_err_comp_cntr", verbs.ibv_inc_err_comp_cntr()?),
         };
-        // SAFETY: it lives as long as `self.counter`.
+        // SAFETY: `self.counter` keeps the object alive. The call takes numbers only.
         Error::check(call, unsafe { add(self.as_ptr(), amount) })
     }
 }

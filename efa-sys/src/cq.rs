@@ -1,4 +1,4 @@
-//! Completion queues and the channels that their events come through.
+//! Completion queues, and the channels that report their events.
 
 use crate::device::{Context, set_nonblocking, size, wait_readable};
 use crate::error::Error;
@@ -12,20 +12,20 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A completion event channel.
+/// A completion event channel: it reports that a completion queue has a new entry.
 pub struct CompChannel {
     channel: Object<ibv_comp_channel, Arc<Context>>,
 }
 
 impl CompChannel {
-    /// Creates one.
+    /// Creates a channel.
     ///
     /// # Errors
     /// The call failed.
     pub fn create(context: &Arc<Context>) -> Result<Self, Error> {
         let create = context.verbs().ibv_create_comp_channel()?;
         let destroy = ("ibv_destroy_comp_channel", context.verbs().ibv_destroy_comp_channel()?);
-        // SAFETY: the context is open, and is all that a channel is made of.
+        // SAFETY: the channel uses only its context, which the `Object` keeps open.
         let channel =
             unsafe { Object::new("ibv_create_comp_channel", create(context.as_ptr()), destroy, context.clone())? };
         let channel = Self { channel };
@@ -33,19 +33,20 @@ impl CompChannel {
         Ok(channel)
     }
 
-    /// The descriptor that becomes readable with an event.
+    /// Returns the descriptor that becomes readable when there is an event.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the channel lives as long as `self.channel`; the library opened the descriptor with it, and closes it
-        // when it destroys it.
+        // SAFETY: `self.channel` keeps the channel alive. The library opened the descriptor with the channel and closes
+        // it only when it destroys the channel.
         unsafe { BorrowedFd::borrow_raw((*self.channel.as_ptr()).fd) }
     }
 
-    /// The device that it is of.
+    /// Returns the device that the channel belongs to.
     pub fn context(&self) -> &Arc<Context> {
         self.channel.parts()
     }
 
-    /// Takes an event and acknowledges it; gives the handle of its completion queue. Does not wait.
+    /// Takes an event, acknowledges it, and returns the handle of its completion queue. Returns `None` if there is no
+    /// event; it never waits.
     ///
     /// # Errors
     /// The call failed.
@@ -53,17 +54,16 @@ impl CompChannel {
         let verbs = self.context().verbs();
         let (get, acknowledge) = (verbs.ibv_get_cq_event()?, verbs.ibv_ack_cq_events()?);
         let (mut cq, mut cq_context) = (std::ptr::null_mut(), std::ptr::null_mut::<c_void>());
-        // SAFETY: the channel lives as long as `self.channel`; the two pointers are this function's own. The call does
-        // not wait: `create` made the descriptor non-blocking.
+        // SAFETY: `self.channel` keeps the channel alive; the two pointers are locals.
         if unsafe { get(self.channel.as_ptr(), &mut cq, &mut cq_context) } != 0 {
             return match Error::last("ibv_get_cq_event") {
                 error if matches!(error.errno(), Some(libc::EAGAIN | libc::EINTR)) => Ok(None),
                 error => Err(error),
             };
         }
-        // SAFETY: the queue lives until the event is acknowledged, which happens here, once: destroying it waits until
-        // as many events are as the kernel has handed out (`ibv_cmd_destroy_cq`), and hands out no more. Its number
-        // does not change.
+        // SAFETY: a queue cannot be destroyed while one of its events is not acknowledged: `ibv_cmd_destroy_cq` waits
+        // for as many acknowledgements as the kernel has delivered events. This event is acknowledged here, once, after
+        // the last access to the queue.
         unsafe {
             let handle = (*cq).handle;
             acknowledge(cq, 1);
@@ -71,13 +71,14 @@ impl CompChannel {
         }
     }
 
-    /// Waits at most `timeout` for an event, and takes it; whether one came. Neither signals nor others who take events here shorten that
-    /// time.
+    /// Waits up to `timeout` for an event and takes it. Returns `true` if there was one. Neither a signal nor another
+    /// thread that takes an event of this channel shortens that time.
     ///
     /// # Errors
-    /// Whatever the operating system answers.
+    /// The operating system's error, if waiting or reading fails.
     pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
-        let deadline = Instant::now().checked_add(timeout); // none: later than any clock goes
+        // `None` if the deadline is beyond the range of the clock: then it waits without one.
+        let deadline = Instant::now().checked_add(timeout);
         while wait_readable(self.fd(), deadline)? {
             match self.take_event() {
                 Ok(Some(_)) => return Ok(true),
@@ -91,34 +92,35 @@ impl CompChannel {
     }
 }
 
-/// Memory of a DMA-BUF for a completion ring.
+/// Memory in a DMA-BUF that holds a completion queue's entries.
 #[derive(Clone)]
 pub struct ExternalRing<'f> {
     /// The DMA-BUF.
     pub fd: BorrowedFd<'f>,
-    /// Where in it the ring begins, in bytes.
+    /// The offset of the ring in the DMA-BUF, in bytes.
     pub offset: u64,
-    /// Bytes of the ring.
+    /// The size of the ring in bytes.
     pub len: u64,
-    /// Where this process sees the ring, if it does. libefa reads there, and nowhere else, if [`sys`](crate::sys) is
-    /// used to poll.
+    /// The address at which this process has the ring mapped, if it has. libefa reads entries only there, and only if
+    /// it is asked to poll through [`sys`](crate::sys).
     pub buffer: Option<NonNull<u8>>,
-    /// Keeps the memory. It is kept until the queue is destroyed, and for good if that fails.
+    /// The owner of the memory. The queue keeps it until it is destroyed. If destroying fails, it is kept for the life
+    /// of the process.
     pub owner: Option<Arc<dyn Any + Send + Sync>>,
 }
 
-/// What a completion queue is to be like.
+/// The configuration of a completion queue.
 #[derive(Default)]
 pub struct CqAttr<'a> {
-    /// Entries, at least; libefa rounds up to a power of two.
+    /// The minimum number of entries. libefa rounds it up to a power of two.
     pub entries: u32,
-    /// Where its events come, if it is to have some.
+    /// The channel that reports the queue's events. Without one, the queue has no events.
     pub channel: Option<&'a Arc<CompChannel>>,
-    /// What libefa's own polling tells (`IBV_WC_EX_WITH_…`).
+    /// The fields that libefa's own polling can read (`IBV_WC_EX_WITH_…`).
     pub wc_flags: u64,
-    /// What entries tell (`EFADV_WC_EX_WITH_…`).
+    /// The additional fields of EFA's entries (`EFADV_WC_EX_WITH_…`).
     pub efa_wc_flags: u64,
-    /// Memory for the ring, if not libefa's.
+    /// Memory for the ring. Without it, libefa allocates some.
     pub external: Option<ExternalRing<'a>>,
 }
 
@@ -127,20 +129,20 @@ pub struct Cq {
     cq: Object<ibv_cq, Parts>,
 }
 
-/// What a queue is made of.
+/// What a completion queue uses.
 struct Parts {
     context: Arc<Context>,
     _channel: Option<Arc<CompChannel>>,
-    /// Keeps the ring's memory, if it is not libefa's.
+    /// The owner of the ring's memory, unless that is libefa's.
     _memory: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Cq {
-    /// Creates one (`efadv_create_cq`). Its entries have 32 bytes.
+    /// Creates a completion queue (`efadv_create_cq`). Its entries are 32 bytes large.
     ///
     /// # Errors
-    /// The device refused: too many entries, or it has no events or takes no external memory. [`Error::TwoDevices`]:
-    /// the channel is of another one.
+    /// The device refuses: there are too many entries, or it does not support events or external memory.
+    /// [`Error::TwoDevices`] if the channel belongs to another open device.
     pub fn create(context: &Arc<Context>, attr: &CqAttr<'_>) -> Result<Self, Error> {
         if let Some(channel) = attr.channel {
             let others = [("completion channel", channel.context())];
@@ -163,9 +165,9 @@ impl Cq {
             _channel: attr.channel.cloned(),
             _memory: attr.external.as_ref().and_then(|ring| ring.owner.clone()),
         };
-        // SAFETY: the context is open, and the channel lives and is of this context: `parts` keeps both. Both
-        // attributes are this function's own, and `efa` has the size that is told. The ring is libefa's, or the
-        // DMA-BUF's, which the kernel keeps; so the queue uses nothing but `parts`.
+        // SAFETY: `parts` keeps the context and the channel, and `of_one_device` checked that they belong together.
+        // Both attributes are locals, and `efa` has the size that is passed. The ring is in libefa's memory or in the
+        // DMA-BUF, which the kernel keeps. So `parts` keeps everything that the queue uses.
         let cq = unsafe {
             let cq = ibv_cq_ex_to_cq(create(context.as_ptr(), &mut ex, &mut efa, size(&efa)));
             Object::new("efadv_create_cq", cq, destroy, parts)?
@@ -173,43 +175,44 @@ impl Cq {
         Ok(Self { cq })
     }
 
-    /// The queue, for functions of [`sys`](crate::sys). It lives as long as `self`.
+    /// Returns the queue for functions of [`sys`](crate::sys). The pointer is valid as long as `self`.
     pub fn as_ptr(&self) -> *mut ibv_cq_ex {
-        // libefa made the extended form, which begins with the other.
+        // `efadv_create_cq` creates an `ibv_cq_ex`, whose first fields are those of `ibv_cq`.
         self.cq.as_ptr().cast()
     }
 
-    /// The kernel's number of it, by which events name it.
+    /// Returns the number that the kernel knows the queue by. Events carry it.
     pub fn handle(&self) -> u32 {
-        // SAFETY: it lives as long as `self.cq`, and the library set its number when it made it, and never again.
+        // SAFETY: `self.cq` keeps the object alive. The library writes this field only when it creates the object.
         unsafe { (*self.as_ptr()).handle }
     }
 
-    /// The device that it is of.
+    /// Returns the device that the queue belongs to.
     pub fn context(&self) -> &Arc<Context> {
         &self.cq.parts().context
     }
 
-    /// Its ring. Buffer and doorbell are valid as long as `self`; entries are those of each sub-queue. The doorbell is null on a queue without
-    /// channel.
+    /// Returns the location and size of the queue's ring. The buffer and the doorbell are valid as long as `self`.
+    /// `num_entries` counts the entries of each sub-queue. The doorbell is null if the queue has no channel.
     ///
     /// # Errors
     /// The library is older than rdma-core 59.
     pub fn query(&self) -> Result<efadv_cq_attr, Error> {
         let mut attr = efadv_cq_attr::default();
         let query = self.context().libraries().efa()?.efadv_query_cq()?;
-        // SAFETY: the queue lives as long as `self.cq`; `attr` is this function's own, and has the size that is told.
+        // SAFETY: `self.cq` keeps the queue alive; `attr` is a local of the size that is passed.
         let answer = unsafe { query(self.cq.as_ptr(), &mut attr, size(&attr)) };
         Error::check("efadv_query_cq", answer).map(|()| attr)
     }
 
-    /// libefa's view of the queue, for [`efadv_wc_read_sgid`] and its like. It lives as long as `self`.
+    /// Returns the queue as libefa's type, for [`efadv_wc_read_sgid`] and similar functions. The pointer is valid as
+    /// long as `self`.
     ///
     /// # Errors
     /// The library is older than rdma-core 43.
     pub fn as_efadv(&self) -> Result<*mut efadv_cq, Error> {
-        // SAFETY: the queue lives as long as `self.cq`, and is EFA's: `efadv_create_cq`, which made it, refuses other
-        // devices.
+        // SAFETY: `self.cq` keeps the queue alive. It is an EFA queue: `efadv_create_cq` created it and refuses all
+        // other devices.
         Ok(unsafe { self.context().libraries().efa()?.efadv_cq_from_ibv_cq_ex()?(self.as_ptr()) })
     }
 }

@@ -1,4 +1,4 @@
-//! Devices and contexts: what there is, and what is open.
+//! The machine's RDMA devices, and contexts: open devices.
 
 use crate::error::Error;
 use crate::object::Object;
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
-/// The RDMA devices of this machine, of all makes.
+/// The list of this machine's RDMA devices, of every vendor.
 pub struct DeviceList {
     libraries: &'static Libraries,
     list: NonNull<*mut ibv_device>,
@@ -20,7 +20,7 @@ pub struct DeviceList {
     free: unsafe extern "C" fn(*mut *mut ibv_device),
 }
 
-/// A device that is not open.
+/// A device in the list. [`open`](Self::open) makes a [`Context`] of it.
 #[derive(Clone, Copy)]
 pub struct Device<'l> {
     libraries: &'static Libraries,
@@ -29,23 +29,23 @@ pub struct Device<'l> {
 }
 
 impl DeviceList {
-    /// Looks for devices.
+    /// Lists the devices.
     ///
     /// # Errors
-    /// The kernel has no RDMA, for example.
+    /// The call failed: for example, the kernel has no RDMA support.
     pub fn get(libraries: &'static Libraries) -> Result<Self, Error> {
         let (get, free) = (libraries.verbs.ibv_get_device_list()?, libraries.verbs.ibv_free_device_list()?);
         let mut len: c_int = 0;
-        // SAFETY: `len` is this function's own.
+        // SAFETY: the only argument is a local to write to.
         let list = unsafe { get(&mut len) };
         let list = NonNull::new(list).ok_or_else(|| Error::last("ibv_get_device_list"))?;
         Ok(Self { libraries, list, len: usize::try_from(len).unwrap_or(0), free })
     }
 
-    /// The devices.
+    /// Returns an iterator over the devices.
     pub fn iter(&self) -> impl Iterator<Item = Device<'_>> {
-        // SAFETY: the library made a list of this length in `get`, and freed it is when `self` is dropped. It does not
-        // change in between.
+        // SAFETY: the library returned a list of this length in `get`. Only `drop` frees it, and nobody changes it
+        // before.
         let devices = unsafe { std::slice::from_raw_parts(self.list.as_ptr(), self.len) };
         let libraries = self.libraries;
         devices
@@ -56,58 +56,59 @@ impl DeviceList {
 
 impl Drop for DeviceList {
     fn drop(&mut self) {
-        // SAFETY: the library made the list in `get`, and this is the only call. No `Device` of it is left: they borrow
-        // `self`. A device that is open the library keeps by itself.
+        // SAFETY: the library returned the list in `get`, and only this call frees it. Every `Device` borrows `self`,
+        // so none is left. libibverbs itself keeps the device of an open context.
         unsafe { (self.free)(self.list.as_ptr()) };
     }
 }
 
+/// Returns the string at the beginning of a C array of characters.
 fn text(chars: &[c_char]) -> &CStr {
-    // SAFETY: as many bytes, of any value: a character is one.
+    // SAFETY: `c_char` and `u8` have the same size and alignment, and every byte is a valid `u8`.
     let bytes = unsafe { std::slice::from_raw_parts(chars.as_ptr().cast::<u8>(), chars.len()) };
     CStr::from_bytes_until_nul(bytes).unwrap_or_default()
 }
 
 impl<'l> Device<'l> {
     fn raw(&self) -> &'l ibv_device {
-        // SAFETY: the library keeps the device as long as the list, which outlives `'l`. It wrote its fields before it
-        // was in any list (`try_driver`), and writes none of them again.
+        // SAFETY: the library keeps the device as long as the list, which outlives `'l`. It writes the fields before it
+        // puts the device into a list (`try_driver` in libibverbs/init.c) and never again.
         unsafe { self.device.as_ref() }
     }
 
-    /// Its name: `rdmap79s0`.
+    /// Returns the device's name, for example `rdmap79s0`.
     pub fn name(&self) -> &'l str {
         text(&self.raw().name).to_str().unwrap_or_default()
     }
 
-    /// Its directory in sysfs: `/sys/class/infiniband/rdmap79s0`.
+    /// Returns the device's directory in sysfs, for example `/sys/class/infiniband/rdmap79s0`.
     pub fn sysfs(&self) -> &'l Path {
         Path::new(OsStr::from_bytes(text(&self.raw().ibdev_path).to_bytes()))
     }
 
-    /// What kind of node it is. EFA's are unspecified.
+    /// Returns the kind of node. EFA devices report `IBV_NODE_UNSPECIFIED`.
     pub fn node_type(&self) -> ibv_node_type {
         self.raw().node_type
     }
 
-    /// Its GUID; zero with older drivers of EFA.
+    /// Returns the device's GUID. It is zero with older EFA drivers.
     ///
     /// # Errors
     /// The library lacks the call.
     pub fn guid(&self) -> Result<u64, Error> {
-        // SAFETY: the device is in its list, which outlives `'l`.
+        // SAFETY: the list keeps the device, and outlives `'l`.
         Ok(u64::from_be(unsafe { self.libraries.verbs.ibv_get_device_guid()?(self.device.as_ptr()) }))
     }
 
-    /// Opens it.
+    /// Opens the device.
     ///
     /// # Errors
-    /// Usually a missing device file, or no permission on it.
+    /// The call failed: usually the device file is missing, or the process has no permission to open it.
     pub fn open(&self) -> Result<Context, Error> {
         let verbs = &self.libraries.verbs;
         let (open, close) = (verbs.ibv_open_device()?, ("ibv_close_device", verbs.ibv_close_device()?));
-        // SAFETY: the device is in its list, which outlives `'l`; from here on the context keeps it. There is nothing
-        // else that it is made of.
+        // SAFETY: the list keeps the device during the call. From then on libibverbs keeps it for the open context,
+        // which uses nothing else.
         let context = unsafe { Object::new("ibv_open_device", open(self.device.as_ptr()), close, ())? };
         let (name, sysfs) = (self.name().into(), self.sysfs().into());
         let context = Context { libraries: self.libraries, context, name, sysfs };
@@ -116,7 +117,7 @@ impl<'l> Device<'l> {
     }
 }
 
-/// A device that is open. Everything made of it keeps it open.
+/// An open device. Every object that is created from it keeps it open.
 pub struct Context {
     libraries: &'static Libraries,
     context: Object<ibv_context, ()>,
@@ -124,16 +125,16 @@ pub struct Context {
     sysfs: PathBuf,
 }
 
-/// Something that happened to a device or one of its objects, which no completion tells of.
+/// An asynchronous event: a change of a device or of one of its objects that no completion reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AsyncEvent {
-    /// What happened.
+    /// The type of the event.
     pub kind: ibv_event_type,
-    /// What it happened to.
+    /// The object that the event belongs to.
     pub element: AsyncElement,
 }
 
-/// What an asynchronous event is about.
+/// The object that an asynchronous event belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AsyncElement {
     /// The completion queue with this handle.
@@ -142,17 +143,17 @@ pub enum AsyncElement {
     Qp(u32),
     /// The port with this number.
     Port(u32),
-    /// The device as a whole, or something else.
+    /// The device as a whole, or an object of another kind.
     Device,
 }
 
 impl Context {
-    /// The context, for functions of [`sys`]. It lives as long as `self`.
+    /// Returns the context for functions of [`sys`]. The pointer is valid as long as `self`.
     pub fn as_ptr(&self) -> *mut ibv_context {
         self.context.as_ptr()
     }
 
-    /// The libraries that it was opened with.
+    /// Returns the libraries that the device was opened with.
     pub fn libraries(&self) -> &'static Libraries {
         self.libraries
     }
@@ -161,127 +162,128 @@ impl Context {
         &self.libraries.verbs
     }
 
-    /// The device's name.
+    /// Returns the device's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its directory in sysfs.
+    /// Returns the device's directory in sysfs.
     pub fn sysfs(&self) -> &Path {
         &self.sysfs
     }
 
-    /// What every RDMA device tells of itself.
+    /// Returns the attributes that every RDMA device has.
     ///
     /// # Errors
     /// The call failed.
     pub fn query_device(&self) -> Result<ibv_device_attr_ex, Error> {
         let mut attr = ibv_device_attr_ex::default();
-        // SAFETY: the context is open as long as `self.context`; what is written to is this function's own.
+        // SAFETY: `self.context` keeps the context open; the attributes are a local to write to.
         let answer = unsafe { ibv_query_device_ex(self.verbs(), self.as_ptr(), &mut attr)? };
         Error::check("ibv_query_device_ex", answer).map(|()| attr)
     }
 
-    /// What EFA devices tell of themselves.
+    /// Returns the attributes that only EFA devices have.
     ///
     /// # Errors
-    /// It is no EFA device (`EOPNOTSUPP`), or there is no libefa.
+    /// The device is not an EFA device (`EOPNOTSUPP`), or there is no libefa.
     pub fn query_efa(&self) -> Result<efadv_device_attr, Error> {
         let mut attr = efadv_device_attr::default();
-        // SAFETY: as in `query_device`; the size that is told is that of the attributes.
+        // SAFETY: `self.context` keeps the context open; `attr` is a local of the size that is passed.
         let answer = unsafe { self.libraries.efa()?.efadv_query_device()?(self.as_ptr(), &mut attr, size(&attr)) };
         Error::check("efadv_query_device", answer).map(|()| attr)
     }
 
-    /// The state of a port, numbered from 1. EFA's have one.
+    /// Returns the attributes of a port, its state among them. Ports are numbered from 1, and an EFA device has one.
     ///
     /// # Errors
     /// The call failed.
     pub fn query_port(&self, port: u8) -> Result<ibv_port_attr, Error> {
         let mut attr = ibv_port_attr::default();
-        // SAFETY: as in `query_device`.
+        // SAFETY: `self.context` keeps the context open; `attr` is a local to write to.
         let answer = unsafe { sys::ibv_query_port(self.verbs(), self.as_ptr(), port, &mut attr)? };
         Error::check("ibv_query_port", answer).map(|()| attr)
     }
 
-    /// The speed of a port in units of 100 Mb/s.
+    /// Returns the speed of a port in units of 100 Mb/s.
     ///
     /// # Errors
-    /// The library (before rdma-core 62), the kernel or the device cannot tell.
+    /// The kernel or the device does not report it, or the library is older than rdma-core 62.
     pub fn query_port_speed(&self, port: u8) -> Result<u64, Error> {
         let mut speed = 0;
-        // SAFETY: as in `query_device`.
+        // SAFETY: `self.context` keeps the context open; `speed` is a local to write to.
         let answer = unsafe { self.verbs().ibv_query_port_speed()?(self.as_ptr(), port.into(), &mut speed) };
         Error::check("ibv_query_port_speed", answer).map(|()| speed)
     }
 
-    /// An address of a port.
+    /// Returns the GID of a port at this index, in network order.
     ///
     /// # Errors
     /// The call failed.
     pub fn query_gid(&self, port: u8, index: u16) -> Result<[u8; 16], Error> {
         let mut gid = ibv_gid { raw: [0; 16] };
-        // SAFETY: as in `query_device`.
+        // SAFETY: `self.context` keeps the context open; `gid` is a local to write to.
         let answer = unsafe { self.verbs().ibv_query_gid()?(self.as_ptr(), port, index.into(), &mut gid) };
-        // SAFETY: all of the union is 16 bytes, which were set above or by the library.
+        // SAFETY: every field of the union is 16 bytes of plain data, and all of them are initialized.
         Error::check("ibv_query_gid", answer).map(|()| unsafe { gid.raw })
     }
 
-    /// Most WQEs of a send queue for requests like these: `ibv_qp_cap::max_send_wr` can be as large.
+    /// Returns the maximum number of WQEs in a send queue for requests with these attributes. `ibv_qp_cap::max_send_wr`
+    /// can be as large.
     ///
     /// # Errors
-    /// They are over a limit, or the library is older than rdma-core 63.
+    /// An attribute exceeds a limit of the device, or the library is older than rdma-core 63.
     pub fn max_sq_depth(&self, mut attr: efadv_sq_depth_attr) -> Result<u32, Error> {
         let efa = self.libraries.efa()?;
-        // SAFETY: as in `query_efa`.
+        // SAFETY: `self.context` keeps the context open; `attr` is a local of the size that is passed.
         let answer = unsafe { efa.efadv_get_max_sq_depth()?(self.as_ptr(), &mut attr, size(&attr)) };
         u32::try_from(answer).map_err(|_| Error::negative("efadv_get_max_sq_depth", answer))
     }
 
-    /// Most receives of a receive queue whose receives have up to this many buffers.
+    /// Returns the maximum number of outstanding receives in a receive queue whose receives have up to `max_recv_sge`
+    /// buffers.
     ///
     /// # Errors
-    /// They are over a limit, or the library is older than rdma-core 63.
+    /// `max_recv_sge` is zero or exceeds a limit of the device, or the library is older than rdma-core 63.
     pub fn max_rq_depth(&self, max_recv_sge: u32) -> Result<u32, Error> {
-        // libefa divides by it.
+        // libefa divides by it without a check (`efa_calc_rq_max_depth`).
         let value = u64::from(max_recv_sge);
         let call = "efadv_get_max_rq_depth";
         if value == 0 {
             return Err(Error::Argument { call, what: "max_recv_sge", value, expected: "at least 1" });
         }
         let mut attr = efadv_rq_depth_attr { max_recv_sge, ..Default::default() };
-        // SAFETY: as in `query_efa`.
+        // SAFETY: `self.context` keeps the context open; `attr` is a local of the size that is passed.
         let answer = unsafe { self.libraries.efa()?.efadv_get_max_rq_depth()?(self.as_ptr(), &mut attr, size(&attr)) };
         u32::try_from(answer).map_err(|_| Error::negative(call, answer))
     }
 
-    /// What completion counters the device has.
+    /// Returns the capabilities of the device's completion counters.
     ///
     /// # Errors
-    /// None, or the library is older than rdma-core 65.
+    /// The device has no counters, or the library is older than rdma-core 65.
     pub fn comp_cntr_caps(&self) -> Result<ibv_comp_cntr_caps, Error> {
         let mut caps = ibv_comp_cntr_caps::default();
-        // SAFETY: as in `query_device`; the size that is told is that of the capabilities.
+        // SAFETY: `self.context` keeps the context open; `caps` is a local of the size that is passed.
         let answer = unsafe { self.verbs()._ibv_query_comp_cntr_caps()?(self.as_ptr(), &mut caps, size_of_val(&caps)) };
         Error::check("ibv_query_comp_cntr_caps", answer).map(|()| caps)
     }
 
-    /// The descriptor that becomes readable with an asynchronous event.
+    /// Returns the descriptor that becomes readable when there is an asynchronous event.
     pub fn async_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the context is open as long as `self.context`; the library opened the descriptor with it, and closes
-        // it when it closes that.
+        // SAFETY: `self.context` keeps the context open. The library opened the descriptor with the context and closes
+        // it only when it closes the context.
         unsafe { BorrowedFd::borrow_raw((*self.as_ptr()).async_fd) }
     }
 
-    /// The next asynchronous event, if there is one. Does not wait.
+    /// Takes and acknowledges the next asynchronous event. Returns `None` if there is none; it never waits.
     ///
     /// # Errors
     /// The call failed.
     pub fn next_async_event(&self) -> Result<Option<AsyncEvent>, Error> {
         let acknowledge = self.verbs().ibv_ack_async_event()?;
         let mut event = ibv_async_event::default();
-        // SAFETY: the context is open as long as `self.context`; the event is this function's own. The call does not
-        // wait: `open` made the descriptor non-blocking.
+        // SAFETY: `self.context` keeps the context open; the event is a local to write to.
         if unsafe { self.verbs().ibv_get_async_event()?(self.as_ptr(), &mut event) } != 0 {
             return match Error::last("ibv_get_async_event") {
                 error if matches!(error.errno(), Some(libc::EAGAIN | libc::EINTR)) => Ok(None),
@@ -289,9 +291,10 @@ impl Context {
             };
         }
         let kind = event.event_type;
-        // SAFETY: the kind tells which field is set (`ibv_get_async_event(3)`). A queue or queue pair lives until the
-        // event is acknowledged, which happens below: destroying it waits until as many events are as the kernel has
-        // handed out (`ibv_cmd_destroy_cq`, `ibv_cmd_destroy_qp`). Its number does not change.
+        // SAFETY: the event's type says which field of the union is set (`ibv_get_async_event(3)`). The object that the
+        // field points to lives until the event is acknowledged, which happens below: destroying a queue or queue pair
+        // waits for as many acknowledgements as the kernel has delivered events (`ibv_cmd_destroy_cq`,
+        // `ibv_cmd_destroy_qp`). The library never changes the number that is read.
         let element = unsafe {
             match kind {
                 IBV_EVENT_CQ_ERR => AsyncElement::Cq((*event.element.cq).handle),
@@ -313,35 +316,36 @@ impl Context {
                 _ => AsyncElement::Device,
             }
         };
-        // SAFETY: it was fetched above, and is acknowledged here alone.
+        // SAFETY: the event was taken above and is acknowledged only here, after the last access to its object.
         unsafe { acknowledge(&mut event) };
         Ok(Some(AsyncEvent { kind, element }))
     }
 }
 
-/// The size of a structure that says how much of it there is.
+/// Returns the size in bytes of an attribute structure, which libefa takes beside the structure.
 pub(crate) fn size<T>(value: &T) -> u32 {
     size_of_val(value) as u32
 }
 
-/// Has reads of a descriptor, which are the library's, not wait.
+/// Makes a descriptor non-blocking, so that the library's reads from it never wait.
 pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<(), Error> {
-    // SAFETY: a borrowed descriptor is open; this asks for a number.
+    // SAFETY: a borrowed descriptor is open, and `F_GETFL` takes no pointer.
     let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
-    // SAFETY: as above; this sets one.
+    // SAFETY: a borrowed descriptor is open, and `F_SETFL` takes a number.
     let set = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) };
     if flags < 0 || set < 0 { Err(Error::last("fcntl")) } else { Ok(()) }
 }
 
-/// Waits until `deadline` (without one, for ever) for a descriptor to become readable; whether it is. Signals do not shorten that time.
+/// Waits until `deadline`, or forever without one, for a descriptor to become readable. Returns `true` if it is.
+/// Signals do not shorten that time.
 pub(crate) fn wait_readable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<bool> {
     let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     loop {
         let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
-        // What one call cannot wait for, it is asked for again.
+        // A longer time than one call can wait takes several calls.
         let seconds = left.as_secs().min(i32::MAX as u64) as libc::time_t;
         let time = libc::timespec { tv_sec: seconds, tv_nsec: left.subsec_nanos().into() };
-        // SAFETY: one `pollfd` and the time are this function's own; no signal mask is given.
+        // SAFETY: the one `pollfd` and the time are locals, and a null signal mask is allowed.
         match unsafe { libc::ppoll(&mut poll, 1, &time, std::ptr::null()) } {
             1.. => return Ok(true),
             0 => {}

@@ -1,32 +1,32 @@
-//! What can go wrong, with what to do about it.
+//! The crate's error: what failed, and what to do about it.
 
 use crate::sys::Version;
 use std::fmt;
 use std::io;
 
-/// Why a library could not be used, or what a call answered.
+/// The reason why a library cannot be used, or why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A library is not there.
+    /// A library cannot be loaded.
     #[error("{library} cannot be loaded ({reason}): {}", packages(library))]
     NoLibrary {
-        /// Its file name.
+        /// The library's file name.
         library: String,
-        /// The loader's words.
+        /// The loader's message.
         reason: String,
     },
-    /// A library is older than what is asked of it.
+    /// A library is too old for a call.
     #[error(
         "{library} of {} has no {symbol}, which came with rdma-core {needed}: install rdma-core {needed} or newer",
         found.map_or("an unknown release".to_string(), |found| format!("rdma-core {found}"))
     )]
     TooOld {
-        /// The library's file, as it was found.
+        /// The path of the library's file.
         library: String,
-        /// The function that it lacks.
+        /// The missing function.
         symbol: &'static str,
-        /// The release that it is of, if its file name tells.
+        /// The release of rdma-core that the library belongs to, if its file name shows it.
         found: Option<Version>,
         /// The release of rdma-core that first had the function.
         needed: u32,
@@ -36,22 +36,22 @@ pub enum Error {
     Call {
         /// The function.
         call: &'static str,
-        /// Its answer.
+        /// The error number that it returned.
         errno: Errno,
     },
-    /// A call that makes no sense, not passed on.
+    /// An argument is invalid. The library was not called.
     #[error("{call}: {what} is {value}, expected {expected}")]
     Argument {
         /// The function.
         call: &'static str,
         /// The argument.
         what: &'static str,
-        /// Its value.
+        /// The argument's value.
         value: u64,
-        /// What would be right.
+        /// The valid values.
         expected: &'static str,
     },
-    /// A call that brings objects of two open devices together, not passed on.
+    /// The arguments belong to two open devices. The library was not called.
     #[error(
         "{call}: the {what} is of {device}, the {other} of {other_device}{}: make both of one open device",
         if device == other_device { " (open twice)" } else { "" }
@@ -59,13 +59,13 @@ pub enum Error {
     TwoDevices {
         /// The function.
         call: &'static str,
-        /// One of its objects.
+        /// One of the objects.
         what: &'static str,
-        /// The device that it is of.
+        /// The name of this object's device.
         device: String,
-        /// Another of its objects.
+        /// Another of the objects.
         other: &'static str,
-        /// The device that this one is of.
+        /// The name of the other object's device.
         other_device: String,
     },
 }
@@ -75,7 +75,7 @@ pub enum Error {
 pub struct Errno(pub i32);
 
 impl Errno {
-    /// What the last call of this thread left.
+    /// Returns the calling thread's current error number (`errno`).
     pub fn last() -> Self {
         Self(io::Error::last_os_error().raw_os_error().unwrap_or(0))
     }
@@ -100,7 +100,7 @@ impl From<Errno> for io::Error {
 }
 
 impl Error {
-    /// The error number, if a call was made and failed.
+    /// Returns the operating system's error number if a call was made and failed.
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::Call { errno, .. } => Some(errno.0),
@@ -108,12 +108,13 @@ impl Error {
         }
     }
 
-    /// A call that left its answer in `errno`.
+    /// Returns the error of a call that reports its failure in `errno`.
     pub(crate) fn last(call: &'static str) -> Self {
         Self::Call { call, errno: Errno::last() }
     }
 
-    /// A call that answers 0, or an error number, or -1 with `errno` set.
+    /// Interprets the result of a call: 0 is success, -1 is a failure reported in `errno`, and any other value is an
+    /// error number.
     pub(crate) fn check(call: &'static str, answer: i32) -> Result<(), Self> {
         match answer {
             0 => Ok(()),
@@ -122,12 +123,13 @@ impl Error {
         }
     }
 
-    /// A call that answered a negative error number.
+    /// Returns the error of a call that returned a negative error number.
     pub(crate) fn negative(call: &'static str, answer: i32) -> Self {
         Self::Call { call, errno: Errno(answer.saturating_neg()) }
     }
 }
 
+/// Returns the packages that bring a library.
 fn packages(library: &str) -> &'static str {
     if library.contains("libefa") {
         "install rdma-core's EFA provider (Debian, Ubuntu: ibverbs-providers; Fedora, Amazon Linux: libibverbs; or AWS's EFA installer)"
@@ -136,7 +138,7 @@ fn packages(library: &str) -> &'static str {
     }
 }
 
-/// The usual cause of a failure, to be appended.
+/// Returns the usual cause of a failure, as the end of an error message.
 fn hint(call: &str, errno: Errno) -> &'static str {
     let of_memory = call.starts_with("ibv_reg");
     match (call, errno.0) {

@@ -1,7 +1,8 @@
-//! libibverbs and libefa in Rust.
+//! Safe Rust handles for libibverbs and libefa, which are loaded at run time.
 //!
-//! Two layers. [`sys`] is the libraries as they are: types, constants, functions, all unsafe. Above it are owned handles, one for each kind of
-//! object, whose methods are the calls and whose results are [`Error`]s that say what to do:
+//! There are two layers. [`sys`] has the libraries' own types, constants and functions, all unsafe. Above it are owned
+//! handles, one type for each kind of object. Their methods are the libraries' calls, and an [`Error`] says what to do
+//! about a failure:
 //!
 //! ```text
 //!   Libraries ── DeviceList ── Device ─open─▶ Context ──▶ Pd ──▶ Mr, Ah
@@ -10,12 +11,14 @@
 //!                                              └──▶ CompChannel ──▶ Cq ──▶ query
 //! ```
 //!
-//! A handle destroys its object when it is dropped, and keeps whatever the object was made of, so the order is always
-//! right. What the kernel refuses to destroy is kept for good, with all that it was made of, memory among it. Objects
-//! go together only if they are of one open device. Handles may be shared between threads.
+//! A handle destroys its object when it is dropped. It keeps everything that the object uses (other objects, memory)
+//! until then, so objects are always destroyed in the right order. If the kernel refuses to destroy an object, the
+//! object and everything that it uses are kept for the life of the process. Objects of two open devices cannot be
+//! combined. Handles can be shared between threads.
 //!
-//! Nothing is linked: the libraries are looked for at run time, function by function. A program that was built here starts on a machine
-//! without RDMA, and is told there what is missing; with an older library it has all that the older library has.
+//! Nothing is linked: the libraries are loaded at run time, and each of their functions is looked up by name. So a
+//! program also starts on a machine without RDMA, where the first call reports what is missing. With an older library,
+//! the functions that it has can be used.
 //!
 //! ```
 //! use efa_sys::{DeviceList, sys::Libraries};
@@ -29,9 +32,11 @@
 //! }
 //! ```
 //!
-//! Posting and polling are not here: rings are driven directly, which is what `efa-direct` does. The vendor's own are in [`sys`].
+//! The handles do not post and do not poll: `efa-direct` does that, directly in the rings. libefa's own functions for
+//! it are in [`sys`].
 //!
-//! Unsafe code: `bindings.rs` and `sys/` (the libraries as they are), `object.rs`, `device.rs`, `pd.rs`, `cq.rs`, `qp.rs`, `counter.rs` (calls into them).
+//! Unsafe code: `bindings.rs` and `sys/` (the libraries' own items), `object.rs`, `device.rs`, `pd.rs`, `cq.rs`,
+//! `qp.rs`, `counter.rs` (calls into the libraries).
 
 #![deny(missing_docs)]
 

@@ -1,4 +1,4 @@
-//! What every handle has inside: an object of the library, and all that it is made of.
+//! The owner of a library's object, which every handle has inside.
 
 use crate::device::Context;
 use crate::error::Error;
@@ -7,11 +7,11 @@ use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// An object of the library with its parts: all that it uses, other objects and memory. It is destroyed when this is
-/// dropped; only then, and only if that went well, are the parts let go of.
+/// An object of the library together with its *parts*: the other objects and the memory that it uses.
 ///
-/// To keep the parts for good is what happens if nothing else does: the kernel refuses, or somebody unwinds. So a
-/// device never has an object whose memory is somebody else's again.
+/// Dropping it destroys the object, and then, only if that succeeded, drops the parts. In every other case (the kernel
+/// refuses, or a panic unwinds) the parts are kept for the life of the process. So the device never writes to memory
+/// that has been reused.
 pub(crate) struct Object<T, P> {
     ptr: NonNull<T>,
     call: &'static str,
@@ -19,55 +19,63 @@ pub(crate) struct Object<T, P> {
     parts: ManuallyDrop<P>,
 }
 
-// SAFETY: the object has no thread of its own: libibverbs' functions may be called from any thread, for any object, at
-// any time (`Documentation/libibverbs.md` of rdma-core), but for destroying, which `drop` and `destroy` do: they have
-// the only `Object` there is of it. The parts are sendable themselves.
+// SAFETY: libibverbs' objects belong to no thread: its functions may be called from any thread, for any object, at any
+// time (`Documentation/libibverbs.md` of rdma-core). The exception is destroying, which only `drop` and `destroy` do.
+// They own the only `Object` of the library's object. The parts are `Send` themselves.
 unsafe impl<T, P: Send> Send for Object<T, P> {}
-// SAFETY: as for `Send`; through a shared reference nothing is destroyed, and the parts may be shared themselves.
+// SAFETY: libibverbs' functions may be called from several threads at once for the same object, except destroying,
+// which needs an owned `Object` and is therefore impossible through a shared reference. The parts are `Sync`
+// themselves.
 unsafe impl<T, P: Sync> Sync for Object<T, P> {}
 
 impl<T, P> Object<T, P> {
-    /// What `create` made, if it made something.
+    /// Takes ownership of the object that the function named `create` has just returned.
     ///
     /// # Errors
-    /// It made nothing: `errno`, as `create` left it.
+    /// `ptr` is null: `create` failed. The error is in `errno`.
     ///
     /// # Safety
-    /// `ptr` is null or a live object; `destroy.1`, which is named `destroy.0`, destroys it, and nobody else calls that
-    /// for it. Whatever the library, the kernel and the device use for it stays as long as `parts` does.
+    /// `ptr` is null or a live object. `destroy.1`, whose name is `destroy.0`, destroys such objects, and nobody else
+    /// calls it for this one. `parts` keeps everything that the library, the kernel and the device use for the object.
     pub(crate) unsafe fn new(
         create: &'static str,
         ptr: *mut T,
         destroy: (&'static str, unsafe extern "C" fn(*mut T) -> c_int),
         parts: P,
     ) -> Result<Self, Error> {
-        // Of nothing there is nothing to keep.
+        // If nothing was created, `parts` is dropped here.
         let ptr = NonNull::new(ptr).ok_or_else(|| Error::last(create))?;
         Ok(Self { ptr, call: destroy.0, destroy: destroy.1, parts: ManuallyDrop::new(parts) })
     }
 
+    /// Returns the object for functions of the library. The pointer is valid as long as `self`.
     pub(crate) fn as_ptr(&self) -> *mut T {
         self.ptr.as_ptr()
     }
 
+    /// Returns what the object uses.
     pub(crate) fn parts(&self) -> &P {
         &self.parts
     }
 
-    /// Destroys the object, and tells what came of it.
+    /// Destroys the object and reports a failure, which dropping only logs.
     pub(crate) fn destroy(self) -> Result<(), Error> {
         let mut this = ManuallyDrop::new(self);
-        // SAFETY: `this` is not used again, nor dropped.
-        unsafe { this.end() }
+        // SAFETY: `ManuallyDrop` keeps `drop` from calling it a second time, and `this` is not used afterwards.
+        unsafe { this.destroy_once() }
     }
 
+    /// Destroys the object and, if that succeeds, drops the parts.
+    ///
     /// # Safety
     /// It is called once, and nothing of `self` is used afterwards.
-    unsafe fn end(&mut self) -> Result<(), Error> {
-        // SAFETY: by `new`'s contract the object lives until this call, which is the only one, and all that it uses is
-        // still there: the parts are.
+    unsafe fn destroy_once(&mut self) -> Result<(), Error> {
+        // SAFETY: by `new`'s contract the object lives until it is destroyed, and `destroy` destroys such objects. The
+        // caller guarantees that this is the only call. The parts, which are all that the object uses, have not been
+        // dropped yet.
         Error::check(self.call, unsafe { (self.destroy)(self.as_ptr()) })?;
-        // SAFETY: they are dropped here alone, and not used again, as the caller says.
+        // SAFETY: only this line drops the parts. It runs once and nothing uses them afterwards, which the caller
+        // guarantees.
         unsafe { ManuallyDrop::drop(&mut self.parts) };
         Ok(())
     }
@@ -75,17 +83,17 @@ impl<T, P> Object<T, P> {
 
 impl<T, P> Drop for Object<T, P> {
     fn drop(&mut self) {
-        // SAFETY: nothing is used after `drop`.
-        if let Err(error) = unsafe { self.end() } {
-            // Objects are destroyed in the right order by construction, so this is news that nobody can act upon. A
-            // subscriber may panic over it: the parts are kept by then.
+        // SAFETY: `drop` runs at most once, `destroy` prevents it, and nothing uses the object after `drop`.
+        if let Err(error) = unsafe { self.destroy_once() } {
+            // Objects are destroyed in the right order by construction, so a caller could not do anything about this. A
+            // subscriber may panic here: the parts are kept already.
             tracing::error!(%error, "an object that could not be destroyed is kept for good, with its parts");
         }
     }
 }
 
-/// Refuses a call that brings objects of several open devices together. The kernel takes their numbers for those of one
-/// device, and would use, or destroy, whatever has such a number there.
+/// Returns an error if the objects of a call belong to several open devices. The kernel would look all of their numbers
+/// up in one device, and would use or destroy whatever has such a number there.
 pub(crate) fn of_one_device<const N: usize>(
     call: &'static str,
     (what, context): (&'static str, &Arc<Context>),

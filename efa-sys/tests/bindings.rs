@@ -1,6 +1,6 @@
-//! The bindings that are checked in beside those made from the headers installed here.
+//! A comparison of `src/bindings.rs` with bindings generated from the installed headers.
 //!
-//! With `EFA_SYS_BLESS=65.0` (the headers' release) the test puts the new ones in the place of the old ones instead.
+//! With `EFA_SYS_BLESS=65.0` (the release of the headers), the test replaces `src/bindings.rs` instead.
 #![cfg(feature = "bindgen")]
 
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 const NEW: &str = include_str!(concat!(env!("OUT_DIR"), "/bindings.rs"));
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/bindings.rs");
 
-/// What the bindings assert of sizes and offsets: `Size of ibv_wc` is 48.
+/// Returns the sizes and offsets that the bindings assert, for example `Size of ibv_wc`: 48.
 fn layouts(bindings: &str) -> BTreeMap<String, u64> {
     let compact: String = bindings.split_whitespace().collect::<Vec<_>>().join(" ");
     let assertions = compact.split("[\"").skip(1).filter_map(|rest| {
@@ -25,7 +25,8 @@ fn structures_are_laid_out_as_the_installed_headers_say() {
     if let Ok(release) = std::env::var("EFA_SYS_BLESS") {
         let header = format!(
             "//! Made by bindgen from `infiniband/verbs.h` and `infiniband/efadv.h` of rdma-core {release}.\n//!\n\
-             //! To make it anew: `EFA_SYS_BLESS={release} cargo test -p efa-sys --features bindgen --test bindings`, then `cargo fmt`.\n\n"
+             //! To make it anew: `EFA_SYS_BLESS={release} cargo test -p efa-sys --features bindgen --test bindings`, \
+             then `cargo fmt`.\n\n"
         );
         std::fs::write(PATH, header + NEW).unwrap();
         return;

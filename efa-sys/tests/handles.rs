@@ -1,5 +1,4 @@
-//! What handles promise, on devices of a library that was made for it: who keeps what, and for how long, whatever goes
-//! wrong.
+//! Tests of the handles on a fake library's devices: what each handle keeps, and for how long, whatever goes wrong.
 
 mod fake;
 
@@ -13,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
 
-/// A subscriber for which every event is one too many.
+/// A subscriber that panics at every event.
 struct Panics;
 
 impl tracing::Subscriber for Panics {
@@ -32,8 +31,8 @@ impl tracing::Subscriber for Panics {
     fn exit(&self, _: &tracing::span::Id) {}
 }
 
-/// Drops something, which logs that it could not be destroyed: once quietly, once with a subscriber that panics.
-/// Whether it panicked.
+/// Drops an object that cannot be destroyed, which logs an error. With `panics`, the subscriber panics at it. Returns
+/// `true` if it panicked.
 fn drop_under(panics: bool, what: impl Sized) -> bool {
     if !panics {
         drop(what);
@@ -42,7 +41,7 @@ fn drop_under(panics: bool, what: impl Sized) -> bool {
     tracing::subscriber::with_default(Panics, || catch_unwind(AssertUnwindSafe(|| drop(what)))).is_err()
 }
 
-/// Memory, and a way to see whether it is still there.
+/// Returns memory, and a weak reference that shows whether it has been freed.
 fn memory() -> (Arc<dyn Any + Send + Sync>, Weak<dyn Any + Send + Sync>) {
     let memory: Arc<dyn Any + Send + Sync> = Arc::new([0u64; 16]);
     let weak = Arc::downgrade(&memory);
@@ -84,7 +83,7 @@ fn what_is_dropped_is_destroyed_and_lets_go_of_what_it_was_made_of() {
     let mr = Mr::register_dmabuf(&pd, null().as_fd(), 0, 4096, 0x10000, 0).unwrap();
     let ah = Ah::create(&pd, [1; 16]).unwrap();
     let all = There { pds: 1, mrs: 1, ahs: 1, cqs: 2, qps: 1, counters: 1, channels: 1, twice: 0 };
-    // The other way round than they can be destroyed: each keeps what it is made of.
+    // In the reverse order of what the kernel allows: each handle keeps what it uses.
     drop((pd, channel, cq, external, counter));
     assert_eq!(there(&context), all);
     drop((mr, ah));
@@ -134,7 +133,7 @@ fn what_something_is_made_of_is_not_even_tried_to_be_destroyed_if_that_cannot_be
         assert!(pd.upgrade().is_some() && cq.upgrade().is_some() && counter.upgrade().is_some());
         assert!(ring_is.upgrade().is_some() && word_is.upgrade().is_some());
 
-        // The same of a region and of an address handle; with the region one is told.
+        // The same holds for a region and an address handle; `deregister` reports the error.
         let context = device();
         let pd = Arc::new(Pd::alloc(&context).unwrap());
         let region = || Mr::register_dmabuf(&pd, null().as_fd(), 0, 4096, 0x10000, 0).unwrap();
@@ -155,7 +154,7 @@ fn memory_is_registered_until_deregistering_is_over() {
     let pd = Arc::new(Pd::alloc(&context).unwrap());
     let mut bytes = vec![0u8; 4096];
     let addr = NonNull::new(bytes.as_mut_ptr()).unwrap();
-    // SAFETY: the bytes are there until the end of the test, and nobody looks at them.
+    // SAFETY: the bytes stay allocated until the end of the test, and nothing reads or writes them.
     let region = unsafe { Mr::register(&pd, addr, 4096, IBV_ACCESS_LOCAL_WRITE) }.unwrap();
     assert_eq!(there(&context).mrs, 1);
     region.deregister().unwrap();
@@ -206,7 +205,7 @@ fn objects_of_two_devices_are_not_brought_together() {
     refused(attached, "ibv_qp_attach_comp_cntr: the queue pair is of fake0, the completion counter of fake1");
     assert_eq!(Arc::strong_count(&counter), 1);
 
-    // One device that is open twice has two of everything, too.
+    // The objects of one device that is open twice cannot be combined either.
     let [again, _] = contexts();
     let again = Arc::new(again);
     let text = "efadv_create_qp_ex: the protection domain is of fake0, the send completion queue of fake0 (open twice)";

@@ -1,22 +1,24 @@
-//! What the headers define as static inline functions, and so no library exports.
+//! The headers' static inline functions, which no library exports.
 //!
-//! They call through tables of function pointers that libibverbs and its providers fill: of a context, of a queue pair, of a completion queue.
-//! The tables of a context grow downwards from release to release, with their size beside them, so that an old one is recognised.
+//! They call through tables of function pointers in a context, a queue pair or a completion queue. libibverbs and its
+//! providers fill these tables. A context's table grows at its beginning from release to release, and its size is
+//! stored in it, so that an older table is recognized.
 
 use super::*;
 use crate::error::Error;
 use std::ffi::{c_int, c_uint, c_void};
 use std::mem::offset_of;
 
-/// Marks a context that is part of a `verbs_context` (`__VERBS_ABI_IS_EXTENDED`).
+/// The value of `abi_compat` in a context that is part of a `verbs_context` (`__VERBS_ABI_IS_EXTENDED`).
 const ABI_IS_EXTENDED: usize = usize::MAX;
 
-/// The extended context around a context, or null.
+/// Returns the extended context that contains this context, or null if there is none.
 ///
 /// # Safety
-/// `context` must be open.
+/// `context` is an open context.
 pub unsafe fn verbs_get_ctx(context: *mut ibv_context) -> *mut verbs_context {
-    // SAFETY: the context is open; and if it says so, it is the last field of a `verbs_context`.
+    // SAFETY: the caller guarantees that the context is open. If `abi_compat` has this value, libibverbs allocated it
+    // as the last field of a `verbs_context`.
     unsafe {
         if (*context).abi_compat as usize != ABI_IS_EXTENDED {
             return std::ptr::null_mut();
@@ -25,7 +27,8 @@ pub unsafe fn verbs_get_ctx(context: *mut ibv_context) -> *mut verbs_context {
     }
 }
 
-/// An operation of the extended context, if the library is new enough to have a place for it and the provider filled it.
+/// Reads an operation of the extended context. It is `None` if the library is too old to have the field, or if the
+/// provider does not implement the operation.
 macro_rules! verbs_get_ctx_op {
     ($context:expr, $op:ident) => {{
         let extended = verbs_get_ctx($context);
@@ -39,23 +42,25 @@ macro_rules! verbs_get_ctx_op {
 }
 
 fn set_errno(errno: c_int) {
-    // SAFETY: the location is this thread's own.
+    // SAFETY: `__errno_location` returns the address of the calling thread's `errno`, which is always valid.
     unsafe { *libc::__errno_location() = errno };
 }
 
-/// Defines functions that call through a pointer in their first argument.
+/// Defines functions that call through a function pointer in their first argument.
 macro_rules! through {
     ($($field:ident: fn $name:ident($object:ident: *mut $class:ty $(, $arg:ident: $type:ty)*) $(-> $ret:ty)?;)*) => {$(
         #[doc = concat!("`", stringify!($name), "` of the headers.")]
         ///
         /// # Panics
-        /// The object was not created for this.
+        /// The object was not created for this operation.
         ///
         /// # Safety
-        /// As for the C function: a live object, valid pointers, and calls in the order that its manual page prescribes.
+        /// As for the C function: the object is live, all pointers are valid, and the calls are in the order that its
+        /// manual page requires.
         #[inline]
         pub unsafe fn $name($object: *mut $class $(, $arg: $type)*) $(-> $ret)? {
-            // SAFETY: the object is live, and its library filled the pointer for arguments like these.
+            // SAFETY: the caller guarantees that the object is live and the pointers are valid. libefa or libibverbs
+            // set the function pointer when it created the object, with the signature of the headers.
             unsafe { (*$object).$field.expect(concat!(stringify!($name), ": the object was not created for this"))($object $(, $arg)*) }
         }
     )*};
@@ -95,19 +100,20 @@ through! {
     wc_is_unsolicited: fn efadv_wc_is_unsolicited(cq: *mut efadv_cq) -> bool;
 }
 
-/// The same for operations of the object's context.
+/// Defines functions that call through a function pointer in their first argument's context.
 macro_rules! through_context {
     ($($field:ident: fn $name:ident($object:ident: *mut $class:ty $(, $arg:ident: $type:ty)*) -> $ret:ty;)*) => {$(
         #[doc = concat!("`", stringify!($name), "` of `verbs.h`.")]
         ///
         /// # Panics
-        /// The provider has no such operation. Every provider has.
+        /// The provider does not implement the operation. Every provider of rdma-core does.
         ///
         /// # Safety
-        /// As for the C function: a live object, valid pointers.
+        /// As for the C function: the object is live, and all pointers are valid.
         #[inline]
         pub unsafe fn $name($object: *mut $class $(, $arg: $type)*) -> $ret {
-            // SAFETY: the object is live, and so is its context, whose table its provider filled.
+            // SAFETY: the caller guarantees that the object is live and the pointers are valid. A live object's context
+            // is open, and its provider filled the table when it opened the context.
             unsafe { (*(*$object).context).ops.$field.expect(concat!(stringify!($name), ": the provider has none"))($object $(, $arg)*) }
         }
     )*};
@@ -120,17 +126,18 @@ through_context! {
     post_recv: fn ibv_post_recv(qp: *mut ibv_qp, wr: *mut ibv_recv_wr, bad_wr: *mut *mut ibv_recv_wr) -> c_int;
 }
 
-/// The completion queue that an extended one is.
+/// Converts an extended completion queue to the basic form, which its first fields are (`ibv_cq_ex_to_cq` of
+/// `verbs.h`).
 pub fn ibv_cq_ex_to_cq(cq: *mut ibv_cq_ex) -> *mut ibv_cq {
     cq.cast()
 }
 
-/// `ibv_create_cq_ex` of `verbs.h`: null, with `errno` set, if it fails.
+/// Creates a completion queue (`ibv_create_cq_ex` of `verbs.h`). Returns null and sets `errno` on failure.
 ///
 /// # Safety
-/// As for the C function: an open context, valid attributes.
+/// As for the C function: the context is open, and the attributes are valid.
 pub unsafe fn ibv_create_cq_ex(context: *mut ibv_context, attr: *mut ibv_cq_init_attr_ex) -> *mut ibv_cq_ex {
-    // SAFETY: the context is open; the operation was filled by its provider.
+    // SAFETY: the caller guarantees an open context and valid attributes. The context's provider set the operation.
     unsafe {
         let Some(create) = verbs_get_ctx_op!(context, create_cq_ex) else {
             set_errno(libc::EOPNOTSUPP);
@@ -140,19 +147,20 @@ pub unsafe fn ibv_create_cq_ex(context: *mut ibv_context, attr: *mut ibv_cq_init
     }
 }
 
-/// `ibv_create_qp_ex` of `verbs.h`: null, with `errno` set, if it fails.
+/// Creates a queue pair (`ibv_create_qp_ex` of `verbs.h`). Returns null and sets `errno` on failure.
 ///
 /// # Errors
-/// The library lacks `ibv_create_qp`, which stands in where only a protection domain is given.
+/// The library does not have `ibv_create_qp`, which is called if the attributes have only a protection domain.
 ///
 /// # Safety
-/// As for the C function: an open context, valid attributes.
+/// As for the C function: the context is open, and the attributes are valid.
 pub unsafe fn ibv_create_qp_ex(
     verbs: &Verbs,
     context: *mut ibv_context,
     attr: *mut ibv_qp_init_attr_ex,
 ) -> Result<*mut ibv_qp, Error> {
-    // SAFETY: the attributes begin as those of `ibv_create_qp` do; the context is open, the operation was filled by its provider.
+    // SAFETY: the caller guarantees an open context and valid attributes. The context's provider set the operation. The
+    // first fields of the attributes are those of `ibv_create_qp`.
     unsafe {
         if (*attr).comp_mask == IBV_QP_INIT_ATTR_PD {
             return Ok(verbs.ibv_create_qp()?((*attr).pd, attr.cast()));
@@ -165,20 +173,22 @@ pub unsafe fn ibv_create_qp_ex(
     }
 }
 
-/// `ibv_query_device_ex` of `verbs.h`, without input: 0 or an error number. Of an older library, or where the provider has no such
-/// operation, only the original attributes are filled.
+/// Queries a device's attributes (`ibv_query_device_ex` of `verbs.h`, without input). Returns 0 or an error number. If
+/// the library is older, or the provider does not implement the operation, only `orig_attr` is set and all other
+/// attributes are zero.
 ///
 /// # Errors
-/// The library lacks `ibv_query_device`.
+/// The library does not have `ibv_query_device`.
 ///
 /// # Safety
-/// As for the C function: an open context, attributes to write to.
+/// As for the C function: the context is open, and `attr` is valid for writes.
 pub unsafe fn ibv_query_device_ex(
     verbs: &Verbs,
     context: *mut ibv_context,
     attr: *mut ibv_device_attr_ex,
 ) -> Result<c_int, Error> {
-    // SAFETY: the context is open, and the attributes are valid for writes.
+    // SAFETY: the caller guarantees an open context and attributes that are valid for writes. The context's provider
+    // set the operation.
     unsafe {
         if let Some(query) = verbs_get_ctx_op!(context, query_device_ex) {
             let answer = query(context, std::ptr::null(), attr, size_of::<ibv_device_attr_ex>());
@@ -191,21 +201,22 @@ pub unsafe fn ibv_query_device_ex(
     }
 }
 
-/// `ibv_query_port` of `verbs.h` (`___ibv_query_port`): 0 or an error number. The exported function of that name is an older one that fills
-/// less, and stands in for an older library.
+/// Queries a port's attributes (`ibv_query_port` of `verbs.h`, `___ibv_query_port`). Returns 0 or an error number. An
+/// older library is asked through the exported function of that name, which sets fewer attributes.
 ///
 /// # Errors
-/// The library lacks the older one.
+/// The library does not have the exported function.
 ///
 /// # Safety
-/// As for the C function: an open context, attributes to write to.
+/// As for the C function: the context is open, and `attr` is valid for writes.
 pub unsafe fn ibv_query_port(
     verbs: &Verbs,
     context: *mut ibv_context,
     port: u8,
     attr: *mut ibv_port_attr,
 ) -> Result<c_int, Error> {
-    // SAFETY: the context is open, and the attributes are valid for writes.
+    // SAFETY: the caller guarantees an open context and attributes that are valid for writes. The context's provider
+    // set the operation.
     unsafe {
         if let Some(query) = verbs_get_ctx_op!(context, query_port) {
             return Ok(query(context, port, attr, size_of::<ibv_port_attr>()));
@@ -221,26 +232,26 @@ mod tests {
 
     unsafe extern "C" fn query(_: *mut ibv_context, port: u8, attr: *mut ibv_port_attr, len: usize) -> c_int {
         assert_eq!(len, size_of::<ibv_port_attr>());
-        // SAFETY: the caller below lends it.
+        // SAFETY: the test below passes a pointer to a local.
         unsafe { (*attr).max_msg_sz = u32::from(port) };
         0
     }
 
     #[test]
     fn an_operation_is_found_only_in_a_context_that_has_a_place_for_it() {
-        // SAFETY: libc is loaded, and has no function of libibverbs.
+        // SAFETY: libc is loaded already and has no functions of libibverbs.
         let verbs = unsafe { Verbs::open("libc.so.6") }.expect("libc stands in for libibverbs");
         let mut extended = verbs_context { query_port: Some(query), ..Default::default() };
         let call = |extended: &mut verbs_context| {
             let mut attr = ibv_port_attr::default();
             let context = (&raw mut *extended).wrapping_byte_add(offset_of!(verbs_context, context)).cast();
-            // SAFETY: both live; what is called looks at nothing else.
+            // SAFETY: the context and the attributes are live locals, and the functions called access nothing else.
             unsafe { ibv_query_port(&verbs, context, 3, &mut attr) }.map(|answer| (answer, attr.max_msg_sz))
         };
-        // Not extended at all: the older function is looked for.
+        // Not extended: the exported function is looked for.
         assert!(matches!(call(&mut extended), Err(Error::TooOld { symbol: "ibv_query_port", .. })));
         extended.context.abi_compat = ABI_IS_EXTENDED as *mut c_void;
-        // Extended, by an older library.
+        // Extended by an older library, which does not have the field.
         extended.sz = size_of::<verbs_context>() - offset_of!(verbs_context, query_port) - 1;
         assert!(call(&mut extended).is_err());
         extended.sz += 1;

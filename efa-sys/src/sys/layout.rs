@@ -1,14 +1,14 @@
-//! Sizes that cross the boundary, held still on every architecture.
+//! Compile-time checks of the sizes and offsets of structures that are passed to the libraries, on every architecture.
 //!
-//! The `efadv` structures grow at their end, and every call that takes one takes its size, too: a library that knows less of one than these
-//! bindings do leaves the rest as it is, or refuses what is not zero there. So the older part of each must stay where it is. Compared with
-//! the headers of rdma-core 60 to 65.
+//! The `efadv` structures grow at their end, and every call that takes one also takes its size. An older library
+//! ignores the newer fields, or refuses the call if they are not zero. So the older fields must keep their offsets. The
+//! numbers were compared with the headers of rdma-core 60 to 65.
 
 use super::*;
 use static_assertions::const_assert_eq;
 use std::mem::offset_of;
 
-// Of rdma-core 60, and so of all since.
+// As in rdma-core 60 and every release since.
 const_assert_eq!(size_of::<efadv_device_attr>(), 32);
 const_assert_eq!(size_of::<efadv_ah_attr>(), 16);
 const_assert_eq!(size_of::<efadv_wq_attr>(), 40);
@@ -17,18 +17,18 @@ const_assert_eq!(size_of::<efadv_cq_init_attr>(), 56);
 const_assert_eq!(size_of::<efadv_mr_attr>(), 16);
 const_assert_eq!(offset_of!(efadv_qp_init_attr, wr_flags), 16);
 
-// Newer: the end of `efadv_qp_init_attr` came with 64, depths with 63, counters with 65.
+// Newer: the end of `efadv_qp_init_attr` came with release 64, depths with 63, counters with 65.
 const_assert_eq!(size_of::<efadv_qp_init_attr>(), 24);
 const_assert_eq!(size_of::<efadv_sq_depth_attr>(), 24);
 const_assert_eq!(size_of::<efadv_rq_depth_attr>(), 16);
 const_assert_eq!(size_of::<efadv_memory_location>(), 32);
 const_assert_eq!(size_of::<efadv_comp_cntr_init_attr>(), 80);
 
-// In what was a reserved field.
+// Fields that took the place of reserved ones.
 const_assert_eq!(offset_of!(efadv_device_attr, inline_buf_size_ex), 22);
 const_assert_eq!(offset_of!(efadv_wq_attr, caps), 36);
 
-// libibverbs' own, whose size no call tells.
+// libibverbs' own structures, whose sizes are not passed.
 const_assert_eq!(size_of::<ibv_gid>(), 16);
 const_assert_eq!(size_of::<ibv_wc>(), 48);
 const_assert_eq!(size_of::<ibv_sge>(), 16);

@@ -1,4 +1,4 @@
-//! Finding a library, and which release it is.
+//! A shared library, loaded at run time, and the release of rdma-core that it belongs to.
 
 use crate::error::Error;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 /// A release of rdma-core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
-    /// The release: 65.
+    /// The release, for example 65.
     pub major: u32,
-    /// Its stable update: 0.
+    /// The stable update of the release, for example 0.
     pub minor: u32,
 }
 
@@ -23,8 +23,8 @@ impl fmt::Display for Version {
 }
 
 impl Version {
-    /// The release that a library's file is of: `libibverbs.so.1.14.50.0` is its ABI, 1.14, and the release, 50.0
-    /// (`rdma_library` in rdma-core's `buildlib/rdma_functions.cmake`).
+    /// Returns the release that a library's file name ends with. In `libibverbs.so.1.14.50.0`, the ABI is 1.14 and the
+    /// release is 50.0 (`rdma_library` in rdma-core's `buildlib/rdma_functions.cmake`).
     fn of_file(path: &Path) -> Option<Self> {
         let (_, numbers) = path.file_name()?.to_str()?.split_once(".so.")?;
         let mut numbers = numbers.split('.').skip(2).map(str::parse);
@@ -32,7 +32,7 @@ impl Version {
     }
 }
 
-/// A loaded library. It is never unloaded: functions of it may be in use as long as the process lives.
+/// A loaded library. It is never unloaded, because its functions may be in use until the process ends.
 pub(super) struct File {
     library: ManuallyDrop<Library>,
     path: PathBuf,
@@ -40,19 +40,21 @@ pub(super) struct File {
 }
 
 impl File {
-    /// Loads a library, by a path or by a name that the loader searches for; `probe` is a symbol that it surely has.
+    /// Loads a library by its path, or by a name that the loader searches for. `probe` is a symbol that every release
+    /// of it has; its address leads to the library's file.
     ///
     /// # Safety
-    /// What loading the file runs, its initializers and those of what it needs, may run here.
+    /// It is safe to run the initializers of the file and of the libraries that it needs.
     pub(super) unsafe fn open(name: &OsStr, probe: &CStr) -> Result<Self, Error> {
-        // SAFETY: the caller vouches for its initializers. What unloading it would run does not run.
+        // SAFETY: the caller is responsible for the initializers. Finalizers never run, because the library is never
+        // unloaded.
         let library =
             unsafe { Library::open(Some(name), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| Error::NoLibrary {
                 library: name.to_string_lossy().into(),
                 reason: std::error::Error::source(&error).map_or(error.to_string(), ToString::to_string),
             })?;
         let mut file = Self { library: ManuallyDrop::new(library), path: name.into(), version: None };
-        // The name is a link, the file behind it names the release.
+        // The name usually is a symbolic link. Only the file that it leads to has the release in its name.
         let found = file.symbol(probe).and_then(file_of).and_then(|path| path.canonicalize().ok());
         if let Some(path) = found {
             file.version = Version::of_file(&path);
@@ -61,11 +63,11 @@ impl File {
         Ok(file)
     }
 
-    /// Where a symbol is. Of several versions of it (`ibv_open_device@IBVERBS_1.0`, `…@@IBVERBS_1.1`) that is the default one, which the
-    /// headers describe.
+    /// Returns the address of a symbol. If the library has several versions of it (`ibv_open_device@IBVERBS_1.0`,
+    /// `…@@IBVERBS_1.1`), this is the default version, which the headers describe.
     pub(super) fn symbol(&self, name: &CStr) -> Option<*mut c_void> {
-        // SAFETY: only the symbol's address is taken, which any type of a pointer's size may stand for; nothing is read
-        // there. The name ends with a zero.
+        // SAFETY: the type parameter must fit the symbol if it is used. Only the address is taken here; nothing is read
+        // or called.
         let symbol = unsafe { self.library.get::<*mut c_void>(name.to_bytes_with_nul()) }.ok()?;
         Some(symbol.into_raw()).filter(|address| !address.is_null())
     }
@@ -83,14 +85,15 @@ impl File {
     }
 }
 
-/// The file that holds an address.
+/// Returns the loaded file that contains an address.
 fn file_of(address: *mut c_void) -> Option<PathBuf> {
-    // SAFETY: a `Dl_info` is four pointers, which may all be null.
+    // SAFETY: a `Dl_info` consists of four pointers, for which zero (null) is valid.
     let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
-    // SAFETY: `dladdr` takes any address, and looks for it among those of loaded files; `info` is this function's own.
+    // SAFETY: `dladdr` accepts any address and only compares it with those of loaded files; `info` is a local to write
+    // to.
     let found = unsafe { libc::dladdr(address, &mut info) } != 0 && !info.dli_fname.is_null();
-    // SAFETY: `dladdr` found a file, and set a string with a zero at its end that lives as long as that is loaded: for
-    // good, it is a `File`.
+    // SAFETY: `dladdr` succeeded and set `dli_fname` to a zero-terminated string, which is valid as long as the file is
+    // loaded. A `File` is never unloaded.
     found.then(|| PathBuf::from(unsafe { CStr::from_ptr(info.dli_fname) }.to_string_lossy().as_ref()))
 }
 

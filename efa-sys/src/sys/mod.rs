@@ -1,8 +1,10 @@
-//! The libraries as they are: types and constants of the headers, exported functions, inline functions. All of it is unsafe to call.
+//! The libraries' own interface: the types and constants of their headers, their exported functions and their inline
+//! functions. All functions are unsafe to call.
 //!
-//! Types and constants are bindgen's, of rdma-core 65; feature `bindgen` makes them anew, to be compared (`tests/bindings.rs`). [`Verbs`] and
-//! [`Efa`] are tables of the functions that the libraries export, looked up at run time: nothing is linked. The functions of this module
-//! are those that the headers define inline.
+//! bindgen generated the types and constants from the headers of rdma-core 65. Feature `bindgen` generates them again,
+//! to be compared (`tests/bindings.rs`). [`Verbs`] and [`Efa`] are tables of the functions that the libraries export;
+//! they are looked up at run time, and nothing is linked. The functions of this module are those that the headers
+//! define inline.
 
 #[path = "../bindings.rs"]
 #[allow(missing_docs, dead_code, unreachable_pub, non_camel_case_types, non_snake_case, non_upper_case_globals)]

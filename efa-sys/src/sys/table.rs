@@ -7,8 +7,8 @@ use std::ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void};
 use std::path::Path;
 use std::sync::OnceLock;
 
-/// Makes a table of function pointers: in each line the release of rdma-core that first had a function, and its signature, which must be
-/// that of the bindings.
+/// Defines a table of function pointers. Each line has the release of rdma-core that first had the function, and its
+/// signature. The compiler compares the signature with that of the bindings.
 macro_rules! table {
     (
         $(#[$doc:meta])* $table:ident, found by $probe:literal;
@@ -21,42 +21,43 @@ macro_rules! table {
         }
 
         impl $table {
-            /// Loads the library, by a path or by a name that the loader searches for, and looks its functions up. It
-            /// stays loaded for good.
+            /// Loads the library by its path, or by a name that the loader searches for, and looks up its functions. It
+            /// is never unloaded.
             ///
             /// # Errors
-            /// [`Error::NoLibrary`]. A function that is missing is an error only of its own method.
+            /// [`Error::NoLibrary`] if it cannot be loaded. A missing function is an error of that function's method
+            /// only.
             ///
             /// # Safety
             /// As for [`Libraries::open`].
             pub unsafe fn open(name: impl AsRef<OsStr>) -> Result<Self, Error> {
-                // SAFETY: the caller vouches for the library, its initializers among it.
+                // SAFETY: the caller is responsible for what the library's initializers do.
                 let file = unsafe { File::open(name.as_ref(), $probe) }?;
                 $(
                     let symbol = file.symbol(c_name(concat!(stringify!($name), "\0")));
-                    // SAFETY: a function of this name in the library, for which the caller vouches, is the one that the
-                    // headers declare: its signature is the one here, which the bindings below agree with. The address
-                    // is not null, and stays valid: the file is never unloaded.
+                    // SAFETY: the caller guarantees that a function of this name is the one that the headers declare.
+                    // The `const` below compares the signature with the headers'. The address is not null, and it stays
+                    // valid because the file is never unloaded.
                     let $name = symbol.map(|symbol| unsafe { std::mem::transmute(symbol) });
                 )*
                 Ok(Self { file, $($name),* })
             }
 
-            /// The library's file.
+            /// Returns the path of the library's file.
             pub fn path(&self) -> &Path {
                 self.file.path()
             }
 
-            /// The release of rdma-core that it is of, if its file name tells.
+            /// Returns the release of rdma-core that the library belongs to, if its file name shows it.
             pub fn version(&self) -> Option<Version> {
                 self.file.version()
             }
 
             $(
-                #[doc = concat!("`", stringify!($name), "`, which came with rdma-core ", $release, ".")]
+                #[doc = concat!("Returns `", stringify!($name), "`, which came with rdma-core ", $release, ".")]
                 ///
                 /// # Errors
-                /// [`Error::TooOld`]: the library lacks it.
+                /// [`Error::TooOld`] if the library does not have it.
                 #[inline]
                 pub fn $name(&self) -> Result<unsafe extern "C" fn($($type),*) $(-> $ret)?, Error> {
                     self.$name.ok_or_else(|| self.file.lacks(stringify!($name), $release))
@@ -64,18 +65,20 @@ macro_rules! table {
             )*
         }
 
-        // Signatures here are those of the headers. Only the compiler looks at these; nothing is linked.
+        // The signatures above must be those of the headers. Only the compiler looks at the declarations; nothing is
+        // linked.
         $(const _: unsafe extern "C" fn($($type),*) $(-> $ret)? = bindings::declared::$name;)*
     };
 }
 
 fn c_name(name: &'static str) -> &'static CStr {
-    CStr::from_bytes_with_nul(name.as_bytes()).expect("the macro ends it")
+    CStr::from_bytes_with_nul(name.as_bytes()).expect("the macro appends a zero")
 }
 
-// Releases: `debian/libibverbs1.symbols` of rdma-core 65; 12, rdma-core's first, stands for what came before it.
+// Releases: `debian/libibverbs1.symbols` of rdma-core 65. 12 is rdma-core's first release; it also stands for
+// everything older.
 table! {
-    /// libibverbs.
+    /// The functions that libibverbs exports.
     Verbs, found by c"ibv_open_device";
     12: fn ibv_get_device_list(num_devices: *mut c_int) -> *mut *mut ibv_device;
     12: fn ibv_free_device_list(list: *mut *mut ibv_device);
@@ -133,7 +136,7 @@ table! {
 
 // Releases: `debian/ibverbs-providers.symbols` of rdma-core 65.
 table! {
-    /// libefa.
+    /// The functions that libefa exports.
     Efa, found by c"efadv_query_device";
     26: fn efadv_query_device(context: *mut ibv_context, attr: *mut efadv_device_attr, len: u32) -> c_int;
     26: fn efadv_query_ah(ah: *mut ibv_ah, attr: *mut efadv_ah_attr, len: u32) -> c_int;
@@ -156,7 +159,7 @@ table! {
     ) -> *mut ibv_comp_cntr;
 }
 
-/// Both libraries.
+/// Both libraries, loaded.
 pub struct Libraries {
     /// libibverbs.
     pub verbs: Verbs,
@@ -164,43 +167,43 @@ pub struct Libraries {
 }
 
 impl Libraries {
-    /// Loads both, by paths or by names that the loader searches for. They stay loaded for good. libefa must be the
-    /// file that libibverbs loads as its provider: a second copy does not know the devices of the first.
+    /// Loads both libraries by their paths, or by names that the loader searches for. They are never unloaded. libefa
+    /// must be the file that libibverbs loads as its provider: a second copy does not know the devices of the first.
     ///
     /// # Errors
-    /// There is no libibverbs. A missing libefa is an error of [`efa`](Self::efa).
+    /// libibverbs cannot be loaded. A missing libefa is an error of [`efa`](Self::efa).
     ///
     /// # Safety
-    /// Loading a file runs code of its, and handles call whatever functions it has under the names of libibverbs and
-    /// libefa. So each file must be that library of rdma-core, of any release, or do what its headers say; the same
-    /// goes for the providers that libibverbs loads.
+    /// Loading a file runs its initializers, and handles call the functions that it has under the names of libibverbs
+    /// and libefa. So each file must be that library, of any release of rdma-core, or behave as rdma-core's headers and
+    /// manual pages specify. The same holds for the providers that libibverbs loads.
     ///
     /// ```compile_fail,E0133
     /// efa_sys::sys::Libraries::open("/tmp/whatever.so", "/tmp/whatever.so");
     /// ```
     pub unsafe fn open(verbs: impl AsRef<OsStr>, efa: impl AsRef<OsStr>) -> Result<Self, Error> {
-        // SAFETY: the caller's.
+        // SAFETY: the caller guarantees that both files are, or behave like, rdma-core's libraries.
         unsafe { Ok(Self { verbs: Verbs::open(verbs)?, efa: Efa::open(efa) }) }
     }
 
-    /// The machine's own, loaded with the first call.
+    /// Returns the machine's own libraries. The first call loads them.
     ///
     /// # Errors
-    /// There is no libibverbs.
+    /// libibverbs cannot be loaded.
     pub fn get() -> Result<&'static Self, Error> {
         static LIBRARIES: OnceLock<Result<Libraries, Error>> = OnceLock::new();
-        // SAFETY: files of these names, which are rdma-core's for these two interfaces (their `SONAME`s), are found by
-        // the system's loader, where whoever set up the machine or started the process has it look. Who can put
-        // something else there has the whole process: the C library is found like this. What rdma-core's libraries run
-        // on loading is no more than registering providers.
+        // SAFETY: the system's loader searches for these names, which are the `SONAME`s of rdma-core's two libraries,
+        // in the directories that the administrator or the process's starter chose. Whoever can replace files there
+        // controls the process anyway, because the C library is found in the same way. The initializers of rdma-core's
+        // libraries only register providers.
         let open = || unsafe { Self::open("libibverbs.so.1", "libefa.so.1") };
         LIBRARIES.get_or_init(open).as_ref().map_err(Clone::clone)
     }
 
-    /// libefa.
+    /// Returns libefa.
     ///
     /// # Errors
-    /// There is none.
+    /// libefa cannot be loaded.
     pub fn efa(&self) -> Result<&Efa, Error> {
         self.efa.as_ref().map_err(Clone::clone)
     }
@@ -213,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_missing_library_says_what_to_install() {
-        // SAFETY: there is no such file.
+        // SAFETY: there is no such file, so no initializer runs.
         let error = unsafe { Verbs::open("libibverbs-is-not-here.so.1") }.err().expect("there is no such library");
         let text = error.to_string();
         assert!(text.contains("libibverbs-is-not-here.so.1 cannot be loaded"), "{text}");
@@ -221,7 +224,7 @@ mod tests {
             text.contains("cannot open shared object file") && text.contains("Debian, Ubuntu: libibverbs1"),
             "{text}"
         );
-        // SAFETY: libc is loaded, and has no function of libibverbs; there is no such libefa.
+        // SAFETY: libc is loaded already and has no functions of libibverbs; there is no such libefa.
         let both = unsafe { Libraries::open("libc.so.6", "libefa-is-not-here.so.1") };
         let both = both.expect("libc stands in for libibverbs");
         let text = both.efa().err().expect("there is no such library").to_string();
@@ -237,13 +240,13 @@ mod tests {
         let status = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&file, &source]).status().unwrap();
         assert!(status.success());
         std::os::unix::fs::symlink(&file, &link).unwrap();
-        // SAFETY: it has the one function above, which does nothing with what it is given.
+        // SAFETY: the library has no initializers, and its only function reads none of its pointers.
         let efa = unsafe { Efa::open(&link) }.unwrap();
         std::fs::remove_dir_all(&dir).unwrap();
 
         assert_eq!(efa.version(), Some(Version { major: 39, minor: 2 }));
         let query = efa.efadv_query_device().unwrap();
-        // SAFETY: this one looks at no pointer.
+        // SAFETY: the function reads none of its pointers.
         assert_eq!(unsafe { query(std::ptr::null_mut(), std::ptr::null_mut(), 7) }, 7);
         let text = efa.efadv_query_qp_wqs().unwrap_err().to_string();
         let expected = "libefa.so.1.1.39.2 of rdma-core 39.2 has no efadv_query_qp_wqs, which came with rdma-core 59: \
@@ -253,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_library_of_no_known_release_says_so() {
-        // SAFETY: libc is loaded, and has no function of libibverbs.
+        // SAFETY: libc is loaded already and has no functions of libibverbs.
         let verbs = unsafe { Verbs::open("libc.so.6") }.unwrap();
         let text = verbs.ibv_open_device().unwrap_err().to_string();
         assert!(text.contains("of an unknown release has no ibv_open_device, which came with rdma-core 12"), "{text}");

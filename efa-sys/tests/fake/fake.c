@@ -1,13 +1,14 @@
-// libibverbs and libefa in one file, and two devices, for tests: objects are numbers and pieces of ordinary memory,
-// and nothing is sent.
+// A fake libibverbs and libefa in one file, with two devices, for tests. Objects are numbers and ordinary memory, and
+// nothing is sent.
 //
-// As the kernel does, it refuses to destroy what something else is made of (EBUSY). What it has on a device it tells in
-// the device's attributes (ibv_query_device), and how often something was destroyed that was no more.
+// Like the kernel, it refuses to destroy an object that another one uses (EBUSY). The device's attributes
+// (ibv_query_device) report the number of objects of each kind, and how often an object was destroyed that did not
+// exist any more.
 //
-// A GID's index from 256 on is an order: from here on this context refuses to destroy anything, with the error number
-// index - 256; 256 takes that back.
+// ibv_query_gid with an index of 256 or more is an order: from now on, this context refuses to destroy anything, with
+// the error number index - 256. 256 takes that back.
 //
-// Structures are rdma-core's, as far as anybody looks into them; bindings.rs has the whole.
+// Structures are rdma-core's, as far as they are used; bindings.rs has them in full.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -23,7 +24,7 @@ struct device {
     char name[64], dev_name[64], dev_path[256], ibdev_path[256];
 };
 
-// Before the fields that count, `struct ibv_context` has 32 operations, and behind them a mutex.
+// `struct ibv_context` has 32 operations in front of the fields that are used, and a mutex behind them.
 struct context {
     struct device *device;
     void *ops[32];
@@ -53,7 +54,7 @@ struct qp {
 };
 struct cap { uint32_t send_wr, recv_wr, send_sge, recv_sge, inline_bytes; };
 struct qp_init { void *qp_context; struct cq *send_cq, *recv_cq; void *srq; struct cap cap; int type, sig_all; };
-// The mask of what is set stands in the padding in front of the domain.
+// The mask of set fields is in the padding in front of the domain.
 struct qp_init_ex { struct qp_init init; struct pd *pd; };
 struct cq_init_ex { uint32_t cqe; void *cq_context; struct channel *channel; };
 struct efa_cq_init { uint64_t comp_mask, wc_flags, flags; uint8_t *buffer; uint64_t length, offset; int fd; };
@@ -62,7 +63,7 @@ static struct device devices[2] = {
     { .node_type = -1, .name = "fake0", .ibdev_path = "/sys/class/infiniband/fake0" },
     { .node_type = -1, .name = "fake1", .ibdev_path = "/sys/class/infiniband/fake1" },
 };
-// How often something was destroyed that was no more.
+// How often an object was destroyed that did not exist any more.
 static int twice;
 
 struct device **ibv_get_device_list(int *count) {
@@ -82,11 +83,11 @@ struct context *ibv_open_device(struct device *device) {
 }
 int ibv_close_device(struct context *context) {
     close(context->async_fd), close(context->pipe_end);
-    // Kept: a test may look at what was left.
+    // The context is kept, so that a test can count the objects that are left.
     return 0;
 }
 
-// What destroying answers: 0 if there was such an object, nothing uses it and no order stands against it.
+// Returns 0 if the object exists, nothing uses it, and there is no order to refuse.
 static int destroy(struct context *context, int *count, uint32_t *handle, int users) {
     if (*handle == 0) { twice++; return EINVAL; }
     if (users) return EBUSY;
@@ -146,7 +147,7 @@ struct mr *ibv_reg_mr(struct pd *pd, void *addr, size_t length, int access) {
 }
 struct mr *ibv_reg_dmabuf_mr(struct pd *pd, uint64_t offset, size_t length, uint64_t iova, int fd, int access) {
     (void)fd;
-    // It takes DMA-BUFs from their beginning on.
+    // Only DMA-BUFs from their beginning on are supported.
     if (offset) { errno = EOPNOTSUPP; return NULL; }
     return ibv_reg_mr(pd, (void *)iova, length, access);
 }
@@ -188,7 +189,7 @@ int ibv_get_cq_event(struct channel *channel, struct cq **cq, void **context) {
 }
 void ibv_ack_cq_events(struct cq *cq, unsigned count) { (void)cq, (void)count; }
 
-// Bytes of a completion, which old devices have smaller.
+// Size of a completion in bytes. Old devices have smaller ones.
 #ifdef SMALL
 enum { ENTRY = 16 };
 #else
@@ -203,7 +204,7 @@ struct cq *efadv_create_cq(struct context *context, struct cq_init_ex *init, str
     if (cq->channel) cq->channel->users++;
     for (cq->entries = 1; cq->entries < init->cqe;) cq->entries *= 2;
     if (efa->flags) { cq->ring = efa->buffer; return cq; }
-    // A file of its own, so that the mapping is nobody else's.
+    // A file of its own, so that nothing else is in the mapping.
     int fd = memfd_create("ring", MFD_CLOEXEC);
     cq->bytes = ENTRY * cq->entries;
     if (fd < 0 || ftruncate(fd, cq->bytes)) return NULL;
@@ -212,7 +213,7 @@ struct cq *efadv_create_cq(struct context *context, struct cq_init_ex *init, str
     return cq;
 }
 int ibv_destroy_cq(struct cq *cq) {
-    // Before asking, as libefa does.
+    // libefa unmaps the ring before it asks the kernel, too.
     if (cq->bytes) munmap(cq->ring, cq->bytes), cq->bytes = 0;
     int answer = destroy(cq->context, &cq->context->cqs, &cq->handle, cq->users);
     if (!answer && cq->channel) cq->channel->users--;
@@ -271,7 +272,7 @@ struct counter *efadv_create_comp_cntr(struct context *context, void *attr, void
     counter->context = context, counter->handle = number(context, &context->counters);
     return counter;
 }
-// Without it, the library is one that makes what it cannot destroy.
+// Without it, the library creates counters that it cannot destroy.
 #ifndef LACKS_DESTROY
 int ibv_destroy_comp_cntr(struct counter *counter) {
     return destroy(counter->context, &counter->context->counters, &counter->handle, counter->users);

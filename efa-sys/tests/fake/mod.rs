@@ -1,4 +1,4 @@
-//! A library, and two devices of it, to test with: `fake.c` says what they do.
+//! A fake library with two devices, for tests. `fake.c` says what they do.
 
 use efa_sys::sys::{Libraries, ibv_device_attr};
 use efa_sys::{Context, DeviceList};
@@ -8,7 +8,7 @@ use std::process::{self, Command};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
-/// The fake, compiled with these flags. Its file is gone once it is loaded.
+/// Compiles the fake with these flags, loads it, and removes its file.
 pub(crate) fn load(flags: &[&str]) -> Libraries {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../efa-sys/tests/fake/fake.c");
@@ -21,32 +21,31 @@ pub(crate) fn load(flags: &[&str]) -> Libraries {
         .args(flags)
         .status();
     assert!(status.expect("the fake takes a C compiler named cc").success());
-    // SAFETY: the fake's functions are those of the two libraries, as far as tests call them, and loading it does
-    // nothing.
+    // SAFETY: those of the fake's functions that tests call behave like the two libraries', and it has no initializers.
     let libraries = unsafe { Libraries::open(&library, &library) };
     std::fs::remove_file(&library).unwrap();
     libraries.unwrap()
 }
 
-/// The fake that all tests of a process share.
+/// Returns the fake that all tests of a process share.
 pub(crate) fn libraries() -> &'static Libraries {
     static FAKE: OnceLock<Libraries> = OnceLock::new();
     FAKE.get_or_init(|| load(&[]))
 }
 
-/// Both devices, opened for this test alone.
+/// Opens both devices anew.
 pub(crate) fn contexts() -> [Context; 2] {
     let list = DeviceList::get(libraries()).unwrap();
     let contexts: Vec<_> = list.iter().map(|device| device.open().unwrap()).collect();
     contexts.try_into().ok().unwrap()
 }
 
-/// From here on the device refuses to destroy what is made of this context, with this error number.
+/// Makes the device refuse, with this error number, to destroy any object of this context from now on.
 pub(crate) fn refuse(context: &Context, errno: i32) {
     context.query_gid(1, 256 + errno as u16).unwrap();
 }
 
-/// What there is on a device.
+/// The numbers of objects on a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct There {
     pub(crate) pds: i32,
@@ -56,11 +55,11 @@ pub(crate) struct There {
     pub(crate) qps: i32,
     pub(crate) counters: i32,
     pub(crate) channels: i32,
-    /// How often something was destroyed that was no more.
+    /// How often an object was destroyed that did not exist any more.
     pub(crate) twice: i32,
 }
 
-/// What there is on a device, made of this context.
+/// Counts the objects of this context.
 pub(crate) fn there(context: &Arc<Context>) -> There {
     let ibv_device_attr { max_pd, max_mr, max_ah, max_cq, max_ee, max_mw, max_rdd, max_mcast_grp, .. } =
         context.query_device().unwrap().orig_attr;
