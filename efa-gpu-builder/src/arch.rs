@@ -1,8 +1,8 @@
-//! The GPU architectures that EFA instances have.
+//! The GPU architectures of EC2 instances with EFA.
 
 use std::fmt;
 
-/// A GPU architecture to compile for. PTX for one runs on every later one.
+/// A GPU architecture to compile for. PTX for one architecture runs on every later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Arch {
@@ -17,10 +17,10 @@ pub enum Arch {
 }
 
 impl Arch {
-    /// All of them, in ascending order.
+    /// All architectures in ascending order.
     pub const ALL: [Self; 4] = [Self::Sm80, Self::Sm90, Self::Sm100, Self::Sm120];
 
-    /// Compute capability times ten: 90 is 9.0.
+    /// Returns the compute capability times ten: 90 is 9.0.
     pub const fn number(self) -> u32 {
         match self {
             Self::Sm80 => 80,
@@ -30,8 +30,11 @@ impl Arch {
         }
     }
 
-    /// The PTX version that is asked for, times ten: the oldest that has `st.mmio` (8.2, PTX ISA "st") and `ld.b128` at system scope (8.4, "ld"), and
-    /// knows the architecture, as a driver loads no PTX newer than itself. 8.4 takes a driver of CUDA 12.4, 550 or newer.
+    /// Returns the PTX version to compile for, times ten.
+    ///
+    /// A driver loads no PTX that is newer than the driver, so this is the oldest version that supports the
+    /// architecture, `st.mmio` (8.2, PTX ISA "st") and `ld.b128` at system scope (8.4, PTX ISA "ld"). Version 8.4 needs
+    /// a driver of CUDA 12.4: 550 or newer.
     pub const fn ptx_version(self) -> u32 {
         match self {
             Self::Sm80 | Self::Sm90 => 84,
@@ -41,7 +44,7 @@ impl Arch {
     }
 }
 
-/// As rustc and ptxas name it: `sm_90`.
+/// Prints the name that rustc and ptxas use, for example `sm_90`.
 impl fmt::Display for Arch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "sm_{}", self.number())

@@ -1,4 +1,4 @@
-//! From a folder with a kernel crate to PTX, one file for each architecture.
+//! The builder, which compiles a kernel crate to one PTX file for each architecture.
 
 use crate::cargo::Job;
 use crate::environment::{own_target_folder, target_folder};
@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// Compiles a kernel crate to PTX. See the [crate's documentation](crate).
+/// A build of a kernel crate, to be configured and run by a build script. See the [crate's documentation](crate).
 #[derive(Clone, Debug)]
 pub struct PtxBuilder {
     folder: String,
@@ -23,19 +23,19 @@ pub struct PtxBuilder {
     out_dir: Option<PathBuf>,
 }
 
-/// PTX for one architecture.
+/// A PTX file for one architecture.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Module {
-    /// What it is for.
+    /// The architecture.
     pub arch: Arch,
-    /// The file.
+    /// The path of the file.
     pub path: PathBuf,
-    /// Whether it was compiled just now; it was up to date otherwise.
+    /// `true` if this build compiled it; `false` if it was up to date.
     pub compiled: bool,
 }
 
-/// What came of a build.
+/// The result of a build.
 #[derive(Clone, Debug)]
 pub struct Built {
     modules: Vec<Module>,
@@ -45,13 +45,13 @@ pub struct Built {
 }
 
 impl PtxBuilder {
-    /// For the kernel crate in this folder, relative to the package whose build script this is.
+    /// Creates a builder for the kernel crate in this folder, relative to the build script's package.
     pub fn new(folder: impl Into<String>) -> Self {
         let folder = folder.into();
         Self { folder, archs: vec![], features: vec![], ptx_version: 0, debug_assertions: false, out_dir: None }
     }
 
-    /// Adds an architecture; without any, the PTX is made for all.
+    /// Adds an architecture. If none is added, the builder compiles for all.
     pub fn arch(mut self, arch: Arch) -> Self {
         self.archs.push(arch);
         self
@@ -63,34 +63,36 @@ impl PtxBuilder {
         self
     }
 
-    /// Turns on a feature of the kernel crate.
+    /// Enables a feature of the kernel crate.
     pub fn feature(mut self, feature: impl Into<String>) -> Self {
         self.features.push(feature.into());
         self
     }
 
-    /// Asks for at least this version of PTX, times ten, where [`Arch::ptx_version`] is not enough: 86 is 8.6.
+    /// Sets the minimum version of PTX, times ten, where [`Arch::ptx_version`] is not enough: 86 is 8.6.
     pub fn ptx_version(mut self, version: u32) -> Self {
         self.ptx_version = version;
         self
     }
 
-    /// Compiles with debug assertions and overflow checks, off by default. The code is optimized all the same.
+    /// Enables debug assertions and overflow checks, which are off by default. The code is optimized in any case.
     pub fn debug_assertions(mut self, on: bool) -> Self {
         self.debug_assertions = on;
         self
     }
 
-    /// Where the PTX goes, if not to the build script's `OUT_DIR`. No other build may use the same folder at the same time.
+    /// Sets the folder for the PTX, which by default is the build script's `OUT_DIR`. No other build may use the same
+    /// folder at the same time.
     pub fn out_dir(mut self, folder: impl Into<PathBuf>) -> Self {
         self.out_dir = Some(folder.into());
         self
     }
 
-    /// Compiles what is not up to date, and tells cargo when to come back and where the PTX is.
+    /// Compiles what is not up to date. Prints the instructions by which cargo knows where the PTX is and when to run
+    /// the script again.
     ///
     /// # Errors
-    /// No toolchain, no such crate, or its compiler's errors.
+    /// There is no toolchain or no such crate, or the crate does not compile.
     pub fn build(mut self) -> Result<Built, Error> {
         for variable in ["EFA_PTX_TOOLCHAIN", "PTXAS"] {
             println!("cargo::rerun-if-env-changed={variable}");
@@ -133,27 +135,27 @@ impl PtxBuilder {
 }
 
 impl Built {
-    /// The PTX files, by ascending architecture.
+    /// Returns the PTX files by ascending architecture.
     pub fn modules(&self) -> &[Module] {
         &self.modules
     }
 
-    /// All files that the PTX was made from: a change of one of them is a reason to build again.
+    /// Returns all files that the PTX was compiled from. A change of one of them is a reason to build again.
     pub fn inputs(&self) -> &[PathBuf] {
         &self.inputs
     }
 
-    /// The compiler's warnings, as it renders them. Cargo prints them as warnings of the build script.
+    /// Returns the compiler's warnings in its own format. Cargo prints them as warnings of the build script.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// The environment variables that the package finds as it is compiled, and the paths that they hold.
+    /// Returns the environment variables that the package sees while it is compiled, and the paths that they contain.
     pub fn variables(&self) -> &[(String, PathBuf)] {
         &self.variables
     }
 
-    /// Has `ptxas` assemble all of it, and reads what every kernel takes.
+    /// Assembles all PTX files with `ptxas` and returns the resources of every kernel.
     ///
     /// # Errors
     /// There is no `ptxas`, or it refuses the PTX.
@@ -167,7 +169,7 @@ impl Built {
         Ok(report)
     }
 
-    /// Compiles one, unless it is up to date.
+    /// Compiles one PTX file unless it is up to date.
     fn add(&mut self, job: &Job<'_>, path: PathBuf) -> Result<(), Error> {
         let stamp = Stamp::new(path.with_extension("inputs"), job.how());
         let unchanged = stamp.unchanged().filter(|_| path.is_file());
@@ -178,7 +180,7 @@ impl Built {
                 stamp.remove()?;
                 let since = SystemTime::now();
                 let compiled = job.run(&path)?;
-                // While there are warnings it compiles every time, lest they be seen once and forgotten.
+                // A crate with warnings is compiled every time, so that its warnings are printed every time.
                 if compiled.exact && compiled.warnings.is_empty() {
                     stamp.write(&compiled.inputs, since)?;
                 }
@@ -193,7 +195,7 @@ impl Built {
         Ok(())
     }
 
-    /// Writes the list of all modules, and tells cargo.
+    /// Writes the list of all modules, and prints cargo's instructions.
     fn hand_over(&mut self, name: &str, out: &Path) -> Result<(), Error> {
         let mut list = String::from("&[");
         let variable = name.replace(|c: char| !c.is_ascii_alphanumeric(), "_").to_uppercase();
@@ -212,7 +214,7 @@ impl Built {
         for (variable, path) in &self.variables {
             println!("cargo::rustc-env={variable}={}", path.display());
         }
-        // Every architecture has the same to say.
+        // The warnings are the same for every architecture; they are printed once.
         let mut seen = HashSet::new();
         for warning in self.warnings.iter().filter(|warning| seen.insert(*warning)) {
             // Cargo takes warnings line by line.

@@ -1,8 +1,9 @@
-//! The inner cargo: how it is called, and what it says.
+//! The inner cargo: its command line and its messages.
 //!
-//! The kernel crate becomes a `cdylib`, whatever its manifest says, and the compiler writes its assembly, which is the PTX, where we want it. Linking
-//! would add nothing to a single LTO'd module and takes a tool that toolchains do not have (`llvm-bitcode-linker`): `true` stands in
-//! for it. So cargo's exit code is the compiler's verdict alone.
+//! The kernel crate is compiled as a `cdylib`, whatever its manifest says. The compiler writes the crate's assembly,
+//! which is the PTX, to the file that the builder chooses. Linking would add nothing to a single module after LTO, and
+//! needs a tool that toolchains do not have (`llvm-bitcode-linker`). The program `true` takes its place, so cargo's
+//! exit code depends on the compiler alone.
 
 use crate::{Arch, Error, Toolchain, inputs};
 use rustix::fs::{FlockOperation, flock};
@@ -12,31 +13,32 @@ use std::path::{Path, PathBuf};
 
 const TARGET: &str = "nvptx64-nvidia-cuda";
 
-/// What to compile.
+/// One compilation: a kernel crate for one architecture.
 pub(crate) struct Job<'a> {
     pub(crate) toolchain: &'a Toolchain,
-    /// The kernel crate's folder as it was given, for people; and where it is.
+    /// The kernel crate's folder as the user gave it, for messages.
     pub(crate) name: &'a str,
+    /// The absolute path of the kernel crate's folder.
     pub(crate) folder: &'a Path,
     pub(crate) arch: Arch,
-    /// Target folder of the inner cargo, which build scripts share.
+    /// The target folder of the inner cargo, which all build scripts share.
     pub(crate) target: &'a Path,
     pub(crate) features: &'a [String],
-    /// Times ten.
+    /// The PTX version times ten.
     pub(crate) ptx_version: u32,
     pub(crate) debug_assertions: bool,
 }
 
-/// What came of it.
+/// The result of a compilation.
 pub(crate) struct Compiled {
     pub(crate) inputs: Vec<PathBuf>,
-    /// Whether the inputs are files, all of them; else folders are among them.
+    /// `true` if all inputs are files; `false` if there are folders among them.
     pub(crate) exact: bool,
     pub(crate) warnings: Vec<String>,
 }
 
 impl Job<'_> {
-    /// All that determines the PTX besides its inputs, in one line.
+    /// Returns one line with everything that determines the PTX apart from its inputs.
     pub(crate) fn how(&self) -> String {
         let Self { toolchain, features, debug_assertions, .. } = self;
         let builder = env!("CARGO_PKG_VERSION");
@@ -47,11 +49,11 @@ impl Job<'_> {
         [format!("-Ctarget-cpu={}", self.arch), format!("-Ctarget-feature=+ptx{}", self.ptx_version)]
     }
 
-    /// Compiles into the file `ptx`.
+    /// Compiles the crate to the file `ptx`.
     pub(crate) fn run(&self, ptx: &Path) -> Result<Compiled, Error> {
         fs::create_dir_all(self.target).map_err(Error::io("creating", self.target))?;
-        // Cargo's own lock is not enough: what it says of a crate's inputs stands in a file named after the crate, and others may be
-        // called the same.
+        // Cargo's own lock is not enough: cargo writes the list of a crate's inputs to a file named after the crate,
+        // and another build's crate may have the same name.
         let lock = self.target.join("lock");
         let file = File::create(&lock).map_err(Error::io("creating", &lock))?;
         flock(&file, FlockOperation::LockExclusive).map_err(|error| Error::io("locking", &lock)(error.into()))?;
@@ -60,7 +62,7 @@ impl Job<'_> {
         let mut cargo = self.toolchain.command("cargo");
         cargo.current_dir(self.folder);
         cargo.env("RUSTC", self.toolchain.program("rustc")).env("RUSTC_BOOTSTRAP", "1");
-        // Empty and set, they go before what cargo's configuration files say.
+        // Set to empty, these variables override cargo's configuration files.
         cargo.env("RUSTC_WRAPPER", "").env("RUSTC_WORKSPACE_WRAPPER", "");
         cargo.env("CARGO_ENCODED_RUSTFLAGS", self.rustflags().join("\x1f"));
         cargo.env("CARGO_BUILD_BUILD_DIR", self.target).arg("rustc").arg("--target-dir").arg(self.target);
@@ -76,25 +78,26 @@ impl Job<'_> {
 
         let program = self.toolchain.program("cargo");
         let output = cargo.output().map_err(Error::io("starting", &program))?;
-        let said = Said::new(&output.stdout, self.name);
+        let messages = Messages::new(&output.stdout, self.name);
         if !output.status.success() || !ptx.is_file() {
             let log = String::from_utf8_lossy(&output.stderr);
-            let diagnostics = if said.errors.is_empty() { errors_of_cargo(&log) } else { said.errors.join("\n") };
+            let diagnostics =
+                if messages.errors.is_empty() { errors_of_cargo(&log) } else { messages.errors.join("\n") };
             let (krate, toolchain) = (self.name.into(), self.toolchain.to_string());
             let diagnostics = diagnostics.trim_end().into();
             return Err(Error::Compile { krate, arch: self.arch, toolchain, diagnostics });
         }
-        let rules = said.library.map(|name| self.target.join(TARGET).join("release").join(name + ".d"));
+        let rules = messages.library.map(|name| self.target.join(TARGET).join("release").join(name + ".d"));
         let sources = rules.and_then(|rules| inputs::of_rules(&rules));
         let exact = sources.is_some();
-        // Without that list, any file of the crate may be one.
+        // Without that list, every file of the crate may be an input.
         let mut inputs = sources.unwrap_or_else(|| vec![self.folder.join("src")]);
         let crates = inputs.iter().filter_map(|source| inputs::crate_of(source).map(Path::to_path_buf));
         let crates: Vec<_> = crates.chain([self.folder.to_path_buf()]).collect();
         inputs.extend(crates.iter().flat_map(|krate| inputs::of_cargo(krate)));
         inputs.sort();
         inputs.dedup();
-        Ok(Compiled { inputs, exact, warnings: said.warnings })
+        Ok(Compiled { inputs, exact, warnings: messages.warnings })
     }
 
     fn profile(&self) -> [String; 8] {
@@ -112,29 +115,29 @@ impl Job<'_> {
     }
 }
 
-/// Cargo's messages, those for people sorted out.
+/// What cargo's JSON messages report: the compiler's errors and warnings, and the library.
 #[derive(Default)]
-struct Said {
+struct Messages {
     errors: Vec<String>,
     warnings: Vec<String>,
-    /// The kernel crate's library.
+    /// The name of the kernel crate's library.
     library: Option<String>,
 }
 
-impl Said {
+impl Messages {
     fn new(stdout: &[u8], krate: &str) -> Self {
-        let mut said = Self::default();
+        let mut messages = Self::default();
         for line in stdout.split(|byte| *byte == b'\n') {
             let Ok(message) = serde_json::from_slice::<Value>(line) else { continue };
             match message["reason"].as_str() {
-                Some("compiler-message") => said.add(&message["message"], krate),
+                Some("compiler-message") => messages.add(&message["message"], krate),
                 Some("compiler-artifact") if message["target"]["crate_types"] == serde_json::json!(["cdylib"]) => {
-                    said.library = message["target"]["name"].as_str().map(|name| name.replace('-', "_"));
+                    messages.library = message["target"]["name"].as_str().map(|name| name.replace('-', "_"));
                 }
                 _ => {}
             }
         }
-        said
+        messages
     }
 
     fn add(&mut self, diagnostic: &Value, krate: &str) {
@@ -142,7 +145,7 @@ impl Said {
         let rendered = name_files(diagnostic["rendered"].as_str().unwrap_or(text), krate);
         let all = match level {
             _ if text.starts_with("aborting due to") => return,
-            // That `ptxNN` is an unstable feature: it is we who asked for it.
+            // The warning that `ptxNN` is an unstable feature, which the builder itself enables.
             "warning" if text.contains("`-Ctarget-feature`") => return,
             "warning" => &mut self.warnings,
             level if level.starts_with("error") => &mut self.errors,
@@ -154,7 +157,8 @@ impl Said {
     }
 }
 
-/// The compiler names the kernel crate's own files relative to its folder; people stand in the package's.
+/// Rewrites the paths in a message: the compiler names files relative to the kernel crate's folder, users expect them
+/// relative to the package's.
 fn name_files(rendered: &str, krate: &str) -> String {
     let name = |line: &str| {
         for arrow in ["--> ", "::: "] {
@@ -168,7 +172,7 @@ fn name_files(rendered: &str, krate: &str) -> String {
     rendered.lines().map(name).collect()
 }
 
-/// From cargo's log, what is about an error.
+/// Returns the part of cargo's log that is about an error, or the whole log if there is no such part.
 fn errors_of_cargo(log: &str) -> String {
     let errors: Vec<_> = log.lines().skip_while(|line| !line.starts_with("error")).collect();
     if errors.is_empty() { log.into() } else { errors.join("\n") }

@@ -1,11 +1,12 @@
-//! The build script's surroundings, and what of them a toolchain may see.
+//! The build script's environment variables and folders, and which of the variables a toolchain may see.
 
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Variables that say how to reach registries and how many jobs to run: the inner cargo keeps them.
+/// Variables that the inner cargo keeps: they say how to reach registries and how many jobs to run. A name that ends
+/// with `_` is a prefix.
 const KEPT: &[&str] = &[
     "CARGO_BUILD_JOBS",
     "CARGO_HOME",
@@ -17,7 +18,8 @@ const KEPT: &[&str] = &[
     "CARGO_SOURCE_",
 ];
 
-/// Variables that cargo and rustc read, or that cargo sets for a build script: they are the outer build's own.
+/// Variables that the inner cargo does not see: those that cargo and rustc read, and those that cargo sets for a build
+/// script. They are about the outer build. A name that ends with `_` is a prefix.
 const DROPPED: &[&str] = &[
     "CARGO",
     "CARGO_",
@@ -38,7 +40,7 @@ const DROPPED: &[&str] = &[
     "TARGET",
 ];
 
-/// Takes the outer cargo and rustc out of a command's environment.
+/// Removes the outer build's variables from a command's environment.
 pub(crate) fn forget_the_outer_build(command: &mut Command) {
     for (name, _) in env::vars_os().filter(|(name, _)| is_the_outer_builds(&name.to_string_lossy())) {
         command.env_remove(name);
@@ -46,23 +48,23 @@ pub(crate) fn forget_the_outer_build(command: &mut Command) {
 }
 
 fn is_the_outer_builds(name: &str) -> bool {
-    // What ends in an underscore is a prefix.
     let is = |entry: &&str| name == *entry || entry.ends_with('_') && name.starts_with(*entry);
     DROPPED.iter().any(is) && !KEPT.iter().any(is)
 }
 
-/// Cargo's target folder, given a folder somewhere below it; the folder itself, where that is not below one.
+/// Returns cargo's target folder, given a folder anywhere below it. Returns `below` itself if it is not below a target
+/// folder.
 pub(crate) fn target_folder(below: &Path) -> &Path {
     below.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists()).unwrap_or(below)
 }
 
-/// The target folder of the build that this runs in, if it runs in one: of a build script, or else of the program that calls.
+/// Returns the target folder of the running build script, or else of the running program.
 pub(crate) fn own_target_folder() -> Option<PathBuf> {
     let below = env::var_os("OUT_DIR").map(PathBuf::from).or_else(|| env::current_exe().ok())?;
     Some(target_folder(&below).to_path_buf())
 }
 
-/// All files of this name in `PATH`.
+/// Returns all files of this name in the folders of `PATH`.
 pub(crate) fn in_path(path: Option<OsString>, program: &str) -> Vec<PathBuf> {
     let path = path.unwrap_or_default();
     env::split_paths(&path).map(|folder| folder.join(program)).filter(|file| file.is_file()).collect()

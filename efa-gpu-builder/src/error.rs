@@ -1,50 +1,51 @@
-//! What can go wrong, with what to do about it.
+//! The crate's error: what failed, and what to do about it.
 
 use crate::Arch;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why there is no PTX, or no report about it.
+/// The reason why there is no PTX, or no report about it.
 ///
-/// Its `Debug` prints what its `Display` does: that is what people see of a build script whose `main` returns it.
+/// `Debug` prints the same as `Display`, because cargo shows a build script's error by `Debug` if its `main` returns
+/// the error.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Nothing here compiles to PTX.
+    /// No toolchain on this machine compiles to PTX.
     #[error(
         "no Rust toolchain here compiles to PTX: `rustup toolchain install nightly --component rust-src` brings one, or Debian's packages \
          rustc-web, cargo-web and rust-web-src do, or name the folder of one in EFA_PTX_TOOLCHAIN{}",
         considered(found)
     )]
     NoToolchain {
-        /// Which were considered, each with what it lacks.
+        /// The toolchains that were found, each with what it lacks.
         found: Vec<String>,
     },
-    /// The toolchain that was asked for cannot be used.
+    /// The toolchain that `EFA_PTX_TOOLCHAIN` names cannot be used.
     #[error("EFA_PTX_TOOLCHAIN is {given}: {lacks}")]
     BadToolchain {
-        /// What the variable says.
+        /// The variable's value.
         given: String,
-        /// What is missing there.
+        /// What the toolchain lacks.
         lacks: String,
     },
-    /// The folder is no crate.
+    /// The folder has no `Cargo.toml`. The field is the path where it was expected.
     #[error("{} is not there: PtxBuilder::new takes the folder of a crate, relative to the package's own", .0.display())]
     NoManifest(PathBuf),
-    /// Nobody said where the PTX goes.
+    /// There is no folder for the PTX: `OUT_DIR` is not set.
     #[error("OUT_DIR is not set: outside a build script, PtxBuilder::out_dir says where the PTX goes")]
     NoOutDir,
-    /// The kernel crate, or a crate that it depends on, does not compile; or cargo could not start to compile it.
+    /// The kernel crate or one of its dependencies does not compile, or cargo failed before compiling.
     #[error("{krate} does not compile for {arch} with {toolchain}\n\n{diagnostics}")]
     Compile {
-        /// The kernel crate's folder, as it was given.
+        /// The kernel crate's folder, as the user gave it.
         krate: String,
-        /// For what it was compiled.
+        /// The architecture.
         arch: Arch,
-        /// The version of the compiler.
+        /// The toolchain: its version and folder.
         toolchain: String,
-        /// The compiler's errors as it renders them, or cargo's.
+        /// The errors of the compiler, or of cargo, in their own format.
         diagnostics: String,
     },
     /// There is no `ptxas`.
@@ -53,31 +54,31 @@ pub enum Error {
         considered(found)
     )]
     NoPtxas {
-        /// What was considered.
+        /// The files that were considered, each with the reason why it cannot be used.
         found: Vec<String>,
     },
     /// `ptxas` refused the PTX.
     #[error("ptxas does not assemble {} for {arch}\n{output}", ptx.display())]
     Ptxas {
-        /// For what.
+        /// The architecture.
         arch: Arch,
-        /// The PTX.
+        /// The PTX file.
         ptx: PathBuf,
-        /// What it said.
+        /// The output of `ptxas`.
         output: String,
     },
-    /// A program or the file system failed.
+    /// A program could not be started, or a file operation failed.
     #[error("{doing}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation and the file.
         doing: String,
-        /// Why it failed.
+        /// The operating system's error.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// For `map_err`: what was being done to which file.
+    /// Returns a function for `map_err` that adds the operation and the file to an error.
     pub(crate) fn io(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let doing = format!("{doing} {}", path.display());
         move |source| Self::Io { doing, source }
@@ -90,6 +91,7 @@ impl fmt::Debug for Error {
     }
 }
 
+/// Returns the end of a message: the list of what was found.
 fn considered(found: &[String]) -> String {
     if found.is_empty() { String::new() } else { format!(" (there are: {})", found.join("; ")) }
 }

@@ -1,33 +1,35 @@
-//! What PTX was made from: the list by which builder and cargo see whether it is up to date.
+//! The input files of a PTX file, by which the builder and cargo decide whether it is up to date.
 
 use crate::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The files that a crate was compiled from, according to the file of make's rules that cargo writes beside its output.
+/// Returns the files that a crate was compiled from, read from the file of `make` rules that cargo writes beside its
+/// output.
 pub(crate) fn of_rules(rules: &Path) -> Option<Vec<PathBuf>> {
     let text = fs::read_to_string(rules).ok()?;
     let (_, files) = text.lines().next()?.split_once(": ")?;
-    // Blanks in names are escaped, those between names are not.
+    // Spaces in names are escaped, spaces between names are not.
     let files = files.replace("\\ ", "\0");
     Some(files.split_whitespace().map(|file| file.replace('\0', " ").into()).collect())
 }
 
-/// The manifests, lock file and configuration that say how this folder's crate is compiled. Those of folders above count, too: a path
-/// dependency may inherit from its workspace.
+/// Returns the manifests, the lock file and the configuration that determine how the crate in this folder is compiled.
+/// Manifests in the folders above are among them, because a path dependency may inherit settings from its workspace.
 pub(crate) fn of_cargo(krate: &Path) -> Vec<PathBuf> {
     let above = krate.ancestors().map(|folder| folder.join("Cargo.toml"));
     let own = ["Cargo.lock", ".cargo/config.toml"].map(|file| krate.join(file));
     above.chain(own).filter(|file| file.is_file()).collect()
 }
 
-/// The folder of the crate that a source belongs to.
+/// Returns the folder of the crate that a source file belongs to.
 pub(crate) fn crate_of(source: &Path) -> Option<&Path> {
     source.ancestors().skip(1).find(|folder| folder.join("Cargo.toml").is_file())
 }
 
-/// A list of files as they are now, below a line that says how they are compiled.
+/// A file that records the inputs of a PTX file: a line that says how they were compiled, then a line with the size,
+/// time and path of each.
 pub(crate) struct Stamp {
     file: PathBuf,
     how: String,
@@ -38,7 +40,7 @@ impl Stamp {
         Self { file, how }
     }
 
-    /// The files, if neither they nor what is done with them changed.
+    /// Returns the recorded input files if neither they nor the way of compiling them has changed.
     pub(crate) fn unchanged(&self) -> Option<Vec<PathBuf>> {
         let text = fs::read_to_string(&self.file).ok()?;
         let mut lines = text.lines();
@@ -52,8 +54,8 @@ impl Stamp {
         lines.map(unchanged).collect()
     }
 
-    /// Notes the files as they are; `since` is when compiling began. If one changed or went away since then, nothing is noted, and the
-    /// next build compiles again.
+    /// Records the current state of the files. `since` is the time when compiling began. If a file changed or
+    /// disappeared since then, the record is removed, and the next build compiles again.
     pub(crate) fn write(&self, files: &[PathBuf], since: SystemTime) -> Result<(), Error> {
         let settled = |file: &PathBuf| {
             let changed = fs::metadata(file).ok()?.modified().ok()?;
@@ -70,7 +72,7 @@ impl Stamp {
     }
 }
 
-/// Removes a file, if it is there.
+/// Removes a file if it exists.
 pub(crate) fn remove(file: &Path) -> Result<(), Error> {
     match fs::remove_file(file) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("removing", file)(error)),
@@ -78,7 +80,7 @@ pub(crate) fn remove(file: &Path) -> Result<(), Error> {
     }
 }
 
-/// Length, time of the last change, path.
+/// Returns a file's size, the time of its last change and its path, in one line.
 fn state_of(file: &Path) -> Option<String> {
     let about = fs::metadata(file).ok()?;
     let changed = about.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;

@@ -1,4 +1,5 @@
-//! Compiles a crate of GPU kernels to PTX from a build script, with rustc's own `nvptx64-nvidia-cuda` target. CUDA is not needed.
+//! Compiles a crate of GPU kernels to PTX from a build script, with rustc's own `nvptx64-nvidia-cuda` target. CUDA is
+//! not needed.
 //!
 //! ```no_run
 //! // build.rs
@@ -10,19 +11,21 @@
 //! }
 //! ```
 //!
-//! The crate that this builds for finds the PTX in its environment; `KERNELS` is the name of the kernel crate's folder:
+//! The package of the build script finds the PTX through environment variables while it is compiled. `KERNELS` is the
+//! name of the kernel crate's folder:
 //!
-//! | variable | what | use |
-//! | --- | --- | --- |
-//! | `KERNELS_SM_90_PTX` | path of the PTX for one architecture | `const PTX: &str = include_str!(env!("KERNELS_SM_90_PTX"));` |
-//! | `KERNELS_PTX` | path of a Rust expression: all of them, each with its compute capability times ten, in ascending order | `const PTX: &[(u32, &str)] = include!(env!("KERNELS_PTX"));` |
+//! - `KERNELS_SM_90_PTX` is the path of the PTX for one architecture:
+//!   `const PTX: &str = include_str!(env!("KERNELS_SM_90_PTX"));`
+//! - `KERNELS_PTX` is the path of a Rust expression with the PTX of all architectures, in ascending order, each with
+//!   its compute capability times ten: `const PTX: &[(u32, &str)] = include!(env!("KERNELS_PTX"));`
 //!
-//! A GPU takes the PTX of the highest architecture that is not above its own.
+//! Load the PTX of the highest architecture that is not above the GPU's own.
 //!
 //! # The kernel crate
-//! A folder with a `Cargo.toml` of its own, outside the workspace (an empty `[workspace]` table makes it so), with its lock file checked
-//! in. It may depend on any `no_std` crate. Profile, crate type and target are the builder's to say: release, `panic = "abort"`, fat LTO,
-//! one codegen unit. Nightly features may be used whichever toolchain compiles, and kernels take some:
+//! The kernel crate is a folder with its own `Cargo.toml` outside the workspace (an empty `[workspace]` table makes it
+//! so) and its own lock file, which is checked in. It may depend on any `no_std` crate. The builder chooses the
+//! profile, the crate type and the target: release, `panic = "abort"`, fat LTO and one codegen unit. Nightly features
+//! are available with every toolchain, and kernels need some:
 //!
 //! ```ignore
 //! #![no_std]
@@ -35,33 +38,37 @@
 //!
 //! #[panic_handler]
 //! fn panic(_: &core::panic::PanicInfo) -> ! {
-//!     // SAFETY: it ends the kernel.
+//!     // SAFETY: a trap ends the kernel and accesses no memory.
 //!     unsafe { core::arch::nvptx::trap() }
 //! }
 //! ```
 //!
 //! # The toolchain
-//! Rust 1.88 or newer with the sources of its standard library, since `core` is compiled along. The first of these that serves, see
-//! [`Toolchain::find`]:
+//! The builder needs Rust 1.88 or newer with the sources of its standard library, because it compiles `core`, too. It
+//! takes the first toolchain in this order that has everything (see [`Toolchain::find`]):
 //!
-//! 1. what the environment variable **`EFA_PTX_TOOLCHAIN`** names: a folder with `bin/rustc` (or `usr/bin/rustc`) in it, or a toolchain
-//!    of rustup;
-//! 2. `toolchain/root` in cargo's target folder, where this project's `cargo xtask toolchain` puts Debian's packages without root. What the project says of
-//!    its kernels' machine code is said of this compiler: a nightly's may need other registers, or a stack;
+//! 1. the toolchain that the environment variable **`EFA_PTX_TOOLCHAIN`** names: a folder with `bin/rustc` (or
+//!    `usr/bin/rustc`) in it, or a toolchain of rustup;
+//! 2. `toolchain/root` in cargo's target folder, where this project's `cargo xtask toolchain` puts Debian's packages
+//!    without root. The project's statements about its kernels' machine code hold for this compiler: code of a nightly
+//!    may need other registers, or a stack;
 //! 3. a toolchain of rustup with the component `rust-src`, nightlies before others;
-//! 4. a `rustc` in `PATH` with the sources beside it (Debian's `rustc-web`, `cargo-web` and `rust-web-src`, or `rustc`, `cargo` and `rust-src`).
+//! 4. a `rustc` in `PATH` with the sources beside it (Debian's `rustc-web`, `cargo-web` and `rust-web-src`, or `rustc`,
+//!    `cargo` and `rust-src`).
 //!
-//! What the outer cargo has in its environment (`RUSTFLAGS`, `RUSTC_WRAPPER`, `CARGO_TARGET_DIR`, `RUSTUP_TOOLCHAIN` and the like) does not reach the
-//! inner build; how to reach registries does, and the job server.
+//! The outer cargo's variables (`RUSTFLAGS`, `RUSTC_WRAPPER`, `CARGO_TARGET_DIR`, `RUSTUP_TOOLCHAIN` and others) do not
+//! reach the inner build. Those that say how to reach registries do, and so does the job server.
 //!
 //! # When it compiles
-//! Cargo runs the build script again only if a source of the kernel crate or of its path dependencies changed, a manifest of theirs, or a
-//! variable named here; and the script itself leaves alone what is already up to date. `core` and dependencies are compiled once per architecture, in
-//! `ptx` in cargo's target folder, for all build scripts together; these take turns.
+//! Cargo runs the build script again only if one of these changed: a source or a manifest of the kernel crate or of its
+//! path dependencies, or a variable named here. The script compiles only what is not up to date. All build scripts
+//! together compile `core` and dependencies once per architecture, in the folder `ptx` of cargo's target folder; they
+//! take turns.
 //!
 //! # Registers, spills, stack
-//! [`Built::assemble`] has `ptxas` assemble the PTX, which needs no GPU, and gives what each kernel takes as a [`Report`]. `ptxas` is what
-//! **`PTXAS`** names, or in `PATH`, or what `cargo xtask toolchain` brought.
+//! [`Built::assemble`] assembles the PTX with `ptxas`, which needs no GPU, and returns the resources of each kernel as
+//! a [`Report`]. The builder runs the `ptxas` that **`PTXAS`** names, or one in `PATH`, or the one that
+//! `cargo xtask toolchain` brought.
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! `ptxas`: assembles PTX, and says what each kernel takes.
+//! NVIDIA's assembler `ptxas`, and the resources that it reports for each kernel.
 
 use crate::environment::{in_path, own_target_folder};
 use crate::{Arch, Error};
@@ -7,41 +7,43 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// NVIDIA's assembler of PTX. It needs no GPU.
+/// NVIDIA's PTX assembler. It runs without a GPU.
 #[derive(Clone, Debug)]
 pub struct Ptxas {
     path: PathBuf,
 }
 
-/// What one kernel takes on one architecture, in the words of `ptxas -v`.
+/// The resources of one kernel on one architecture, as `ptxas -v` reports them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Usage {
     /// The architecture.
     pub arch: Arch,
-    /// Name of the kernel, or of a function that is called and not inlined.
+    /// The name of the kernel, or of a function that is not inlined.
     pub name: String,
-    /// Registers of a thread, 32 bits each; `None` for a function that is called, whose registers its callers' numbers include.
+    /// The number of 32-bit registers of a thread. `None` for a function that is not inlined: its callers' numbers
+    /// include its registers.
     pub registers: Option<u32>,
-    /// Bytes of stack in local memory.
+    /// The size of the stack in local memory, in bytes.
     pub stack: u32,
-    /// Bytes stored to local memory because registers ran out.
+    /// The number of bytes stored to local memory because there were not enough registers.
     pub spill_stores: u32,
-    /// Bytes loaded again from there.
+    /// The number of bytes loaded from there.
     pub spill_loads: u32,
 }
 
-/// What all kernels take. Prints as a table.
+/// The resources of all kernels. It prints as a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     usages: Vec<Usage>,
 }
 
 impl Ptxas {
-    /// The one that `PTXAS` names, or else in `PATH`, or that `cargo xtask toolchain` brought into cargo's target folder.
+    /// Finds the `ptxas` that `PTXAS` names, or else one in `PATH`, or else the one that `cargo xtask toolchain`
+    /// brought into cargo's target folder.
     ///
     /// # Errors
-    /// [`Error::NoPtxas`].
+    /// [`Error::NoPtxas`] if there is none.
     pub fn find() -> Result<Self, Error> {
         Self::find_for(own_target_folder().as_deref())
     }
@@ -56,15 +58,15 @@ impl Ptxas {
         path.map(|path| Self { path }).ok_or_else(|| Error::NoPtxas { found: vec![] })
     }
 
-    /// The program.
+    /// Returns the path of the program.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Assembles one file.
+    /// Assembles one PTX file and returns the resources of its kernels.
     ///
     /// # Errors
-    /// [`Error::Ptxas`] if it is refused.
+    /// [`Error::Ptxas`] if `ptxas` refuses the file.
     pub fn assemble(&self, arch: Arch, ptx: &Path) -> Result<Report, Error> {
         let mut ptxas = Command::new(&self.path);
         ptxas.args(["--verbose", "--gpu-name", &arch.to_string(), "--output-file"]);
@@ -79,24 +81,24 @@ impl Ptxas {
 }
 
 impl Usage {
-    /// Whether it lives in registers alone: no stack, no spills.
+    /// Returns `true` if the kernel uses no local memory: no stack, no spills.
     pub fn stays_in_registers(&self) -> bool {
         (self.stack, self.spill_stores, self.spill_loads) == (0, 0, 0)
     }
 }
 
 impl Report {
-    /// What each kernel takes, by architecture.
+    /// Returns the resources of each kernel, ordered by architecture.
     pub fn usages(&self) -> &[Usage] {
         &self.usages
     }
 
-    /// The kernel of this name on this architecture.
+    /// Returns the resources of the kernel of this name on this architecture.
     pub fn get(&self, arch: Arch, name: &str) -> Option<&Usage> {
         self.usages.iter().find(|usage| usage.arch == arch && usage.name == name)
     }
 
-    /// Those that use local memory.
+    /// Returns the kernels that use local memory.
     pub fn outside_registers(&self) -> impl Iterator<Item = &Usage> {
         self.usages.iter().filter(|usage| !usage.stays_in_registers())
     }
@@ -105,7 +107,7 @@ impl Report {
         self.usages.extend(other.usages);
     }
 
-    /// Reads what `ptxas -v` prints.
+    /// Parses the output of `ptxas -v`.
     fn parse(arch: Arch, said: &str) -> Self {
         let mut usages: Vec<Usage> = Vec::new();
         for line in said.lines().map(|line| line.trim_start_matches("ptxas info").trim_start_matches([' ', ':'])) {
@@ -127,7 +129,7 @@ impl Report {
     }
 }
 
-/// The number that stands before these words.
+/// Returns the number in front of these words.
 fn number_before(line: &str, words: &str) -> Option<u32> {
     let before = line.split_once(words)?.0;
     before.rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok()

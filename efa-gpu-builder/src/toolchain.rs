@@ -1,4 +1,4 @@
-//! A Rust toolchain that compiles to PTX: a rustc, its cargo, and the sources of its `core`.
+//! Rust toolchains that compile to PTX, and the search for one.
 
 use crate::Error;
 use crate::environment::{forget_the_outer_build, in_path, own_target_folder};
@@ -10,30 +10,33 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The oldest minor version of Rust 1 that compiles edition 2024's `core` for all of [`Arch`](crate::Arch). Tried with 1.96.
+/// The oldest minor version of Rust 1 that compiles edition 2024's `core` for all of [`Arch`](crate::Arch). Tried with
+/// 1.96.
 const OLDEST: u32 = 88;
 
-/// A Rust toolchain that compiles to PTX.
+/// A Rust toolchain that compiles to PTX: a rustc, its cargo, and the sources of its `core`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Toolchain {
     /// The folder that has `bin` and `lib/rustlib`.
     sysroot: PathBuf,
-    /// Where the shared libraries are that it needs, if the loader does not know: it was unpacked, not installed.
+    /// The folder of its shared libraries, if the loader does not search there because the toolchain was unpacked and
+    /// not installed.
     libraries: Option<PathBuf>,
-    /// `1.96.0 (ac68faa20 2026-05-25)`
+    /// The compiler's version, for example `1.96.0 (ac68faa20 2026-05-25)`.
     version: String,
 }
 
 impl Toolchain {
-    /// The first that serves, in the order that the [crate's documentation](crate) gives.
+    /// Finds the first usable toolchain in the order that the [crate's documentation](crate) gives.
     ///
     /// # Errors
-    /// [`Error::BadToolchain`] if `EFA_PTX_TOOLCHAIN` names one that does not serve; [`Error::NoToolchain`] if none was found.
+    /// [`Error::BadToolchain`] if `EFA_PTX_TOOLCHAIN` names one that cannot be used; [`Error::NoToolchain`] if none was
+    /// found.
     pub fn find() -> Result<Self, Error> {
         Self::find_for(own_target_folder().as_deref())
     }
 
-    /// The same, with cargo's target folder.
+    /// Finds the first usable toolchain, given cargo's target folder.
     pub(crate) fn find_for(target: Option<&Path>) -> Result<Self, Error> {
         let home = |variable, folder| {
             env::var_os(variable).map(PathBuf::from).or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(folder)))
@@ -47,17 +50,20 @@ impl Toolchain {
         .find()
     }
 
-    /// The folder that has `bin` and `lib/rustlib`.
+    /// Returns the folder that has `bin` and `lib/rustlib`.
     pub fn sysroot(&self) -> &Path {
         &self.sysroot
     }
 
-    /// Version of the compiler, as `1.96.0 (ac68faa20 2026-05-25)`.
+    /// Returns the compiler's version, for example `1.96.0 (ac68faa20 2026-05-25)`.
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// The toolchain in this folder, or in `usr` in it; or what it lacks.
+    /// Returns the toolchain in this folder or in `usr` in it.
+    ///
+    /// # Errors
+    /// A sentence that says what the toolchain lacks.
     fn at(folder: &Path) -> Result<Self, String> {
         let folder = if folder.join("usr/bin/rustc").is_file() { folder.join("usr") } else { folder.to_path_buf() };
         let lacks = |what: &str| format!("{} has no {what}", folder.display());
@@ -86,40 +92,42 @@ impl Toolchain {
         Ok(toolchain)
     }
 
-    /// One of its programs, in an environment without any outer build.
+    /// Returns a command that runs one of its programs in an environment without the outer build's variables.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.program(program));
         forget_the_outer_build(&mut command);
         if let Some(libraries) = &self.libraries {
             let others = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
             let all = [libraries.clone()].into_iter().chain(env::split_paths(&others));
-            // A folder with a colon in its name cannot be in such a list; the loader's own error says what it misses.
+            // If a folder's name contains a colon, there is no such list. The loader's own error then says what is
+            // missing.
             command.env("LD_LIBRARY_PATH", env::join_paths(all).unwrap_or_default());
         }
         command
     }
 
-    /// Path of one of its programs.
+    /// Returns the path of one of its programs.
     pub(crate) fn program(&self, program: &str) -> PathBuf {
         self.sysroot.join("bin").join(program)
     }
 }
 
-/// `Rust 1.96.0 (ac68faa20 2026-05-25) in /usr`
+/// Prints for example `Rust 1.96.0 (ac68faa20 2026-05-25) in /usr`.
 impl fmt::Display for Toolchain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Rust {} in {}", self.version, self.sysroot.display())
     }
 }
 
-/// Where Debian's packages have their shared libraries, which the loader knows only below `/usr`.
+/// Returns the folder of an unpacked Debian toolchain's shared libraries. The loader searches such a folder by itself
+/// only below `/usr`.
 fn multiarch_folder(sysroot: &Path) -> Option<PathBuf> {
     let entries = fs::read_dir(sysroot.join("lib")).into_iter().flatten().flatten();
     let mut folders = entries.filter(|entry| entry.file_name().as_encoded_bytes().ends_with(b"-linux-gnu"));
     folders.next().map(|entry| entry.path()).filter(|_| sysroot != Path::new("/usr"))
 }
 
-/// Where toolchains may be.
+/// The places where toolchains may be.
 struct Places {
     explicit: Option<OsString>,
     rustup: Option<PathBuf>,
@@ -134,7 +142,7 @@ impl Places {
             return self.explicit(given).and_then(|folder| Toolchain::at(&folder)).map_err(bad);
         }
         let rustc = |file: PathBuf| Some(fs::canonicalize(file).ok()?.parent()?.parent()?.to_path_buf());
-        // Rustup's own rustc in PATH only starts another, it is not in a toolchain.
+        // Rustup's own `rustc` in PATH only starts another one; it is not part of a toolchain.
         let is_toolchain = |folder: &PathBuf| folder.join("lib/rustlib").is_dir();
         let system = in_path(self.path.clone(), "rustc").into_iter().filter_map(rustc).filter(is_toolchain);
         let brought = self.brought.iter().filter(|root| root.exists()).cloned();
@@ -149,7 +157,7 @@ impl Places {
         Err(Error::NoToolchain { found })
     }
 
-    /// The folder that `EFA_PTX_TOOLCHAIN` means.
+    /// Returns the folder that the value of `EFA_PTX_TOOLCHAIN` refers to.
     fn explicit(&self, given: &OsStr) -> Result<PathBuf, String> {
         if Path::new(given).is_dir() {
             return Ok(given.into());
@@ -162,7 +170,7 @@ impl Places {
         self.rustups().into_iter().find(is_it).ok_or_else(|| "neither a folder nor a toolchain of rustup".into())
     }
 
-    /// Rustup's toolchains: nightlies first, and the newest of what carries a date or a version.
+    /// Returns the folders of rustup's toolchains: nightlies first, and newer dates and versions before older ones.
     fn rustups(&self) -> Vec<PathBuf> {
         let folder = self.rustup.as_ref().map(|rustup| rustup.join("toolchains"));
         let entries = folder.into_iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
@@ -179,8 +187,9 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::sync::{Mutex, MutexGuard};
 
-    /// A folder for this test alone, gone with it. One test has one at a time: a program being written cannot be started, nor while a
-    /// process that another thread starts still holds it open.
+    /// A test's own folder, which is removed when this is dropped. Only one test at a time has one: the tests write
+    /// programs and start them, and a program cannot be started while a process that another thread has just forked
+    /// still has it open for writing.
     struct Scratch(PathBuf, #[expect(dead_code)] MutexGuard<'static, ()>);
 
     static ONE: Mutex<()> = Mutex::new(());
@@ -192,7 +201,8 @@ mod tests {
             Self(fs::canonicalize(folder).unwrap(), ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
         }
 
-        /// A toolchain of this version, as far as anyone looks; without sources if `sources` is false.
+        /// Creates files that look like a toolchain of this version, with the sources of `core` only if `sources` is
+        /// `true`.
         fn toolchain(&self, at: &str, version: &str, sources: bool) -> PathBuf {
             let folder = self.0.join(at);
             fs::create_dir_all(folder.join("bin")).unwrap();

@@ -1,4 +1,5 @@
-//! The kernel crate beside this file, compiled for every architecture and assembled. Takes a PTX toolchain: `cargo xtask toolchain`.
+//! Compiles and assembles the kernel crate beside this file for every architecture. Needs a PTX toolchain: `cargo xtask
+//! toolchain`.
 
 use efa_gpu_builder::{Arch, PtxBuilder};
 use std::fs;
@@ -21,7 +22,7 @@ fn a_posting_kernel_stays_in_registers_on_every_architecture() {
         assert!(kernel.registers <= Some(40), "\n{report}");
         let ptx = fs::read_to_string(&module.path).unwrap();
         let lines = |start: &str| ptx.lines().filter(|line| line.trim_start().starts_with(start)).count();
-        // The loop may be unrolled; the fence and the doorbell stand behind it.
+        // The loop may be unrolled; the fence and the doorbell follow it.
         assert!(lines("st.v2.b64") > 0 && lines("st.v2.b64") % 4 == 0, "{ptx}");
         assert_eq!([lines("fence.acq_rel.sys"), lines("st.mmio.relaxed.sys.b32")], [1, 1], "{ptx}");
         assert!(!ptx.contains(".local") && !ptx.contains("call"), "{ptx}");

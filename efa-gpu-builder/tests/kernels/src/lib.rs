@@ -1,7 +1,7 @@
-//! One thread posts RDMA writes: the least that a kernel does with an EFA queue, on `efa-io` alone.
+//! A minimal kernel for an EFA queue: one thread posts RDMA writes, with `efa-io` alone.
 //!
-//! A WQE is built in registers, as eight words, and leaves in four stores of 16 bytes. One fence orders those stores before the
-//! doorbell, for the whole batch.
+//! It builds each WQE in registers, as eight words, and writes it to the ring with four stores of 16 bytes. One fence
+//! per batch orders those stores before the doorbell.
 
 #![no_std]
 #![feature(abi_ptx, asm_experimental_arch, stdarch_nvptx)]
@@ -9,25 +9,25 @@
 use core::arch::asm;
 use efa_io::{Destination, Doorbell, Lkey, LocalBuf, RdmaWrite, RemoteBuf, SendRingHandle, Wqe64};
 
-/// What to write where, for every WQE alike; `stride` bytes further each time, on both sides.
+/// The parameters of a batch of RDMA writes. Each write begins `stride` bytes after the previous one, on both sides.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Writes {
-    /// Address of the first source.
+    /// The address of the first source.
     pub local: u64,
-    /// Address of the first target.
+    /// The address of the first target.
     pub remote: u64,
-    /// Bytes from one write to the next.
+    /// The distance from one write to the next in bytes.
     pub stride: u64,
-    /// Bytes of each write.
+    /// The length of each write in bytes.
     pub length: u32,
-    /// Key of the source's region.
+    /// The local key of the source's region.
     pub lkey: u32,
-    /// Key of the target's region.
+    /// The remote key of the target's region.
     pub rkey: u32,
-    /// How many.
+    /// The number of writes.
     pub count: u32,
-    /// Address handle of the peer.
+    /// The address handle of the peer.
     pub ah: u16,
     /// The peer's queue pair number.
     pub qpn: u16,
@@ -35,25 +35,28 @@ pub struct Writes {
     pub qkey: u32,
 }
 
-/// All were posted.
+/// The outcome if all writes were posted.
 pub const POSTED: u32 = 0;
-/// More than the queue takes at once; nothing was written.
+/// The outcome if there are more writes than the queue takes at once. Nothing was written.
 pub const TOO_MANY: u32 = 1;
-/// A request that does not fit the queue or the format; the WQEs before it are in the ring, the doorbell did not ring.
+/// The outcome if a request is invalid. The WQEs before it are in the ring; the doorbell was not rung.
 pub const REFUSED: u32 = 2;
 
-/// Posts RDMA writes into an idle queue, from one thread, and leaves one of this crate's constants in `outcome`.
+/// Posts RDMA writes to an idle queue from one thread, and writes one of this crate's constants to `outcome`.
 ///
 /// # Safety
-/// `queue` is a send ring of 64-byte WQEs that nobody else posts to, mapped for this GPU with its doorbell; `outcome` may be written.
+/// `queue` is a send ring of 64-byte WQEs that nobody else posts to. The ring and its doorbell are mapped for this GPU.
+/// `outcome` is valid for writes.
 #[unsafe(no_mangle)]
 pub unsafe extern "ptx-kernel" fn post_rdma_writes(queue: SendRingHandle, writes: Writes, outcome: *mut u32) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the launcher guarantees that the ring is mapped and that nobody else posts to it.
     let posted = unsafe { post(&queue, &writes) };
-    // SAFETY: the caller's promise.
+    // SAFETY: the launcher guarantees that `outcome` is valid for writes.
     unsafe { outcome.write(posted) }
 }
 
+/// Posts the writes and returns the outcome.
+///
 /// # Safety
 /// As for [`post_rdma_writes`].
 #[inline(always)]
@@ -70,25 +73,27 @@ unsafe fn post(queue: &SendRingHandle, writes: &Writes) -> u32 {
     while producer != end {
         let Ok(wqe) = RdmaWrite::new(local, remote).encode(&queue.limits, dest) else { return REFUSED };
         let wqe: Wqe64 = wqe.stamp(producer as u16, Wqe64::phase_bit(size.wq_phase(producer)));
-        // SAFETY: the slot is one of the ring, and free: no more are posted than there are credits.
+        // SAFETY: `size.slot` is always within the ring, which the caller guarantees is mapped. The slot is free: no
+        // more WQEs are posted than the queue has credits, which was checked above.
         unsafe { store(queue.ring + 64 * u64::from(size.slot(producer)), &wqe) };
         local.addr = local.addr.wrapping_add(writes.stride);
         remote.addr = remote.addr.wrapping_add(writes.stride);
         producer = producer.wrapping_add(1);
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that the queue's doorbell is mapped.
     unsafe { ring(queue.doorbell, Doorbell::new(producer)) };
     POSTED
 }
 
-/// Puts a WQE into its slot.
+/// Stores a WQE into its slot.
 ///
 /// # Safety
-/// `slot` is 64 bytes of a ring, mapped for writing, 16-byte aligned.
+/// `slot` is the address of 64 bytes of a ring. They are mapped for writing and aligned to 16 bytes.
 #[inline(always)]
 unsafe fn store(slot: u64, wqe: &Wqe64) {
     let [a, b, c, d, e, f, g, h] = *wqe.words();
-    // SAFETY: the caller's promise; the words go where it says and nowhere else.
+    // SAFETY: the four instructions write exactly the 64 bytes at `slot`, which the caller guarantees are mapped and
+    // aligned.
     unsafe {
         asm!(
             "st.v2.b64 [{slot}], {{{a}, {b}}};",
@@ -103,13 +108,13 @@ unsafe fn store(slot: u64, wqe: &Wqe64) {
     }
 }
 
-/// Orders all stores before it at system scope, then rings.
+/// Orders all earlier stores before the doorbell at system scope, then rings the doorbell.
 ///
 /// # Safety
-/// `doorbell` is the address of a doorbell register, mapped for this GPU.
+/// `doorbell` is the address of a doorbell register that is mapped for this GPU.
 #[inline(always)]
 unsafe fn ring(doorbell: u64, value: Doorbell) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the only store goes to the doorbell, which the caller guarantees is mapped.
     unsafe {
         asm!(
             "fence.acq_rel.sys;",
@@ -123,6 +128,6 @@ unsafe fn ring(doorbell: u64, value: Doorbell) {
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // SAFETY: it ends the kernel with an error.
+    // SAFETY: a trap ends the kernel with an error and accesses no memory.
     unsafe { core::arch::nvptx::trap() }
 }
