@@ -1,8 +1,8 @@
 //! Completion queues, and the channels that report their events.
 
-use crate::device::{Context, set_nonblocking, size, wait_readable};
+use crate::device::{Context, of_one_device, set_nonblocking, size, wait_readable};
 use crate::error::Error;
-use crate::object::{Object, of_one_device};
+use crate::object::Object;
 use crate::sys::*;
 use std::any::Any;
 use std::ffi::c_void;

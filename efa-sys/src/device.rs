@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The list of this machine's RDMA devices, of every vendor.
@@ -319,6 +320,21 @@ impl Context {
         // SAFETY: the event was taken above and is acknowledged only here, after the last access to its object.
         unsafe { acknowledge(&mut event) };
         Ok(Some(AsyncEvent { kind, element }))
+    }
+}
+
+/// Returns an error if the objects of a call belong to several open devices. The kernel would look all of their numbers
+/// up in one device, and would use or destroy whatever has such a number there.
+pub(crate) fn of_one_device<const N: usize>(
+    call: &'static str,
+    (what, context): (&'static str, &Arc<Context>),
+    others: [(&'static str, &Arc<Context>); N],
+) -> Result<(), Error> {
+    match others.into_iter().find(|(_, other)| !Arc::ptr_eq(context, other)) {
+        None => Ok(()),
+        Some((other, its)) => {
+            Err(Error::TwoDevices { call, what, device: context.name().into(), other, other_device: its.name().into() })
+        }
     }
 }
 

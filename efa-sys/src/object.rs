@@ -1,11 +1,9 @@
 //! The owner of a library's object, which every handle has inside.
 
-use crate::device::Context;
 use crate::error::Error;
 use std::ffi::c_int;
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
-use std::sync::Arc;
 
 /// An object of the library together with its *parts*: the other objects and the memory that it uses.
 ///
@@ -88,21 +86,6 @@ impl<T, P> Drop for Object<T, P> {
             // Objects are destroyed in the right order by construction, so a caller could not do anything about this. A
             // subscriber may panic here: the parts are kept already.
             tracing::error!(%error, "an object that could not be destroyed is kept for good, with its parts");
-        }
-    }
-}
-
-/// Returns an error if the objects of a call belong to several open devices. The kernel would look all of their numbers
-/// up in one device, and would use or destroy whatever has such a number there.
-pub(crate) fn of_one_device<const N: usize>(
-    call: &'static str,
-    (what, context): (&'static str, &Arc<Context>),
-    others: [(&'static str, &Arc<Context>); N],
-) -> Result<(), Error> {
-    match others.into_iter().find(|(_, other)| !Arc::ptr_eq(context, other)) {
-        None => Ok(()),
-        Some((other, its)) => {
-            Err(Error::TwoDevices { call, what, device: context.name().into(), other, other_device: its.name().into() })
         }
     }
 }

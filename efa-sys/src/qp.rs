@@ -2,9 +2,9 @@
 
 use crate::counter::CompCounter;
 use crate::cq::Cq;
-use crate::device::{Context, size};
+use crate::device::{Context, of_one_device, size};
 use crate::error::Error;
-use crate::object::{Object, of_one_device};
+use crate::object::Object;
 use crate::pd::Pd;
 use crate::sys::*;
 use std::ffi::c_int;

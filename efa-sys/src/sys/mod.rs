@@ -14,8 +14,9 @@ mod inline;
 mod layout;
 mod load;
 mod table;
+mod version;
 
 pub use bindings::*;
 pub use inline::*;
-pub use load::Version;
 pub use table::{Efa, Libraries, Verbs};
+pub use version::Version;

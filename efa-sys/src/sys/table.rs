@@ -1,6 +1,7 @@
 //! The functions that the two libraries export, looked up when they are loaded.
 
-use super::load::{File, Version};
+use super::load::File;
+use super::version::Version;
 use super::*;
 use crate::error::Error;
 use std::ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void};
