@@ -1,12 +1,13 @@
-//! The library that is preloaded into a program so that it finds a node's software devices at `/dev/infiniband`.
+//! The library that is preloaded into a program, so that the program finds a node's software devices at
+//! `/dev/infiniband`.
 //!
-//! It knows nothing of verbs. It answers `open` and `stat` of the device files, takes `ioctl` and `mmap` of what it opened to the node,
-//! which does what the kernel would, and hides the machine's real devices. Everything else goes on to the C library. It keeps no state
-//! but `/proc`: what an open device is says its descriptor, a socket connected to the node, so that `dup`, `fork` and `close` mean what they always
-//! mean.
+//! It knows nothing about verbs. It answers `open` and `stat` of the device files, forwards `ioctl` and `mmap` of open
+//! devices to the node, which does what the kernel would do, and hides the machine's real devices. All other calls go
+//! to the C library. Its only state is a descriptor of `/proc`: the descriptor of an open device is a socket that is
+//! connected to the node, so `dup`, `fork` and `close` work as usual.
 //!
-//! One file and its neighbour `talk.rs`, the standard library and nothing else: the build script of `efa-uverbs` compiles it with `rustc`
-//! alone and puts it into the crate as bytes.
+//! The library consists of this file and `talk.rs`, and uses only the standard library. The build script of
+//! `efa-uverbs` compiles it with `rustc` alone, and the crate contains it as bytes.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 #![allow(non_camel_case_types)]
@@ -21,7 +22,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering::Relaxed};
 use talk::*;
 
-// ── the C library, as far as it is needed ──
+// ── the parts of the C library that are used ──
 
 type mode_t = c_uint;
 type off_t = i64;
@@ -53,7 +54,7 @@ const AT_FDCWD: c_int = -100;
 const F_DUPFD_CLOEXEC: c_int = 1030;
 const PR_GET_DUMPABLE: c_int = 3;
 const PR_SET_DUMPABLE: c_int = 4;
-/// What `/proc` says it is (`linux/magic.h`).
+/// The file system type of `/proc` (`linux/magic.h`).
 const PROC_SUPER_MAGIC: u64 = 0x9fa0;
 const RTLD_NEXT: *mut c_void = -1isize as *mut c_void;
 
@@ -80,7 +81,7 @@ struct msghdr {
     flags: c_int,
 }
 
-/// A control message with descriptors; there are never more than two.
+/// A control message with up to two descriptors.
 #[repr(C)]
 struct Rights {
     len: usize,
@@ -105,47 +106,49 @@ unsafe extern "C" {
     fn pthread_setcancelstate(state: c_int, before: *mut c_int) -> c_int;
 }
 
-/// The C library's own function of a name, as this type.
+/// Looks up the C library's own function of this name and type.
 macro_rules! next {
     ($name:expr, $type:ty) => {{
         static FOUND: AtomicUsize = AtomicUsize::new(0);
         let mut found = FOUND.load(Relaxed);
         if found == 0 {
-            // SAFETY: the name is a C string.
+            // SAFETY: `concat!` ends the name with a zero.
             found = unsafe { dlsym(RTLD_NEXT, concat!($name, "\0").as_ptr().cast()) } as usize;
             FOUND.store(found, Relaxed);
         }
         if found == 0 {
             None
         } else {
-            // SAFETY: the C library declares the function with this type.
+            // SAFETY: the address is not null, and each use of the macro names the type with which the C library's
+            // headers declare the function.
             Some(unsafe { transmute::<usize, $type>(found) })
         }
     }};
 }
 
 fn errno() -> c_int {
-    // SAFETY: it is this thread's.
+    // SAFETY: `__errno_location` returns the address of the calling thread's `errno`, which is always valid.
     unsafe { *__errno_location() }
 }
 
-/// Fails as system calls do.
+/// Sets `errno` and returns -1, as system calls do on failure.
 fn fail<T: From<i8>>(error: c_int) -> T {
-    // SAFETY: it is this thread's.
+    // SAFETY: `__errno_location` returns the address of the calling thread's `errno`, which is always valid.
     unsafe { *__errno_location() = error };
     T::from(-1)
 }
 
-/// A function that the C library lacks, which only one of another version can call.
-const MISSING: c_int = 38; // ENOSYS
+/// The error (`ENOSYS`) of a function that this version of the C library does not have.
+const MISSING: c_int = 38;
 
-/// As long as this lives, the thread is not cancelled: what is called here can be cancelled, what it stands for cannot.
+/// Disables cancellation of this thread as long as it lives. The messages are cancellation points; the functions that
+/// are replaced, such as `ioctl` and `mmap`, are not.
 struct Uncancelled(c_int);
 
 impl Uncancelled {
     fn now() -> Self {
         let mut before = 0;
-        // SAFETY: `before` is valid for writes; 1 is PTHREAD_CANCEL_DISABLE.
+        // SAFETY: 1 is `PTHREAD_CANCEL_DISABLE`, and `before` is a local.
         unsafe { pthread_setcancelstate(1, &mut before) };
         Self(before)
     }
@@ -153,14 +156,15 @@ impl Uncancelled {
 
 impl Drop for Uncancelled {
     fn drop(&mut self) {
-        // SAFETY: it was the state before.
+        // SAFETY: the state is one that `pthread_setcancelstate` returned; the second argument is a temporary.
         unsafe { pthread_setcancelstate(self.0, &mut 0) };
     }
 }
 
 // ── which file is a device ──
 
-/// The node's folder, if this process is on one: what the environment said at its start, whatever the program has made of that since.
+/// Returns the node's folder if this process runs on a node. The variable is read when the process starts, so the
+/// program may change its environment later.
 fn node() -> Option<&'static [u8]> {
     static NODE: OnceLock<Option<Vec<u8>>> = OnceLock::new();
     NODE.get_or_init(|| std::env::var_os(NODE_VARIABLE).map(OsStringExt::into_vec)).as_deref()
@@ -175,22 +179,22 @@ static AT_START: extern "C" fn() = {
     look
 };
 
-/// The number in a device's name.
+/// Returns the number in a device file's name.
 fn number_in(name: &[u8]) -> Option<u32> {
     let digits = name.strip_prefix(DEVICE_PREFIX.as_bytes())?;
     let is_number = !digits.is_empty() && digits.len() < 4 && digits.iter().all(u8::is_ascii_digit);
     is_number.then(|| digits.iter().fold(0, |number, digit| number * 10 + u32::from(digit - b'0')))
 }
 
-/// The number of the device file that a path names, if a node has it.
+/// Returns the number of the device file that a path names, if the node has this device.
 ///
 /// # Safety
-/// `path` must be null or a C string.
+/// `path` is null or a C string.
 unsafe fn device_of_path(path: *const c_char) -> Option<u32> {
     if path.is_null() {
         return None;
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees a C string, and it is not null.
     let path = unsafe { CStr::from_ptr(path) }.to_bytes();
     let number = number_in(path.strip_prefix(b"/dev/infiniband/")?)?;
     let address = address_of(number)?;
@@ -198,46 +202,47 @@ unsafe fn device_of_path(path: *const c_char) -> Option<u32> {
     std::fs::symlink_metadata(OsStr::from_bytes(socket.to_bytes())).is_ok().then_some(number)
 }
 
-/// Where the node listens for programs that open this device.
+/// Returns the address of the socket to which a program connects to open this device.
 fn address_of(number: u32) -> Option<sockaddr_un> {
     let path = [node()?, format!("/{DEVICE_PREFIX}{number}").as_bytes()].concat();
     let mut address = sockaddr_un { family: AF_UNIX as u16, path: [0; 108] };
-    // With a zero behind it.
+    // At most 107 bytes, so that a zero follows.
     address.path[..107].get_mut(..path.len())?.copy_from_slice(&path);
     Some(address)
 }
 
-/// The number of the device that a descriptor has open. Allocates nothing, so that it does no harm where `fstat` does none.
+/// Returns the number of the device that a descriptor has open. Allocates nothing, so that `fstat` stays safe to call
+/// in a signal handler.
 fn device_of_fd(fd: c_int) -> Option<u32> {
     let node = node()?;
     let mut address = sockaddr_un { family: 0, path: [0; 108] };
     let mut len = size_of::<sockaddr_un>() as u32;
     let before = errno();
-    // SAFETY: both are valid for writes, and `len` is the first one's length.
+    // SAFETY: both are locals to write to, and `len` is the size of `address`.
     let peer = unsafe { getpeername(fd, &mut address, &mut len) };
     if peer != 0 || address.family != AF_UNIX as u16 {
-        fail::<i32>(before); // as it was
+        fail::<i32>(before); // restores `errno`
         return None;
     }
     let path = CStr::from_bytes_until_nul(&address.path).ok()?.to_bytes();
     number_in(path.strip_prefix(node)?.strip_prefix(b"/")?)
 }
 
-/// Opens a device: connects to its node.
+/// Opens a device by connecting to its node.
 fn open_device(number: u32) -> c_int {
     let _uncancelled = Uncancelled::now();
     let Some(address) = address_of(number) else { return fail(ENODEV) };
     let Some(socket) = next!("socket", unsafe extern "C" fn(c_int, c_int, c_int) -> c_int) else {
         return fail(MISSING);
     };
-    // SAFETY: a system call on numbers.
+    // SAFETY: `socket` takes numbers only.
     let fd = unsafe { socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0) };
     if fd < 0 {
         return -1;
     }
-    // SAFETY: it was just opened, and is nobody else's.
+    // SAFETY: the descriptor was just opened, and nothing else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: the address is one, of this length.
+    // SAFETY: the address is a local of the length that is passed.
     while unsafe { connect(fd.as_raw_fd(), &address, size_of::<sockaddr_un>() as u32) } != 0 {
         if errno() != EINTR {
             return fail(ENODEV); // the node is gone
@@ -252,10 +257,10 @@ fn open_device(number: u32) -> c_int {
     std::os::fd::IntoRawFd::into_raw_fd(fd)
 }
 
-// ── this process, whatever becomes of it ──
+// ── files of `/proc` about this process ──
 
-/// `/proc` as it was when a device was opened, for programs that change their root directory afterwards; -1: none was. It has a high number, out of
-/// the way of programs that count on low ones.
+/// A descriptor of `/proc`, opened with the first device, for programs that change their root directory afterwards. -1
+/// if there is none. Its number is high, so that it does not take a low number that a program may rely on.
 static PROC: AtomicI32 = AtomicI32::new(-1);
 
 /// Opens a file relative to a folder.
@@ -263,30 +268,31 @@ fn open_at(folder: c_int, path: &CStr, flags: c_int) -> Result<OwnedFd, c_int> {
     let Some(openat) = next!("openat", unsafe extern "C" fn(c_int, *const c_char, c_int, ...) -> c_int) else {
         return Err(MISSING);
     };
-    // SAFETY: the path is a C string.
+    // SAFETY: a `CStr` is a C string; without `O_CREAT` there is no third argument.
     match unsafe { openat(folder, path.as_ptr(), flags | O_CLOEXEC) } {
-        // SAFETY: it was just opened, and is nobody else's.
+        // SAFETY: the descriptor was just opened, and nothing else owns it.
         fd if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(errno()),
     }
 }
 
-/// Whether a descriptor still is `/proc`, and not something that the program has opened since in its place.
+/// Returns `true` if a descriptor still is `/proc`. The program may have closed it and opened something else with the
+/// same number.
 fn is_proc(fd: c_int) -> bool {
     let mut out = [0; 32];
-    // SAFETY: there is more room than a `struct statfs` needs; its first word is the kind.
+    // SAFETY: `out` is a local of 256 bytes, and a `struct statfs` has 120. Its first word is the type.
     fd >= 0 && unsafe { fstatfs(fd, &mut out) } == 0 && out[0] == PROC_SUPER_MAGIC
 }
 
-/// Keeps `/proc` for later.
+/// Opens `/proc` for later, unless it is open already.
 fn keep_proc() {
     if is_proc(PROC.load(Relaxed)) {
         return;
     }
     if let Ok(proc) = open_at(AT_FDCWD, c"/proc", O_PATH) {
-        // As high as the program may have one.
+        // The highest of these numbers that the program's limit allows.
         let dup = |least: &c_int| {
-            // SAFETY: a system call on numbers.
+            // SAFETY: `F_DUPFD_CLOEXEC` takes a number.
             let fd = unsafe { fcntl(proc.as_raw_fd(), F_DUPFD_CLOEXEC, *least) };
             (fd >= 0).then_some(fd)
         };
@@ -294,13 +300,13 @@ fn keep_proc() {
     }
 }
 
-/// Opens a file of `/proc` that is about this thread.
+/// Opens a file of `/proc` about this thread.
 ///
-/// Such files are root's in a process that has changed its user, or has said that it is not to be dumped. They can be opened while it says
-/// that it is; so it does, for as long as that takes.
+/// In a process that has changed its user or is not dumpable, such files belong to root. The process can open them
+/// while it is dumpable, so it makes itself dumpable for the moment of opening.
 fn of_this_thread(path: &CStr, flags: c_int) -> Result<OwnedFd, c_int> {
     let open = || match open_at(PROC.load(Relaxed), path, flags) {
-        // None was kept, or the program has something else there by now.
+        // There is no such descriptor, or the program has opened something else with its number.
         Err(error) if error != EACCES => {
             let path = [b"/proc/", path.to_bytes_with_nul()].concat();
             open_at(AT_FDCWD, CStr::from_bytes_with_nul(&path).map_err(|_| EIO)?, flags)
@@ -308,58 +314,60 @@ fn of_this_thread(path: &CStr, flags: c_int) -> Result<OwnedFd, c_int> {
         opened => opened,
     };
     let mut opened = open();
-    // Again, since another thread that does the same may take back what this one has said.
+    // Repeated, because another thread in this function may make the process undumpable in between.
     for _ in 0..100 {
         if !matches!(opened, Err(EACCES)) {
             break;
         }
-        // SAFETY: system calls on numbers.
+        // SAFETY: `PR_GET_DUMPABLE` has no further arguments.
         let before = unsafe { prctl(PR_GET_DUMPABLE) };
-        // SAFETY: as above.
+        // SAFETY: `PR_SET_DUMPABLE` takes a number.
         unsafe { prctl(PR_SET_DUMPABLE, 1 as c_ulong) };
         opened = open();
         if before != 1 {
-            // SAFETY: as above.
+            // SAFETY: `PR_SET_DUMPABLE` takes a number.
             unsafe { prctl(PR_SET_DUMPABLE, 0 as c_ulong) };
         }
     }
     opened
 }
 
-// ── the conversation ──
+// ── messages to and from the node ──
 
+/// Sends a message with descriptors.
 fn send(over: RawFd, message: &Message, fds: &[RawFd]) -> Result<(), c_int> {
     let mut rights = Rights { len: RIGHTS_HEADER + 4 * fds.len(), level: SOL_SOCKET, kind: SCM_RIGHTS, fds: [0; 2] };
     rights.fds[..fds.len()].copy_from_slice(fds);
     let mut iov = iovec { base: std::ptr::from_ref(message).cast_mut().cast(), len: MESSAGE_BYTES };
-    // SAFETY: zeros are an empty header.
+    // SAFETY: a `msghdr` consists of numbers and pointers, for which zero is valid.
     let mut header: msghdr = unsafe { zeroed() };
     (header.iov, header.iov_len) = (&mut iov, 1);
     if !fds.is_empty() {
         (header.control, header.control_len) = (std::ptr::from_mut(&mut rights).cast(), size_of::<Rights>());
     }
     loop {
-        // SAFETY: everything that the header points to lives until the call returns.
+        // SAFETY: the header points to locals of this function, with their sizes.
         match unsafe { sendmsg(over, &header, MSG_NOSIGNAL) } {
             n if n == MESSAGE_BYTES as isize => return Ok(()),
             _ if errno() == EINTR => {}
-            // The program has made its descriptor one that does not wait.
+            // The program has made its descriptor non-blocking.
             _ if errno() == EAGAIN => std::thread::yield_now(),
-            _ => return Err(EIO), // the node is gone: what a disassociated device answers
+            _ => return Err(EIO), // the node is gone; the kernel returns this for a disassociated device
         }
     }
 }
 
+/// Receives a message, and its descriptor if it has one.
 fn receive(from: RawFd) -> Result<(Message, Option<OwnedFd>), c_int> {
     let mut message = Message::default();
     let mut rights = Rights { len: 0, level: 0, kind: 0, fds: [-1; 2] };
     let mut iov = iovec { base: message.as_mut_ptr().cast(), len: MESSAGE_BYTES };
-    // SAFETY: zeros are an empty header.
+    // SAFETY: a `msghdr` consists of numbers and pointers, for which zero is valid.
     let mut header: msghdr = unsafe { zeroed() };
     (header.iov, header.iov_len) = (&mut iov, 1);
     (header.control, header.control_len) = (std::ptr::from_mut(&mut rights).cast(), size_of::<Rights>());
     loop {
-        // SAFETY: everything that the header points to lives until the call returns.
+        // SAFETY: the header points to locals of this function, with their sizes.
         match unsafe { recvmsg(from, &mut header, MSG_CMSG_CLOEXEC) } {
             n if n == MESSAGE_BYTES as isize => break,
             -1 if errno() == EINTR => {}
@@ -367,29 +375,30 @@ fn receive(from: RawFd) -> Result<(Message, Option<OwnedFd>), c_int> {
         }
     }
     let came = header.control_len >= RIGHTS_HEADER + 4 && rights.kind == SCM_RIGHTS && rights.level == SOL_SOCKET;
-    // SAFETY: the kernel has just made this descriptor for us.
+    // SAFETY: the kernel has just created this descriptor for the receiver, and nothing else owns it.
     Ok((message, came.then(|| unsafe { OwnedFd::from_raw_fd(rights.fds[0]) })))
 }
 
-/// Has the node do something, and does for it what only this process can.
+/// Sends a request to the node and waits for the answer. Meanwhile replies to the node's questions, which only this
+/// process can answer.
 fn call(device: RawFd, kind: u64, value: u64) -> Result<(i64, u64, Option<OwnedFd>), c_int> {
     let _uncancelled = Uncancelled::now();
     let mut ends = [-1; 2];
-    // SAFETY: room for two.
+    // SAFETY: `ends` is a local with room for two descriptors.
     if unsafe { socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.as_mut_ptr()) } != 0 {
         return Err(errno());
     }
-    // SAFETY: they were just opened, and are nobody else's.
+    // SAFETY: both descriptors were just opened, and nothing else owns them.
     let [ours, theirs] = ends.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     let memory = if kind == IOCTL { Some(of_this_thread(c"thread-self/mem", O_RDWR)) } else { None };
     match &memory {
         Some(Ok(memory)) => send(device, &[kind, value, 0], &[theirs.as_raw_fd(), memory.as_raw_fd()])?,
-        // The node says in its log what that means.
+        // The node logs what the error means.
         Some(Err(error)) => send(device, &[kind, value, *error as u64], &[theirs.as_raw_fd()])?,
         None => send(device, &[kind, value, 0], &[theirs.as_raw_fd()])?,
     }
     drop((theirs, memory));
-    let answer = |there: Option<RawFd>| match there {
+    let reply = |fd: Option<RawFd>| match fd {
         Some(fd) => send(ours.as_raw_fd(), &[HERE, 0, 0], &[fd]),
         None => send(ours.as_raw_fd(), &[NOT_HERE, 0, 0], &[]),
     };
@@ -398,10 +407,11 @@ fn call(device: RawFd, kind: u64, value: u64) -> Result<(i64, u64, Option<OwnedF
         match kind {
             DONE => return Ok((a as i64, b, fd)),
             GIVE => {
-                // It does not come along where this process can have no more of them.
+                // The descriptor is missing if this process can have no more.
                 let fd = std::os::fd::IntoRawFd::into_raw_fd(fd.ok_or(EMFILE)?);
-                // SAFETY: the command names the address as a place for a number of this size, which whoever wrote the command vouches for; the node
-                // has found something mapped there.
+                // SAFETY: the node takes the address and the size from the command's attribute for this number. The
+                // program that wrote the command is responsible for the address, as it is with the kernel; and the node
+                // has just written to it, so something is mapped there.
                 unsafe {
                     match b {
                         8 => (a as *mut i64).write_unaligned(fd.into()),
@@ -409,9 +419,9 @@ fn call(device: RawFd, kind: u64, value: u64) -> Result<(i64, u64, Option<OwnedF
                     }
                 }
             }
-            // A number that is no descriptor cannot be sent, and the node is told so.
-            ASK => answer(Some(a as RawFd)).or_else(|_| answer(None))?,
-            ASK_MAPS => answer(of_this_thread(c"thread-self/maps", 0).ok().as_ref().map(AsRawFd::as_raw_fd))?,
+            // Sending fails if the number is not a descriptor of this process.
+            ASK => reply(Some(a as RawFd)).or_else(|_| reply(None))?,
+            ASK_MAPS => reply(of_this_thread(c"thread-self/maps", 0).ok().as_ref().map(AsRawFd::as_raw_fd))?,
             _ => return Err(EIO),
         }
     }
@@ -424,15 +434,15 @@ macro_rules! open {
         /// Opens a file.
         ///
         /// # Safety
-        /// As the C library's.
+        /// As for the C library's function.
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name(path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller passes a C string, as the C library's function requires.
             if let Some(number) = unsafe { device_of_path(path) } {
                 return open_device(number);
             }
             match next!(stringify!($name), unsafe extern "C" fn(*const c_char, c_int, ...) -> c_int) {
-                // SAFETY: the caller's promise.
+                // SAFETY: the arguments are the caller's own, which fulfil this function's contract.
                 Some(open) => unsafe { open(path, flags, mode) },
                 None => fail(MISSING),
             }
@@ -441,40 +451,41 @@ macro_rules! open {
 }
 macro_rules! openat {
     ($($name:ident)*) => { $(
-        /// Opens a file.
+        /// Opens a file relative to a folder.
         ///
         /// # Safety
-        /// As the C library's.
+        /// As for the C library's function.
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name(folder: c_int, path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller passes a C string, as the C library's function requires.
             if let Some(number) = unsafe { device_of_path(path) } {
                 return open_device(number);
             }
             match next!(stringify!($name), unsafe extern "C" fn(c_int, *const c_char, c_int, ...) -> c_int) {
-                // SAFETY: the caller's promise.
+                // SAFETY: the arguments are the caller's own, which fulfil this function's contract.
                 Some(open) => unsafe { open(folder, path, flags, mode) },
                 None => fail(MISSING),
             }
         }
     )* };
 }
-// Arguments that may be missing are in registers in either calling convention of Linux on 64 bits, so taking them always is fine.
+// On 64-bit Linux, x86-64 and aarch64 pass an optional argument in a register, so it can always be read and passed on.
 open!(open open64 __open_2 __open64_2);
 openat!(openat openat64 __openat_2 __openat64_2);
 
-/// A device file's `struct stat`.
+/// Fills in a device file's `struct stat`.
 ///
 /// # Safety
-/// `out` must be valid for writes of a `struct stat`.
+/// `out` is valid for writes of a `struct stat`.
 unsafe fn describe(number: u32, out: *mut u8) {
-    // Offsets of the fields, and the size.
+    // The offsets of the fields `st_nlink`, `st_mode` and `st_rdev`, and the size of the structure, in bytes.
     #[cfg(target_arch = "x86_64")]
     const STAT: [usize; 4] = [16, 24, 40, 144];
     #[cfg(not(target_arch = "x86_64"))]
     const STAT: [usize; 4] = [20, 16, 32, 128];
     let [links, mode, device, bytes] = STAT;
-    // SAFETY: all of it is inside the structure.
+    // SAFETY: the caller guarantees that `out` is valid for a `struct stat`, and all offsets are in it and aligned for
+    // their fields.
     unsafe {
         out.write_bytes(0, bytes);
         out.add(links).cast::<u32>().write(1);
@@ -488,17 +499,17 @@ macro_rules! stat {
         /// Describes the file at a path.
         ///
         /// # Safety
-        /// As the C library's.
+        /// As for the C library's function.
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($extra: $type,)* path: *const c_char, out: *mut u8) -> c_int {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller passes a C string, as the C library's function requires.
             if let Some(number) = unsafe { device_of_path(path) } {
-                // SAFETY: the caller's promise.
+                // SAFETY: the caller passes a `struct stat` to write to, as the C library's function requires.
                 unsafe { describe(number, out) };
                 return 0;
             }
             match next!(stringify!($name), unsafe extern "C" fn($($type,)* *const c_char, *mut u8) -> c_int) {
-                // SAFETY: the caller's promise.
+                // SAFETY: the arguments are the caller's own, which fulfil this function's contract.
                 Some(stat) => unsafe { stat($($extra,)* path, out) },
                 None => fail(MISSING),
             }
@@ -510,19 +521,19 @@ macro_rules! fstat {
         /// Describes an open file.
         ///
         /// # Safety
-        /// As the C library's.
+        /// As for the C library's function.
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($extra: $type,)* fd: c_int, out: *mut u8) -> c_int {
             let Some(stat) = next!(stringify!($name), unsafe extern "C" fn($($type,)* c_int, *mut u8) -> c_int) else {
                 return fail(MISSING);
             };
-            // SAFETY: the caller's promise.
+            // SAFETY: the arguments are the caller's own, which fulfil this function's contract.
             let result = unsafe { stat($($extra,)* fd, out) };
             let mode = if cfg!(target_arch = "x86_64") { 24 } else { 16 };
-            // SAFETY: the C library has filled the structure in.
+            // SAFETY: the call succeeded, so the C library has filled in the structure; `st_mode` is at this offset.
             if result == 0 && unsafe { out.add(mode).cast::<u32>().read() } & S_IFMT == S_IFSOCK {
                 if let Some(number) = device_of_fd(fd) {
-                    // SAFETY: the caller's promise.
+                    // SAFETY: the caller passes a `struct stat` to write to, as the C library's function requires.
                     unsafe { describe(number, out) };
                 }
             }
@@ -535,20 +546,20 @@ fstat!(fstat() fstat64() __fxstat(version: c_int) __fxstat64(version: c_int));
 
 macro_rules! fstatat {
     ($($name:ident)*) => { $(
-        /// Describes the file at a path below a folder, or an open file.
+        /// Describes the file at a path relative to a folder, or an open file.
         ///
         /// # Safety
-        /// As the C library's.
+        /// As for the C library's function.
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name(folder: c_int, path: *const c_char, out: *mut u8, flags: c_int) -> c_int {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller passes null or a C string, as the C library's function requires.
             if let Some(number) = unsafe { device_at(folder, path, flags) } {
-                // SAFETY: the caller's promise.
+                // SAFETY: the caller passes a `struct stat` to write to, as the C library's function requires.
                 unsafe { describe(number, out) };
                 return 0;
             }
             match next!(stringify!($name), unsafe extern "C" fn(c_int, *const c_char, *mut u8, c_int) -> c_int) {
-                // SAFETY: the caller's promise.
+                // SAFETY: the arguments are the caller's own, which fulfil this function's contract.
                 Some(stat) => unsafe { stat(folder, path, out, flags) },
                 None => fail(MISSING),
             }
@@ -557,32 +568,33 @@ macro_rules! fstatat {
 }
 fstatat!(fstatat fstatat64);
 
-/// The number of the device at a path, or behind a descriptor if the path is empty and that is allowed.
+/// Returns the number of the device at a path, or that of a descriptor if the path is empty and the flags allow it.
 ///
 /// # Safety
-/// `path` must be null or a C string.
+/// `path` is null or a C string.
 unsafe fn device_at(folder: c_int, path: *const c_char, flags: c_int) -> Option<u32> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees a C string, which has at least one byte, and it is not null.
     let is_empty = path.is_null() || unsafe { path.read() } == 0;
     if is_empty && flags & AT_EMPTY_PATH != 0 {
         return device_of_fd(folder);
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `path` is null or a C string.
     unsafe { device_of_path(path) }
 }
 
-/// An empty path means the descriptor itself.
+/// Flag: an empty path means the descriptor itself.
 const AT_EMPTY_PATH: c_int = 0x1000;
 
-/// Describes a file, in the newer way.
+/// Describes a file with a `struct statx`.
 ///
 /// # Safety
-/// As the C library's.
+/// As for the C library's function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn statx(folder: c_int, path: *const c_char, flags: c_int, mask: c_uint, out: *mut u8) -> c_int {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller passes null or a C string, as the C library's function requires.
     if let Some(number) = unsafe { device_at(folder, path, flags) } {
-        // SAFETY: the caller's promise; the offsets are those of `struct statx`.
+        // SAFETY: the caller passes a `struct statx` to write to. It has 256 bytes, and the offsets are those of
+        // `stx_mask`, `stx_nlink`, `stx_mode` and `stx_rdev_major`.
         unsafe {
             out.write_bytes(0, 256);
             out.cast::<u32>().write(0x7); // type, mode, links
@@ -593,68 +605,69 @@ pub unsafe extern "C" fn statx(folder: c_int, path: *const c_char, flags: c_int,
         return 0;
     }
     match next!("statx", unsafe extern "C" fn(c_int, *const c_char, c_int, c_uint, *mut u8) -> c_int) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the arguments are the caller's own, which fulfil this function's contract.
         Some(statx) => unsafe { statx(folder, path, flags, mask, out) },
         None => fail(MISSING),
     }
 }
 
-/// Whether a file may be accessed.
+/// Checks whether the process may access a file.
 ///
 /// # Safety
-/// As the C library's.
+/// As for the C library's function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn access(path: *const c_char, mode: c_int) -> c_int {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller passes a C string, as the C library's function requires.
     if unsafe { device_of_path(path) }.is_some() {
         return 0;
     }
     match next!("access", unsafe extern "C" fn(*const c_char, c_int) -> c_int) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the arguments are the caller's own, which fulfil this function's contract.
         Some(access) => unsafe { access(path, mode) },
         None => fail(MISSING),
     }
 }
 
-/// Whether a file below a folder may be accessed.
+/// Checks whether the process may access a file relative to a folder.
 ///
 /// # Safety
-/// As the C library's.
+/// As for the C library's function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn faccessat(folder: c_int, path: *const c_char, mode: c_int, flags: c_int) -> c_int {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller passes a C string, as the C library's function requires.
     if unsafe { device_of_path(path) }.is_some() {
         return 0;
     }
     match next!("faccessat", unsafe extern "C" fn(c_int, *const c_char, c_int, c_int) -> c_int) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the arguments are the caller's own, which fulfil this function's contract.
         Some(access) => unsafe { access(folder, path, mode, flags) },
         None => fail(MISSING),
     }
 }
 
-/// Opens a socket. None to the kernel's RDMA subsystem: it would tell of the machine's real devices.
+/// Opens a socket. Sockets to the kernel's RDMA subsystem are refused, because it would report the machine's real
+/// devices.
 #[unsafe(no_mangle)]
 pub extern "C" fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
     if domain == AF_NETLINK && protocol == NETLINK_RDMA && node().is_some() {
         return fail(EPROTONOSUPPORT);
     }
     match next!("socket", unsafe extern "C" fn(c_int, c_int, c_int) -> c_int) {
-        // SAFETY: a system call on numbers.
+        // SAFETY: `socket` takes numbers only.
         Some(socket) => unsafe { socket(domain, kind, protocol) },
         None => fail(MISSING),
     }
 }
 
-// ── what is done to an open device ──
+// ── calls on an open device ──
 
-/// Commands a device.
+/// Sends a command to a device.
 ///
 /// # Safety
-/// As the C library's.
+/// As for the C library's function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
-    // The kernel takes 32 bits of it.
+    // The kernel uses only the lower 32 bits.
     if request as u32 == RDMA_VERBS_IOCTL && device_of_fd(fd).is_some() {
         return match call(fd, IOCTL, argument as u64) {
             Ok((result, ..)) if result >= 0 => result as c_int,
@@ -663,7 +676,7 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_voi
         };
     }
     match next!("ioctl", unsafe extern "C" fn(c_int, c_ulong, ...) -> c_int) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the arguments are the caller's own, which fulfil this function's contract.
         Some(ioctl) => unsafe { ioctl(fd, request, argument) },
         None => fail(MISSING),
     }
@@ -671,10 +684,10 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_voi
 
 type Mmap = unsafe extern "C" fn(*mut c_void, usize, c_int, c_int, c_int, off_t) -> *mut c_void;
 
-/// Maps a file; where that is a device, what the node has at this offset.
+/// Maps a file. If it is a device, maps the memory that the node has at this offset.
 ///
 /// # Safety
-/// As the C library's.
+/// As for the C library's `mmap`.
 unsafe fn map(
     mmap: Option<Mmap>,
     at: *mut c_void,
@@ -688,18 +701,19 @@ unsafe fn map(
         fail::<c_long>(MISSING);
         return MAP_FAILED;
     };
-    // SAFETY: the caller's promise.
+    // SAFETY: the arguments are the caller's own, which fulfil this function's contract.
     let mapped = unsafe { mmap(at, len, protection, flags, fd, offset) };
-    // A socket cannot be mapped: only then can it be a device.
+    // The descriptor of a device is a socket, and mapping a socket fails with `ENODEV`.
     if mapped != MAP_FAILED || fd < 0 || errno() != ENODEV || device_of_fd(fd).is_none() {
         return mapped;
     }
     let error = match call(fd, MAP, offset as u64) {
         Ok((result, begin, Some(file))) if result >= 0 => {
-            // SAFETY: the caller's promise.
+            // SAFETY: address, length and flags are the caller's own, which fulfil this function's contract. The file
+            // is open during the call.
             return unsafe { mmap(at, len, protection, flags, file.as_raw_fd(), begin as off_t) };
         }
-        Ok((0, ..)) => EMFILE, // the file was not let in
+        Ok((0, ..)) => EMFILE, // this process had no descriptor left for the file
         Ok((error, ..)) => -error as c_int,
         Err(error) => error,
     };
@@ -712,13 +726,13 @@ macro_rules! mmap {
         /// Maps a file.
         ///
         /// # Safety
-        /// As the C library's.
+        /// As for the C library's function.
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name(
             at: *mut c_void, len: usize, protection: c_int, flags: c_int, fd: c_int, offset: off_t,
         ) -> *mut c_void {
             let mmap = next!(stringify!($name), Mmap);
-            // SAFETY: the caller's promise.
+            // SAFETY: the arguments are the caller's own, which fulfil this function's contract.
             unsafe { map(mmap, at, len, protection, flags, fd, offset) }
         }
     )* };

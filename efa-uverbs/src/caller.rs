@@ -1,4 +1,4 @@
-//! The process that makes a call, as far as the call needs it: its memory, its descriptors, and where the answer goes.
+//! The process that makes a call: its memory, its descriptors, and the socket for the answer.
 
 use crate::errno::{Errno, Outcome, refuse};
 use crate::quota::{Account, Charge, Item};
@@ -18,7 +18,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock, Weak};
 
-/// Sends a message, and descriptors with it.
+/// Sends a message with descriptors.
 fn send(to: impl AsFd, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -29,11 +29,11 @@ fn send(to: impl AsFd, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<(), 
     sendmsg(to, &[bytes], &mut control, SendFlags::NOSIGNAL).map(drop)
 }
 
-/// What came in one piece.
+/// A received message with its descriptors.
 pub(crate) struct Received {
     pub(crate) message: Message,
     pub(crate) fds: Vec<OwnedFd>,
-    /// Descriptors came along for which this process had no room.
+    /// `true` if the kernel dropped descriptors of the message because this process can have no more.
     pub(crate) lacks_fds: bool,
 }
 
@@ -42,7 +42,8 @@ pub(crate) fn tell(to: impl AsFd, message: &Message) -> Result<(), Errno> {
     send(to, message, &[])
 }
 
-/// Receives a message, and the descriptors that come with it; `None` when the other side is gone.
+/// Receives a message with its descriptors. Returns `None` if the other side has closed the connection, or sent a
+/// message of the wrong length.
 pub(crate) fn receive(from: impl AsFd) -> Option<Received> {
     let mut message = Message::default();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
@@ -64,45 +65,48 @@ pub(crate) fn receive(from: impl AsFd) -> Option<Received> {
     is_whole.then_some(Received { message, fds, lacks_fds })
 }
 
-/// What `/proc` says it is (`linux/magic.h`).
+/// The file system type of `/proc` (`linux/magic.h`).
 const PROC_SUPER_MAGIC: rustix::fs::FsWord = 0x9fa0;
 
-/// A file of the kernel's own about a process, if that is what this is, and has this name: which process's. Any other may have no end, or may make
-/// whoever reads it wait: a device, for all programs.
+/// Returns the folder in `/proc` of the process that a file is about, if it is a file of `/proc` with this name.
+///
+/// The node reads no other files: a program could hand over one that has no end, or one that makes the device's thread
+/// wait.
 fn of_process(fd: impl AsFd, name: &str) -> Option<Vec<u8>> {
     let is_of_proc = rustix::fs::fstatfs(&fd).is_ok_and(|fs| fs.f_type == PROC_SUPER_MAGIC);
     let link = is_of_proc.then(|| format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))?;
     let path = std::fs::read_link(link).ok()?;
     let folder = path.as_os_str().as_bytes().strip_suffix(name.as_bytes())?.strip_suffix(b"/")?;
-    // Threads share what is asked for here: `…/PID/task/TID/mem` is `…/PID/mem`.
+    // A process's threads share these files' contents: `…/PID/task/TID/mem` is the same as `…/PID/mem`.
     let of_thread = folder.iter().rposition(|&byte| byte == b'/').and_then(|end| folder[..end].strip_suffix(b"/task"));
     Some(of_thread.unwrap_or(folder).to_vec())
 }
 
-/// The process that makes a call, until it has its answer.
+/// A process that waits for the answer to its call.
 pub(crate) struct Caller {
+    /// The socket for the answer.
     answer: OwnedFd,
     memory: Result<Arc<Memory>, Errno>,
     account: Arc<Account>,
 }
 
-/// A process's memory.
+/// A process's memory, accessed through its file `mem` in `/proc`.
 pub(crate) struct Memory {
     file: File,
-    /// That the program keeps a descriptor of the node for it, from its first region on.
+    /// Counts the file as one of the program's descriptors, from the first registered region on.
     charge: OnceLock<Charge>,
 }
 
-/// Most processes of an open device whose memory is told apart.
+/// The maximum number of processes of one open device whose memory is remembered.
 const MOST_PROCESSES: usize = 64;
 
-/// The memory of the processes that have called: regions of one process share its descriptor, since a device has more regions than a node
-/// has descriptors.
+/// The memory of the processes that have called. All regions of one process share one descriptor, because a device can
+/// have more regions than a node can have descriptors.
 pub(crate) struct Memories {
     account: Arc<Account>,
-    /// Where each process is in `/proc`, and its memory while something has it.
+    /// For each process the file system and the folder in `/proc`, and its memory as long as something uses it.
     known: Vec<(u64, Vec<u8>, Weak<Memory>)>,
-    /// That of the last caller, which mostly is the next one as well.
+    /// The memory of the last caller, which is likely to call again.
     last: Option<Arc<Memory>>,
 }
 
@@ -111,13 +115,15 @@ impl Memories {
         Self { account, known: Vec::new(), last: None }
     }
 
-    /// The memory that this is, which has something at `addr`; as one that is known if it is that.
+    /// Returns the memory of the process whose `mem` this file is: the memory known already, if its process still has
+    /// something mapped at `addr`, or else a new one. Returns `None` if the file is not a process's `mem`.
     fn same(&mut self, file: OwnedFd, addr: u64) -> Option<Arc<Memory>> {
         let process = of_process(&file, "mem")?;
         let device = rustix::fs::fstat(&file).map_or(0, |stat| stat.st_dev);
         self.known.retain(|(.., memory)| memory.strong_count() > 0);
         let known = self.known.iter().find(|known| known.0 == device && known.1 == process);
-        // A process that has started another program since has other memory, and the old one is not there.
+        // If the process has executed another program since, the known file leads to the old memory, which does not
+        // exist any more.
         let is_there = |memory: &Arc<Memory>| memory.file.read_exact_at(&mut [0], addr).is_ok();
         if let Some(memory) = known.and_then(|(.., memory)| memory.upgrade()).filter(is_there) {
             self.last = Some(memory.clone());
@@ -135,8 +141,9 @@ impl Memories {
 }
 
 impl Caller {
-    /// The caller that sent these descriptors: where the answer goes, and its memory if the call, which is about `value`, needs that. Without,
-    /// `why` may say what the caller met with.
+    /// Creates the caller that sent these descriptors: the socket for the answer and, if the call needs it, the file of
+    /// its memory, which has something mapped at `value`. If the caller could not open that file, `why` is its error
+    /// number. Returns `None` without a socket.
     pub(crate) fn new(fds: Vec<OwnedFd>, value: u64, why: u64, memories: &mut Memories) -> Option<Self> {
         let mut fds = fds.into_iter();
         let answer = fds.next()?;
@@ -150,15 +157,16 @@ impl Caller {
         Some(Self { answer, memory, account: memories.account.clone() })
     }
 
-    /// The account of the program that has opened the device.
+    /// Returns the account of the program that opened the device.
     pub(crate) fn account(&self) -> &Arc<Account> {
         &self.account
     }
 
-    /// Its memory.
+    /// Returns the caller's memory.
     ///
     /// # Errors
-    /// It did not come along: the caller cannot open it, or the node has no descriptor left for it; or it is something else.
+    /// The caller could not open its memory, the node has no descriptor left for it, or the file is not a process's
+    /// `mem`.
     fn memory(&self) -> Outcome<&Arc<Memory>> {
         let why = match self.memory {
             Ok(ref memory) => return Ok(memory),
@@ -171,13 +179,13 @@ impl Caller {
         refuse(*self.memory.as_ref().err().unwrap_or(&Errno::FAULT), why)
     }
 
-    /// Ends the call with this result; `negative`: an error.
+    /// Ends the call with this result.
     pub(crate) fn done(self, result: Result<i64, Errno>) {
         let value = result.unwrap_or_else(|errno| -i64::from(errno.raw_os_error()));
         self.say(&[talk::DONE, value as u64, 0], &[]);
     }
 
-    /// Ends a mapping: of this file, from this offset on.
+    /// Ends a call of `mmap`: the program maps this file from this offset on.
     pub(crate) fn done_with_file(self, file: BorrowedFd<'_>, offset: u64) {
         self.say(&[talk::DONE, 0, offset], &[file]);
     }
@@ -188,32 +196,33 @@ impl Caller {
         }
     }
 
-    /// Reads the caller's memory.
+    /// Reads bytes of the caller's memory.
     pub(crate) fn read_bytes(&self, addr: u64, bytes: &mut [u8]) -> Outcome<()> {
         Ok(self.memory()?.file.read_exact_at(bytes, addr).map_err(|_| Errno::FAULT)?)
     }
 
-    /// Reads a value in the caller's memory.
+    /// Reads a value from the caller's memory.
     pub(crate) fn read<T: AnyBitPattern + NoUninit>(&self, addr: u64) -> Outcome<T> {
         let mut value = T::zeroed();
         self.read_bytes(addr, bytemuck::bytes_of_mut(&mut value))?;
         Ok(value)
     }
 
-    /// Writes the caller's memory.
+    /// Writes bytes to the caller's memory.
     pub(crate) fn write_bytes(&self, addr: u64, bytes: &[u8]) -> Outcome<()> {
         Ok(self.memory()?.file.write_all_at(bytes, addr).map_err(|_| Errno::FAULT)?)
     }
 
-    /// The file behind a descriptor of the caller's.
+    /// Returns a copy of the caller's descriptor with this number.
     pub(crate) fn fd(&self, number: i32) -> Result<OwnedFd, Errno> {
         self.ask(&[talk::ASK, number as u64, 0]).ok_or(Errno::BADF)
     }
 
-    /// The caller gets a descriptor, and finds its number at `addr`, in this many bytes: 4 or 8.
+    /// Sends the caller a descriptor. The caller stores its number at `addr`, in 4 or 8 bytes.
     pub(crate) fn give(&self, fd: BorrowedFd<'_>, addr: u64, bytes: u64) -> Outcome<()> {
-        // The number is stored by the caller itself, which should not fall over an address that is none. (Over one that cannot be written it
-        // does: this writes all the same.)
+        // The preloaded library stores the number with an ordinary store, which must not fault. This write fails if
+        // nothing is mapped there. (A read-only mapping still makes the program fault, because this write ignores the
+        // protection.)
         self.write_bytes(addr, &[0xff; 8][..bytes as usize])?;
         Ok(send(&self.answer, &[talk::GIVE, addr, bytes], &[fd])?)
     }
@@ -224,12 +233,12 @@ impl Caller {
         answer.fds.into_iter().next()
     }
 
-    /// Memory of the caller's that a device is to access, for writing too if it is `writable`.
+    /// Returns a part of the caller's memory for a device to read and, if it is `writable`, to write.
     ///
-    /// It is not pinned: once the program unmaps it, accesses fail.
+    /// The memory is not pinned: accesses fail after the program has unmapped it.
     ///
     /// # Errors
-    /// `EFAULT` where some of it is not mapped, or not like that.
+    /// `EFAULT` if a part of it is not mapped, or not with these rights.
     pub(crate) fn region(&self, addr: u64, len: u64, writable: bool) -> Outcome<Region> {
         let memory = self.memory()?.clone();
         let (Some(end), Ok(bytes)) = (addr.checked_add(len), usize::try_from(len)) else {
@@ -254,13 +263,13 @@ impl Caller {
     }
 }
 
-/// Longest line of `maps` in bytes: a name has at most 4 KiB, of which each byte may be written as four.
+/// The maximum length of a line of `maps` in bytes: a name has at most 4 KiB, and each byte may be written as four.
 const LONGEST_LINE: u64 = 20 << 10;
-/// Most bytes of `maps` that are read: a hundred for each of as many mappings as any process has.
+/// The maximum number of bytes of `maps` that are read: a hundred for each of 2.5 million mappings.
 const LONGEST_MAPS: u64 = 256 << 20;
 
-/// The first address of a range that is not mapped so that it can be read (and written), by a process's `maps`, of which no more than a line is
-/// kept at a time.
+/// Returns the first address of a range that is not mapped with the required rights (read, or read and write),
+/// according to a process's `maps`. Keeps only one line of `maps` in memory at a time.
 fn first_gap(maps: impl Read, range: Range<u64>, writable: bool) -> io::Result<Option<u64>> {
     let mut next = range.start;
     let (mut maps, mut line) = (BufReader::with_capacity(64 << 10, maps.take(LONGEST_MAPS)), Vec::new());
@@ -268,7 +277,7 @@ fn first_gap(maps: impl Read, range: Range<u64>, writable: bool) -> io::Result<O
         line.clear();
         let bytes = (&mut maps).take(LONGEST_LINE).read_until(b'\n', &mut line)?;
         if bytes == 0 && maps.get_ref().limit() != 0 {
-            break; // its end
+            break; // the end of the file
         }
         if line.last() != Some(&b'\n') {
             let problem = format!("a line of more than {bytes} bytes, or more than {LONGEST_MAPS} bytes in all");
@@ -288,7 +297,7 @@ fn first_gap(maps: impl Read, range: Range<u64>, writable: bool) -> io::Result<O
     Ok((next < range.end).then_some(next))
 }
 
-/// A line of `maps`: from where to where, and with which rights.
+/// Parses a line of `maps`: the first address, the end address and the rights.
 fn parse(line: &[u8]) -> Option<(u64, u64, &str)> {
     let mut words = line.split(u8::is_ascii_whitespace).map(|word| str::from_utf8(word).ok());
     let (start, end) = words.next()??.split_once('-')?;
@@ -296,12 +305,12 @@ fn parse(line: &[u8]) -> Option<(u64, u64, &str)> {
     Some((hex(start)?, hex(end)?, words.next()??))
 }
 
-/// Memory of a process, as a device accesses it: by system calls on the process's `mem`.
+/// A registered region of a process's memory. The device accesses it by system calls on the process's `mem`.
 pub(crate) struct Region {
     memory: Arc<Memory>,
     addr: u64,
     len: usize,
-    /// What it counts for, while it is registered.
+    /// Counts the bytes as registered.
     _charge: Charge,
 }
 
@@ -357,7 +366,7 @@ mod tests {
         }
     }
 
-    /// Counts what is read of it.
+    /// A reader that counts the bytes read from it.
     struct Counted<'a, R>(R, &'a mut u64);
 
     impl<R: Read> Read for Counted<'_, R> {
@@ -374,7 +383,7 @@ mod tests {
         let gap = first_gap(Counted(io::repeat(0), &mut read), 1..2, false);
         assert!(gap.is_err() && read < 1 << 20, "{gap:?}, {read} bytes read of a line without end");
         assert!(first_gap(&b"\n\n"[..], 1..2, false).is_err() && first_gap(&b"Rss: 1 kB\n"[..], 1..2, false).is_err());
-        // Lines without end.
+        // Valid lines without end.
         let mut line = b"0-1 r--p 00000000 00:00 0 /".to_vec();
         line.resize(4095, b'x');
         line.push(b'\n');
@@ -414,7 +423,7 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &memories.same(other, addr).unwrap()));
         let parent = format!("/proc/{}/mem", std::os::unix::process::parent_id());
         if let Ok(parent) = File::open(parent) {
-            // It calls in between.
+            // The other process calls in between.
             assert!(!Arc::ptr_eq(&first, &memories.same(parent.into(), addr).unwrap()));
             assert!(Arc::ptr_eq(&first, &memories.same(file("/proc/self/mem"), addr).unwrap()));
         }

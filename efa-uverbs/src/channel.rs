@@ -1,4 +1,4 @@
-//! Completion channels: descriptors from which a program reads which completion queue has something new.
+//! Completion channels: descriptors from which a program reads which completion queue has a new entry.
 
 use crate::errno::{Errno, Outcome};
 use crate::quota::Charge;
@@ -11,29 +11,31 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// Bytes of an event: the `user_handle` that the program gave its completion queue (`struct ib_uverbs_comp_event_desc`).
+/// The size of an event in bytes. It is the `user_handle` that the program gave its completion queue
+/// (`struct ib_uverbs_comp_event_desc`).
 const EVENT: usize = 8;
-/// Events that a pipe has room for.
+/// The number of events that a pipe has room for.
 const CAPACITY: usize = (64 << 10) / EVENT;
 
 /// A completion channel: a pipe of events.
 ///
-/// libibverbs reads events one by one, and destroys a queue only when the program has acknowledged as many events as were reported. So
-/// it matters which were read: those that were not leave the pipe with their queue.
+/// libibverbs reads events one by one. When it destroys a queue, it waits until the program has acknowledged as many
+/// events as the kernel reports for that queue. So the number of events that were read must be exact; unread events are
+/// removed from the pipe with their queue.
 pub(crate) struct Channel {
     pipe: OwnedFd,
-    /// Identifies the pipe, whichever descriptor of it the program shows.
+    /// The inode of the pipe, which identifies it whichever descriptor the program passes.
     inode: u64,
-    /// Events written for each queue, by the program's handle.
+    /// The number of events written for each queue, by the program's handle.
     written: Mutex<HashMap<u64, u32>>,
-    /// An event was lost, and the log says so.
+    /// `true` if an event was lost. This is logged once.
     has_overflown: AtomicBool,
-    /// What it counts for.
+    /// Counts the pipe as one of the program's descriptors.
     _charge: Option<Charge>,
 }
 
 impl Channel {
-    /// A channel, and the end that the program gets.
+    /// Creates a channel, and returns it with the end that the program reads from.
     pub(crate) fn new(charge: Option<Charge>) -> Outcome<(Self, OwnedFd)> {
         let (read, pipe) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
         rustix::fs::fcntl_setfl(&pipe, OFlags::NONBLOCK)?;
@@ -43,25 +45,25 @@ impl Channel {
         Ok((channel, read))
     }
 
-    /// Whether `fd` is its other end.
+    /// Returns `true` if `fd` is the other end of this channel.
     pub(crate) fn is(&self, fd: impl AsFd) -> bool {
         rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_ino == self.inode)
     }
 
-    /// Whether the program still has its end.
+    /// Returns `true` if the program still has its end open.
     pub(crate) fn has_reader(&self) -> bool {
         let mut fds = [PollFd::new(&self.pipe, PollFlags::empty())];
-        // Even a call that does not wait may find a signal instead.
+        // A signal can interrupt even a call that does not wait.
         let polled = retry_on_intr(|| poll(&mut fds, Some(&Timespec::default())));
         polled.is_ok() && !fds[0].revents().contains(PollFlags::ERR)
     }
 
-    /// Tells the program that a completion queue has something new.
+    /// Writes an event: the completion queue with this handle has a new entry.
     pub(crate) fn tell(&self, handle: u64) {
         let mut written = self.written.lock();
         match rustix::io::write(&self.pipe, &handle.to_ne_bytes()) {
             Ok(_) => *written.entry(handle).or_default() += 1,
-            // A queue has at most one event that was not read, so only a program that writes here itself comes to this.
+            // A queue has at most one unread event, so the pipe is full only if the program itself writes to it.
             Err(Errno::AGAIN) if self.has_overflown.swap(true, Relaxed) => {}
             Err(Errno::AGAIN) => {
                 tracing::warn!("a completion channel is full of events that nobody reads: from now on they are lost");
@@ -70,18 +72,20 @@ impl Channel {
         }
     }
 
-    /// The reading end, without changing how the program's own descriptor waits.
+    /// Opens the reading end again. This one is non-blocking; the program's own descriptor is not changed.
     pub(crate) fn reader(&self) -> Outcome<OwnedFd> {
         let path = format!("/proc/self/fd/{}", self.pipe.as_raw_fd());
         Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?)
     }
 
-    /// A completion queue is gone: takes back its events that were not read. How many were.
+    /// Removes the unread events of a completion queue that was destroyed. Returns the number of its events that were
+    /// read.
     pub(crate) fn forget(&self, handle: u64, reader: &OwnedFd) -> u32 {
         let mut written = self.written.lock();
         let mut count = written.remove(&handle).unwrap_or(0);
         let (mut others, mut event) = (Vec::new(), [0; EVENT]);
-        // As often as there is room for events: a program that writes here as well must not keep this going.
+        // The number of reads is limited, so that a program that keeps writing to its own pipe cannot keep the node
+        // here.
         for _ in 0..CAPACITY {
             if rustix::io::read(reader, &mut event) != Ok(EVENT) {
                 break;
@@ -93,7 +97,7 @@ impl Channel {
             }
         }
         for event in others.chunks_exact(EVENT) {
-            // There is room: it was just made.
+            // There is room, because the events were just read.
             let _ = rustix::io::write(&self.pipe, event);
         }
         count

@@ -1,12 +1,10 @@
-//! An open device: what a program has created through it, and where its commands go.
+//! An open device, and the objects that a program has created through it.
 
-use crate::call::Call;
-use crate::caller::Caller;
 use crate::channel::Channel;
-use crate::commands;
 use crate::device::SoftDevice;
-use crate::errno::{Errno, Outcome, refuse};
+use crate::errno::{Errno, Outcome, Refusal, refuse};
 use crate::guard::Guarded;
+use crate::kind::Kind;
 use crate::quota::{Account, Charge, Item};
 use efa_memory::{Mappable, RingMemory, Shared, Unit};
 use efa_types::RegionKeys;
@@ -15,31 +13,32 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-/// An open device. Everything goes with it that was created through it.
+/// An open device. Dropping it destroys all objects that were created through it.
 pub(crate) struct Context {
     pub(crate) device: Arc<SoftDevice>,
-    /// The program that has opened it.
+    /// The account of the program that opened the device.
     pub(crate) account: Arc<Account>,
-    /// What was created, by handle, and what that counts for.
+    /// The objects by handle, each with what it counts for in the account.
     objects: Slab<(Object, Vec<Charge>)>,
     pub(crate) channels: Vec<Arc<Channel>>,
-    /// As soon as there are so many channels, those that the program has closed are forgotten.
+    /// The number of channels at which those that the program has closed are dropped.
     forget_at: usize,
-    /// What can be mapped, by offset.
+    /// Rings and doorbells that the program can map, by offset.
     maps: HashMap<u64, Guarded<dyn Mappable>>,
     next_key: u64,
-    /// Where asynchronous events would be written, had the driver any to report.
+    /// The pipe for asynchronous events. The driver reports none, so nothing is written to it.
     pub(crate) async_events: Option<(OwnedFd, Charge)>,
-    /// The program has said who it is.
+    /// `true` after GET_CONTEXT, the first command of a program.
     pub(crate) is_set_up: bool,
-    /// Failures that were logged.
+    /// The number of failures that were logged as warnings.
     failures: u32,
 }
 
-/// Most failures of an open device that are logged; a program that fails without end is not to fill disks.
+/// The maximum number of failures of an open device that are logged as warnings. A program that keeps failing should
+/// not fill the disk.
 const MOST_FAILURES: u32 = 1000;
 
-/// Something that a program has created.
+/// An object that a program has created.
 pub(crate) enum Object {
     Pd {
         pd: u32,
@@ -57,20 +56,9 @@ pub(crate) enum Object {
     },
     Counter {
         id: u32,
-        /// The memory of the program's in which it is, if that is a DMA-BUF.
+        /// The DMA-BUFs that contain its two numbers, if they are in DMA-BUFs.
         _memory: [Option<Guarded<RingMemory>>; 2],
     },
-}
-
-/// What kind of object something is; those that use others come first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Kind {
-    QueuePair,
-    MemoryRegion,
-    AddressHandle,
-    CompletionCounter,
-    CompletionQueue,
-    ProtectionDomain,
 }
 
 impl Object {
@@ -89,30 +77,31 @@ impl Object {
 /// A completion queue.
 pub(crate) struct Cq {
     pub(crate) cqn: u32,
-    /// What of it can be mapped.
+    /// The offsets at which the program maps its memory.
     pub(crate) keys: Vec<u64>,
-    /// Where its events go, and what the program calls it there (`user_handle`).
+    /// The channel for its events, and the program's name for the queue there (`user_handle`).
     pub(crate) channel: Option<(Arc<Channel>, u64)>,
-    /// The memory of the program's in which it is, if that is a DMA-BUF.
+    /// The DMA-BUF that contains the ring, if it is in one.
     pub(crate) _memory: Option<Guarded<RingMemory>>,
 }
 
 /// A queue pair.
 pub(crate) struct Qp {
     pub(crate) qpn: u16,
+    /// The offsets at which the program maps its memory.
     pub(crate) keys: Vec<u64>,
     pub(crate) is_srd: bool,
-    /// Send and receive work requests and buffers, inline bytes, as asked for.
+    /// The capabilities that the program asked for, which a query returns (`struct ib_uverbs_qp_cap`).
     pub(crate) cap: [u32; 5],
     pub(crate) qkey: u32,
     pub(crate) sq_psn: u32,
     pub(crate) rnr_retry: u8,
 }
 
-/// The fields of an object, if it is of this kind.
+/// Reads fields of the object with a handle, and refuses the command if the object is of another kind.
 macro_rules! fields {
     ($context:expr, $handle:expr, $kind:ident, $pattern:pat => $found:expr) => {
-        match $context.object($handle, $crate::context::Kind::$kind)? {
+        match $context.object($handle, $crate::kind::Kind::$kind)? {
             $pattern => Ok($found),
             _ => $crate::errno::refuse($crate::errno::Errno::INVAL, "it is of another kind"),
         }
@@ -136,48 +125,37 @@ impl Context {
         }
     }
 
-    /// Does what the command at `addr` of the caller's memory says.
-    pub(crate) fn ioctl(&mut self, caller: &Caller, addr: u64) -> Result<i64, Errno> {
-        let call = Call::read(caller, addr);
-        let (name, outcome) = match call {
-            Ok(call) => (commands::name(&call), commands::run(self, &call)),
-            Err(refusal) => ("ioctl".into(), Err(refusal)),
-        };
-        match outcome {
-            Ok(()) => Ok(0),
-            Err(refusal) => {
-                let device = &self.device.name;
-                let is_news = !commands::is_probe(&name, refusal.errno) && self.failures < MOST_FAILURES;
-                if !is_news {
-                    tracing::debug!(device, errno = ?refusal.errno, "{name} failed: {}", refusal.why);
-                    return Err(refusal.errno);
-                }
-                tracing::warn!(device, errno = ?refusal.errno, "{name} failed: {}", refusal.why);
-                self.failures += 1;
-                if self.failures == MOST_FAILURES {
-                    tracing::warn!(
-                        device,
-                        "{MOST_FAILURES} commands of an open device have failed: further ones are logged as debug"
-                    );
-                }
-                Err(refusal.errno)
-            }
+    /// Logs that a command was refused. An error that libibverbs provokes, and each one after the first
+    /// [`MOST_FAILURES`], is logged as debug only.
+    pub(crate) fn log_failure(&mut self, command: &str, is_expected: bool, Refusal { errno, why }: &Refusal) {
+        let device = &self.device.name;
+        if is_expected || self.failures >= MOST_FAILURES {
+            tracing::debug!(device, ?errno, "{command} failed: {why}");
+            return;
+        }
+        tracing::warn!(device, ?errno, "{command} failed: {why}");
+        self.failures += 1;
+        if self.failures == MOST_FAILURES {
+            tracing::warn!(
+                device,
+                "{MOST_FAILURES} commands of an open device have failed: further ones are logged as debug"
+            );
         }
     }
 
-    /// What the program maps at this offset.
+    /// Returns the memory that the program maps at this offset.
     pub(crate) fn map(&self, offset: u64) -> Result<&dyn Mappable, Errno> {
         self.maps.get(&offset).map(|memory| &**memory.memory()).ok_or(Errno::INVAL)
     }
 
-    /// Lets the program map this; the offset.
+    /// Makes memory mappable for the program, and returns the offset at which it is.
     pub(crate) fn offer<U: Unit>(&mut self, memory: Arc<Shared<U>>) -> u64 {
         self.next_key += 1 << 12;
         self.maps.insert(self.next_key, Guarded::mappable(memory));
         self.next_key
     }
 
-    /// The object with this handle, which must be of this kind.
+    /// Returns the object with this handle, which must be of this kind.
     pub(crate) fn object(&mut self, handle: u64, kind: Kind) -> Outcome<&mut Object> {
         match usize::try_from(handle).ok().and_then(|handle| self.objects.get_mut(handle)) {
             Some((object, _)) => match object.kind() {
@@ -188,27 +166,31 @@ impl Context {
         }
     }
 
-    /// The number of a protection domain.
+    /// Returns the device's number of a protection domain.
     pub(crate) fn pd(&mut self, handle: u64) -> Outcome<u32> {
         fields!(self, handle, ProtectionDomain, Object::Pd { pd } => *pd)
     }
 
-    /// The number of a completion queue.
+    /// Returns the device's number of a completion queue.
     pub(crate) fn cq(&mut self, handle: u64) -> Outcome<u32> {
         fields!(self, handle, CompletionQueue, Object::Cq(cq) => cq.cqn)
     }
 
-    /// A queue pair.
+    /// Returns a queue pair.
     pub(crate) fn qp(&mut self, handle: u64) -> Outcome<&mut Qp> {
         fields!(self, handle, QueuePair, Object::Qp(qp) => qp)
     }
 
-    /// The number of a completion counter.
+    /// Returns the device's number of a completion counter.
     pub(crate) fn counter(&mut self, handle: u64) -> Outcome<u32> {
         fields!(self, handle, CompletionCounter, Object::Counter { id, .. } => *id)
     }
 
-    /// Whether the program may have one more object of a kind of which the device has `max`, with this many descriptors: what to keep with it.
+    /// Counts one more object of this kind, of which the device has `max`, and the node's descriptors that it takes.
+    /// Returns the charges to keep with the object.
+    ///
+    /// # Errors
+    /// The program's quota is used up.
     pub(crate) fn charge(&self, kind: Kind, max: u32, descriptors: u64) -> Outcome<Vec<Charge>> {
         let object = self.account.charge_object(self.device.bus, kind, max)?;
         if descriptors == 0 {
@@ -217,7 +199,8 @@ impl Context {
         Ok(vec![object, self.account.charge(Item::Descriptors, descriptors)?])
     }
 
-    /// Keeps what the device has just created, and tells the program with `answer`. If that fails, the object goes again.
+    /// Stores an object that the device has just created, and reports its handle to the program with `answer`. If
+    /// `answer` fails, the object is destroyed.
     pub(crate) fn keep(
         &mut self,
         object: Object,
@@ -233,7 +216,8 @@ impl Context {
         told
     }
 
-    /// Destroys an object of this kind, if nothing uses it. Events that its program has read, of a completion queue.
+    /// Destroys an object of this kind, if nothing uses it. Returns the number of events that the program has read,
+    /// which is 0 for all objects but completion queues.
     pub(crate) fn destroy(&mut self, handle: u64, kind: Kind) -> Outcome<u32> {
         self.object(handle, kind)?;
         let index = handle as usize;
@@ -243,7 +227,7 @@ impl Context {
             &Object::Pd { pd } => device.call(|device| device.dealloc_pd(pd))?,
             Object::Mr { keys, .. } => device.call(|device| device.deregister(keys.lkey))?,
             Object::Cq(cq) => {
-                // Before anything is gone: the number of events that were read has to be right.
+                // Opened first, because it can fail: after the queue is destroyed, its events must be counted.
                 reader = cq.channel.as_ref().map(|(channel, _)| channel.reader()).transpose()?;
                 device.call(|device| device.destroy_cq(cq.cqn))?;
             }
@@ -272,7 +256,7 @@ impl Context {
         }
     }
 
-    /// Keeps a channel.
+    /// Stores a channel.
     pub(crate) fn keep_channel(&mut self, channel: Channel) {
         if self.channels.len() >= self.forget_at {
             self.forget_channels();
@@ -280,14 +264,14 @@ impl Context {
         self.channels.push(Arc::new(channel));
     }
 
-    /// Forgets channels that the program has closed, and no completion queue has.
+    /// Drops the channels that the program has closed and no completion queue uses.
     pub(crate) fn forget_channels(&mut self) {
         self.channels.retain(|channel| Arc::strong_count(channel) > 1 || channel.has_reader());
-        // So that looking at all of them costs little for each.
+        // Twice as many, so that the cost of looking at all of them is shared by many new ones.
         self.forget_at = 64.max(2 * self.channels.len());
     }
 
-    /// Whether a file is one of the channels; which.
+    /// Returns the channel that a descriptor belongs to.
     pub(crate) fn channel(&self, fd: impl AsFd) -> Outcome<Arc<Channel>> {
         match self.channels.iter().find(|channel| channel.is(&fd)) {
             Some(channel) => Ok(channel.clone()),
@@ -297,7 +281,7 @@ impl Context {
 }
 
 impl Drop for Context {
-    /// What uses others goes first.
+    /// Destroys all objects, those that use others first.
     fn drop(&mut self) {
         let mut order: Vec<_> = self.objects.iter().map(|(index, (object, _))| (object.kind(), index)).collect();
         order.sort_unstable();

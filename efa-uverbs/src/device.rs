@@ -1,4 +1,4 @@
-//! A software device under the name that programs know it by.
+//! A software device with the name that programs know.
 
 use crate::errno::{Errno, Outcome, refuse};
 use efa_soft::driver::{Port, Udp, Waker};
@@ -6,21 +6,21 @@ use efa_soft::{Device, DeviceConfig};
 use efa_types::ControlError;
 use std::io;
 
-/// PCI vendor number of Amazon.
+/// The PCI vendor id of Amazon.
 pub(crate) const VENDOR: u16 = 0x1d0f;
 
-/// A software device.
+/// A software device of a node.
 pub(crate) struct SoftDevice {
-    /// What programs call it: `rdmap79s0` and so on, after the place on the PCI bus that it claims.
+    /// The name that programs see, for example `rdmap79s0`. It contains the number of the PCI bus.
     pub(crate) name: String,
-    /// Number of its PCI bus.
+    /// The number of the PCI bus that the device claims to be on.
     pub(crate) bus: u8,
     pub(crate) config: DeviceConfig,
     pub(crate) port: Udp,
 }
 
 impl SoftDevice {
-    /// The `index`th device of a node.
+    /// Creates the device with this index on a node.
     pub(crate) fn new(index: u8, port: Udp) -> io::Result<Self> {
         let mut config = None;
         port.with(&mut |device| config = Some(device.config().clone()));
@@ -29,7 +29,7 @@ impl SoftDevice {
         Ok(Self { name: format!("rdmap{bus}s0"), bus, config, port })
     }
 
-    /// Calls `f` with the device.
+    /// Calls `f` with the device and returns its result.
     pub(crate) fn call<T>(&self, f: impl FnOnce(&mut Device) -> Result<T, ControlError>) -> Outcome<T> {
         let (mut f, mut answer) = (Some(f), None);
         self.port.with(&mut |device| answer = f.take().map(|f| f(device)));
@@ -39,17 +39,17 @@ impl SoftDevice {
         }
     }
 
-    /// Has events of a completion queue go to `waker`.
+    /// Sets the function that is called for each event of a completion queue.
     pub(crate) fn wake(&self, cqn: u32, waker: Option<Waker>) -> Outcome<()> {
         self.port.wake(cqn, waker).or_else(|error| refuse(Errno::IO, error.to_string()))
     }
 
-    /// The last eight bytes of its address, which are its GUID.
+    /// Returns the device's GUID: the last eight bytes of its GID.
     pub(crate) fn guid(&self) -> [u8; 8] {
         std::array::from_fn(|i| self.config.attributes.gid.0[8 + i])
     }
 
-    /// Most work requests of a send queue with 64-byte entries.
+    /// Returns the maximum number of work requests in a send queue with 64-byte WQEs.
     pub(crate) fn max_sq_wr(&self) -> u32 {
         self.config.max_sq_bytes / 64
     }

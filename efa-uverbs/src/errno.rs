@@ -1,19 +1,19 @@
-//! What a command answers when it fails: the errors that the kernel would give.
+//! The failures of commands, with the error numbers that the kernel would return.
 
 use efa_types::ControlError;
 pub(crate) use rustix::io::Errno;
 
-/// Why a command failed: the number for the program, and a sentence for people.
+/// A failure of a command: an error number for the program, and a sentence for the log.
 #[derive(Debug)]
 pub(crate) struct Refusal {
     pub(crate) errno: Errno,
     pub(crate) why: String,
 }
 
-/// What a command answers.
+/// The result of a command or of a part of one.
 pub(crate) type Outcome<T> = Result<T, Refusal>;
 
-/// A refusal.
+/// Returns a refusal.
 pub(crate) fn refuse<T>(errno: Errno, why: impl Into<String>) -> Outcome<T> {
     Err(Refusal { errno, why: why.into() })
 }
@@ -25,7 +25,7 @@ impl From<Errno> for Refusal {
 }
 
 impl From<ControlError> for Refusal {
-    /// As the driver translates what its device answers (`efa_com_comp_status_to_errno` in `efa_com.c`).
+    /// Translates a device's error as the driver does (`efa_com_comp_status_to_errno` in `efa_com.c`).
     fn from(error: ControlError) -> Self {
         let errno = match error {
             ControlError::InUse { .. } => Errno::BUSY,

@@ -1,11 +1,12 @@
-//! Memory whose pages can go away while it is mapped, and what happens then.
+//! Guarded memory: mapped files of programs whose pages may disappear at any time.
 //!
-//! A program hands over files, and keeps them: it can cut holes into them, shrink some, or leave the kernel without the pages that they
-//! need. An access that finds no page raises `SIGBUS`, which would end the node, and with it every other program's devices. Here it ends
-//! the memory instead: a handler puts zeros where the file was, notes that it is gone, and the access goes on. Whoever accessed it asks
-//! [`Guarded::is_gone`] before believing what was read or written.
+//! A program hands over files and keeps them. It can cut holes into a file, shrink some files, or use up the memory
+//! that their pages need. An access without a page raises `SIGBUS`, which would end the node and all its devices. Here,
+//! a handler replaces the mapped file with zeros, marks the memory as gone, and lets the access continue. Code that has
+//! accessed guarded memory checks [`Guarded::is_gone`] before it trusts the data.
 //!
-//! The handler is this process's, from the first mapping on. Faults of memory that is not guarded go to the handler that was there before.
+//! The handler is installed with the first mapping, for the whole process. Faults in other memory go to the handler
+//! that was installed before.
 
 use efa_memory::{Backing, HostMemory, Mappable, Shared, SharedMemory, Unit};
 use parking_lot::Mutex;
@@ -15,12 +16,12 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::sync::{Arc, OnceLock};
 
-/// The smallest page there is; larger ones are multiples.
+/// The smallest page size in bytes. Larger pages are multiples of it.
 const PAGE: usize = 4096;
 
 /// A piece of guarded memory.
 struct Piece {
-    /// Its pages' addresses.
+    /// The addresses of its pages.
     pages: Range<usize>,
     is_gone: Arc<AtomicBool>,
 }
@@ -28,16 +29,17 @@ struct Piece {
 /// All guarded memory of this process.
 static PIECES: Mutex<Slab<Piece>> = Mutex::new(Slab::new());
 
-/// What is done about a `SIGBUS` that has nothing to do with guarded memory.
+/// The handler of `SIGBUS` that was installed before, for faults in other memory.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// Has the handler be there.
+/// Installs the handler, once.
 fn install() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
-        // SAFETY: zeros are an empty action, of which the rest is filled in; `before` is valid for writes. The handler does only what a
-        // handler of a fault may: see there. It is set before `BEFORE` is, and until then `SIGBUS` is of no guarded memory,
-        // since there is none yet: it then has its default effect.
+        // SAFETY: zeros are a valid `sigaction`, and both structures are locals. `on_fault` has the signature that
+        // `SA_SIGINFO` requires, and does only what a handler of a synchronous fault may do (see its comment). `BEFORE`
+        // is set after the handler is installed. A `SIGBUS` in between has its default effect; it cannot be in guarded
+        // memory, because there is none yet.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             let mut before: libc::sigaction = std::mem::zeroed();
@@ -50,23 +52,27 @@ fn install() {
     });
 }
 
-/// Answers `SIGBUS`. It is raised by the access itself, so this interrupts nothing but that access: the thread is not inside this module with
-/// the lock held, since what is done there touches no guarded memory.
+/// Handles `SIGBUS`.
+///
+/// The kernel raises the signal at the access itself, so the handler interrupts only that access. The interrupted
+/// thread does not hold the lock of `PIECES`, because code that holds it accesses no guarded memory.
 extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: the kernel passes a valid structure, and this thread's `errno` is its own.
+    // SAFETY: the kernel passes a valid `siginfo_t` to a handler with `SA_SIGINFO`, and `__errno_location` is always
+    // valid for its own thread.
     let (code, addr, errno) = unsafe { ((*info).si_code, (*info).si_addr() as usize, *libc::__errno_location()) };
-    // Positive codes come from the kernel, by an access; others were sent by someone.
+    // The kernel's codes are positive; the codes of signals that a process sent are not.
     let is_ours = code > 0 && replace(addr);
-    // SAFETY: as above.
+    // SAFETY: `__errno_location` is always valid for its own thread.
     unsafe { *libc::__errno_location() = errno };
     if !is_ours {
         pass_on(signal, info, context);
     }
 }
 
-/// Puts zeros where the guarded memory around this address was; whether there is any.
+/// Replaces the guarded memory around this address with zeros. Returns `true` if there is guarded memory at the
+/// address.
 fn replace(addr: usize) -> bool {
-    // Another thread holds the lock for a moment at most.
+    // Another thread holds the lock only for a moment, so waiting here is safe.
     let pieces = loop {
         match PIECES.try_lock() {
             Some(pieces) => break pieces,
@@ -77,21 +83,23 @@ fn replace(addr: usize) -> bool {
     for (_, piece) in pieces.iter().filter(|(_, piece)| piece.pages.contains(&addr)) {
         let (start, len) = (piece.pages.start, piece.pages.len());
         let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // Noted first: whoever sees zeros sees this.
+        // Stored first, so that a thread that reads the zeros also sees the mark.
         piece.is_gone.store(true, Release);
-        // SAFETY: these are the pages of a mapping that a `Guarded` keeps, and nobody else's: it is mapped as long as it is in the list.
-        // What is accessed there is accessed as bytes that anyone may change at any time, so it may change to zeros.
+        // SAFETY: these pages are a mapping of a `Guarded`'s memory: `Guarded` puts them in the list after mapping and
+        // removes them before unmapping. No other object is in them. The memory is shared with a program, so all
+        // accesses to it are prepared for bytes that change at any time.
         let mapped = unsafe { libc::mmap(start as *mut c_void, len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
         found |= mapped as usize == start;
     }
     found
 }
 
-/// Has someone else's fault do what it would do without this module.
+/// Handles a fault in other memory as it would be handled without this module.
 fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     match BEFORE.get() {
         Some(before) if !matches!(before.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN) => {
-            // SAFETY: it is the handler that was set for this signal, with the arguments that its flags say.
+            // SAFETY: `sigaction` returned this handler for this signal, and its flags say which of the two signatures
+            // it has.
             unsafe {
                 if before.sa_flags & libc::SA_SIGINFO != 0 {
                     let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) =
@@ -103,24 +111,27 @@ fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
                 }
             }
         }
-        // SAFETY: the default action of this signal ends the process, as soon as the access is tried again.
+        // SAFETY: `SIG_DFL` is a valid action. The access is repeated after the handler returns, and the default action
+        // then ends the process.
         _ => unsafe {
             libc::signal(signal, libc::SIG_DFL);
         },
     }
 }
 
-/// Shared memory that may lose its pages without this process losing its life.
+/// Shared memory that may lose its pages without ending this process.
 pub(crate) struct Guarded<M: ?Sized = SharedMemory> {
+    /// The index in `PIECES`.
     number: usize,
     bytes: usize,
     is_gone: Arc<AtomicBool>,
-    was_told: AtomicBool,
+    /// `true` if the loss was logged.
+    is_logged: AtomicBool,
     memory: Arc<M>,
 }
 
 impl<U: Unit> Guarded<Shared<U>> {
-    /// Guards memory as long as this lives. Whoever else holds the memory must not access it any longer than that.
+    /// Guards memory as long as this lives. Other owners of the memory must not access it after this is dropped.
     pub(crate) fn new(memory: Arc<Shared<U>>) -> Self {
         let (start, len) = (memory.as_ptr() as usize, memory.len());
         Self::at(start, len, memory)
@@ -128,7 +139,7 @@ impl<U: Unit> Guarded<Shared<U>> {
 }
 
 impl Guarded<dyn Mappable> {
-    /// The same, of which only the program that maps it needs to know what is in it.
+    /// Guards memory that the program maps; the type of its words is not needed.
     pub(crate) fn mappable<U: Unit>(memory: Arc<Shared<U>>) -> Self {
         let (start, len) = (memory.as_ptr() as usize, memory.len());
         Self::at(start, len, memory)
@@ -141,18 +152,18 @@ impl<M: ?Sized> Guarded<M> {
         let pages = start / PAGE * PAGE..(start + bytes).next_multiple_of(PAGE);
         let is_gone = Arc::new(AtomicBool::new(false));
         let number = PIECES.lock().insert(Piece { pages, is_gone: is_gone.clone() });
-        Self { number, bytes, is_gone, was_told: AtomicBool::new(false), memory }
+        Self { number, bytes, is_gone, is_logged: AtomicBool::new(false), memory }
     }
 
-    /// The memory. What is read there is zeros once it is gone.
+    /// Returns the memory. After its pages are gone, it contains zeros.
     pub(crate) fn memory(&self) -> &Arc<M> {
         &self.memory
     }
 
-    /// Whether some of it was gone when it was accessed, by now.
+    /// Returns `true` if an access has found a page gone. Then the whole memory has been replaced with zeros.
     pub(crate) fn is_gone(&self) -> bool {
         let is_gone = self.is_gone.load(Acquire);
-        if is_gone && !self.was_told.swap(true, Relaxed) {
+        if is_gone && !self.is_logged.swap(true, Relaxed) {
             let bytes = self.bytes;
             tracing::warn!(
                 bytes,
@@ -165,7 +176,7 @@ impl<M: ?Sized> Guarded<M> {
 
 impl<M: ?Sized> Drop for Guarded<M> {
     fn drop(&mut self) {
-        // Before the memory goes, which is dropped after this.
+        // Before the memory is unmapped: fields are dropped after this.
         PIECES.lock().remove(self.number);
     }
 }
@@ -221,7 +232,7 @@ mod tests {
             other.read(0, &mut bytes) && bytes == [0; 1000],
             "the first page of the other file is as it was copied"
         );
-        // Guarded twice, as a page with two doorbells is: both know.
+        // A page with two doorbells is guarded twice, and both are marked.
         let page = file(1 << 12);
         let (one, two) = {
             let page = DoorbellMemory::of_file(page.try_clone().unwrap(), 0, 1 << 12).unwrap();

@@ -1,6 +1,7 @@
-//! A node: software devices, and the folder in which programs find them.
+//! A node: software devices, the folder in which programs find them, and the threads that answer programs.
 
 use crate::caller::{Caller, Memories, Received, receive, tell};
+use crate::commands;
 use crate::context::Context;
 use crate::device::SoftDevice;
 use crate::errno::Outcome;
@@ -25,38 +26,39 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 
-/// The library that programs are started with.
+/// The preloaded library, which every program of a node gets.
 const PRELOAD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libefa_preload.so"));
-/// First part of the name of a node's folder.
+/// The prefix of the name of a node's folder.
 const FOLDER: &str = "efa-node-";
-/// A node that lives holds a lock on this file in its folder.
+/// The file in a node's folder that the node keeps locked as long as it lives.
 const LOCK: &str = "lock";
-/// How often counters are written to their files.
+/// The interval at which counters are written to their files.
 const COUNTING: Duration = Duration::from_millis(100);
-/// A folder without a lock that is older than this is nobody's.
+/// The age from which on a folder without a lock file belongs to no node. A younger one may belong to a node that is
+/// starting.
 const YOUNG: Duration = Duration::from_secs(60);
 
-/// Why a node could not be started.
+/// The reason why a node could not be started.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// More devices than there are names for.
+    /// The number of devices is invalid.
     #[error("{0} devices asked for: a node has 1 to 32")]
     Devices(usize),
-    /// The folder for temporary files cannot hold a library that programs are started with.
+    /// The dynamic loader would not load the preloaded library from the folder for temporary files.
     #[error("{} {problem}: set TMPDIR to another folder", folder.display())]
     Folder {
         /// The folder.
         folder: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         problem: &'static str,
     },
-    /// The operating system refused.
+    /// An operation of the operating system failed.
     #[error("{doing}")]
     Io {
-        /// What was being done.
+        /// The operation.
         doing: String,
-        /// What it said.
+        /// The operating system's error.
         source: io::Error,
     },
 }
@@ -65,34 +67,36 @@ fn io_error<E: Into<io::Error>>(doing: impl Into<String>) -> impl FnOnce(E) -> E
     |source| Error::Io { doing: doing.into(), source: source.into() }
 }
 
-/// Software devices, and a folder that makes them the machine's devices for the programs that are [started](Self::command) with it.
+/// A node: software devices, which programs that are [started](Self::command) on it see as the machine's only EFA
+/// devices.
 ///
-/// Dropping it takes the folder away. A device that a program still has open goes on until the program closes it, or this process ends;
-/// after that the program gets `EIO`.
+/// Dropping a node removes its folder, and no program can open a device any more. A device that a program has open
+/// continues until the program closes it. If this process ends, the program's calls fail with `EIO`.
 pub struct Node {
     folder: TempDir,
     devices: Vec<Arc<SoftDevice>>,
-    /// Where programs come in.
+    /// The sockets to which programs connect when they open a device.
     sockets: Vec<Arc<OwnedFd>>,
-    stop: Arc<AtomicBool>,
+    /// `true` tells the node's threads to end.
+    is_stopping: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
-    /// Held as long as the node lives.
+    /// The lock on the folder, which other nodes respect when they remove folders of dead nodes.
     _lock: File,
 }
 
 impl Node {
-    /// Starts a node with these devices, of which one program may have as much as [`Quotas`] says by default.
+    /// Starts a node with these devices and the default [`Quotas`].
     ///
     /// # Errors
-    /// No device, or more than 32; an address cannot be used; the folder for temporary files cannot be written.
+    /// There is no device or more than 32, an address cannot be used, or the folder for temporary files cannot be used.
     pub fn start(devices: &[SoftSpec]) -> Result<Self, Error> {
         Self::with_quotas(devices, Quotas::default())
     }
 
-    /// Starts a node with these devices, of which one program may have this much.
+    /// Starts a node with these devices and quotas.
     ///
     /// # Errors
-    /// As [`start`](Self::start).
+    /// As for [`start`](Self::start).
     pub fn with_quotas(devices: &[SoftSpec], quotas: Quotas) -> Result<Self, Error> {
         if !(1..=32).contains(&devices.len()) {
             return Err(Error::Devices(devices.len()));
@@ -108,7 +112,8 @@ impl Node {
         sysfs::create(&root).map_err(io_error("making the sysfs tree"))?;
         let is_for_all = rustix::process::geteuid().is_root();
         if is_for_all {
-            // Its programs may become other users, who keep what they were started with. They can go in, but not look around.
+            // Programs may become other users and keep their environment. So other users may enter the folder, but not
+            // list it.
             open_to_all(folder.path(), 0o711).map_err(io_error("opening the folder to programs of other users"))?;
             open_to_all(&preload(folder.path()), 0o755).map_err(io_error("opening the preloaded library to others"))?;
         }
@@ -118,7 +123,7 @@ impl Node {
             folder,
             devices: Vec::new(),
             sockets: Vec::new(),
-            stop: Arc::default(),
+            is_stopping: Arc::default(),
             threads: Vec::new(),
             _lock: lock,
         };
@@ -136,32 +141,32 @@ impl Node {
             node.sockets.push(listening.clone());
             node.spawn("efa-node-listen", {
                 let (device, accounts) = (device.clone(), accounts.clone());
-                move |stop| serve(&listening, &device, &accounts, stop)
+                move |is_stopping| serve(&listening, &device, &accounts, is_stopping)
             })?;
             node.devices.push(device);
         }
-        node.spawn("efa-node-count", move |stop| count(&mut counters, stop))?;
+        node.spawn("efa-node-count", move |is_stopping| count(&mut counters, is_stopping))?;
         Ok(node)
     }
 
     fn spawn(&mut self, name: &str, run: impl FnOnce(&AtomicBool) + Send + 'static) -> Result<(), Error> {
-        let stop = self.stop.clone();
-        let thread = std::thread::Builder::new().name(name.into()).spawn(move || run(&stop));
+        let is_stopping = self.is_stopping.clone();
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || run(&is_stopping));
         self.threads.push(thread.map_err(io_error("starting a thread"))?);
         Ok(())
     }
 
-    /// Names and addresses of the devices.
+    /// Returns the names and addresses of the devices.
     pub fn devices(&self) -> impl Iterator<Item = (&str, Gid)> {
         self.devices.iter().map(|device| (device.name.as_str(), device.config.attributes.gid))
     }
 
-    /// The folder that stands for `/sys`, where counters can be read as well.
+    /// Returns the folder that programs see as `/sys`. The devices' counters can be read there, too.
     pub fn sysfs(&self) -> PathBuf {
         sysfs_root(self.folder.path())
     }
 
-    /// What a program needs in its environment to see this node's devices, and no others.
+    /// Returns the environment variables with which a program sees this node's devices and no others.
     pub fn environment(&self) -> [(&'static str, OsString); 3] {
         let mut libraries = preload(self.folder.path()).into_os_string();
         if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
@@ -172,7 +177,7 @@ impl Node {
         [(NODE_VARIABLE, folder), ("SYSFS_PATH", self.sysfs().into_os_string()), ("LD_PRELOAD", libraries)]
     }
 
-    /// A command that starts a program on this node.
+    /// Creates a command that starts a program on this node.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         command.envs(self.environment());
@@ -182,9 +187,9 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.stop.store(true, Relaxed);
+        self.is_stopping.store(true, Relaxed);
         for socket in &self.sockets {
-            // Wakes the thread that listens there.
+            // Wakes the thread that accepts connections there.
             let _ = rustix::net::shutdown(socket, Shutdown::Both);
         }
         for thread in self.threads.drain(..) {
@@ -201,7 +206,8 @@ fn sysfs_root(folder: &Path) -> PathBuf {
     folder.join("sys")
 }
 
-/// Refuses a folder that the dynamic loader would not take a library from, which it says in passing and goes on without.
+/// Refuses a folder from which the dynamic loader would not preload a library. The loader itself would only print a
+/// warning and start the program without the library.
 fn check_folder(folder: &Path) -> Result<(), Error> {
     let refuse = |problem| Err(Error::Folder { folder: folder.to_owned(), problem });
     if folder.as_os_str().as_encoded_bytes().iter().any(|byte| matches!(byte, b' ' | b':')) {
@@ -211,7 +217,8 @@ fn check_folder(folder: &Path) -> Result<(), Error> {
     if flags.contains(StatVfsMountFlags::NOEXEC) { refuse("is on a file system mounted noexec") } else { Ok(()) }
 }
 
-/// Makes a folder's lock, which is there only once it is held.
+/// Creates and locks a folder's lock file. The file gets its name only after it is locked, so that it never appears
+/// unlocked.
 fn lock(folder: &Path) -> io::Result<File> {
     let new = folder.join("lock.new");
     let lock = File::create(&new)?;
@@ -220,7 +227,7 @@ fn lock(folder: &Path) -> io::Result<File> {
     Ok(lock)
 }
 
-/// Removes the folders of nodes of this user that were killed.
+/// Removes the folders of this user's nodes that were killed.
 fn remove_dead(temporary: &Path) {
     let me = rustix::process::geteuid().as_raw();
     for folder in fs::read_dir(temporary).into_iter().flatten().flatten() {
@@ -244,6 +251,7 @@ fn remove_dead(temporary: &Path) {
     }
 }
 
+/// Creates a socket at this path that accepts connections.
 fn listen(path: &Path) -> io::Result<OwnedFd> {
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
@@ -251,17 +259,17 @@ fn listen(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Lets other users have at it.
+/// Sets the permissions of a file so that other users can use it.
 fn open_to_all(path: &Path, mode: u32) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
-/// The process that has connected a socket.
+/// Returns the id of the process that has connected to a socket. It is 0 if the process is in a PID namespace that this
+/// one cannot see.
 fn process_of(socket: &OwnedFd) -> i32 {
     let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut len = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: both are valid for writes, and `len` is the first one's length. Not by `rustix`, whose process ids are never 0: one of a process
-    // that this one cannot see is.
+    // `rustix` has no process id 0. SAFETY: `credentials` and `len` are locals, and `len` is the size of `credentials`.
     let _ = unsafe {
         let place = (&raw mut credentials).cast();
         libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, place, &mut len)
@@ -269,24 +277,24 @@ fn process_of(socket: &OwnedFd) -> i32 {
     credentials.pid
 }
 
-/// Descriptors that an open device takes, by itself and during a call: two sockets, and two of what a call brings along.
+/// The number of descriptors that an open device takes: two sockets, and two that a call brings along.
 const DESCRIPTORS: u64 = 4;
 
-/// Takes in programs that open a device, until the node stops.
-fn serve(socket: &OwnedFd, device: &Arc<SoftDevice>, accounts: &Accounts, stop: &AtomicBool) {
-    let mut is_told = false;
+/// Accepts programs that open a device, until the node stops.
+fn serve(socket: &OwnedFd, device: &Arc<SoftDevice>, accounts: &Accounts, is_stopping: &AtomicBool) {
+    let mut is_logged = false;
     loop {
         let program = rustix::net::accept_with(socket, SocketFlags::CLOEXEC);
-        if stop.load(Relaxed) {
+        if is_stopping.load(Relaxed) {
             return;
         }
         let program = match program {
             Ok(program) => program,
             Err(error) => {
-                if !std::mem::replace(&mut is_told, true) {
+                if !std::mem::replace(&mut is_logged, true) {
                     tracing::error!(%error, device = device.name, "a program that opens the device has to wait");
                 }
-                // Others may give descriptors back by and by.
+                // Other programs may free descriptors meanwhile.
                 std::thread::sleep(Duration::from_millis(10));
                 continue;
             }
@@ -319,17 +327,17 @@ fn serve(socket: &OwnedFd, device: &Arc<SoftDevice>, accounts: &Accounts, stop: 
     }
 }
 
-/// What an open device counts for.
+/// Counts an open device in a program's account.
 fn charge(account: &Arc<Account>) -> Outcome<[Charge; 2]> {
     Ok([account.charge(Item::Opens, 1)?, account.charge(Item::Descriptors, DESCRIPTORS)?])
 }
 
-/// Answers a program's calls until it has closed the device, or has ended.
+/// Answers a program's calls until it closes the device or ends.
 fn answer(program: &OwnedFd, device: Arc<SoftDevice>, account: Arc<Account>) {
     let (mut context, mut memories) = (Context::new(device, account.clone()), Memories::new(account));
     while let Some(Received { message: [kind, value, why], fds, lacks_fds }) = receive(program) {
         let Some(caller) = Caller::new(fds, value, why, &mut memories) else {
-            // The program is not kept waiting: what would have taken the answer there is closed.
+            // The program does not wait forever: the socket for the answer is closed by now, so its call fails.
             if lacks_fds {
                 tracing::error!("a call has no answer: this process can have no more descriptors (ulimit -n)");
             } else {
@@ -339,7 +347,7 @@ fn answer(program: &OwnedFd, device: Arc<SoftDevice>, account: Arc<Account>) {
         };
         match kind {
             talk::IOCTL => {
-                let result = context.ioctl(&caller, value);
+                let result = commands::ioctl(&mut context, &caller, value);
                 caller.done(result);
             }
             talk::MAP => match context.map(value).map(|memory| memory.file()) {
@@ -352,9 +360,9 @@ fn answer(program: &OwnedFd, device: Arc<SoftDevice>, account: Arc<Account>) {
     }
 }
 
-/// Keeps the files that count up to date, until the node stops.
-fn count(counters: &mut [(Arc<SoftDevice>, CounterFiles)], stop: &AtomicBool) {
-    while !stop.load(Relaxed) {
+/// Keeps the files of the counters up to date until the node stops.
+fn count(counters: &mut [(Arc<SoftDevice>, CounterFiles)], is_stopping: &AtomicBool) {
+    while !is_stopping.load(Relaxed) {
         for (device, files) in &mut *counters {
             if let Err(error) = files.update(device) {
                 tracing::debug!(%error, "writing counters");
@@ -404,7 +412,7 @@ mod tests {
     #[test]
     fn a_node_whose_folder_someone_has_removed_ends_all_the_same() {
         let node = Node::start(&[SoftSpec::default()]).unwrap();
-        // Its counters are still being written there.
+        // Removing fails while the node creates files of counters in it.
         while fs::remove_dir_all(node.folder.path()).is_err() {}
         drop(node);
     }

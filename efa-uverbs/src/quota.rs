@@ -1,7 +1,7 @@
-//! What one program may have of a node, so that it leaves room for others.
+//! Quotas: limits of what one program may have of a node, so that it leaves room for others.
 
-use crate::context::Kind;
 use crate::errno::{Errno, Outcome, refuse};
+use crate::kind::Kind;
 use parking_lot::Mutex;
 use rustix::process::{Resource, getrlimit};
 use std::collections::HashMap;
@@ -9,30 +9,34 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
-/// What one program may have of a node at once. What is refused is logged in one sentence that says the numbers.
+/// The limits of what one program may have of a node at the same time. The node logs each refusal with the numbers.
 ///
-/// A program is a process: the one that has opened a device. What it forks off may use that device, and is counted with it; what it
-/// forks off and opens devices by itself is a program of its own, as with the limits that the kernel has for processes. So this keeps one program
-/// from doing harm, not a crowd of them.
+/// A program is the process that opened a device. Processes that it forks may use that device and are counted with it.
+/// A forked process that opens a device itself is another program with limits of its own, as with the kernel's limits
+/// for processes. So quotas stop one program from harming others, but not many programs together.
 ///
-/// It is read from text as `opens=64,mapped=16g`: keys are the fields' names, the others keep their defaults; `k`, `m`, `g` and `t` behind a number
-/// are powers of 1024.
+/// Quotas can be parsed from text such as `opens=64,mapped=16g`. The keys are the names of the fields, and missing keys
+/// keep their defaults. `k`, `m`, `g` and `t` after a number are powers of 1024.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Quotas {
-    /// Open devices, each of which costs the node a thread: 128. Beyond that `open` fails with `EMFILE`.
+    /// The number of open devices; 128 by default. Each takes a thread of the node. When they are used up, `open` fails
+    /// with `EMFILE`.
     pub opens: u64,
-    /// Descriptors of the node: 8192, and never more than half of those that the node's process may have (`ulimit -n`). An open device takes four, a
-    /// queue pair three, a completion queue two, a completion channel one, a DMA-BUF one, and so does the memory of each process
-    /// that has registered some. Beyond that commands fail with `EMFILE`.
+    /// The number of the node's descriptors; 8192 by default, and never more than half of what the node's process may
+    /// have (`ulimit -n`). An open device takes four, a queue pair three, a completion queue two, a completion channel
+    /// one, a DMA-BUF one, and each process with registered memory one. When they are used up, commands fail with
+    /// `EMFILE`.
     pub descriptors: u64,
-    /// Of each kind of object that a device has, this part in percent: 90; 100 sets no limit but the device's own. Beyond that commands fail with `ENOMEM`, as they do where the device has no more.
+    /// The share of a device's objects of each kind, in percent (0 to 100); 90 by default. With 100, only the device's
+    /// own limit holds. When they are used up, commands fail with `ENOMEM`, as they do if the device has no more.
     pub objects: u64,
-    /// Bytes of DMA-BUFs and memory files, which the node maps and which may be filled in its name: half of the machine's memory. Beyond that
-    /// commands fail with `ENOMEM`.
+    /// The number of bytes of DMA-BUFs and memory files that the node maps; half of the machine's memory by default.
+    /// Their pages may be charged to the node. When they are used up, commands fail with `ENOMEM`.
     pub mapped: u64,
-    /// Bytes of registered memory of the program's own: any number, since a node pins nothing. The kernel's driver counts them against
-    /// `ulimit -l`, which a smaller number can stand for. Beyond that commands fail with `ENOMEM`.
+    /// The number of bytes of the program's own memory that are registered; unlimited by default, because a node pins
+    /// nothing. Set it to test a program's behaviour under `ulimit -l`, against which the kernel's driver counts these
+    /// bytes. When they are used up, commands fail with `ENOMEM`.
     pub registered: u64,
 }
 
@@ -67,26 +71,26 @@ impl FromStr for Quotas {
     }
 }
 
-/// A number with a power of 1024 behind it.
+/// Parses a number that may end with `k`, `m`, `g` or `t`.
 fn number(text: &str) -> Option<u64> {
     let power = text.chars().last().and_then(|last| "kmgt".find(last)).map(|power| power as u32 + 1);
     let digits = if power.is_some() { &text[..text.len() - 1] } else { text };
     digits.parse::<u64>().ok()?.checked_mul(1 << (10 * power.unwrap_or(0)))
 }
 
-/// Something that there is a quota of.
+/// A resource with a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Item {
     Opens,
     Descriptors,
     Mapped,
     Registered,
-    /// Objects of a kind, of the device with this PCI bus.
+    /// Objects of a kind on the device with this PCI bus.
     Objects(u8, Kind),
 }
 
 impl Item {
-    /// What people call it.
+    /// Returns the name of the resource in messages.
     fn name(self) -> String {
         match self {
             Self::Opens => "open devices".into(),
@@ -97,7 +101,7 @@ impl Item {
         }
     }
 
-    /// What a program is told that has all it may have.
+    /// Returns the error number that a program gets when its quota is used up.
     fn errno(self) -> Errno {
         match self {
             Self::Opens | Self::Descriptors => Errno::MFILE,
@@ -106,7 +110,7 @@ impl Item {
     }
 }
 
-/// The programs of a node.
+/// The accounts of all programs of a node.
 pub(crate) struct Accounts {
     quotas: Quotas,
     by_process: Mutex<HashMap<i32, Weak<Account>>>,
@@ -119,7 +123,7 @@ impl Accounts {
         Self { quotas, by_process: Mutex::default() }
     }
 
-    /// The account of a process.
+    /// Returns the account of the process with this id, and creates it if there is none.
     pub(crate) fn of(&self, process: i32) -> Arc<Account> {
         let mut all = self.by_process.lock();
         if let Some(account) = all.get(&process).and_then(Weak::upgrade) {
@@ -137,25 +141,26 @@ impl Accounts {
     }
 }
 
-/// What a program has.
+/// What one program has, and what it may have.
 pub(crate) struct Account {
     process: i32,
     quotas: Quotas,
     used: Mutex<HashMap<Item, u64>>,
-    /// It was refused a device, and the log says so.
+    /// `true` if the program was refused a device. This is logged once.
     was_refused: AtomicBool,
 }
 
 impl Account {
-    /// Whether this is the first time that the program is refused a device: one that asks again and again is not to fill the log.
+    /// Returns `true` at the first call: only the first refusal of a device is logged, so that a program that tries
+    /// again and again does not fill the log.
     pub(crate) fn is_first_refusal(&self) -> bool {
         !self.was_refused.swap(true, Relaxed)
     }
 
-    /// The program has `amount` more of something, until what this returns is dropped.
+    /// Counts `amount` more of a resource until the returned charge is dropped.
     ///
     /// # Errors
-    /// It has all it may have.
+    /// The program's quota is used up.
     pub(crate) fn charge(self: &Arc<Self>, item: Item, amount: u64) -> Outcome<Charge> {
         let quota = match item {
             Item::Opens => self.quotas.opens,
@@ -167,9 +172,12 @@ impl Account {
         self.charge_of(item, amount, quota)
     }
 
-    /// The same for an object of a kind of which the device has `max`.
+    /// Counts one more object of a kind of which the device has `max`, until the returned charge is dropped.
+    ///
+    /// # Errors
+    /// The program's quota is used up.
     pub(crate) fn charge_object(self: &Arc<Self>, device: u8, kind: Kind, max: u32) -> Outcome<Charge> {
-        // With all of them it is the device that refuses one more, and counts that.
+        // With 100 percent, the device itself refuses one more, and counts the refusal.
         let all = self.quotas.objects == 100;
         let quota = if all { u64::MAX } else { (u64::from(max) * self.quotas.objects).div_ceil(100) };
         self.charge_of(Item::Objects(device, kind), 1, quota)
@@ -195,7 +203,7 @@ impl Account {
     }
 }
 
-/// Something that a program has, until this is dropped.
+/// An amount of a resource that is counted in a program's account until this is dropped.
 pub(crate) struct Charge {
     account: Arc<Account>,
     item: Item,

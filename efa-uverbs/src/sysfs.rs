@@ -1,4 +1,4 @@
-//! The tree of files in which programs look for devices: what the kernel shows below `/sys`, as far as an EFA is concerned.
+//! The tree of files in which programs look for devices: the parts of `/sys` that describe an EFA.
 //!
 //! ```text
 //! class/infiniband_verbs/abi_version
@@ -17,11 +17,12 @@ use std::io;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 
-/// The version of the older commands (`IB_USER_VERBS_ABI_VERSION`).
+/// The ABI version of the verbs interface (`IB_USER_VERBS_ABI_VERSION`).
 const VERBS_ABI: u32 = 6;
-/// The version of the EFA driver's part (`EFA_UVERBS_ABI_VERSION`).
+/// The ABI version of the EFA driver (`EFA_UVERBS_ABI_VERSION`).
 const EFA_ABI: u32 = 1;
 
+/// Writes a file with one line.
 fn file(folder: &Path, name: &str, content: impl std::fmt::Display) -> io::Result<()> {
     let path = folder.join(name);
     if let Some(parent) = path.parent() {
@@ -30,20 +31,20 @@ fn file(folder: &Path, name: &str, content: impl std::fmt::Display) -> io::Resul
     fs::write(path, format!("{content}\n"))
 }
 
-/// Eight bytes, or sixteen, as the kernel writes them: in groups of four digits.
+/// Formats a GUID or a GID as the kernel does: in groups of four digits.
 fn groups(bytes: &[u8]) -> String {
     let groups: Vec<_> = bytes.chunks_exact(2).map(|pair| format!("{:02x}{:02x}", pair[0], pair[1])).collect();
     groups.join(":")
 }
 
-/// Makes what all devices share.
+/// Creates the files that all devices share.
 pub(crate) fn create(root: &Path) -> io::Result<()> {
     fs::create_dir_all(root.join("bus/pci/drivers/efa"))?;
     fs::create_dir_all(root.join("class/infiniband"))?;
     file(root, "class/infiniband_verbs/abi_version", VERBS_ABI)
 }
 
-/// Shows a device, the `number`th; its counters.
+/// Creates the files of the device with this number, and returns the files of its counters.
 pub(crate) fn add(root: &Path, number: u32, device: &SoftDevice) -> io::Result<CounterFiles> {
     let (name, part) = (&device.name, device.config.vendor_part_id);
     let place = format!("0000:{:02x}:00.0", device.bus);
@@ -87,16 +88,16 @@ pub(crate) fn add(root: &Path, number: u32, device: &SoftDevice) -> io::Result<C
     Ok(counters)
 }
 
-/// The files that count: `hw_counters` of a device and of its port.
+/// The files of a device's counters: the folders `hw_counters` of the device and of its port.
 pub(crate) struct CounterFiles {
     device: PathBuf,
     port: PathBuf,
-    /// What they say, once they say anything.
+    /// The values in the files, if they were written.
     written: Option<(Counters, CommandCounters)>,
 }
 
 impl CounterFiles {
-    /// Writes what the device has counted by now, if that is more than before.
+    /// Writes the device's counters to the files if one has changed.
     pub(crate) fn update(&mut self, device: &SoftDevice) -> io::Result<()> {
         let mut now = (device.port.counters(), CommandCounters::default());
         device.port.with(&mut |device| now.1 = device.command_counters());
@@ -107,7 +108,8 @@ impl CounterFiles {
         let all = port.iter().map(|counter| (&self.port, counter));
         let device = device_counters(&now.1);
         for (folder, (name, value)) in all.chain(device.iter().map(|counter| (&self.device, counter))) {
-            // In place, and in one piece: a reader finds the old number or the new one. Numbers only grow.
+            // With one write and without truncating, so that a reader finds the old number or the new one. A number
+            // never gets shorter.
             let file = fs::File::options().write(true).create(true).truncate(false).open(folder.join(name))?;
             file.write_all_at(format!("{value}\n").as_bytes(), 0)?;
         }
@@ -119,7 +121,7 @@ macro_rules! named {
     ($counters:expr, $($name:ident)*) => { [$((stringify!($name), $counters.$name)),*] };
 }
 
-/// Under the driver's names (`EFA_DEFINE_PORT_STATS` in `efa_verbs.c`).
+/// Returns a port's counters with the driver's names (`EFA_DEFINE_PORT_STATS` in `efa_verbs.c`).
 fn port_counters(counters: &Counters) -> [(&'static str, u64); 22] {
     named!(counters,
         tx_bytes tx_pkts rx_bytes rx_pkts rx_drops send_bytes send_wrs recv_bytes recv_wrs rdma_read_wrs rdma_read_bytes
@@ -128,7 +130,8 @@ fn port_counters(counters: &Counters) -> [(&'static str, u64); 22] {
     )
 }
 
-/// Under the driver's names (`EFA_DEFINE_DEVICE_STATS`); what a software device has none of stays zero.
+/// Returns a device's counters with the driver's names (`EFA_DEFINE_DEVICE_STATS`). Those that a software device does
+/// not count are zero.
 fn device_counters(counters: &CommandCounters) -> Vec<(&'static str, u64)> {
     let own = named!(counters,
         submitted_cmds completed_cmds cmds_err alloc_pd_err create_qp_err create_cq_err reg_mr_err create_ah_err

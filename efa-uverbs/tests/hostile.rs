@@ -1,7 +1,7 @@
-//! Programs that do not go through the preloaded library, but talk to a node by themselves, and lie: what they get, and that others do not
-//! notice.
+//! Tests with hostile programs, which send messages to a node without the preloaded library, and send wrong ones. They
+//! check the answers, and that other programs are not affected.
 //!
-//! Each test starts this executable once more, on a node; there it is the program.
+//! Each test starts this executable again on a node. There it is the program.
 
 #[allow(dead_code, reason = "another test uses the rest")]
 mod command;
@@ -21,7 +21,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const PROGRAM: &str = "EFA_TEST_PROGRAM";
-/// Longer than anything takes that ends.
+/// A timeout that no passing test reaches.
 const PATIENCE: Duration = Duration::from_secs(30);
 const IOCTL: u64 = 1;
 const DONE: u64 = 16;
@@ -31,7 +31,7 @@ const HERE: u64 = 32;
 
 type Message = [u64; 3];
 
-/// Runs `program` on a node of which it may have this much.
+/// Runs `program` on a node with these quotas.
 fn on_a_node(quotas: &str, test: &str, program: impl FnOnce()) {
     if std::env::var_os(PROGRAM).is_some() {
         return program();
@@ -42,7 +42,7 @@ fn on_a_node(quotas: &str, test: &str, program: impl FnOnce()) {
     let output = command.stdin(Stdio::null()).output().unwrap();
     let said = |bytes| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "{}\n{}", said(&output.stdout), said(&output.stderr));
-    // Whatever the program has left waiting, the node ends.
+    // The node ends even if calls of the program are still waiting.
     drop(node);
 }
 
@@ -67,7 +67,7 @@ fn bytes(message: Message) -> Vec<u8> {
     message.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
-/// An open device, without greeting.
+/// Opens a device without waiting for the greeting.
 fn connect() -> OwnedFd {
     let path = format!("{}/uverbs0", std::env::var("EFA_NODE").unwrap());
     let socket =
@@ -80,8 +80,8 @@ fn open(path: &str, write: bool) -> OwnedFd {
     File::options().read(true).write(write).open(path).unwrap().into()
 }
 
-/// Has a device do the command at this address, with this as its memory, and this in answer to every question; what it answers, as `errno`.
-/// `None`: nothing, since the connection has ended.
+/// Sends the command at this address to a device, with this file as the caller's memory, and replies to every question
+/// with `answer`. Returns the result as an error number, 0 for success. Returns `None` if the connection ends instead.
 fn call(device: &OwnedFd, addr: u64, memory: &OwnedFd, answer: &dyn Fn(u64) -> Option<OwnedFd>) -> Option<i32> {
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
@@ -103,16 +103,17 @@ fn call(device: &OwnedFd, addr: u64, memory: &OwnedFd, answer: &dyn Fn(u64) -> O
     }
 }
 
-/// What the library would send.
+/// Opens the file that the preloaded library would send as the caller's memory.
 fn memory() -> OwnedFd {
     open("/proc/thread-self/mem", true)
 }
 
+/// Replies to a question as the preloaded library would.
 fn maps(_: u64) -> Option<OwnedFd> {
     Some(open("/proc/thread-self/maps", false))
 }
 
-/// A command's bytes, and what they point to.
+/// A command's words, and the buffer that they point to.
 struct Written {
     words: Vec<u64>,
     _said: Vec<u8>,
@@ -137,7 +138,7 @@ impl Written {
         Self::new(0, 3, &[])
     }
 
-    /// An older command that says these bytes, and has room for an answer.
+    /// Creates an older command with these words as input and with room for an answer.
     fn older(number: u64, said: &[u64]) -> Self {
         let mut room: Vec<u8> = said.iter().flat_map(|word| word.to_ne_bytes()).collect();
         room.resize(256, 0);
@@ -164,7 +165,7 @@ fn words_as_bytes(words: [u16; 4]) -> [u8; 8] {
     bytes
 }
 
-/// An open device with protection domain 0.
+/// Opens a device and allocates protection domain 0.
 fn set_up() -> OwnedFd {
     let device = connect();
     assert_eq!(call(&device, Written::get_context().addr(), &memory(), &maps), Some(0));
@@ -172,27 +173,28 @@ fn set_up() -> OwnedFd {
     device
 }
 
-/// Whether another program, one that goes through the library, gets what it asks for.
+/// Returns `true` if another program, which uses the preloaded library, gets what it asks for.
 fn others_go_on() -> bool {
-    // SAFETY: the child makes system calls and ends.
+    // SAFETY: the only other thread is the test harness's, which waits and holds no lock. The child opens the device,
+    // sends commands and exits.
     match unsafe { libc::fork() } {
         0 => {
             let device = File::options().read(true).write(true).open("/dev/infiniband/uverbs0").unwrap();
             let fine = Valid::GET_CONTEXT.run(&device).is_ok()
                 && Valid::older(3).input(&[0; 8]).output(4).run(&device).is_ok();
-            // SAFETY: ends this process.
+            // SAFETY: `_exit` ends the child without running anything else of it.
             unsafe { libc::_exit(if fine { 0 } else { 1 }) }
         }
         child => {
             let mut status = -1;
-            // SAFETY: `status` is valid for writes.
+            // SAFETY: `status` is a local to write to.
             assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
             status == 0
         }
     }
 }
 
-/// Bytes of memory that the node has.
+/// Returns the number of bytes of memory that the node has.
 fn node_bytes() -> u64 {
     let statm = std::fs::read_to_string(format!("/proc/{}/statm", std::os::unix::process::parent_id())).unwrap();
     statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
@@ -239,7 +241,7 @@ fn memory_that_is_no_process_memory_is_not_read() {
                 assert_eq!(call(&device, command.addr(), &file.into(), &maps), Some(libc::EBADF), "{path}");
             }
         }
-        // Of an open device whose node has not seen better yet.
+        // A new open device: with the old one, the node has seen this process's writable memory already.
         let (device, read_only) = (connect(), open("/proc/self/mem", false));
         assert_eq!(call(&device, Written::get_context().addr(), &read_only, &maps), Some(0));
         assert_eq!(call(&device, command.addr(), &read_only, &maps), Some(libc::EFAULT), "the answer has no place");
@@ -261,7 +263,7 @@ fn a_program_that_leaves_questions_unanswered_waits_alone() {
             waiting.push((device, ours));
         }
         assert!(others_go_on());
-        // Nor do they wait any more once their process ends, or what should bring the answer is closed.
+        // A waiting call ends when its process ends, or when the socket for its answer is closed.
         let (device, ours) = waiting.pop().unwrap();
         drop(ours);
         assert_eq!(call(&device, Written::alloc_pd().addr(), &memory(), &maps), Some(0));
@@ -280,7 +282,7 @@ fn messages_that_are_no_calls_end_nothing_but_the_connection() {
         let device = connect();
         for kind in [0, 2, 3, DONE, ASK, HERE, 48, u64::MAX] {
             for count in 0..3 {
-                // The device itself among them, so that the answer comes as the next message.
+                // The device itself is the first descriptor, so that the answer arrives as the device's next message.
                 let fds = [device.as_fd(), null.as_fd(), null.as_fd()];
                 assert!(send(&device, &bytes([kind, 1 << 63, u64::MAX]), &fds[..count]), "{kind} {count}");
             }
@@ -302,7 +304,7 @@ fn connections_beyond_the_quota_are_closed_at_once() {
     on_a_node("opens=10", "connections_beyond_the_quota_are_closed_at_once", || {
         let before = node_descriptors();
         let held: Vec<_> = (0..500).map(|_| connect()).collect();
-        // The last of them has been seen to.
+        // The greeting of the last one shows that all were handled.
         let greeting = receive(held.last().unwrap());
         assert_eq!(greeting, Some([49, libc::EMFILE as u64, 0]));
         assert!(node_descriptors() <= before + 20, "{before} descriptors before, {} now", node_descriptors());
@@ -316,7 +318,7 @@ fn processes_that_take_turns_at_an_open_device_cost_it_one_descriptor_each() {
     on_a_node("", "processes_that_take_turns_at_an_open_device_cost_it_one_descriptor_each", || {
         let (device, target) = (set_up(), [0u8; 64]);
         let reg = Written::reg_mr(target.as_ptr() as u64, 64);
-        // SAFETY: the child waits for its end.
+        // SAFETY: the child only sleeps until it is killed.
         let child = unsafe { libc::fork() };
         if child == 0 {
             loop {
@@ -326,7 +328,8 @@ fn processes_that_take_turns_at_an_open_device_cost_it_one_descriptor_each() {
         let others = format!("/proc/{child}/mem");
         let before = node_descriptors();
         for i in 0..500 {
-            // Its memory is a copy, with the same at the same places; in between, memory of which another thread says that it is its own.
+            // The child's memory is a copy of this process's. In between come this process's own memory, and the same
+            // opened by another thread.
             let memory = match i % 3 {
                 0 => open(&others, true),
                 1 => memory(),
@@ -335,7 +338,7 @@ fn processes_that_take_turns_at_an_open_device_cost_it_one_descriptor_each() {
             assert_eq!(call(&device, reg.addr(), &memory, &maps), Some(0), "{i}");
         }
         let after = node_descriptors();
-        // SAFETY: it is this process's child.
+        // SAFETY: `kill` takes numbers; the child has not been waited for, so the id is still its own.
         unsafe { libc::kill(child, libc::SIGKILL) };
         assert!(after < before + 20, "{before} descriptors before, {after} now");
     });
@@ -345,7 +348,7 @@ fn processes_that_take_turns_at_an_open_device_cost_it_one_descriptor_each() {
 fn address_handles_of_one_address_are_counted_too() {
     on_a_node("", "address_handles_of_one_address_are_counted_too", || {
         let device = set_up();
-        // Protection domain, port and address, where the command has them.
+        // Protection domain, port and GID at their offsets in the command.
         let mut said = [0u64; 7];
         said[6] = 1 << 48;
         (said[3], said[4]) = (0x80fe, 1);

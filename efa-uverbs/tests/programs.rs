@@ -1,7 +1,7 @@
-//! Programs that talk to a node as to the kernel, with system calls of their own and nothing between: what is answered, and that no program
-//! leaves anything behind.
+//! Tests with programs that use a node's devices by system calls, without libibverbs. They check the answers, and that
+//! no program leaves anything behind.
 //!
-//! Each test starts this executable once more, on a node; there it is the program.
+//! Each test starts this executable again on a node. There it is the program.
 
 mod command;
 
@@ -16,10 +16,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::process::{Child, Stdio};
 
 const DEVICE: &str = "/dev/infiniband/uverbs0";
-/// What one program can have of the 256 protection domains that a device has.
+/// The number of protection domains that one program may have: 90 percent of a device's 256.
 const MAX_PD: usize = 231;
 
-/// Set where this executable is a program on a node.
+/// The environment variable that is set if this executable is a program on a node.
 const PROGRAM: &str = "EFA_TEST_PROGRAM";
 
 fn node(devices: usize) -> Node {
@@ -33,7 +33,7 @@ fn start(node: &Node, test: &str) -> Child {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// The program ends well.
+/// Waits for a program and asserts that it succeeded.
 fn passes(program: Child) {
     let output = program.wait_with_output().unwrap();
     let said = |bytes| String::from_utf8_lossy(bytes).into_owned();
@@ -44,10 +44,10 @@ fn is_program() -> bool {
     std::env::var_os(PROGRAM).is_some()
 }
 
-/// What nodes have logged.
+/// The log of all nodes.
 static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
-/// Writes to the log.
+/// A writer that appends to the log.
 struct Log;
 
 impl Write for Log {
@@ -68,7 +68,7 @@ fn on_a_node(devices: usize, test: &str, program: impl FnOnce()) {
     passes(start(&node(devices), test));
 }
 
-/// Runs `program` on a node with one device, of which it may have this much; what the node has logged by then.
+/// Runs `program` on a node with one device and these quotas. Returns what the node has logged.
 fn on_a_node_with(quotas: &str, test: &str, program: impl FnOnce()) -> String {
     if is_program() {
         program();
@@ -79,25 +79,26 @@ fn on_a_node_with(quotas: &str, test: &str, program: impl FnOnce()) -> String {
     String::from_utf8(LOG.lock().clone()).unwrap()
 }
 
-/// Has a child of this process do something; whether that is so.
+/// Calls a function in a child of this process and returns its result.
 fn in_a_child(what: impl FnOnce() -> bool) -> bool {
-    // SAFETY: the child runs what it is given, which makes system calls, and ends.
+    // SAFETY: the only other thread is the test harness's, which waits and holds no lock. The child calls `what`, which
+    // makes system calls, and exits.
     match unsafe { libc::fork() } {
         0 => {
             let fine = what();
-            // SAFETY: ends this process.
+            // SAFETY: `_exit` ends the child without running anything else of it.
             unsafe { libc::_exit(if fine { 0 } else { 1 }) }
         }
         child => {
             let mut status = -1;
-            // SAFETY: `status` is valid for writes.
+            // SAFETY: `status` is a local to write to.
             assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
             status == 0
         }
     }
 }
 
-/// Registers this many bytes of the program's own.
+/// Registers this many bytes of the program's own memory.
 fn reg_mr(device: &File, pd: u32, addr: *const u8, len: usize) -> Result<u32, Error> {
     let words = [0, addr as u64, len as u64, addr as u64, pd.into()].map(u64::to_ne_bytes);
     Command::older(9).input(words.as_flattened()).output(12).run(device)
@@ -110,26 +111,26 @@ fn reg_fd(device: &File, pd: u32, fd: &impl AsRawFd, len: u64) -> Result<u32, Er
     command.output_at(7, 4).output_at(8, 4).run(device)
 }
 
-/// A memory file that cannot shrink.
+/// Creates a memory file that cannot shrink. Returns `None` if the kernel does not support the flags.
 fn memory_file(flags: u32, len: u64) -> Option<File> {
-    // SAFETY: the name is a C string.
+    // SAFETY: the name is a C string literal.
     let fd = unsafe { libc::memfd_create(c"buffer".as_ptr(), libc::MFD_ALLOW_SEALING | flags) };
-    // SAFETY: it was just made.
+    // SAFETY: the descriptor was just created, and nothing else owns it.
     let file = File::from((fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })?);
     file.set_len(len).unwrap();
-    // SAFETY: a system call on numbers.
+    // SAFETY: `F_ADD_SEALS` takes a number.
     assert_eq!(unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) }, 0);
     Some(file)
 }
 
-/// A completion channel: its descriptor.
+/// Creates a completion channel and returns its descriptor.
 fn create_channel(device: &File) -> Result<OwnedFd, Error> {
     let fd = Command::older(17).input(&[0; 8]).output(4).run(device)?;
-    // SAFETY: the node has just given it.
+    // SAFETY: the command has just created this descriptor for the program, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// The node hears of what is closed by and by.
+/// Waits until a condition holds. Returns `false` after 20 s. The node learns of closed descriptors with a delay.
 fn by_and_by(what: impl Fn() -> bool) -> bool {
     let start = std::time::Instant::now();
     while !what() {
@@ -145,7 +146,7 @@ fn open() -> File {
     File::options().read(true).write(true).open(DEVICE).unwrap()
 }
 
-/// An open device, set up.
+/// Opens a device and sets up its context.
 fn context() -> File {
     let device = open();
     Command::GET_CONTEXT.run(&device).unwrap();
@@ -170,12 +171,12 @@ fn a_device_is_a_character_device_and_what_does_not_exist_does_not() {
         }
         let dev = std::env::var("SYSFS_PATH").unwrap() + "/class/infiniband_verbs/uverbs1/dev";
         assert_eq!(std::fs::read_to_string(dev).unwrap(), "231:193\n");
-        // Other files, sockets and mappings are as ever.
+        // Other files, sockets and mappings work as usual.
         let (mut a, mut b) = std::os::unix::net::UnixStream::pair().unwrap();
         a.write_all(b"x").unwrap();
         b.read_exact(&mut [0]).unwrap();
         assert!(!std::fs::metadata("/dev/null").unwrap().file_type().is_file());
-        // SAFETY: a system call on numbers.
+        // SAFETY: `socket` takes numbers only.
         let socket = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW, 20) };
         assert_eq!((socket, errno()), (-1, libc::EPROTONOSUPPORT), "real devices are hidden");
     });
@@ -212,10 +213,10 @@ fn what_is_not_implemented_is_refused_as_the_kernel_does() {
         header[0] = 24;
         header[4] = 1;
         assert_eq!(command::raw(&device, header.as_mut_ptr().cast()), Err(libc::EPROTONOSUPPORT), "reserved");
-        // SAFETY: maps nothing that anyone has.
+        // SAFETY: without `MAP_FIXED`, the kernel chooses an unused address.
         let map = unsafe { libc::mmap(std::ptr::null_mut(), 4096, 3, libc::MAP_SHARED, device.as_raw_fd(), 4096) };
         assert_eq!((map, errno()), (libc::MAP_FAILED, libc::EINVAL));
-        // SAFETY: a system call on numbers.
+        // SAFETY: the command fails on this descriptor before it uses its argument.
         let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TCGETS, 0) };
         assert_eq!(result, -1, "it is no terminal");
     });
@@ -280,7 +281,7 @@ fn registered_memory_costs_a_node_no_descriptors() {
         let device = context();
         let pd = alloc_pd(&device).unwrap();
         let bytes = [0u8; 100];
-        // SAFETY: it has no arguments.
+        // SAFETY: `getppid` has no arguments and never fails.
         let node = unsafe { libc::getppid() };
         let descriptors = || std::fs::read_dir(format!("/proc/{node}/fd")).unwrap().count();
         let before = descriptors();
@@ -298,7 +299,8 @@ fn a_child_uses_what_it_inherited_with_memory_of_its_own() {
     on_a_node(1, "a_child_uses_what_it_inherited_with_memory_of_its_own", || {
         let device = context();
         let first = alloc_pd(&device).unwrap();
-        // SAFETY: the child makes system calls and ends.
+        // SAFETY: the only other thread is the test harness's, which waits and holds no lock. The child makes system
+        // calls and exits.
         match unsafe { libc::fork() } {
             0 => {
                 let second = alloc_pd(&device);
@@ -309,12 +311,12 @@ fn a_child_uses_what_it_inherited_with_memory_of_its_own() {
             }
             child => {
                 let mut status = -1;
-                // SAFETY: `status` is valid for writes.
+                // SAFETY: `status` is a local to write to.
                 assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
                 assert_eq!(status, 0);
             }
         }
-        // What the child created is the context's, and the context is still there.
+        // The objects that the child created belong to the context, which still exists.
         assert_eq!(alloc_pd(&device), Ok(first + 2));
         for pd in [first, first + 1, first + 2] {
             assert_eq!(Command::new(PD, 0).number(0, pd.into()).run(&device), Ok(0));
@@ -368,7 +370,7 @@ fn a_program_that_is_killed_leaves_nothing_behind() {
         assert!(lines.any(|line| line == "all mine"));
         program.kill().unwrap();
         program.wait().unwrap();
-        // The node hears of it by its socket.
+        // The node learns of it when the program's socket is closed.
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
 }
@@ -389,7 +391,7 @@ fn no_command_brings_a_node_down() {
                 };
                 rng.fill(&mut memory[..64]);
                 if rng.bool() {
-                    // Numbers as programs have them: small ones, and addresses.
+                    // Mostly zeros, so that there are small numbers, as in real commands.
                     for byte in memory[..256].iter_mut().filter(|_| rng.u8(..8) != 0) {
                         *byte = 0;
                     }
@@ -408,7 +410,7 @@ fn no_command_brings_a_node_down() {
                 assert_ne!(errno, libc::EIO, "the node has stopped answering");
             }
         }
-        // Not everything was refused at the door.
+        // A part of the commands was executed.
         assert!(outcomes.get(&0).is_some_and(|&count| count > 20), "{outcomes:?}");
         alloc_pd(&context()).unwrap();
     });
@@ -420,13 +422,13 @@ fn a_dma_buf_is_memory_that_cannot_shrink() {
         let device = context();
         let pd = alloc_pd(&device).unwrap();
         let memory = |sealed: bool| {
-            // SAFETY: the name is a C string.
+            // SAFETY: the name is a C string literal.
             let fd = unsafe { libc::memfd_create(c"buffer".as_ptr(), libc::MFD_ALLOW_SEALING) };
-            // SAFETY: it was just made.
+            // SAFETY: the descriptor was just created, and nothing else owns it.
             let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
             file.set_len(8192).unwrap();
             if sealed {
-                // SAFETY: a system call on numbers.
+                // SAFETY: `F_ADD_SEALS` takes a number.
                 assert_eq!(unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) }, 0);
             }
             file
@@ -530,7 +532,7 @@ fn a_memory_file_of_huge_pages_is_refused_for_what_it_is() {
     });
 }
 
-/// Whether an open device does what it does, memory included.
+/// Returns `true` if commands on an open device succeed, registering memory among them.
 fn works(device: &File) -> bool {
     let bytes = [0u8; 100];
     alloc_pd(device).is_ok_and(|pd| reg_mr(device, pd, bytes.as_ptr(), 100).is_ok())
@@ -540,7 +542,7 @@ fn works(device: &File) -> bool {
 fn a_program_that_changes_its_user_or_is_not_to_be_dumped_goes_on() {
     on_a_node(1, "a_program_that_changes_its_user_or_is_not_to_be_dumped_goes_on", || {
         let device = context();
-        // SAFETY: system calls on numbers.
+        // SAFETY: these calls take numbers only.
         unsafe {
             if libc::geteuid() == 0 {
                 assert_eq!((libc::setgid(65534), libc::setuid(65534)), (0, 0));
@@ -557,7 +559,7 @@ fn a_program_that_changes_its_user_or_is_not_to_be_dumped_goes_on() {
             .collect();
         assert!(threads.into_iter().all(|thread| thread.join().unwrap()), "several threads at once");
         assert!(in_a_child(|| works(&device)));
-        // SAFETY: a system call on numbers.
+        // SAFETY: `PR_GET_DUMPABLE` has no further arguments.
         assert_eq!(unsafe { libc::prctl(libc::PR_GET_DUMPABLE) }, 0, "it still is not to be dumped");
     });
 }
@@ -566,18 +568,18 @@ fn a_program_that_changes_its_user_or_is_not_to_be_dumped_goes_on() {
 fn a_program_that_clears_its_environment_still_has_the_device() {
     on_a_node(1, "a_program_that_clears_its_environment_still_has_the_device", || {
         let device = context();
-        // SAFETY: no other thread of this program looks at the environment.
+        // SAFETY: no other thread of this program reads or changes the environment.
         unsafe { libc::clearenv() };
         assert!(works(&device) && works(&context()));
     });
 }
 
-/// Makes an empty folder the root directory; `None` where this user may not.
+/// Makes an empty folder the root directory. Returns `None` if this user may not.
 fn change_root() -> Option<()> {
     let folder = std::env::temp_dir().join(format!("efa-empty-{}", std::process::id()));
     std::fs::create_dir(&folder).unwrap();
     let path = std::ffi::CString::new(folder.to_str().unwrap()).unwrap();
-    // SAFETY: the path is a C string.
+    // SAFETY: both paths are C strings that live until the call returns.
     let changed = unsafe {
         if libc::geteuid() != 0 {
             libc::unshare(libc::CLONE_NEWUSER);
@@ -600,15 +602,15 @@ fn a_program_that_changes_its_root_goes_on_with_what_it_has_opened_and_opens_not
             let absent = File::open(DEVICE).err().and_then(|error| error.raw_os_error());
             works(&before) && absent == Some(libc::ENOENT)
         }));
-        // One that has closed everything else as well cannot be reached, and is told so.
+        // A program that has also closed the library's `/proc` cannot be reached, and gets an error.
         assert!(in_a_child(|| {
             let Some(()) = change_root() else { return true };
-            // SAFETY: system calls on numbers; what is closed is not used any more.
+            // SAFETY: the child uses none of the closed descriptors afterwards.
             (3..70_000).filter(|&fd| fd != before.as_raw_fd()).for_each(|fd| unsafe { _ = libc::close(fd) });
             alloc_pd(&before) == Err(libc::ENOENT)
         }));
         assert!(works(&before), "nor has that harmed the device");
-        // The folders stay until here: a root directory cannot be removed from inside.
+        // The folders are removed only here, because a root directory cannot be removed from inside.
         for entry in std::fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
             if entry.file_name().to_string_lossy().starts_with("efa-empty-") {
                 let _ = std::fs::remove_dir(entry.path());
@@ -621,8 +623,8 @@ fn a_program_that_changes_its_root_goes_on_with_what_it_has_opened_and_opens_not
     }
 }
 
-/// Whether this user can change root directories for sure.
+/// Returns `true` if this user can certainly change root directories.
 fn is_root() -> bool {
-    // SAFETY: it has no arguments.
+    // SAFETY: `geteuid` has no arguments and never fails.
     unsafe { libc::geteuid() == 0 }
 }

@@ -1,4 +1,4 @@
-//! What the EFA driver is told beside a command, and what it answers: `rdma/efa-abi.h`.
+//! The EFA driver's additions to commands and answers: `rdma/efa-abi.h`.
 
 use bytemuck::{Pod, Zeroable};
 use static_assertions::const_assert_eq;
@@ -21,9 +21,9 @@ pub(crate) struct AllocUcontextResp {
 }
 const_assert_eq!(size_of::<AllocUcontextResp>(), 24);
 
-/// Queries of the device answer with [`QueryDeviceResp`].
+/// Flag: queries of the device answer with [`QueryDeviceResp`].
 pub(crate) const SUPP_UDATA_QUERY_DEVICE: u32 = 1 << 0;
-/// Address handles answer with [`CreateAhResp`].
+/// Flag: commands that create address handles answer with [`CreateAhResp`].
 pub(crate) const SUPP_UDATA_CREATE_AH: u32 = 1 << 1;
 
 /// `struct efa_ibv_alloc_pd_resp`.
@@ -47,14 +47,14 @@ pub(crate) struct CreateCq {
 }
 const_assert_eq!(size_of::<CreateCq>(), 16);
 
-/// There is a completion channel.
+/// Flag: the queue has a completion channel.
 pub(crate) const CQ_WITH_COMPLETION_CHANNEL: u8 = 1 << 0;
-/// Receives from peers without handle tell their address.
+/// Flag: completions of receives from peers without an address handle contain the peer's GID.
 pub(crate) const CQ_WITH_SGID: u8 = 1 << 1;
-/// Completions of send queues carry 64-bit request ids.
+/// Flag: completions of send queues contain 64-bit request ids.
 pub(crate) const CQ_WITH_64_BIT_REQ_ID: u8 = 1 << 2;
 
-/// Answer to [`CreateCq`].
+/// The answer to [`CreateCq`] (`struct efa_ibv_create_cq_resp`).
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct CreateCqResp {
@@ -69,7 +69,7 @@ pub(crate) struct CreateCqResp {
 }
 const_assert_eq!(size_of::<CreateCqResp>(), 40);
 
-/// The doorbell's place is valid.
+/// Flag: the doorbell's offset is valid.
 pub(crate) const CQ_RESP_DB_OFF: u32 = 1 << 0;
 
 /// `struct efa_ibv_create_qp`.
@@ -88,14 +88,14 @@ pub(crate) struct CreateQp {
 }
 const_assert_eq!(size_of::<CreateQp>(), 24);
 
-/// Writes with immediate consume no receive.
+/// Flag: incoming writes with immediate consume no receive.
 pub(crate) const QP_WITH_UNSOLICITED_WRITE_RECV: u16 = 1 << 0;
-/// Request ids of the send queue have 64 bits.
+/// Flag: request ids of the send queue have 64 bits.
 pub(crate) const QP_WITH_64_BIT_REQ_ID: u16 = 1 << 1;
-/// The only driver type.
+/// The only driver type of queue pairs: SRD.
 pub(crate) const DRIVER_QP_TYPE_SRD: u32 = 0;
 
-/// Answer to [`CreateQp`].
+/// The answer to [`CreateQp`] (`struct efa_ibv_create_qp_resp`).
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct CreateQpResp {
@@ -150,12 +150,13 @@ pub(crate) mod caps {
     pub(crate) const SQ_64_BIT_REQ_ID: u32 = 1 << 9;
 }
 
-/// The driver's own query of a region: object and method.
+/// The numbers of object and method of the driver's own query of a region.
 pub(crate) const MR_QUERY: (u16, u16) = (7, super::ioctl::DRIVER);
-/// Its attributes: the region; which of the following are valid; interconnects of receives, RDMA reads and incoming RDMA.
+/// The attributes of that query: the region, a mask of the valid answers, and the interconnects of receives, RDMA reads
+/// and incoming RDMA.
 pub(crate) const MR_QUERY_ATTRS: [u16; 5] = {
     let first = super::ioctl::DRIVER;
     [first, first + 1, first + 2, first + 3, first + 4]
 };
-/// Attributes of a new completion counter: where completions and errors are counted ([`super::verbs::BufferDesc`]).
+/// The attributes of a new completion counter: the locations of its two numbers ([`super::verbs::BufferDesc`]).
 pub(crate) const COMP_CNTR_BUFFERS: [u16; 2] = [super::ioctl::DRIVER, super::ioctl::DRIVER + 1];

@@ -1,13 +1,13 @@
-//! How a command is written, and which there are.
+//! The format of commands, and the numbers of objects, methods and attributes.
 
 use bytemuck::{Pod, Zeroable};
 use static_assertions::const_assert_eq;
 
-/// `struct ib_uverbs_ioctl_hdr`: a command's beginning; its attributes follow.
+/// The header of a command, which its attributes follow (`struct ib_uverbs_ioctl_hdr`).
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Header {
-    /// Bytes, attributes included.
+    /// The size of the command in bytes, including its attributes.
     pub(crate) length: u16,
     pub(crate) object_id: u16,
     pub(crate) method_id: u16,
@@ -18,12 +18,12 @@ pub(crate) struct Header {
 }
 const_assert_eq!(size_of::<Header>(), 24);
 
-/// `struct ib_uverbs_attr`: an attribute of a command.
+/// An attribute of a command (`struct ib_uverbs_attr`).
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Attr {
     pub(crate) attr_id: u16,
-    /// Bytes of what `data` points to, or of what is in it if that fits.
+    /// The size in bytes of the data that `data` points to. Up to eight bytes of input are in `data` itself.
     pub(crate) len: u16,
     pub(crate) flags: u16,
     pub(crate) reserved: u16,
@@ -32,18 +32,18 @@ pub(crate) struct Attr {
 }
 const_assert_eq!(size_of::<Attr>(), 16);
 
-/// Where the flags are in an attribute.
+/// The offset of the flags in an attribute, in bytes.
 pub(crate) const ATTR_FLAGS: u64 = 4;
-/// Where the value is.
+/// The offset of the value in an attribute, in bytes.
 pub(crate) const ATTR_DATA: u64 = 8;
-/// The command is refused if the attribute is not known.
+/// Flag: a kernel that does not know the attribute refuses the command.
 pub(crate) const MANDATORY: u16 = 1 << 0;
-/// The kernel has written what the attribute points to.
+/// Flag, set by the kernel: the buffer that the attribute points to was written.
 pub(crate) const VALID_OUTPUT: u16 = 1 << 1;
 /// `RDMA_DRIVER_EFA` (`enum rdma_driver_id`).
 pub(crate) const DRIVER_EFA: u32 = 17;
 
-/// Names of the kinds of objects, by number (`enum uverbs_default_objects`).
+/// The names of the kinds of objects by number (`enum uverbs_default_objects`).
 pub(crate) const OBJECTS: [&str; 20] = [
     "DEVICE",
     "PD",
@@ -67,22 +67,22 @@ pub(crate) const OBJECTS: [&str; 20] = [
     "COMP_CNTR",
 ];
 
-/// First number of what a driver adds.
+/// The first number of a driver's own objects, methods and attributes.
 pub(crate) const DRIVER: u16 = 1 << 12;
-/// What the driver is told beside the command.
+/// The attribute with the provider's input to the driver.
 pub(crate) const UHW_IN: u16 = DRIVER;
-/// What it answers.
+/// The attribute for the driver's answer to the provider.
 pub(crate) const UHW_OUT: u16 = DRIVER + 1;
 
-/// Declares a method: the numbers of its object and itself, and its attributes in order.
+/// Declares methods: for each the numbers of its object and itself, and its attributes in order.
 macro_rules! methods {
     ($($(#[$doc:meta])* $module:ident ($object:expr, $method:expr) { $($attr:ident),* })*) => { $(
         $(#[$doc])*
         pub(crate) mod $module {
-            /// Object and method.
+            /// The numbers of the object and the method.
             pub(crate) const ID: (u16, u16) = ($object, $method);
             methods!(@ 0; $($attr),*);
-            /// All attributes.
+            /// All attributes of the method.
             pub(crate) const ATTRS: &[u16] = &[$($attr),*];
         }
     )* };

@@ -1,9 +1,9 @@
-//! What is in the commands: `rdma/ib_user_verbs.h` and `rdma/ib_user_ioctl_verbs.h`.
+//! The structures in commands and answers: `rdma/ib_user_verbs.h` and `rdma/ib_user_ioctl_verbs.h`.
 
 use bytemuck::{Pod, Zeroable};
 use static_assertions::const_assert_eq;
 
-/// Commands of the older interface, by number (`enum ib_uverbs_write_cmds`).
+/// The names of the older interface's commands by number (`enum ib_uverbs_write_cmds`).
 pub(crate) const WRITE_COMMANDS: [&str; 41] = [
     "GET_CONTEXT",
     "QUERY_DEVICE",
@@ -47,10 +47,10 @@ pub(crate) const WRITE_COMMANDS: [&str; 41] = [
     "CREATE_XSRQ",
     "OPEN_QP",
 ];
-/// Marks the extended commands, which have numbers of their own from 50 on and some of the older ones.
+/// The bit that marks extended commands. They have the numbers from 50 on and some of the older ones.
 pub(crate) const EXTENDED: u32 = 0x8000_0000;
 
-/// Commands of the older interface that an EFA has.
+/// The numbers of the older interface's commands that an EFA supports.
 pub(crate) mod command {
     use super::EXTENDED;
     pub(crate) const QUERY_DEVICE: u32 = 1;
@@ -64,7 +64,7 @@ pub(crate) mod command {
     pub(crate) const EX_QUERY_DEVICE: u32 = EXTENDED | QUERY_DEVICE;
 }
 
-/// `IB_UVERBS_CORE_SUPPORT_OPTIONAL_MR_ACCESS`: access flags that a driver may ignore are taken.
+/// Flag: the kernel accepts access flags that a driver may ignore (`IB_UVERBS_CORE_SUPPORT_OPTIONAL_MR_ACCESS`).
 pub(crate) const CORE_SUPPORT_OPTIONAL_MR_ACCESS: u64 = 1 << 0;
 
 /// `struct ib_uverbs_query_device_resp`.
@@ -72,7 +72,7 @@ pub(crate) const CORE_SUPPORT_OPTIONAL_MR_ACCESS: u64 = 1 << 0;
 #[repr(C)]
 pub(crate) struct QueryDeviceResp {
     pub(crate) fw_ver: u64,
-    /// Big-endian, as the next.
+    /// In network order, as `sys_image_guid` is.
     pub(crate) node_guid: u64,
     pub(crate) sys_image_guid: u64,
     pub(crate) max_mr_size: u64,
@@ -89,10 +89,10 @@ pub(crate) struct QueryDeviceResp {
     pub(crate) max_cqe: u32,
     pub(crate) max_mr: u32,
     pub(crate) max_pd: u32,
-    /// Atomics, memory windows, multicast and more of what an EFA lacks: zeros.
+    /// Attributes of atomics, memory windows, multicast and other features that an EFA does not have: zeros.
     pub(crate) none: [u32; 14],
     pub(crate) max_ah: u32,
-    /// Shared receive queues and the like: zeros.
+    /// Attributes of shared receive queues and other features that an EFA does not have: zeros.
     pub(crate) none_either: [u32; 5],
     pub(crate) max_pkeys: u16,
     pub(crate) local_ca_ack_delay: u8,
@@ -108,7 +108,7 @@ pub(crate) struct ExQueryDeviceResp {
     pub(crate) base: QueryDeviceResp,
     pub(crate) comp_mask: u32,
     pub(crate) response_length: u32,
-    /// On-demand paging, timestamps, steering, tag matching, device memory: zeros.
+    /// Attributes of on-demand paging, timestamps, steering, tag matching and device memory: zeros.
     pub(crate) none: [u64; 15],
 }
 const_assert_eq!(size_of::<ExQueryDeviceResp>(), 304);
@@ -196,12 +196,12 @@ pub(crate) struct RegMrResp {
     pub(crate) rkey: u32,
 }
 
-/// Access flags (`enum ib_uverbs_access_flags`).
+/// The access flags of memory regions (`enum ib_uverbs_access_flags`).
 pub(crate) mod access {
     pub(crate) const LOCAL_WRITE: u32 = 1 << 0;
     pub(crate) const REMOTE_WRITE: u32 = 1 << 1;
     pub(crate) const REMOTE_READ: u32 = 1 << 2;
-    /// Those that a driver may ignore (`IB_UVERBS_ACCESS_OPTIONAL_RANGE`).
+    /// The flags that a driver may ignore (`IB_UVERBS_ACCESS_OPTIONAL_RANGE`).
     pub(crate) const OPTIONAL: u32 = 0x3ff0_0000;
 }
 
@@ -240,20 +240,20 @@ pub(crate) struct QpCap {
     pub(crate) max_inline_data: u32,
 }
 
-/// Kinds of queue pairs (`enum ib_uverbs_qp_type`).
+/// The types of queue pairs (`enum ib_uverbs_qp_type`).
 pub(crate) mod qp_type {
     pub(crate) const UD: u64 = 4;
     pub(crate) const DRIVER: u64 = 0xff;
 }
 
-/// Every send completes: the one flag of new queue pairs that asks for nothing (`IB_UVERBS_QP_CREATE_SQ_SIG_ALL`).
+/// Flag of new queue pairs: every send has a completion (`IB_UVERBS_QP_CREATE_SQ_SIG_ALL`). An EFA does this anyway.
 pub(crate) const QP_CREATE_SQ_SIG_ALL: u64 = 1 << 12;
 
 /// `struct ib_uverbs_modify_qp`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct ModifyQp {
-    /// Where connected queue pairs send to, twice.
+    /// The primary and the alternate path of connected queue pairs, which an EFA does not have.
     pub(crate) dest: [[u32; 8]; 2],
     pub(crate) qp_handle: u32,
     pub(crate) attr_mask: u32,
@@ -323,7 +323,7 @@ pub(crate) struct QueryQpResp {
 }
 const_assert_eq!(size_of::<QueryQpResp>(), 128);
 
-/// Bits of `attr_mask` (`enum ib_qp_attr_mask`) that an EFA knows.
+/// The bits of `attr_mask` that an EFA supports (`enum ib_qp_attr_mask`).
 pub(crate) mod qp_attr {
     pub(crate) const STATE: u32 = 1 << 0;
     pub(crate) const CUR_STATE: u32 = 1 << 1;
@@ -336,7 +336,7 @@ pub(crate) mod qp_attr {
     pub(crate) const CAP: u32 = 1 << 19;
 }
 
-/// `struct ib_uverbs_buffer_desc`: memory that a program lends.
+/// Memory that a program lends (`struct ib_uverbs_buffer_desc`).
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct BufferDesc {
@@ -344,16 +344,16 @@ pub(crate) struct BufferDesc {
     pub(crate) fd: i32,
     pub(crate) flags: u32,
     pub(crate) optional_flags: u32,
-    /// An address, or an offset in the DMA-BUF.
+    /// The address, or the offset in the DMA-BUF in bytes.
     pub(crate) addr: u64,
-    /// Bytes.
+    /// The length in bytes.
     pub(crate) length: u64,
 }
 const_assert_eq!(size_of::<BufferDesc>(), 32);
 
-/// A buffer is a DMA-BUF.
+/// The kind of a buffer in a DMA-BUF.
 pub(crate) const BUFFER_DMABUF: u32 = 0;
-/// A buffer is memory of the program.
+/// The kind of a buffer in the program's memory.
 pub(crate) const BUFFER_VA: u32 = 1;
 
 /// `struct ib_uverbs_destroy_cq_resp`.

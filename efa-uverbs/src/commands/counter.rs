@@ -1,4 +1,4 @@
-//! Completion counters: `uverbs_std_types_comp_cntr.c`, and the driver's part of it.
+//! Commands for completion counters, after the kernel's `uverbs_std_types_comp_cntr.c` and the driver's part of it.
 
 use super::memory::map_dmabuf;
 use crate::abi::efa::COMP_CNTR_BUFFERS;
@@ -8,16 +8,17 @@ use crate::abi::ioctl::{
 };
 use crate::abi::verbs::{BUFFER_DMABUF, BUFFER_VA, BufferDesc};
 use crate::call::Call;
-use crate::context::{Context, Kind, Object};
+use crate::context::{Context, Object};
 use crate::errno::{Errno, Outcome, refuse};
 use crate::guard::Guarded;
+use crate::kind::Kind;
 use crate::quota::Charge;
 use efa_memory::RingMemory;
 use efa_soft::CounterPlace;
 use efa_types::{COUNTER_MAX, CounterOps, CounterValue};
 use std::sync::Arc;
 
-/// All kinds of completions that a counter can count.
+/// All operations whose completions a counter can count.
 const ALL_OPS: u32 = 0x3f;
 
 pub(super) fn query_caps(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
@@ -30,7 +31,8 @@ pub(super) fn query_caps(context: &mut Context, call: &Call<'_>) -> Outcome<()> 
     call.put(caps::SUPPORTED_QP_ATTACH_OPS, &ALL_OPS)
 }
 
-/// Where a counter's number is, as the program says, and what of that is to be kept.
+/// Reads where the program wants one of a counter's numbers to be. Also returns the DMA-BUF to keep, if the number is
+/// in one.
 fn place(call: &Call<'_>, id: u16, charges: &mut Vec<Charge>) -> Outcome<(CounterPlace, Option<Guarded<RingMemory>>)> {
     let buffer: BufferDesc = call.structure(id)?;
     if buffer.length < 8 || !buffer.addr.is_multiple_of(8) || buffer.flags != 0 {
@@ -60,7 +62,7 @@ pub(super) fn create(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
     context.keep(counter, charges, |handle| call.put_handle(created::HANDLE, handle))
 }
 
-/// Which of a counter's numbers (`enum ib_uverbs_comp_cntr_entry`).
+/// Translates the number of a counter's value (`enum ib_uverbs_comp_cntr_entry`).
 fn which(number: u64) -> Outcome<CounterValue> {
     match number {
         0 => Ok(CounterValue::Completions),

@@ -1,4 +1,5 @@
-//! Completion channels and completion queues: `ib_uverbs_create_comp_channel`, `uverbs_std_types_cq.c`, `efa_create_cq_umem`.
+//! Commands for completion channels and completion queues, after the kernel's `ib_uverbs_create_comp_channel`,
+//! `uverbs_std_types_cq.c` and `efa_create_cq_umem`.
 
 use super::memory::map_dmabuf;
 use crate::abi::efa;
@@ -6,8 +7,9 @@ use crate::abi::ioctl::{cq_create as attr, cq_destroy, invoke_write};
 use crate::abi::verbs::DestroyCqResp;
 use crate::call::Call;
 use crate::channel::Channel;
-use crate::context::{Context, Cq, Kind, Object};
+use crate::context::{Context, Cq, Object};
 use crate::errno::{Errno, Outcome, refuse};
+use crate::kind::Kind;
 use crate::quota::Item;
 use bytemuck::Zeroable;
 use efa_types::{CqAttributes, CqeSize};
@@ -20,7 +22,7 @@ pub(super) fn create_channel(context: &mut Context, call: &Call<'_>) -> Outcome<
     let charge = match context.account.charge(Item::Descriptors, 1) {
         Ok(charge) => charge,
         Err(_) => {
-            // Some may be of channels that are closed.
+            // Channels that the program has closed may still be counted.
             context.forget_channels();
             context.account.charge(Item::Descriptors, 1)?
         }

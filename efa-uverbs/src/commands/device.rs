@@ -1,4 +1,5 @@
-//! The context, and queries of device and port: `uverbs_std_types_device.c`, `efa_alloc_ucontext`, `efa_query_device`, `efa_query_port`.
+//! Commands for the context, and queries of device and port, after the kernel's `uverbs_std_types_device.c`,
+//! `efa_alloc_ucontext`, `efa_query_device` and `efa_query_port`.
 
 use crate::abi::efa::{self, caps};
 use crate::abi::ioctl::{
@@ -18,14 +19,15 @@ use bytemuck::Zeroable;
 use rustix::pipe::PipeFlags;
 use std::os::fd::AsFd;
 
-/// Completion vectors: event queues of the device. The real one has one for each CPU.
+/// The number of completion vectors (event queues). A real device has one for each CPU.
 const COMP_VECTORS: u32 = 1;
 
 pub(super) fn get_context(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
     if context.is_set_up {
         return refuse(Errno::INVAL, "the context is set up already");
     }
-    // What libefa promises here (`efa_ibv_alloc_ucontext_cmd`) every libefa since 2020 keeps, and newer ones may promise more.
+    // The input (`efa_ibv_alloc_ucontext_cmd`) names abilities that every libefa since 2020 has. It is not checked,
+    // because newer ones name more.
     let config = &context.device.config;
     call.put(set_up::NUM_COMP_VECTORS, &COMP_VECTORS)?;
     call.put(set_up::CORE_SUPPORT, &CORE_SUPPORT_OPTIONAL_MR_ACCESS)?;
@@ -62,7 +64,7 @@ fn attributes(device: &SoftDevice) -> QueryDeviceResp {
     QueryDeviceResp {
         node_guid: guid,
         sys_image_guid: guid,
-        max_mr_size: 1 << 40, // assumed
+        max_mr_size: 1 << 40, // an assumption; the size is not documented
         page_size_cap: 0xffff_f000,
         vendor_id: VENDOR.into(),
         vendor_part_id: config.vendor_part_id.into(),
@@ -131,7 +133,8 @@ mod port_state {
     pub(super) const ACTIVE: u8 = 4;
 }
 
-/// Width and speed as the driver tells them (`efa_link_gbps_to_speed_and_width`), by their numbers in verbs.
+/// Returns the numbers in verbs of a link's width and speed, as the driver chooses them
+/// (`efa_link_gbps_to_speed_and_width`).
 fn width_and_speed(gbps: u32) -> (u8, u8) {
     let [x4, x8] = [2, 4];
     let [edr, hdr] = [32, 64];

@@ -1,12 +1,14 @@
-//! Protection domains and memory regions: `ib_uverbs_alloc_pd`, `ib_uverbs_reg_mr`, `uverbs_std_types_mr.c`, `efa_reg_mr`.
+//! Commands for protection domains and memory regions, after the kernel's `ib_uverbs_alloc_pd`, `ib_uverbs_reg_mr`,
+//! `uverbs_std_types_mr.c` and `efa_reg_mr`.
 
 use crate::abi::efa::{AllocPdResp, MR_QUERY_ATTRS};
 use crate::abi::ioctl::{invoke_write, query_mr as query, reg_dmabuf_mr as dmabuf, reg_mr as reg};
 use crate::abi::verbs::{RegMr, RegMrResp, access};
 use crate::call::Call;
-use crate::context::{Context, Kind, Object, fields};
+use crate::context::{Context, Object, fields};
 use crate::errno::{Errno, Outcome, refuse};
 use crate::guard::Guarded;
+use crate::kind::Kind;
 use crate::quota::{Charge, Item};
 use bytemuck::Zeroable;
 use efa_memory::{Backing, Shared, Unit};
@@ -26,7 +28,7 @@ pub(super) fn alloc_pd(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
     })
 }
 
-/// What a program asks to be registered.
+/// A request to register memory.
 struct Request {
     pd: u64,
     iova: u64,
@@ -35,7 +37,7 @@ struct Request {
 }
 
 impl Request {
-    /// What of it a device may access, and how.
+    /// Translates the access flags, and refuses those that the device does not support.
     fn access(&self, context: &Context) -> Outcome<Access> {
         let config = &context.device.config;
         let mut granted = Access::LOCAL_READ;
@@ -65,7 +67,7 @@ impl Request {
         Ok(granted)
     }
 
-    /// Registers `memory`, and tells the program with `answer`.
+    /// Registers `memory`, and reports handle and keys to the program with `answer`.
     fn register(
         &self,
         context: &mut Context,
@@ -79,7 +81,7 @@ impl Request {
         context.keep(Object::Mr { keys, len: self.len, iova: self.iova }, charges, |handle| answer(handle, keys))
     }
 
-    /// Registers memory of the program's own.
+    /// Registers the program's own memory, which begins at `start`.
     fn register_own(
         &self,
         context: &mut Context,
@@ -110,7 +112,7 @@ impl Request {
         self.register(context, Arc::new(memory), access, charges, answer)
     }
 
-    /// A device's addresses begin as far into a page as the memory does.
+    /// Checks that the memory and its address for the device have the same offset in a page.
     fn same_page_offset(&self, start: u64) -> Outcome<()> {
         if (start ^ self.iova) & 0xfff == 0 {
             return Ok(());
@@ -122,17 +124,18 @@ impl Request {
     }
 }
 
-/// What the file system of DMA-BUFs says it is (`linux/magic.h`).
+/// The file system type of DMA-BUFs (`linux/magic.h`).
 const DMA_BUF_MAGIC: rustix::fs::FsWord = 0x444d_4142;
 
-/// What the file system of huge pages says it is.
+/// The file system type of files with huge pages (`linux/magic.h`).
 const HUGETLBFS_MAGIC: rustix::fs::FsWord = 0x9584_58f6;
 
-/// Maps `len` bytes of a DMA-BUF from `offset` on: of a real one whose exporter lets a processor map it, or of a memory file that cannot
-/// shrink, which is what `/dev/udmabuf` makes DMA-BUFs of. What that counts for comes to `charges`.
+/// Maps `len` bytes of a DMA-BUF, beginning at byte `offset`, and adds what that counts for to `charges`.
 ///
-/// Nothing stops a program from taking pages out of it all the same; the node outlives that, see [`Guarded`]. Memory files of huge pages are refused: what
-/// is cut out of them may be lost for good, and they are mapped in whole huge pages alone.
+/// The file is a real DMA-BUF whose exporter allows mapping by a CPU, or a memory file that cannot shrink, from which
+/// `/dev/udmabuf` would create a DMA-BUF. A program can still remove pages from it, which [`Guarded`] handles. Memory
+/// files with huge pages are refused: they can be mapped only in whole huge pages, and a removed page may be impossible
+/// to replace.
 pub(super) fn map_dmabuf<U: Unit>(
     call: &Call<'_>,
     fd: OwnedFd,
@@ -220,7 +223,7 @@ pub(super) fn query_mr(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
     call.put(query::RESP_IOVA, &iova)
 }
 
-/// Which interconnects reach a region's memory: this device knows none of them (`efadv_query_mr`).
+/// Answers which interconnects access a region's memory (`efadv_query_mr`): none is valid on this device.
 pub(super) fn efa_query_mr(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
     let [handle, answers @ ..] = MR_QUERY_ATTRS;
     let handle = call.number(handle)?;

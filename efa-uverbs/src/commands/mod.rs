@@ -1,6 +1,6 @@
-//! What a program can command.
+//! The commands of programs, and their dispatch.
 //!
-//! | file | what |
+//! | file | commands |
 //! | --- | --- |
 //! | `device.rs` | the context, and queries of device and port |
 //! | `memory.rs` | protection domains and memory regions |
@@ -9,7 +9,7 @@
 //! | `peers.rs` | address handles |
 //! | `counter.rs` | completion counters |
 //!
-//! Each does what the kernel's `ib_uverbs` and `efa` modules do together, and refuses what they refuse, with their errors.
+//! Each command does what the kernel's modules `ib_uverbs` and `efa` do together, and fails with the same errors.
 
 mod counter;
 mod cq;
@@ -22,18 +22,20 @@ use crate::abi::efa;
 use crate::abi::ioctl::{self, OBJECTS};
 use crate::abi::verbs::{EXTENDED, QueryDeviceResp, QueryPortResp, QueryQpResp, RegMrResp, WRITE_COMMANDS, command};
 use crate::call::Call;
-use crate::context::{Context, Kind};
+use crate::caller::Caller;
+use crate::context::Context;
 use crate::errno::{Errno, Outcome, refuse};
+use crate::kind::Kind;
 
-/// Does what a command says.
+/// A function that executes a command.
 type Run = fn(&mut Context, &Call<'_>) -> Outcome<()>;
 
-/// A command that an EFA has.
+/// A command that an EFA supports.
 struct Command {
-    /// Object and method.
+    /// The numbers of its object and method.
     id: (u16, u16),
     name: &'static str,
-    /// Attributes that it knows, and those that the driver adds.
+    /// The attributes that the kernel defines, and those that the driver adds.
     attrs: [&'static [u16]; 2],
     run: Run,
 }
@@ -69,7 +71,7 @@ const COMMANDS: &[Command] = commands! {
     comp_cntr_read => counter::read;
 };
 
-/// Those with which the driver adds attributes, or is alone.
+/// The commands to which the driver adds attributes, and the driver's own commands.
 const DRIVER_COMMANDS: &[Command] = &[
     Command {
         id: ioctl::comp_cntr_create::ID,
@@ -80,18 +82,31 @@ const DRIVER_COMMANDS: &[Command] = &[
     Command { id: efa::MR_QUERY, name: "mr_query", attrs: [&[], &efa::MR_QUERY_ATTRS], run: memory::efa_query_mr },
 ];
 
+/// Looks up the command that a program asks for.
 fn find(call: &Call<'_>) -> Option<&'static Command> {
     COMMANDS.iter().chain(DRIVER_COMMANDS).find(|command| command.id == (call.object, call.method))
 }
 
-/// Whether it is a command of the older interface; which.
+/// Returns the number of the command if it belongs to the older `write` interface.
 fn older(call: &Call<'_>) -> Option<u32> {
     let is_older = (call.object, call.method) == ioctl::invoke_write::ID;
     is_older.then(|| call.number_or(ioctl::invoke_write::WRITE_CMD, u64::MAX) as u32)
 }
 
-/// What people call a command.
-pub(crate) fn name(call: &Call<'_>) -> String {
+/// Executes the command at `addr` of the caller's memory. A failure is logged.
+pub(crate) fn ioctl(context: &mut Context, caller: &Caller, addr: u64) -> Result<i64, Errno> {
+    let (name, outcome) = match Call::read(caller, addr) {
+        Ok(call) => (name(&call), run(context, &call)),
+        Err(refusal) => ("ioctl".into(), Err(refusal)),
+    };
+    outcome.map(|()| 0).map_err(|refusal| {
+        context.log_failure(&name, is_probe(&name, refusal.errno), &refusal);
+        refusal.errno
+    })
+}
+
+/// Returns the name of a command, for the log.
+fn name(call: &Call<'_>) -> String {
     if let Some(number) = older(call) {
         let extended = if number & EXTENDED != 0 { "EX_" } else { "" };
         return match WRITE_COMMANDS.get((number & !EXTENDED) as usize) {
@@ -106,13 +121,14 @@ pub(crate) fn name(call: &Call<'_>) -> String {
     }
 }
 
-/// Whether a command was written to fail like this: libibverbs asks with an empty query whether the older commands can be had.
-pub(crate) fn is_probe(name: &str, errno: Errno) -> bool {
+/// Returns `true` if libibverbs expects this failure: it sends an empty query to find out whether the older commands
+/// are supported.
+fn is_probe(name: &str, errno: Errno) -> bool {
     name == "QUERY_DEVICE" && errno == Errno::NOSPC
 }
 
-/// Does what a command says.
-pub(crate) fn run(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
+/// Executes a command.
+fn run(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
     if let Some(number) = older(call) {
         return run_older(context, call, number);
     }
@@ -126,7 +142,7 @@ pub(crate) fn run(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
     (command.run)(context, call)
 }
 
-/// Does what a command of the older interface says.
+/// Executes a command of the older interface.
 fn run_older(context: &mut Context, call: &Call<'_>, number: u32) -> Outcome<()> {
     call.only(ioctl::invoke_write::ATTRS)?;
     let (run, answer): (Run, usize) = match number {

@@ -1,11 +1,12 @@
-//! Address handles: `ib_uverbs_create_ah`, `efa_create_ah`.
+//! Commands for address handles, after the kernel's `ib_uverbs_create_ah` and `efa_create_ah`.
 
 use crate::abi::efa::CreateAhResp;
 use crate::abi::ioctl::invoke_write;
 use crate::abi::verbs::CreateAh;
 use crate::call::Call;
-use crate::context::{Context, Kind, Object};
+use crate::context::{Context, Object};
 use crate::errno::{Errno, Outcome, refuse};
+use crate::kind::Kind;
 use bytemuck::Zeroable;
 use efa_types::Gid;
 

@@ -1,15 +1,17 @@
-//! Queue pairs and their states: `uverbs_std_types_qp.c`, `ib_uverbs_modify_qp`, `efa_create_qp`, `efa_modify_qp`, `efa_query_qp`.
+//! Commands for queue pairs and their states, after the kernel's `uverbs_std_types_qp.c`, `ib_uverbs_modify_qp`,
+//! `efa_create_qp`, `efa_modify_qp` and `efa_query_qp`.
 
 use crate::abi::efa;
 use crate::abi::ioctl::{invoke_write, qp_create as attr, qp_destroy};
 use crate::abi::verbs::{ModifyQp, QP_CREATE_SQ_SIG_ALL, QpCap, QueryQp, QueryQpResp, qp_attr, qp_type};
 use crate::call::Call;
-use crate::context::{Context, Kind, Object, Qp};
+use crate::context::{Context, Object, Qp};
 use crate::errno::{Errno, Outcome, refuse};
+use crate::kind::Kind;
 use bytemuck::Zeroable;
 use efa_types::{QpAttributes, QpState, Transport};
 
-/// Refuses what a queue pair cannot be like, as the driver does (`efa_qp_validate_cap`).
+/// Refuses capabilities that exceed the device's limits, as the driver does (`efa_qp_validate_cap`).
 fn check_cap(context: &Context, cap: &QpCap) -> Outcome<()> {
     let config = &context.device.config;
     for (what, asked, max) in [
@@ -26,7 +28,7 @@ fn check_cap(context: &Context, cap: &QpCap) -> Outcome<()> {
     Ok(())
 }
 
-/// What libefa says beside the command, if the device can be like that.
+/// Reads libefa's input to the driver, and refuses what the device does not support.
 fn check_driver(context: &Context, call: &Call<'_>) -> Outcome<efa::CreateQp> {
     let config = &context.device.config;
     let driver: efa::CreateQp = call.driver_input()?;
@@ -81,7 +83,7 @@ pub(super) fn create(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
         recv_entries: cap.max_recv_wr,
         recv_sge: cap.max_recv_sge as u16,
         inline_bytes: cap.max_inline_data as u16,
-        // Wide entries without a long inline message are for inline writes.
+        // libefa asks for 128-byte WQEs for long inline messages or for inline writes.
         inline_write: wqe_bytes == 128 && transport == Transport::Srd,
         unsolicited_write_recv: driver.flags & efa::QP_WITH_UNSOLICITED_WRITE_RECV != 0,
         rnr_retry: None,
@@ -130,14 +132,14 @@ pub(super) fn destroy(context: &mut Context, call: &Call<'_>) -> Outcome<()> {
     call.put(qp_destroy::RESP, &0u32) // events reported
 }
 
-/// Numbers of states (`enum ib_qp_state`).
+/// The states by their numbers in verbs (`enum ib_qp_state`).
 const STATES: [Option<QpState>; 7] = [
     Some(QpState::Reset),
     Some(QpState::Init),
     Some(QpState::ReadyToReceive),
     Some(QpState::ReadyToSend),
-    None, // the send queue drains
-    None, // the send queue has failed
+    None, // SQD: the send queue drains
+    None, // SQE: the send queue has failed
     Some(QpState::Error),
 ];
 
@@ -145,8 +147,9 @@ fn number_of(state: QpState) -> u8 {
     STATES.iter().position(|&known| known == Some(state)).unwrap_or_default() as u8
 }
 
-/// Attributes that a change needs, and those that it may have; `None` if there is no such change (`srd_qp_state_table`,
-/// and `qp_state_table` in `core/verbs.c` for UD, which differ in the retries alone).
+/// Returns the attributes that a change of state requires, and those that it allows. Returns `None` if there is no such
+/// change. The tables are `srd_qp_state_table` in the driver and, for UD, `qp_state_table` in `core/verbs.c`; they
+/// differ only in the retries.
 fn change(from: QpState, to: QpState, is_srd: bool) -> Option<(u32, u32)> {
     use QpState::*;
     use qp_attr::*;

@@ -1,17 +1,17 @@
-//! Commands as a program writes them, by the numbers.
+//! Commands in the kernel's format, written by hand with their numbers.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
-/// Kinds of objects.
+/// Numbers of kinds of objects.
 pub(crate) const PD: u16 = 1;
 pub(crate) const QP: u16 = 4;
 pub(crate) const MR: u16 = 7;
 
-/// What `errno` says.
+/// An error number (`errno`).
 pub(crate) type Error = i32;
 
-/// An attribute: its number, how many bytes, and a value or an address.
+/// An attribute: its number, its length in bytes, and a value or an address.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Attr {
@@ -22,7 +22,7 @@ struct Attr {
     data: u64,
 }
 
-/// A command, and what its attributes point to.
+/// A command with the buffers that its attributes point to.
 pub(crate) struct Command {
     object: u16,
     method: u16,
@@ -51,7 +51,7 @@ impl Command {
         self.attr(id, 8, value)
     }
 
-    /// Where the handle of a new object goes.
+    /// Adds the attribute for the handle of a new object.
     pub(crate) fn handle(self, id: u16) -> Self {
         self.attr(id, 0, 0)
     }
@@ -73,17 +73,17 @@ impl Command {
         self.attr(id, bytes, data)
     }
 
-    /// What an older command says.
+    /// Adds the input of an older command.
     pub(crate) fn input(self, bytes: &[u8]) -> Self {
         self.input_at(0, bytes)
     }
 
-    /// Room for what it answers.
+    /// Adds room for the answer of an older command.
     pub(crate) fn output(self, bytes: usize) -> Self {
         self.output_at(1, bytes)
     }
 
-    /// Has a device do it. The first word of the last answer, if it has one.
+    /// Sends the command to a device. Returns the first word of the last answer, or 0 if there is none.
     pub(crate) fn run(mut self, device: &File) -> Result<u32, Error> {
         let length = 24 + 16 * self.attrs.len() as u16;
         let header = [length, self.object, self.method, self.attrs.len() as u16, 0, 0, 0, 0, 17, 0, 0, 0];
@@ -101,9 +101,10 @@ impl Command {
     }
 }
 
-/// An `ioctl` with this argument.
+/// Calls `ioctl` with this argument.
 pub(crate) fn raw(device: &File, argument: *mut libc::c_void) -> Result<i32, Error> {
-    // SAFETY: whatever the argument is, the answer is an error or goes to the buffers that it names.
+    // SAFETY: an invalid argument is refused with an error. A valid one names buffers that the `Command` keeps until
+    // after this call.
     match unsafe { libc::ioctl(device.as_raw_fd(), 0xc018_1b01, argument) } {
         -1 => Err(errno()),
         result => Ok(result),
