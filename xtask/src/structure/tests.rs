@@ -112,7 +112,7 @@ fn a_parent_and_a_child_that_use_each_other_are_a_circle() {
 
 #[test]
 fn every_way_to_name_an_item_is_a_use() {
-    let b = "pub struct B; pub enum E { X } pub const MAX: u8 = 1; pub fn f() {} pub trait T {}";
+    let b = "pub struct B; pub enum E { X } pub const MAX: u8 = 1; pub fn f() {} pub trait T {} pub struct c_t;";
     for a in [
         "use crate::b::B;",
         "use crate::b::{self as other}; type X = other::B;",
@@ -126,6 +126,8 @@ fn every_way_to_name_an_item_is_a_use() {
         "impl crate::b::T for u8 {}",
         "fn g() { println!(\"{}\", crate::b::MAX) }",
         "use super::*; fn g() { assert!(b::MAX == 1) }",
+        "use crate::b::*; fn g() { assert_eq!(size_of::<c_t>(), 1) }",
+        "use crate::b::*; fn g() { assert!(matches!(1, MAX => true)) }",
         "macro_rules! m { () => { $crate::b::f() } }",
         "#[arg(default = crate::b::MAX)] struct A;",
         "mod inline { use super::super::b::B; }",
@@ -147,6 +149,7 @@ fn what_only_looks_like_a_use_is_none() {
         "fn g() { let x = y.size(); x.b }",
         "pub(in crate::b) struct A;",
         "fn g() { format!(\"{}\", x.f()) }",
+        "use crate::b::*; fn g() { format!(\"{size}\", size = 1) }",
         "use super::*; fn g() { format!(\"{}\", other::<u8>::b::f()) }",
         "// crate::b::B\n/// [`crate::b::B`]\nstruct A;",
         "struct B; fn g() -> B { B }",

@@ -5,7 +5,7 @@
 use super::graph::{Graph, Node, Use};
 use super::resolve::{Definition, resolve, resolve_macro};
 use super::source::{Scope, Tree, attributes, imports, is_test};
-use proc_macro2::{Delimiter, TokenStream, TokenTree};
+use proc_macro2::{TokenStream, TokenTree};
 use std::collections::HashSet;
 use syn::visit::{self, Visit};
 
@@ -58,8 +58,7 @@ impl Uses<'_> {
             .any(|above| above == self.module)
     }
 
-    /// Looks for paths in what a macro or an attribute is given. With `with_words`, single words count as well, where
-    /// they can hardly be a variable.
+    /// Looks for paths in what a macro or an attribute is given. With `with_words`, single words count as well.
     fn tokens(&mut self, tokens: TokenStream, with_words: bool) {
         let tokens: Vec<TokenTree> = tokens.into_iter().collect();
         let punct = |index: usize, wanted: char| match tokens.get(index) {
@@ -99,11 +98,9 @@ impl Uses<'_> {
                 continue;
             }
             let is_keyword = matches!(path[0].as_str(), "crate" | "super" | "self" | "Self");
-            let is_call = match tokens.get(index) {
-                Some(TokenTree::Group(group)) => group.delimiter() == Delimiter::Parenthesis,
-                _ => false,
-            };
-            let is_word = with_words && !is_keyword && (is_call || path[0].starts_with(char::is_uppercase));
+            // Named arguments and fields are no items.
+            let is_name = punct(index, ':') || punct(index, '=') && !punct(index + 1, '=') && !punct(index + 1, '>');
+            let is_word = with_words && !is_keyword && !is_name;
             if punct(index, '!') && !punct(index + 1, '=') {
                 self.note(resolve_macro(self.tree, self.module, &self.blocks, &path), line);
             } else if path.len() > 1 || is_word {
