@@ -25,7 +25,7 @@ const RUNS: &[Run] = &[
     },
     Run {
         what: "the software device, in simulated time",
-        args: &["--package", "efa-soft", "--test", "device", "--test", "counters", "--test", "going_away"],
+        args: &["--package", "efa-soft", "--test", "device", "--test", "counters"],
         flags: "",
     },
     // The property tests look for earlier failures in a folder.

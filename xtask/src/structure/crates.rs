@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[(&str, u8, &str)] = &[
     ("efa-io", 0, "the formats: WQEs, completion entries, statuses, rings"),
     ("efa-memory", 0, "memory that a device shares with a program"),
-    ("efa-types", 1, "the vocabulary of the control path"),
+    ("efa-types", 0, "the vocabulary of the control path"),
     ("efa-gpu-macros", 1, "the attribute `#[kernel]`"),
     ("efa-sys", 2, "libibverbs and libefa, loaded at run time"),
     ("efa-soft", 2, "the EFA device in software"),
