@@ -1,5 +1,5 @@
 //! `cargo xtask graph` draws the project's crates and modules; `cargo xtask structure` checks them, and the width of
-//! lines ([`width`]).
+//! lines ([`width`]) and the links of documents ([`links`]).
 //!
 //! A crate may depend only on crates of lower floors ([`crates`]). Within a crate, files may not use each other in
 //! circles: [`source`] parses them, [`resolve`] follows each path to the file that defines the item, [`uses`] collects
@@ -8,6 +8,7 @@
 mod crates;
 mod draw;
 mod graph;
+mod links;
 mod resolve;
 mod source;
 #[cfg(test)]
@@ -48,7 +49,8 @@ pub(crate) fn draw(only: Option<&str>, dot: bool) -> Result<()> {
     }
 }
 
-/// Checks that no crate depends upward, no modules use each other in circles, and no line is wider than it may be.
+/// Checks that no crate depends upward, no modules use each other in circles, no line is wider than it may be, and no
+/// document's link leads nowhere.
 pub(crate) fn check() -> Result<()> {
     let crates = crates::read(project())?;
     let (count, faults) = faults(&crates, &targets(&crates)?);
@@ -57,8 +59,16 @@ pub(crate) fn check() -> Result<()> {
     for line in &wide {
         println!("{}:{}: {} columns, {} are the limit", line.path.display(), line.line, line.columns, width::MAX);
     }
-    if count + wide.len() > 0 {
-        bail!("{count} dependencies go upward or in circles, {} lines are too wide", wide.len());
+    let broken = links::find(project())?;
+    for link in &broken {
+        println!("{}:{}: {}", link.path.display(), link.line, link.problem);
+    }
+    if count + wide.len() + broken.len() > 0 {
+        bail!(
+            "{count} dependencies go upward or in circles, {} lines are too wide, {} links are broken",
+            wide.len(),
+            broken.len()
+        );
     }
     Ok(())
 }
