@@ -5,7 +5,7 @@ use crate::time::Deadline;
 use crate::warp::{ALL, LANES, Warp};
 use crate::watchdog::{TimedOut, TimeoutReport};
 use efa_io::ring::CqDoorbell;
-use efa_io::{Completion, CompletionRingHandle, Cqe32, DecodeError, Status};
+use efa_io::{Completion, CompletionRingHandle, CqCursor, Cqe32, DecodeError, Status};
 
 /// A completion, taken from its queue: what it says, and, of a request, the right to post another. It can be settled once, and only with
 /// the queue that its request was posted to.
@@ -63,11 +63,8 @@ pub(crate) struct Owner {
 pub struct CompletionQueue {
     slots: *mut u64,
     doorbell: *mut u32,
-    /// Entries minus one, and their logarithm.
-    mask: u32,
-    shift: u32,
-    /// Entries taken.
-    consumer: u32,
+    /// The next entry to take.
+    next: CqCursor,
     tag: u32,
 }
 
@@ -90,33 +87,24 @@ impl CompletionQueue {
         Some(Self {
             slots: handle.ring as *mut u64,
             doorbell: handle.doorbell as *mut u32,
-            mask: handle.mask,
-            shift: handle.shift.into(),
-            consumer: handle.consumer,
+            next: CqCursor::new(handle.size(), handle.consumer),
             tag: handle.tag,
         })
     }
 
-    /// Entry number `at`.
+    /// Returns the address of the entry at `at`.
     #[inline(always)]
-    fn slot(&self, at: u32) -> *mut u64 {
-        self.slots.wrapping_add((at & self.mask) as usize * 4)
+    fn slot(&self, at: CqCursor) -> *mut u64 {
+        self.slots.wrapping_add(at.slot() as usize * 4)
     }
 
-    /// Whether this is the first word of entry `at` in its lap.
+    /// Returns the entry at `at`, if the device has written it.
     #[inline(always)]
-    fn is_fresh(&self, first: u64, at: u32) -> bool {
-        // Phase 1 on the first lap.
-        Cqe32::from_words([first, 0, 0, 0]).phase() == (at >> self.shift & 1 == 0)
-    }
-
-    /// Entry `at`, if the device has written it.
-    #[inline(always)]
-    fn look(&self, at: u32) -> Option<Entry> {
+    fn look(&self, at: CqCursor) -> Option<Entry> {
         let entry = self.slot(at);
         // SAFETY: the entry is inside the ring.
         let first = unsafe { arch::load_acquire_pair(entry) };
-        self.is_fresh(first[0], at).then(|| self.entry(entry, first))
+        is_fresh(first[0], at).then(|| self.entry(entry, first))
     }
 
     /// The entry whose first half is `first`.
@@ -135,8 +123,8 @@ impl CompletionQueue {
     /// Takes the next completion, if there is one. For one thread.
     #[inline(always)]
     pub fn poll(&mut self) -> Option<Entry> {
-        let entry = self.look(self.consumer)?;
-        self.consumer = self.consumer.wrapping_add(1);
+        let entry = self.look(self.next)?;
+        self.next.advance(1);
         self.report();
         Some(entry)
     }
@@ -165,7 +153,7 @@ impl CompletionQueue {
                 return Ok(entry);
             }
             if deadline.passed() {
-                let (what, seen) = (TimeoutReport::COMPLETION, self.consumer);
+                let (what, seen) = (TimeoutReport::COMPLETION, self.consumed());
                 return Err(TimedOut(TimeoutReport { what, number: 0, seen, wanted: seen.wrapping_add(1) }));
             }
         }
@@ -174,17 +162,17 @@ impl CompletionQueue {
     /// Entries taken since the queue's creation: what the host asks for when it takes the ring back.
     #[inline(always)]
     pub fn consumed(&self) -> u32 {
-        self.consumer
+        self.next.counter()
     }
 
     /// Takes as many completions as there are, one for each lane. All lanes have this value with the same counter in it, and call this together.
     #[inline(always)]
     pub fn poll_warp(&mut self, _: Warp) -> Option<Entry> {
-        let entry = self.look(self.consumer.wrapping_add(arch::lane()));
+        let entry = self.look(self.next.ahead(arch::lane()));
         let fresh = arch::ballot(ALL, entry.is_some());
         // Those without a gap before them: the device writes them in order, but lanes look at different moments.
         let count = self.once(fresh.trailing_ones());
-        self.consumer = self.consumer.wrapping_add(count);
+        self.next.advance(count);
         if count != 0 && !self.doorbell.is_null() {
             // When all lanes have what they took.
             arch::sync_warp(ALL);
@@ -202,20 +190,20 @@ impl CompletionQueue {
     #[inline(always)]
     pub fn poll_many_warp<const N: usize>(&mut self, warp: Warp, mut each: impl FnMut(Option<Entry>)) -> u32 {
         if !self.doorbell.is_null() {
-            let before = self.consumer;
+            let before = self.consumed();
             each(self.poll_warp(warp));
-            return self.consumer.wrapping_sub(before);
+            return self.next.since(before);
         }
-        let at = self.consumer.wrapping_add(arch::lane());
+        let at = self.next.ahead(arch::lane());
         let slots = core::array::from_fn::<_, N, _>(|i| {
-            let at = at.wrapping_add(i as u32 * LANES);
+            let at = at.ahead(i as u32 * LANES);
             // SAFETY: the entry is inside the ring.
             (at, unsafe { arch::load_pair(self.slot(at)) })
         });
         let (mut count, mut goes_on) = (0, true);
         for (at, first) in slots {
             // Without a gap, from the first one on.
-            let fresh = arch::ballot(ALL, self.is_fresh(first[0], at)).trailing_ones();
+            let fresh = arch::ballot(ALL, is_fresh(first[0], at)).trailing_ones();
             count += if goes_on { fresh } else { 0 };
             goes_on &= fresh == LANES;
         }
@@ -225,13 +213,13 @@ impl CompletionQueue {
         }
         // What the device wrote before these entries, before what is read after them: it writes them in their order, and the last one once more tells that
         // it came so far. A fence would do the same, and waits for this warp's stores as well.
-        let last = self.consumer.wrapping_add(count - 1);
+        let last = self.next.ahead(count - 1);
         // SAFETY: the entry is inside the ring.
-        let is_there = self.is_fresh(unsafe { arch::load_acquire(self.slot(last)) }, last);
+        let is_there = is_fresh(unsafe { arch::load_acquire(self.slot(last)) }, last);
         if arch::ballot(ALL, is_there) != ALL {
             return 0;
         }
-        self.consumer = self.consumer.wrapping_add(count);
+        self.next.advance(count);
         for (i, (at, first)) in slots.into_iter().enumerate() {
             let is_there = i as u32 * LANES + arch::lane() < count;
             each(is_there.then(|| self.entry(self.slot(at), first)));
@@ -243,7 +231,8 @@ impl CompletionQueue {
     /// the next lap.
     #[inline(always)]
     fn once(&self, count: u32) -> u32 {
-        if count <= self.mask { count } else { self.mask + 1 }
+        let entries = self.next.size().entries();
+        if count < entries { count } else { entries }
     }
 
     /// Says how far this is, where somebody wants to know.
@@ -251,7 +240,13 @@ impl CompletionQueue {
     fn report(&self) {
         if !self.doorbell.is_null() {
             // SAFETY: it is the queue's doorbell.
-            unsafe { arch::store_doorbell(self.doorbell, CqDoorbell::consumed(self.consumer, 0).value()) };
+            unsafe { arch::store_doorbell(self.doorbell, CqDoorbell::consumed(self.consumed(), 0).value()) };
         }
     }
+}
+
+/// Returns `true` if this is the first word of the entry that belongs at `at` in this lap.
+#[inline(always)]
+fn is_fresh(first: u64, at: CqCursor) -> bool {
+    Cqe32::from_words([first, 0, 0, 0]).phase() == at.phase()
 }

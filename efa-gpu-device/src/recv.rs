@@ -4,7 +4,7 @@ use crate::arch;
 use crate::completion::{Entry, Owner};
 use crate::send::PostError;
 use efa_io::rx::RxBuf;
-use efa_io::{LocalBuf, RecvRingHandle, RxDesc};
+use efa_io::{LocalBuf, RecvRingHandle, RxDesc, WqCursor};
 
 /// A receive queue that one thread posts to.
 ///
@@ -12,13 +12,12 @@ use efa_io::{LocalBuf, RecvRingHandle, RxDesc};
 pub struct RecvQueue {
     slots: *mut u64,
     doorbell: *mut u32,
-    mask: u32,
     max_batch: u32,
     max_bufs: u32,
     /// Most receives outstanding.
     credits: u32,
     /// Descriptors placed, and rung for.
-    placed: u32,
+    placed: WqCursor,
     rung: u32,
     /// Receives placed, and settled.
     posted: u32,
@@ -42,11 +41,10 @@ impl RecvQueue {
         Self {
             slots: handle.ring as *mut u64,
             doorbell: handle.doorbell as *mut u32,
-            mask: handle.mask,
             max_batch: handle.max_batch,
             max_bufs: handle.max_bufs.into(),
             credits: handle.credits,
-            placed: handle.producer,
+            placed: WqCursor::new(handle.size(), handle.producer),
             rung: handle.producer,
             posted: handle.posted,
             settled: handle.posted,
@@ -73,7 +71,7 @@ impl RecvQueue {
             return Err(PostError::Full);
         }
         // A batch never ends inside a receive.
-        if self.placed.wrapping_sub(self.rung) + count > self.max_batch {
+        if self.placed.since(self.rung) + count > self.max_batch {
             self.ring();
         }
         for (i, buf) in bufs.iter().enumerate() {
@@ -83,8 +81,8 @@ impl RecvQueue {
             let req_id = if first { req_id } else { 0 };
             let desc = RxDesc::new(RxBuf { req_id, addr, lkey, length, first, last });
             // SAFETY: the slot is inside the ring, and free: each receive's room is that of its most buffers.
-            unsafe { arch::store_pair(self.slots.add((self.placed & self.mask) as usize * 2), *desc.words()) };
-            self.placed = self.placed.wrapping_add(1);
+            unsafe { arch::store_pair(self.slots.add(self.placed.slot() as usize * 2), *desc.words()) };
+            self.placed.advance(1);
         }
         self.posted = self.posted.wrapping_add(1);
         Ok(())
@@ -93,11 +91,12 @@ impl RecvQueue {
     /// Rings the doorbell for everything placed; does nothing if that is rung for.
     #[inline(always)]
     pub fn ring(&mut self) {
-        if self.placed != self.rung {
+        let placed = self.placed.counter();
+        if placed != self.rung {
             arch::fence_system();
             // SAFETY: it is the ring's doorbell.
-            unsafe { arch::store_doorbell(self.doorbell, self.placed) };
-            self.rung = self.placed;
+            unsafe { arch::store_doorbell(self.doorbell, placed) };
+            self.rung = placed;
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::lookup::Tables;
 use efa_gpu_device::warp::{self, ALL, Warp};
 use efa_gpu_device::{mem, thread};
-use efa_io::{Completion, Cqe32, Event, Status};
+use efa_io::{Completion, CqCursor, Cqe32, Event, RingSize, Status};
 
 /// An entry without its phase, and the index of the queue that it goes to.
 #[derive(Clone, Copy)]
@@ -70,9 +70,10 @@ impl Tables<'_> {
         }
         let row = self.completion_queue(cq);
         // SAFETY: a row of the table, of which these do not change.
-        let (ring, mask, shift) = unsafe { ((*row).ring as *mut u64, (*row).mask, (*row).shift) };
-        let words = *cqe.with_phase(counter >> shift & 1 == 0).words();
-        let at = ring.wrapping_add((counter & mask) as usize * 4);
+        let (ring, mask) = unsafe { ((*row).ring as *mut u64, (*row).mask) };
+        let at = CqCursor::new(RingSize::from_mask(mask), counter);
+        let words = *cqe.with_phase(at.phase()).words();
+        let at = ring.wrapping_add(at.slot() as usize * 4);
         // SAFETY: a reserved entry of the ring.
         unsafe {
             mem::store_pair(at.add(2), [words[2], words[3]]);

@@ -148,15 +148,16 @@ impl Nic<'_> {
                 self.uniform(|| self.tables.is_ready(index).into()) != 0,
             )
         };
-        let rung = Doorbell::new(doorbell).entries_since(Doorbell::new(consumer));
+        let next = qp.send_at(consumer);
+        let rung = next.until(Doorbell::new(doorbell));
         let outstanding = tail.wrapping_sub(head);
         if rung == 0 && outstanding == 0 && ready {
             return false;
         }
-        if rung > qp.send_mask + 1 {
-            // A doorbell that cannot be: nor can anything in the ring.
+        if rung > next.size().entries() {
+            // The doorbell is invalid, and so is whatever the ring holds.
             self.tables.fail(index);
-            self.advance(progress, consumer.wrapping_add(rung), head, tail);
+            self.advance(progress, next.ahead(rung).counter(), head, tail);
             return true;
         }
         let parked = outstanding != 0 && (rung == 0 || their_turn);
@@ -191,14 +192,15 @@ impl Nic<'_> {
         let lane = warp::lane_id();
         let active = lane < batch.count;
         let number = if batch.parked { lane } else { shuffled(lane, batch.count, self.seed, qp.qpn ^ batch.at) };
-        let counter = batch.at.wrapping_add(number);
-        let (ring, mask) = if batch.parked { (qp.parked, qp.parked_mask) } else { (qp.send_ring, qp.send_mask) };
-        let entry = ring + u64::from(counter & mask) * u64::from(qp.wqe_size);
+        let (ring, first) =
+            if batch.parked { (qp.parked, qp.parked_at(batch.at)) } else { (qp.send_ring, qp.send_at(batch.at)) };
+        let at = first.ahead(number);
+        let entry = ring + u64::from(at.slot()) * u64::from(qp.wqe_size);
         let words = if active { load(entry) } else { [0; 8] };
 
         let (phase, req_id) = phase_and_id(words);
         let ids = if qp.req_id_64 != 0 { u64::MAX } else { 0xffff };
-        let right_lap = phase == (counter >> qp.send_shift & 1 != 0);
+        let right_lap = phase == at.phase();
         // More than the ring holds without completions: some of what was under way is overwritten.
         let room = batch.outstanding + number <= qp.send_mask;
         let (fine, request) = match decode(words, qp.wqe_size == 128, entry) {
@@ -232,7 +234,8 @@ impl Nic<'_> {
         let (sends, waiting) = (all & ended, all & !ended);
         if has(waiting) {
             let before = (waiting & ((1u32 << lane) - 1)).count_ones();
-            let place = u64::from(tail.wrapping_add(before) & qp.parked_mask) * u64::from(qp.wqe_size);
+            let place = qp.parked_at(tail.wrapping_add(before)).slot();
+            let place = u64::from(place) * u64::from(qp.wqe_size);
             park(words, entry, qp.parked + place, qp.wqe_size);
         }
         let op = if has(fine) { request.op } else { OpCode::Send };

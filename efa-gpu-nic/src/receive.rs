@@ -10,7 +10,7 @@ use crate::lookup::Tables;
 use crate::tables::{MAX_RECV_BUFS, QueuePair, Region};
 use efa_gpu_device::{mem, warp};
 use efa_io::rx::RxBuf;
-use efa_io::{Doorbell, LocalBuf, RxDesc, Status};
+use efa_io::{Doorbell, LocalBuf, RxDesc, Status, WqCursor};
 
 /// A receive that was taken from its ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,16 +63,16 @@ pub(crate) enum Taken {
 /// The receive whose descriptors begin at `at`, of `rung` that were rung for: reads each once, and stores it at
 /// `copies`.
 #[inline(always)]
-fn read(qp: &QueuePair, at: u32, rung: u32, copies: u64) -> Option<Receive> {
-    if rung > qp.recv_mask + 1 {
+fn read(qp: &QueuePair, at: WqCursor, rung: u32, copies: u64) -> Option<Receive> {
+    if rung > at.size().entries() {
         return None;
     }
     let (ring, mut copy) = (qp.recv_ring as *const u64, copies as *mut u64);
     let (mut count, mut id) = (0, 0);
     while count < rung && count < MAX_RECV_BUFS {
-        let slot = (at.wrapping_add(count) & qp.recv_mask) as usize;
+        let slot = at.ahead(count).slot();
         // SAFETY: a slot of the ring.
-        let desc = RxDesc::from_words(unsafe { mem::load_pair_system(ring.add(slot * 2)) });
+        let desc = RxDesc::from_words(unsafe { mem::load_pair_system(ring.add(slot as usize * 2)) });
         let RxBuf { req_id, first, last, .. } = desc.decode().ok()?;
         if first != (count == 0) {
             return None;
@@ -104,12 +104,13 @@ impl Tables<'_> {
             let (at, doorbell) = unsafe {
                 (mem::load_acquire_system_u32(consumer), mem::load_acquire_system_u32(qp.recv_doorbell as *const u32))
             };
-            let rung = Doorbell::new(doorbell).entries_since(Doorbell::new(at));
+            let first = qp.recv_at(at);
+            let rung = first.until(Doorbell::new(doorbell));
             if rung == 0 {
                 return Taken::Nothing;
             }
-            let receive = read(qp, at, rung, copies);
-            let next = at.wrapping_add(receive.map_or(0, |receive| receive.descs.count));
+            let receive = read(qp, first, rung, copies);
+            let next = first.ahead(receive.map_or(0, |receive| receive.descs.count)).counter();
             // SAFETY: as above.
             if unsafe { mem::compare_exchange_device(consumer, at, next) } == at {
                 return receive.map_or(Taken::Malformed, Taken::Receive);
@@ -125,8 +126,9 @@ impl Tables<'_> {
             let consumer = &raw mut (*self.progress(index)).recv_consumer;
             let at = mem::load_acquire_system_u32(consumer);
             let doorbell = mem::load_acquire_system_u32(qp.recv_doorbell as *const u32);
-            let rung = Doorbell::new(doorbell).entries_since(Doorbell::new(at));
-            mem::compare_exchange_device(consumer, at, at.wrapping_add(rung));
+            let first = qp.recv_at(at);
+            let rung = first.until(Doorbell::new(doorbell));
+            mem::compare_exchange_device(consumer, at, first.ahead(rung).counter());
         }
     }
 

@@ -3,7 +3,7 @@
 //! All addresses are valid for whoever runs the NIC. A row is found by its index, which is part of every key, number and handle.
 
 use bytemuck::{Pod, Zeroable};
-use efa_io::Limits;
+use efa_io::{Limits, RingSize, WqCursor};
 use static_assertions::const_assert_eq;
 
 /// Number of the first queue pair. Neither queue pairs nor address handles start at zero, so that one which was never filled in is noticed.
@@ -87,8 +87,6 @@ pub struct QueuePair {
     pub qkey: u32,
     /// Entries of the send ring minus one.
     pub send_mask: u32,
-    /// log2 of the entries of the send ring.
-    pub send_shift: u32,
     /// Bytes of a WQE: 64 or 128.
     pub wqe_size: u32,
     /// 1 if request ids have 64 bits.
@@ -106,7 +104,7 @@ pub struct QueuePair {
     /// A sum of the constants of this type.
     pub flags: u32,
     /// Zero.
-    pub reserved: [u32; 3],
+    pub reserved: [u32; 4],
 }
 
 impl QueuePair {
@@ -114,6 +112,24 @@ impl QueuePair {
     pub const UNSOLICITED_WRITE_RECV: u32 = 1;
     /// The device reaches itself.
     pub const LOOPBACK: u32 = 2;
+
+    /// Returns the position of WQE number `counter` in the send ring.
+    #[inline(always)]
+    pub const fn send_at(&self, counter: u32) -> WqCursor {
+        WqCursor::new(RingSize::from_mask(self.send_mask), counter)
+    }
+
+    /// Returns the position of descriptor number `counter` in the receive ring.
+    #[inline(always)]
+    pub const fn recv_at(&self, counter: u32) -> WqCursor {
+        WqCursor::new(RingSize::from_mask(self.recv_mask), counter)
+    }
+
+    /// Returns the position of WQE number `counter` among the parked ones.
+    #[inline(always)]
+    pub const fn parked_at(&self, counter: u32) -> WqCursor {
+        WqCursor::new(RingSize::from_mask(self.parked_mask), counter)
+    }
 }
 
 /// How far a queue pair is.
@@ -178,12 +194,10 @@ pub struct Cq {
     pub ring: u64,
     /// Entries minus one.
     pub mask: u32,
-    /// log2 of the entries.
-    pub shift: u32,
     /// Entries that warps have reserved.
     pub producer: u32,
     /// Zero: the counter is on a line of its own.
-    pub reserved: [u32; 27],
+    pub reserved: [u32; 28],
 }
 
 /// An address handle.

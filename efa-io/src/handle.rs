@@ -122,16 +122,10 @@ const_assert_eq!(size_of::<CompletionRingHandle>(), 32);
 macro_rules! size_of_ring {
     ($($handle:ty),*) => {$(
         impl $handle {
-            /// The ring's size; zero in `mask` and `shift` is a ring of one entry.
+            /// Returns the ring's size. Like everything in a handle it is not checked.
             #[inline(always)]
             pub const fn size(&self) -> RingSize {
-                match RingSize::new(self.mask.wrapping_add(1)) {
-                    Ok(size) => size,
-                    Err(_) => match RingSize::new(1) {
-                        Ok(one) => one,
-                        Err(_) => unreachable!(),
-                    },
-                }
+                RingSize::from_mask(self.mask)
             }
         }
     )*};

@@ -33,7 +33,7 @@
 //! | [`rx`] | the receive descriptor, [`RxDesc`] |
 //! | [`cqe`] | the completion entry in its two sizes, [`Cqe16`] and [`Cqe32`], and its meaning, [`Completion`] |
 //! | [`status`] | what a completion says went wrong, and what usually causes it |
-//! | [`ring`] | slots, laps, phases, doorbells |
+//! | [`ring`] | slots, laps, phases, doorbells: [`RingSize`], [`WqCursor`], [`CqCursor`] |
 //! | [`handle`] | the plain data that a host hands to whoever posts to a ring, a GPU kernel for example |
 //!
 //! `Display` of a WQE, a receive descriptor or a completion entry dissects it, field by field (`dissect`).
@@ -85,7 +85,7 @@ pub use op::{
     Destination, Hints, Limits, Lkey, LocalBuf, OpCode, Operation, RdmaRead, RdmaWrite, RdmaWriteInline, RemoteBuf,
     Send, SendInline,
 };
-pub use ring::{Doorbell, RingSize};
+pub use ring::{CqCursor, Doorbell, RingSize, WqCursor};
 pub use rx::RxDesc;
 pub use status::Status;
 pub use wqe::{SendWqe, Wqe, Wqe64, Wqe128};

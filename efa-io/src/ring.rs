@@ -1,14 +1,16 @@
 //! Slots, laps, phases and doorbells: the arithmetic of a ring that is a power of two long.
 //!
 //! A counter only ever grows. Its low bits are the slot, the bit above them is the lap's parity, and that parity is
-//! the phase which tells a fresh entry from one of the lap before.
+//! the phase which tells a fresh entry from one of the lap before. A [`Cursor`] is such a counter with its ring's size:
+//! host, kernel and device, producer and consumer all have one.
 
 use core::fmt;
 
 /// How many entries a ring has: a power of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RingSize {
-    log2: u32,
+    /// Entries minus one: all that slots and phases take, so a kernel holds one register for them.
+    mask: u32,
 }
 
 /// A number of entries that is no power of two between 1 and 2^31.
@@ -34,7 +36,7 @@ impl RingSize {
     /// # Errors
     /// `entries` is zero or no power of two.
     pub const fn new(entries: u32) -> Result<Self, BadRingSize> {
-        if entries.is_power_of_two() { Ok(Self { log2: entries.trailing_zeros() }) } else { Err(BadRingSize(entries)) }
+        if entries.is_power_of_two() { Ok(Self { mask: entries - 1 }) } else { Err(BadRingSize(entries)) }
     }
 
     /// The smallest ring with at least `entries` entries, as libefa rounds (`roundup_pow_of_two`).
@@ -48,44 +50,132 @@ impl RingSize {
         }
     }
 
-    /// Number of entries.
+    /// The size of a ring whose number of entries minus one is `mask`, as handles and tables hold it. It is not checked
+    /// to be one less than a power of two; a slot is never larger than it, whatever it is.
+    #[inline(always)]
+    pub const fn from_mask(mask: u32) -> Self {
+        Self { mask }
+    }
+
+    /// Returns the number of entries.
     #[inline(always)]
     pub const fn entries(self) -> u32 {
-        1 << self.log2
+        self.mask.wrapping_add(1)
     }
 
-    /// `entries - 1`.
+    /// Returns `entries - 1`.
     #[inline(always)]
     pub const fn mask(self) -> u32 {
-        self.entries() - 1
+        self.mask
     }
 
-    /// log2 of the number of entries.
+    /// Returns log2 of the number of entries.
     #[inline(always)]
     pub const fn log2(self) -> u32 {
-        self.log2
+        self.mask.count_ones()
     }
 
-    /// The slot that a counter stands at.
+    /// Returns the slot of a counter.
     #[inline(always)]
     pub const fn slot(self, counter: u32) -> u32 {
-        counter & self.mask()
+        counter & self.mask
     }
 
-    /// The phase of a *work queue* entry: 0 on the first lap, 1 on the second, and so on (`efa_sq_advance_post_idx`).
+    /// Returns the phase of a *work queue* entry: 0 on the first lap, 1 on the second, and so on
+    /// (`efa_sq_advance_post_idx`).
     #[inline(always)]
     pub const fn wq_phase(self, counter: u32) -> bool {
-        (counter >> self.log2) & 1 != 0
+        counter & self.entries() != 0
     }
 
-    /// The phase of a *completion* entry: 1 on the first lap, 0 on the second, and so on (`efa_sub_cq_initialize`).
+    /// Returns the phase of a *completion* entry: 1 on the first lap, 0 on the second, and so on
+    /// (`efa_sub_cq_initialize`).
     #[inline(always)]
     pub const fn cq_phase(self, counter: u32) -> bool {
         !self.wq_phase(counter)
     }
 }
 
-/// What a work queue's doorbell register takes.
+/// A position in a ring: a counter that only ever grows, and the ring's size. [`WqCursor`] or [`CqCursor`].
+///
+/// ```
+/// use efa_io::{CqCursor, RingSize, WqCursor};
+///
+/// let size = RingSize::new(4)?;
+/// let fifth = WqCursor::new(size, 4);
+/// assert_eq!((fifth.slot(), fifth.phase()), (0, true));
+/// assert_eq!((fifth.ahead(5).slot(), fifth.ahead(5).phase()), (1, false));
+/// assert!(CqCursor::new(size, 0).phase(), "a completion ring begins with phase 1");
+/// # Ok::<(), efa_io::ring::BadRingSize>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cursor<const COMPLETIONS: bool> {
+    counter: u32,
+    size: RingSize,
+}
+
+/// A position in a work queue's ring.
+pub type WqCursor = Cursor<false>;
+/// A position in a completion ring.
+pub type CqCursor = Cursor<true>;
+
+impl<const COMPLETIONS: bool> Cursor<COMPLETIONS> {
+    /// The position of entry number `counter`, counted from the ring's creation, modulo 2^32.
+    #[inline(always)]
+    pub const fn new(size: RingSize, counter: u32) -> Self {
+        Self { counter, size }
+    }
+
+    /// Returns the number of the entry, counted from the ring's creation, modulo 2^32.
+    #[inline(always)]
+    pub const fn counter(self) -> u32 {
+        self.counter
+    }
+
+    /// Returns the ring's size.
+    #[inline(always)]
+    pub const fn size(self) -> RingSize {
+        self.size
+    }
+
+    /// Returns the slot where the entry stands.
+    #[inline(always)]
+    pub const fn slot(self) -> u32 {
+        self.size.slot(self.counter)
+    }
+
+    /// Returns the phase that the entry has in this lap.
+    #[inline(always)]
+    pub const fn phase(self) -> bool {
+        self.size.wq_phase(self.counter) != COMPLETIONS
+    }
+
+    /// Returns the position `entries` further on.
+    #[inline(always)]
+    pub const fn ahead(self, entries: u32) -> Self {
+        Self { counter: self.counter.wrapping_add(entries), size: self.size }
+    }
+
+    /// Moves on by `entries`.
+    #[inline(always)]
+    pub const fn advance(&mut self, entries: u32) {
+        *self = self.ahead(entries);
+    }
+
+    /// Returns the number of entries from number `counter` to here.
+    #[inline(always)]
+    pub const fn since(self, counter: u32) -> u32 {
+        self.counter.wrapping_sub(counter)
+    }
+
+    /// Returns the number of entries from here to where a doorbell points, modulo 2^16.
+    #[inline(always)]
+    pub const fn until(self, doorbell: Doorbell) -> u32 {
+        doorbell.entries_since(Doorbell::new(self.counter))
+    }
+}
+
+/// The value of a work queue's doorbell register.
 ///
 /// libefa stores the producer counter cut to 16 bits, efa-dp-direct stores all 32: only the low 16 bits count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -104,7 +194,7 @@ impl Doorbell {
         self.0 as u32
     }
 
-    /// How many entries were rung since `seen`, modulo 2^16.
+    /// Returns the number of entries rung since `seen`, modulo 2^16.
     #[inline(always)]
     pub const fn entries_since(self, seen: Doorbell) -> u32 {
         self.0.wrapping_sub(seen.0) as u32
@@ -121,7 +211,7 @@ impl CqDoorbell {
         Self(consumer & 0xffff | (sequence & 3) << 29 | 1 << 31)
     }
 
-    /// The same without asking for an event: it only says how far the reader is, as libefa does after every poll.
+    /// Reports how far the reader is, as libefa does after every poll, without asking for an event.
     pub const fn consumed(consumer: u32, sequence: u32) -> Self {
         Self(Self::arm(consumer, sequence).0 & !(1 << 31))
     }
@@ -136,7 +226,7 @@ impl CqDoorbell {
         self.0
     }
 
-    /// Whether it asks for an event.
+    /// Returns `true` if it asks for an event.
     pub const fn is_armed(self) -> bool {
         self.0 >> 31 != 0
     }
@@ -180,6 +270,25 @@ mod tests {
         let ring = RingSize::new(8).unwrap();
         assert_ne!(ring.wq_phase(u32::MAX), ring.wq_phase(u32::MAX.wrapping_add(1)));
         assert_eq!(ring.slot(u32::MAX.wrapping_add(1)), 0);
+    }
+
+    #[test]
+    fn cursors_go_round_as_their_counters_do_and_count_to_a_doorbell() {
+        for log2 in 0..5 {
+            let ring = RingSize::new(1 << log2).unwrap();
+            assert_eq!((ring.log2(), ring.mask()), (log2, (1 << log2) - 1));
+            assert_eq!(RingSize::from_mask(ring.mask()), ring);
+            let (mut wq, mut cq) = (WqCursor::new(ring, u32::MAX - 40), CqCursor::new(ring, u32::MAX - 40));
+            for passed in 0..80 {
+                let counter = (u32::MAX - 40).wrapping_add(passed);
+                assert_eq!((wq.counter(), wq.slot(), cq.slot()), (counter, ring.slot(counter), ring.slot(counter)));
+                assert_eq!((wq.phase(), cq.phase()), (ring.wq_phase(counter), ring.cq_phase(counter)));
+                assert_eq!((wq.since(u32::MAX - 40), wq.ahead(3).since(counter)), (passed, 3));
+                assert_eq!(wq.until(Doorbell::new(counter.wrapping_add(7))), 7);
+                wq.advance(1);
+                cq.advance(1);
+            }
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub use warp::WarpSendQueue;
 use crate::arch;
 use crate::completion::Owner;
 use crate::watchdog::{TimedOut, TimeoutReport};
-use efa_io::{EncodeError, Limits, SendRingHandle, SendWqe, Wqe};
+use efa_io::{EncodeError, Limits, SendRingHandle, SendWqe, WqCursor, Wqe};
 
 /// Why a request was not posted. Nothing was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,13 +64,11 @@ struct Ring<const W: usize> {
     /// Slot 0.
     slots: *mut u64,
     doorbell: *mut u32,
-    /// Entries minus one.
-    mask: u32,
     max_batch: u32,
     /// Most requests outstanding.
     credits: u32,
-    /// Requests placed, rung for, and settled, since the hand-over's zero.
-    placed: u32,
+    /// Requests placed, rung for, and settled, since the ring's creation.
+    placed: WqCursor,
     rung: u32,
     settled: u32,
     /// Requests rung for by a doorbell that a fence is behind: whatever is stored from here on reaches the device after it.
@@ -104,10 +102,9 @@ where
         Some(Self {
             slots: (handle.ring + u64::from(nothing)) as *mut u64,
             doorbell: handle.doorbell as *mut u32,
-            mask: handle.mask,
             max_batch: handle.max_batch,
             credits: handle.credits,
-            placed: producer,
+            placed: WqCursor::new(handle.size(), producer),
             rung: producer,
             settled: producer,
             // Whoever had the ring before has seen everything complete, so its doorbells have arrived.
@@ -122,19 +119,19 @@ where
     /// Requests that may still be placed before others are settled.
     #[inline(always)]
     fn room(&self) -> u32 {
-        self.credits - self.placed.wrapping_sub(self.settled)
+        self.credits - self.placed.since(self.settled)
     }
 
     /// Requests placed and not rung for.
     #[inline(always)]
     fn unrung(&self) -> u32 {
-        self.placed.wrapping_sub(self.rung)
+        self.placed.since(self.rung)
     }
 
     /// Requests that may still be placed before a doorbell has to be ordered.
     #[inline(always)]
     fn batch(&self) -> u32 {
-        self.max_batch - self.placed.wrapping_sub(self.ordered)
+        self.max_batch - self.placed.since(self.ordered)
     }
 
     /// Whether `count` requests need another doorbell first: more than `max_batch` would be unrung.
@@ -166,18 +163,18 @@ where
     /// Places a WQE `ahead` slots from here.
     #[inline(always)]
     fn store(&self, ahead: u32, wqe: Wqe<W>, req_id: u64) {
-        let at = self.placed.wrapping_add(ahead);
-        let phase = Wqe::<W>::phase_bit(at & (self.mask + 1) != 0);
+        let at = self.placed.ahead(ahead);
+        let phase = Wqe::<W>::phase_bit(at.phase());
         let wqe = if self.req_id_64 { wqe.stamp_64(req_id, phase) } else { wqe.stamp(req_id as u16, phase) };
         // SAFETY: the slot is inside the ring, and free: `room` was asked.
-        unsafe { arch::store_entry(self.slots.add((at & self.mask) as usize * W), wqe.words()) };
+        unsafe { arch::store_entry(self.slots.add(at.slot() as usize * W), wqe.words()) };
     }
 
     /// Rings for everything placed. What was stored before has been ordered before this.
     #[inline(always)]
     fn store_doorbell(&self) {
         // SAFETY: it is the ring's doorbell.
-        unsafe { arch::store_doorbell(self.doorbell, self.placed) };
+        unsafe { arch::store_doorbell(self.doorbell, self.placed.counter()) };
     }
 }
 

@@ -41,7 +41,7 @@ where
         }
         self.make_room(1)?;
         self.ring.store(0, request.wqe(to), req_id);
-        self.ring.placed = self.ring.placed.wrapping_add(1);
+        self.ring.placed.advance(1);
         self.ring.left -= 1;
         Ok(())
     }
@@ -72,13 +72,13 @@ where
             if let Err(error) = other.check(&self.ring.limits) {
                 arch::rarely();
                 self.ring.store(0, one.wqe(to), id);
-                self.ring.placed = self.ring.placed.wrapping_add(1);
+                self.ring.placed.advance(1);
                 return self.stop_short(count - i - 1, error);
             }
             let (one, other) = (one.wqe(to), other.wqe(other_to));
             self.ring.store(0, one, id);
             self.ring.store(1, other, other_id);
-            self.ring.placed = self.ring.placed.wrapping_add(2);
+            self.ring.placed.advance(2);
             i += 2;
         }
         if i < count {
@@ -88,7 +88,7 @@ where
                 return self.stop_short(1, error);
             }
             self.ring.store(0, one.wqe(to), id);
-            self.ring.placed = self.ring.placed.wrapping_add(1);
+            self.ring.placed.advance(1);
         }
         Ok(())
     }
@@ -126,7 +126,7 @@ where
             arch::fence_system();
             self.ring.fenced();
             self.ring.store_doorbell();
-            self.ring.rung = self.ring.placed;
+            self.ring.rung = self.ring.placed.counter();
         }
     }
 
@@ -199,6 +199,6 @@ where
     #[inline(always)]
     pub unsafe fn ring_unfenced(&mut self) {
         self.ring.store_doorbell();
-        self.ring.rung = self.ring.placed;
+        self.ring.rung = self.ring.placed.counter();
     }
 }

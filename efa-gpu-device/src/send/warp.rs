@@ -85,7 +85,7 @@ where
 
     #[inline(always)]
     fn placed(&mut self, count: u32) {
-        self.ring.placed = self.ring.placed.wrapping_add(count);
+        self.ring.placed.advance(count);
         self.ring.left -= count;
     }
 
@@ -123,7 +123,7 @@ where
         if arch::lane() == 0 {
             self.ring.store_doorbell();
         }
-        self.ring.rung = self.ring.placed;
+        self.ring.rung = self.ring.placed.counter();
     }
 
     /// Requests that can be posted before other completions are settled.

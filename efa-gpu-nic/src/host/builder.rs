@@ -278,7 +278,7 @@ impl Builder {
     pub fn completion_queue(&mut self, memory: &mut dyn Memory, entries: u32) -> Result<CqId, Error> {
         let size = ring_size("completion queue entries", entries, MAX_CQ_ENTRIES)?;
         let ring = allocate(memory, "a completion queue", size.entries() as usize * Cqe32::SIZE)?;
-        let row = Cq { ring, mask: size.mask(), shift: size.log2(), ..Cq::zeroed() };
+        let row = Cq { ring, mask: size.mask(), ..Cq::zeroed() };
         self.completion_queues.push(CompletionQueue { row, needs: 0, tag: unique_tag() });
         Ok(CqId(self.completion_queues.len() as u32 - 1))
     }
@@ -288,8 +288,8 @@ impl Builder {
     /// # Errors
     /// No such completion queue.
     pub fn completions(&self, cq: CqId) -> Result<CompletionRingHandle, Error> {
-        let CompletionQueue { row: Cq { ring, mask, shift, .. }, tag, .. } = *self.find(cq)?;
-        let (shift, cqe_size) = (shift as u16, Cqe32::SIZE as u16);
+        let CompletionQueue { row: Cq { ring, mask, .. }, tag, .. } = *self.find(cq)?;
+        let (shift, cqe_size) = (RingSize::from_mask(mask).log2() as u16, Cqe32::SIZE as u16);
         Ok(CompletionRingHandle { ring, doorbell: 0, mask, shift, cqe_size, consumer: 0, tag })
     }
 
@@ -357,7 +357,6 @@ impl Builder {
             qpn,
             qkey: config.qkey,
             send_mask: send.mask(),
-            send_shift: send.log2(),
             wqe_size: wqe_size as u32,
             req_id_64: req_id_64.into(),
             recv_mask: recv.mask(),
@@ -367,7 +366,7 @@ impl Builder {
             limits,
             flags: can(config.unsolicited_write_recv, QueuePair::UNSOLICITED_WRITE_RECV)
                 | can(loopback, QueuePair::LOOPBACK),
-            reserved: [0; 3],
+            reserved: [0; 4],
         });
         let send = SendRingHandle {
             ring: send_ring,

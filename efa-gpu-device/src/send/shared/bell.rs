@@ -41,7 +41,7 @@
 
 use super::{MARKS, RELIEF, ROOM, room};
 use crate::arch;
-use efa_io::SendRingHandle;
+use efa_io::{RingSize, SendRingHandle};
 
 /// The low bits of a mark; the others are the slot's lap, so that a mark of an earlier lap is neither.
 const READY: u32 = 1;
@@ -69,18 +69,18 @@ const MOST: u32 = 1024;
 pub(super) struct Bell {
     pub(super) doorbell: *mut u32,
     pub(super) state: *mut u32,
-    /// Entries minus one, and their logarithm.
-    pub(super) mask: u32,
+    pub(super) size: RingSize,
+    /// log2 of the entries, for the laps of marks. Counted from the mask it would be an instruction more at every look.
     pub(super) shift: u32,
 }
 
 /// The marks of a ring at the hand-over, by slot.
 pub(super) fn first_marks(handle: &SendRingHandle) -> impl ExactSizeIterator<Item = u32> + use<> {
-    let SendRingHandle { mask, shift, producer, .. } = *handle;
-    (0..mask + 1).map(move |slot| {
+    let (size, shift, producer) = (handle.size(), handle.shift, handle.producer);
+    (0..size.entries()).map(move |slot| {
         // Those before the producer's have been posted to in this lap, the others in the one before.
-        let at = producer.wrapping_sub(mask + 1).wrapping_add(slot.wrapping_sub(producer) & mask);
-        if slot == producer & mask { lap(producer, shift) | BATON } else { lap(at, shift) | READY }
+        let at = producer.wrapping_sub(size.entries()).wrapping_add(size.slot(slot.wrapping_sub(producer)));
+        if slot == size.slot(producer) { lap(producer, shift) | BATON } else { lap(at, shift) | READY }
     })
 }
 
@@ -274,7 +274,7 @@ impl Bell {
 
     #[inline(always)]
     fn mark(self, at: u32) -> *mut u32 {
-        self.state.wrapping_add(MARKS + (at & self.mask) as usize)
+        self.state.wrapping_add(MARKS + self.size.slot(at) as usize)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::time::Deadline;
 use crate::warp::{ALL, LANES, Warp};
 use bell::{Bell, TOGETHER, before, first_marks};
 use core::marker::PhantomData;
-use efa_io::{Destination, Limits, Operation, SendRingHandle, SendWqe, Wqe};
+use efa_io::{Destination, Limits, Operation, SendRingHandle, SendWqe, WqCursor, Wqe};
 
 /// Words from one of the state's counters to the next: a line of 128 bytes.
 const LINE: usize = 32;
@@ -105,7 +105,7 @@ where
         }
         Some(Self {
             slots: handle.ring as *mut u64,
-            bell: Bell { doorbell: handle.doorbell as *mut u32, state, mask: handle.mask, shift: handle.shift },
+            bell: Bell { doorbell: handle.doorbell as *mut u32, state, size: handle.size(), shift: handle.shift },
             owner: Owner { qpn: handle.qpn.into(), cq: handle.cq },
             req_id_64: handle.req_id_64 != 0,
             limits: handle.limits,
@@ -196,11 +196,12 @@ where
         let has_one = lanes >> arch::lane() & 1 != 0;
         let at = first.wrapping_add(before(lanes));
         if let (Some((to, request)), true) = (request, has_one) {
-            let phase = Wqe::<W>::phase_bit(at & (self.bell.mask + 1) != 0);
+            let at = WqCursor::new(self.bell.size, at);
+            let phase = Wqe::<W>::phase_bit(at.phase());
             let wqe = request.wqe(to);
             let wqe = if self.req_id_64 { wqe.stamp_64(req_id, phase) } else { wqe.stamp(req_id as u16, phase) };
             // SAFETY: the slot is inside the ring, and reserved.
-            unsafe { arch::store_entry(self.slots.add((at & self.bell.mask) as usize * W), wqe.words()) };
+            unsafe { arch::store_entry(self.slots.add(at.slot() as usize * W), wqe.words()) };
         }
         (Some(Placed { bell: self.bell, group, at, has_one, _queue: PhantomData }), checked)
     }
