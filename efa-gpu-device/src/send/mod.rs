@@ -146,15 +146,36 @@ where
         self.batch() < count && self.rung != self.ordered
     }
 
-    /// A fence of system scope, executed just now, is behind the last doorbell.
+    /// Notes that a fence of system scope, executed just now, is behind the last doorbell.
     #[inline(always)]
     fn fenced(&mut self) {
         self.ordered = self.rung;
     }
 
-    /// Works out how many requests are [`left`](Self::left), which are `count` at least; or there is no room for those.
+    /// Makes room for `count` requests in one batch. `ring` rings for everything placed, `fence` is a fence of system
+    /// scope behind the last doorbell, for everybody who posts here.
     #[inline(always)]
-    fn look_around(&mut self, count: u32) -> Result<(), PostError> {
+    fn make_room(&mut self, count: u32, ring: impl FnOnce(&mut Self), fence: impl FnOnce()) -> Result<(), PostError> {
+        if self.left < count {
+            arch::rarely();
+            if self.needs_doorbell(count) {
+                ring(self);
+            }
+            if self.needs_fence(count) {
+                fence();
+                self.fenced();
+            }
+            self.refill(count)?;
+        }
+        Ok(())
+    }
+
+    /// Works out how many requests are [`left`](Self::left).
+    ///
+    /// # Errors
+    /// [`PostError::Full`] if they are fewer than `count`.
+    #[inline(always)]
+    fn refill(&mut self, count: u32) -> Result<(), PostError> {
         let (room, batch) = (self.room(), self.batch());
         self.left = if room < batch { room } else { batch };
         if self.left >= count { Ok(()) } else { Err(PostError::Full) }

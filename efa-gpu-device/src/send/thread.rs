@@ -39,7 +39,7 @@ where
             arch::rarely();
             return Err(PostError::Encode(error));
         }
-        self.make_room(1)?;
+        self.ring.make_room(1, ring, arch::fence_system)?;
         self.ring.store(0, request.wqe(to), req_id);
         self.ring.placed.advance(1);
         self.ring.left -= 1;
@@ -58,7 +58,7 @@ where
         count: u32,
         mut request: impl FnMut(u32) -> (Destination, O, u64),
     ) -> Result<(), PostError> {
-        self.make_room(count)?;
+        self.ring.make_room(count, ring, arch::fence_system)?;
         // Before `request` runs, which is the caller's code and may unwind: a count that is too small refuses, one that is too large overflows.
         self.ring.left -= count;
         let mut i = 0;
@@ -100,34 +100,12 @@ where
         Err(PostError::Encode(error))
     }
 
-    /// Sees to it that `count` requests can be placed, in one batch.
-    #[inline(always)]
-    fn make_room(&mut self, count: u32) -> Result<(), PostError> {
-        if self.ring.left < count {
-            arch::rarely();
-            if self.ring.needs_doorbell(count) {
-                self.ring();
-            }
-            if self.ring.needs_fence(count) {
-                arch::fence_system();
-                self.ring.fenced();
-            }
-            self.ring.look_around(count)?;
-        }
-        Ok(())
-    }
-
     /// Rings the doorbell for everything placed; does nothing if that is rung for.
     ///
     /// What this thread stored before, in whatever memory, the NIC sees before it acts.
     #[inline(always)]
     pub fn ring(&mut self) {
-        if self.ring.unrung() != 0 {
-            arch::fence_system();
-            self.ring.fenced();
-            self.ring.store_doorbell();
-            self.ring.rung = self.ring.placed.counter();
-        }
+        ring(&mut self.ring);
     }
 
     /// Requests that can be posted before another completion is settled.
@@ -200,5 +178,18 @@ where
     pub unsafe fn ring_unfenced(&mut self) {
         self.ring.store_doorbell();
         self.ring.rung = self.ring.placed.counter();
+    }
+}
+
+#[inline(always)]
+fn ring<const W: usize>(ring: &mut Ring<W>)
+where
+    Wqe<W>: SendWqe,
+{
+    if ring.unrung() != 0 {
+        arch::fence_system();
+        ring.fenced();
+        ring.store_doorbell();
+        ring.rung = ring.placed.counter();
     }
 }

@@ -45,7 +45,7 @@ where
         let checked = request.as_ref().map_or(Ok(()), |(_, request)| request.check(&self.ring.limits));
         let lanes = arch::ballot(ALL, request.is_some() && checked.is_ok());
         let count = lanes.count_ones();
-        self.make_room(count)?;
+        self.ring.make_room(count, ring, fence)?;
         if let (Some((to, request)), Ok(())) = (request, checked) {
             let before = lanes & ((1u32 << arch::lane()) - 1);
             self.ring.store(before.count_ones(), request.wqe(to), req_id);
@@ -66,7 +66,7 @@ where
         count: u32,
         mut request: impl FnMut(u32) -> (Destination, O, u64),
     ) -> Result<(), PostError> {
-        self.make_room(count.min(u32::MAX / LANES) * LANES)?;
+        self.ring.make_room(count.min(u32::MAX / LANES) * LANES, ring, fence)?;
         let lane = arch::lane();
         let mut i = 0;
         while i < count {
@@ -89,41 +89,12 @@ where
         self.ring.left -= count;
     }
 
-    /// Sees to it that `count` requests can be placed, in one batch.
-    #[inline(always)]
-    fn make_room(&mut self, count: u32) -> Result<(), PostError> {
-        if count > self.ring.left {
-            arch::rarely();
-            if self.ring.needs_doorbell(count) {
-                self.ring();
-            }
-            if self.ring.needs_fence(count) {
-                // Lane 0's doorbell before its fence, and that before what any lane stores behind the barrier.
-                arch::fence_system();
-                arch::sync_warp(ALL);
-                self.ring.fenced();
-            }
-            self.ring.look_around(count)?;
-        }
-        Ok(())
-    }
-
     /// Rings the doorbell for everything placed; does nothing if that is rung for.
     ///
     /// What the lanes stored before, in whatever memory, the NIC sees before it acts.
     #[inline(always)]
     pub fn ring(&mut self) {
-        if self.ring.unrung() == 0 {
-            return;
-        }
-        // All lanes' stores before the fence of the lane that rings.
-        arch::sync_warp(ALL);
-        arch::fence_system();
-        self.ring.fenced();
-        if arch::lane() == 0 {
-            self.ring.store_doorbell();
-        }
-        self.ring.rung = self.ring.placed.counter();
+        ring(&mut self.ring);
     }
 
     /// Requests that can be posted before other completions are settled.
@@ -187,4 +158,29 @@ where
     pub unsafe fn forget(&mut self, count: u32) {
         self.ring.settled = self.ring.settled.wrapping_add(count);
     }
+}
+
+#[inline(always)]
+fn ring<const W: usize>(ring: &mut Ring<W>)
+where
+    Wqe<W>: SendWqe,
+{
+    if ring.unrung() == 0 {
+        return;
+    }
+    // All lanes' stores before the fence of the lane that rings.
+    arch::sync_warp(ALL);
+    arch::fence_system();
+    ring.fenced();
+    if arch::lane() == 0 {
+        ring.store_doorbell();
+    }
+    ring.rung = ring.placed.counter();
+}
+
+/// Lane 0's doorbell before its fence, and that before what any lane stores behind the barrier.
+#[inline(always)]
+fn fence() {
+    arch::fence_system();
+    arch::sync_warp(ALL);
 }
