@@ -86,8 +86,8 @@ pub(crate) fn main(options: &Options) -> Result<bool> {
         let work = Work { count: 2000, size: 64, ..*work };
         let nodes = vec![run_and_kill(&device, &work, *poster, &mut traces)?];
         let run = Run { network: "100ms one way; node 1 is killed".into(), nodes };
-        let told = run.nodes[0].failure.is_some();
-        demo.add(run, told, options.json);
+        let noticed = run.nodes[0].failure.is_some();
+        demo.add(run, noticed, options.json);
     }
     if options.json {
         println!("{}", serde_json::to_string_pretty(&demo)?);
@@ -195,7 +195,7 @@ fn spawn(device: &str, work: &Work, role: &[&str], traces: &mut Traces) -> Resul
 /// A node's report, once it has ended.
 fn report(node: &mut Process) -> Result<NodeReport> {
     let report = node.line()?;
-    io::copy(&mut node.out, &mut io::sink())?;
+    io::copy(&mut node.output, &mut io::sink())?;
     node.wait()?;
     Ok(report)
 }

@@ -10,17 +10,17 @@ use efa_io::{CompletionRingHandle, Destination, SendRingHandle};
 use std::time::Duration;
 
 /// Jobs of a launch, at most. Each launch has the time of one completion.
-const MOST: usize = 1 << 10;
+const MAX_JOBS: usize = 1 << 10;
 
 /// Whoever runs kernels here.
-pub(crate) enum Machine {
+pub(crate) enum Launcher {
     Gpu(Box<(Gpu, Module)>),
     /// None, and why.
     Executor(String),
 }
 
 /// What came of jobs.
-pub(crate) struct Done {
+pub(crate) struct Outcome {
     /// By job: 0 if it did not complete, else its status plus 1.
     pub(crate) statuses: Vec<u32>,
     /// How far the queues are.
@@ -33,7 +33,7 @@ pub(crate) struct Queues {
     pub(crate) cq: GpuCompletionQueue,
 }
 
-impl Machine {
+impl Launcher {
     /// A GPU with kernels for it, or the executor.
     pub(crate) fn find() -> Self {
         let gpu = || -> Result<(Gpu, Module)> {
@@ -60,21 +60,21 @@ impl Machine {
         jobs: &[Job],
         batch: u32,
         patience: Duration,
-    ) -> Result<(Queues, Done)> {
+    ) -> Result<(Queues, Outcome)> {
         let Queues { send, cq } = queues;
         match self {
             Self::Gpu(found) => {
                 let (gpu, module) = &**found;
                 let (send, cq) = (gpu.map(send).map_err(Error::from)?, gpu.map(cq).map_err(Error::from)?);
                 let run = OnGpu::new(gpu, module, jobs.len())?;
-                let told = told(send.handle(), cq.handle(), to, batch);
-                let done = in_rounds(jobs, told, |told, jobs| run.round(told, jobs, patience))?;
+                let arguments = arguments_of(send.handle(), cq.handle(), to, batch);
+                let done = in_rounds(jobs, arguments, |arguments, jobs| run.round(arguments, jobs, patience))?;
                 drop(run);
                 Ok((Queues { send: send.unmap(), cq: cq.unmap() }, done))
             }
             Self::Executor(_) => {
-                let told = told(send.handle(), cq.handle(), to, batch);
-                let done = in_rounds(jobs, told, |told, jobs| in_executor(told, jobs, patience))?;
+                let arguments = arguments_of(send.handle(), cq.handle(), to, batch);
+                let done = in_rounds(jobs, arguments, |arguments, jobs| in_executor(arguments, jobs, patience))?;
                 Ok((Queues { send, cq }, done))
             }
         }
@@ -82,13 +82,17 @@ impl Machine {
 }
 
 /// Has `round` do the jobs, some at a time, until one fails.
-fn in_rounds(jobs: &[Job], mut told: Sending, mut round: impl FnMut(Sending, &[Job]) -> Result<Done>) -> Result<Done> {
-    let sent = Sent { posted: told.send.producer, consumed: told.cq.consumer };
-    let mut all = Done { statuses: Vec::new(), sent };
-    for jobs in jobs.chunks(MOST) {
-        told.count = jobs.len() as u32;
-        let done = round(told, jobs)?;
-        (told.send.producer, told.cq.consumer) = (done.sent.posted, done.sent.consumed);
+fn in_rounds(
+    jobs: &[Job],
+    mut arguments: Sending,
+    mut round: impl FnMut(Sending, &[Job]) -> Result<Outcome>,
+) -> Result<Outcome> {
+    let sent = Sent { posted: arguments.send.producer, consumed: arguments.cq.consumer };
+    let mut all = Outcome { statuses: Vec::new(), sent };
+    for jobs in jobs.chunks(MAX_JOBS) {
+        arguments.count = jobs.len() as u32;
+        let done = round(arguments, jobs)?;
+        (arguments.send.producer, arguments.cq.consumer) = (done.sent.posted, done.sent.consumed);
         let good = done.statuses.iter().all(|&status| status == 1);
         all.statuses.extend(done.statuses);
         all.sent = done.sent;
@@ -99,8 +103,8 @@ fn in_rounds(jobs: &[Job], mut told: Sending, mut round: impl FnMut(Sending, &[J
     Ok(all)
 }
 
-/// What the kernel is told, but for jobs and addresses.
-fn told(send: SendRingHandle, cq: CompletionRingHandle, to: Destination, batch: u32) -> Sending {
+/// What the kernel is arguments, but for jobs and addresses.
+fn arguments_of(send: SendRingHandle, cq: CompletionRingHandle, to: Destination, batch: u32) -> Sending {
     let watchdog = WatchdogHandle { report: 0, timeout_ns: 0 };
     let (ah, qpn, qkey) = (to.ah.into(), to.qpn.into(), to.qkey);
     Sending {
@@ -120,24 +124,24 @@ fn told(send: SendRingHandle, cq: CompletionRingHandle, to: Destination, batch: 
     }
 }
 
-fn in_executor(told: Sending, jobs: &[Job], patience: Duration) -> Result<Done> {
+fn in_executor(arguments: Sending, jobs: &[Job], patience: Duration) -> Result<Outcome> {
     let (mut statuses, mut sent, mut waited) = (vec![0u32; jobs.len()], Sent::default(), [0u32; 4]);
-    let told = Sending {
+    let arguments = Sending {
         watchdog: WatchdogHandle { report: waited.as_mut_ptr() as u64, timeout_ns: patience.as_nanos() as u64 },
         jobs: jobs.as_ptr() as u64,
         statuses: statuses.as_mut_ptr() as u64,
         outcome: &raw mut sent as u64,
-        ..told
+        ..arguments
     };
     // SAFETY: the addresses are those of values that live on in this function, and of rings that were handed over to this kernel alone.
-    let run = Executor::new(1).timeout(patience * 2).launch(1, 1, || unsafe { send_by_thread(told) }).run();
+    let run = Executor::new(1).timeout(patience * 2).launch(1, 1, || unsafe { send_by_thread(arguments) }).run();
     run.context("the executor")?;
     let waited: TimeoutReport = bytemuck::cast(waited);
     ensure!(waited.what == TimeoutReport::NOTHING, "the kernel waited {patience:?} in vain for {waited}");
-    Ok(Done { statuses, sent })
+    Ok(Outcome { statuses, sent })
 }
 
-/// A kernel on a GPU, and memory for what it is told and says.
+/// A kernel on a GPU, and memory for what it is arguments and says.
 struct OnGpu<'a> {
     gpu: &'a Gpu,
     module: &'a Module,
@@ -148,7 +152,7 @@ struct OnGpu<'a> {
 
 impl<'a> OnGpu<'a> {
     fn new(gpu: &'a Gpu, module: &'a Module, jobs: usize) -> Result<Self> {
-        let jobs = jobs.min(MOST);
+        let jobs = jobs.min(MAX_JOBS);
         Ok(Self {
             gpu,
             module,
@@ -158,21 +162,21 @@ impl<'a> OnGpu<'a> {
         })
     }
 
-    fn round(&self, told: Sending, jobs: &[Job], patience: Duration) -> Result<Done> {
+    fn round(&self, arguments: Sending, jobs: &[Job], patience: Duration) -> Result<Outcome> {
         let mut statuses = vec![0u32; jobs.len()];
         self.jobs.write(0, bytemuck::cast_slice(jobs))?;
         self.statuses.write(0, bytemuck::cast_slice(&statuses))?;
         let (watchdog, stream) = (self.gpu.watchdog(patience)?, self.gpu.stream()?);
-        let told = Sending {
+        let arguments = Sending {
             watchdog: watchdog.handle(),
             jobs: self.jobs.addr(),
             statuses: self.statuses.addr(),
             outcome: self.sent.addr(),
-            ..told
+            ..arguments
         };
         let kernel = self.module.kernel("send_by_thread")?;
         // SAFETY: the kernel takes this; the addresses are those of memory that lives on until it is over, and of rings that were handed over to it alone.
-        let running = unsafe { kernel.launch(&stream, Shape::new(1, 1), (told,)) }?;
+        let running = unsafe { kernel.launch(&stream, Shape::new(1, 1), (arguments,)) }?;
         let outcome = running.wait_watched(&watchdog);
         if !running.is_done() {
             // It may still reach all of that: none of it can be taken back, and nothing be done but to end.
@@ -183,6 +187,6 @@ impl<'a> OnGpu<'a> {
         let mut sent = Sent::default();
         self.statuses.read(0, bytemuck::cast_slice_mut(&mut statuses))?;
         self.sent.read(0, bytemuck::bytes_of_mut(&mut sent))?;
-        Ok(Done { statuses, sent })
+        Ok(Outcome { statuses, sent })
     }
 }

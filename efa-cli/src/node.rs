@@ -3,10 +3,10 @@
 //! The nodes tell each other where they are over TCP, a line of JSON each way, as perftest does. What the other node says is checked, and
 //! whoever else connects meanwhile changes nothing.
 
-use crate::kernel::{Machine, Queues};
+use crate::kernel::{Launcher, Queues};
 use crate::report::{EndpointReport, Entry, Failure, NodeReport, Packets, RegionReport, Words};
 use crate::watch::Watch;
-use crate::wire::{Answer, Plain, Wire, meet, resolve};
+use crate::wire::{Answer, Plain, Wire, accept_peer, resolve};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, ValueEnum};
 use efa_direct::{
@@ -97,8 +97,8 @@ struct Hello {
 /// Runs `efa node`; whether all went well.
 pub(crate) fn main(options: &Options) -> Result<bool> {
     let (report, good) = match (options.listen.as_deref(), options.connect.as_deref()) {
-        (Some(at), _) => be_written_to(options, at)?,
-        (None, Some(to)) => write(options, to)?,
+        (Some(at), _) => run_target(options, at)?,
+        (None, Some(to)) => run_writer(options, to)?,
         (None, None) => bail!("either --listen or --connect"),
     };
     if options.json {
@@ -199,7 +199,7 @@ fn open(options: &Options) -> Result<(Device, ProtectionDomain, Watch)> {
 }
 
 /// Node 0.
-fn write(options: &Options, to: &str) -> Result<(NodeReport, bool)> {
+fn run_writer(options: &Options, to: &str) -> Result<(NodeReport, bool)> {
     let work = options.work;
     let total = work.total()?;
     let (device, pd, watch) = open(options)?;
@@ -214,8 +214,8 @@ fn write(options: &Options, to: &str) -> Result<(NodeReport, bool)> {
 
     let mut wire = Wire::connect(to, work.patience())?;
     let (endpoint, described) = describe(&qp.endpoint, &region);
-    wire.say(&Hello { endpoint: endpoint.clone(), region: described.clone(), work })?;
-    let theirs: Hello = match wire.hear()? {
+    wire.send(&Hello { endpoint: endpoint.clone(), region: described.clone(), work })?;
+    let theirs: Hello = match wire.receive()? {
         Answer::Welcome(hello) => hello,
         Answer::Refused(why) => bail!("the other node refused: {}", Plain(&why)),
     };
@@ -224,14 +224,14 @@ fn write(options: &Options, to: &str) -> Result<(NodeReport, bool)> {
 
     let writes = Writes { work, peer: &peer, region: &region, remote: &remote, device: &device };
     let posted = match options.poster {
-        Poster::Cpu => writes.by_processor(qp.send, cq)?,
+        Poster::Cpu => writes.by_cpu(qp.send, cq)?,
         Poster::Gpu => writes.by_kernel(qp.send, cq)?,
     };
     let Posted { poster, wqe, doorbell, completion, completed, failure, microseconds } = posted;
     let good = match failure {
         None => {
-            let Words { matching, total: compared } = wire.hear()?;
-            wire.say(&"bye")?;
+            let Words { matching, total: compared } = wire.receive()?;
+            wire.send(&"bye")?;
             ensure!(compared == total as u64 / 8, "the other node compared {compared} words of {}", total / 8);
             matching == compared
         }
@@ -288,7 +288,7 @@ impl Writes<'_> {
     }
 
     /// Posts them from here.
-    fn by_processor(&self, send: SendQueue<8>, cq: CompletionQueue) -> Result<Posted> {
+    fn by_cpu(&self, send: SendQueue<8>, cq: CompletionQueue) -> Result<Posted> {
         let work = self.work;
         let (mut sq, mut cq) = (send.into_cpu(), cq.into_cpu());
         let (mut wqe, mut doorbell, mut completion) = (None, None, None);
@@ -325,8 +325,8 @@ impl Writes<'_> {
 
     /// Has a kernel post them, which is given both rings for as long.
     fn by_kernel(&self, send: SendQueue<8>, cq: CompletionQueue) -> Result<Posted> {
-        let machine = Machine::find();
-        let poster = Some(machine.describe());
+        let launcher = Launcher::find();
+        let poster = Some(launcher.describe());
         let queues = Queues { send: send.into_gpu(), cq: cq.into_gpu()? };
         let to = self.peer.destination();
         let job = |k: u64| -> Result<Job> {
@@ -345,14 +345,14 @@ impl Writes<'_> {
         let wqe = Some(Entry::new(first.as_bytes(), &first));
         let doorbell = Some(self.work.count.min(KERNEL_BATCH.into()) as u32);
         let start = Instant::now();
-        let (queues, done) = machine.run(queues, to, &jobs, KERNEL_BATCH, self.work.patience())?;
+        let (queues, outcome) = launcher.run(queues, to, &jobs, KERNEL_BATCH, self.work.patience())?;
         let microseconds = start.elapsed().as_micros() as u64;
         // SAFETY: the kernel has ended, and told how many it took.
-        let entry = unsafe { queues.cq.into_idle(done.sent.consumed) }.into_cpu().peek_back(1);
-        let failed = done.statuses.iter().position(|&status| status > 1);
-        let failure = failed.map(|k| Failure::new(k as u64, Status::from_code((done.statuses[k] - 1) as u8)));
+        let entry = unsafe { queues.cq.into_idle(outcome.sent.consumed) }.into_cpu().peek_back(1);
+        let failed = outcome.statuses.iter().position(|&status| status > 1);
+        let failure = failed.map(|k| Failure::new(k as u64, Status::from_code((outcome.statuses[k] - 1) as u8)));
         let completion = Some(Entry::new(entry.as_bytes(), &entry));
-        let completed = done.statuses.iter().filter(|&&status| status != 0).count() as u64;
+        let completed = outcome.statuses.iter().filter(|&&status| status != 0).count() as u64;
         Ok(Posted { poster, wqe, doorbell, completion, completed, failure, microseconds })
     }
 }
@@ -388,7 +388,7 @@ impl<'a> Target<'a> {
 }
 
 /// Node 1.
-fn be_written_to(options: &Options, at: &str) -> Result<(NodeReport, bool)> {
+fn run_target(options: &Options, at: &str) -> Result<(NodeReport, bool)> {
     let (device, pd, watch) = open(options)?;
     let at_once = resolve(at).and_then(|all| Ok(TcpListener::bind(&all[..])?));
     let listener = at_once.with_context(|| format!("listening at {at}"))?;
@@ -399,11 +399,11 @@ fn be_written_to(options: &Options, at: &str) -> Result<(NodeReport, bool)> {
         println!("listening at {listening}");
     }
     let welcome = |theirs: Hello| Target::new(options, &device, &pd, &theirs);
-    let (mut wire, target) = meet(&listener, options.work.patience(), welcome)?;
+    let (mut wire, target) = accept_peer(&listener, options.work.patience(), welcome)?;
     drop(listener);
     let Target { work, region, cq, endpoint, mut rq, unused, _peer } = target;
     let (endpoint, described) = describe(&endpoint, &region);
-    wire.say(&Answer::Welcome(Hello { endpoint: endpoint.clone(), region: described.clone(), work }))?;
+    wire.send(&Answer::Welcome(Hello { endpoint: endpoint.clone(), region: described.clone(), work }))?;
 
     let mut cq = cq.into_cpu();
     let mut completion = None;
@@ -428,9 +428,9 @@ fn be_written_to(options: &Options, at: &str) -> Result<(NodeReport, bool)> {
         rq.ring();
     }
     let microseconds = start.elapsed().as_micros() as u64;
-    wire.say(&words)?;
+    wire.send(&words)?;
     // Node 0 may still miss an acknowledgement: stay until it has all of them.
-    let _: String = wire.hear()?;
+    let _: String = wire.receive()?;
     let report = NodeReport {
         node: 1,
         device: options.device.clone(),

@@ -1,6 +1,6 @@
 //! Nodes as processes of this program, which speak in lines of JSON.
 
-use crate::wire::hear;
+use crate::wire::read_line;
 use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 use std::io::BufReader;
@@ -10,9 +10,9 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 pub(crate) struct Process {
     child: Child,
     /// What it says.
-    pub(crate) out: BufReader<ChildStdout>,
+    pub(crate) output: BufReader<ChildStdout>,
     /// What it is told, until dropped.
-    pub(crate) told: Option<ChildStdin>,
+    pub(crate) input: Option<ChildStdin>,
 }
 
 impl Process {
@@ -25,14 +25,14 @@ impl Process {
             .stdout(Stdio::piped())
             .spawn()
             .context("starting a node")?;
-        let out = child.stdout.take().context("a node's output")?;
-        let told = child.stdin.take();
-        Ok(Self { child, out: BufReader::new(out), told })
+        let output = child.stdout.take().context("a node's output")?;
+        let input = child.stdin.take();
+        Ok(Self { child, output: BufReader::new(output), input })
     }
 
     /// The next thing that it says.
     pub(crate) fn line<T: DeserializeOwned>(&mut self) -> Result<T> {
-        hear(&mut self.out)?.context("it ended without a word (its complaint is above)")
+        read_line(&mut self.output)?.context("it ended without a word (its complaint is above)")
     }
 
     /// Ends it now.
@@ -42,7 +42,7 @@ impl Process {
 
     /// Waits until it has ended by itself, and well.
     pub(crate) fn wait(&mut self) -> Result<()> {
-        self.told = None;
+        self.input = None;
         let status = self.child.wait()?;
         ensure!(status.success(), "it ended with {status}");
         Ok(())

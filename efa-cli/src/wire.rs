@@ -3,9 +3,9 @@
 //!
 //! | what | between whom |
 //! | --- | --- |
-//! | [`say`], [`hear`] | this program and its own processes, through pipes |
+//! | [`write_line`], [`read_line`] | this program and its own processes, through pipes |
 //! | [`Wire`] | two nodes, over TCP |
-//! | [`meet`] | a node that listens and whoever connects to it: the first who introduces itself well is its peer |
+//! | [`accept_peer`] | a node that listens and whoever connects to it: the first who introduces itself well is its peer |
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -20,20 +20,20 @@ const LONGEST_REPORT: usize = 1 << 20;
 /// Most bytes of a line of another host. They are shorter than 1 KiB.
 const LONGEST: usize = 16 << 10;
 /// Connections that may be silent at a time; with one more, the oldest goes.
-const MOST_SILENT: usize = 64;
-/// Refusals that the terminal is told of; the connections learn of them in any case.
-const MOST_TOLD: usize = 20;
+const MAX_SILENT: usize = 64;
+/// Refusals that the terminal is reported of; the connections learn of them in any case.
+const MAX_REPORTED: usize = 20;
 /// Characters that an error repeats of what was said.
 const REPEATED: usize = 200;
 
 /// Writes a line of JSON.
-pub(crate) fn say(to: &mut impl Write, what: &impl Serialize) -> Result<()> {
+pub(crate) fn write_line(to: &mut impl Write, what: &impl Serialize) -> Result<()> {
     to.write_all(&line_of(what)?)?;
     Ok(to.flush()?)
 }
 
 /// Reads a line of JSON; `None` at the end.
-pub(crate) fn hear<T: DeserializeOwned>(from: &mut impl BufRead) -> Result<Option<T>> {
+pub(crate) fn read_line<T: DeserializeOwned>(from: &mut impl BufRead) -> Result<Option<T>> {
     let mut line = Vec::new();
     from.take(LONGEST_REPORT as u64 + 1).read_until(b'\n', &mut line)?;
     match line.strip_suffix(b"\n") {
@@ -100,7 +100,7 @@ pub(crate) struct Wire {
     /// Longest that a whole line may take, either way.
     patience: Duration,
     /// What came and was not taken.
-    heard: Vec<u8>,
+    buffer: Vec<u8>,
 }
 
 impl Wire {
@@ -122,21 +122,21 @@ impl Wire {
 
     fn new(stream: TcpStream, patience: Duration) -> std::io::Result<Self> {
         stream.set_nodelay(true)?;
-        Ok(Self { stream, patience, heard: Vec::new() })
+        Ok(Self { stream, patience, buffer: Vec::new() })
     }
 
     /// Says something.
-    pub(crate) fn say(&mut self, what: &impl Serialize) -> Result<()> {
-        self.send(&line_of(what)?).context("telling the other node")
+    pub(crate) fn send(&mut self, what: &impl Serialize) -> Result<()> {
+        self.send_bytes(&line_of(what)?).context("telling the other node")
     }
 
     /// Hears the next thing.
-    pub(crate) fn hear<T: DeserializeOwned>(&mut self) -> Result<T> {
-        let line = self.receive().context("waiting for the other node's word")?;
+    pub(crate) fn receive<T: DeserializeOwned>(&mut self) -> Result<T> {
+        let line = self.receive_line().context("waiting for the other node's word")?;
         parse(&line).context("the other node's word")
     }
 
-    fn send(&mut self, mut line: &[u8]) -> Result<()> {
+    fn send_bytes(&mut self, mut line: &[u8]) -> Result<()> {
         let deadline = Instant::now() + self.patience;
         while !line.is_empty() {
             self.stream.set_write_timeout(Some(self.left(deadline, "it did not listen")?))?;
@@ -149,7 +149,7 @@ impl Wire {
         Ok(())
     }
 
-    fn receive(&mut self) -> Result<Vec<u8>> {
+    fn receive_line(&mut self) -> Result<Vec<u8>> {
         let deadline = Instant::now() + self.patience;
         loop {
             if let Some(line) = self.next_line()? {
@@ -169,15 +169,15 @@ impl Wire {
 
     /// Takes the next line of what came, if it is whole.
     fn next_line(&mut self) -> Result<Option<Vec<u8>>> {
-        let end = self.heard.iter().position(|byte| *byte == b'\n');
+        let end = self.buffer.iter().position(|byte| *byte == b'\n');
         ensure!(
-            end.unwrap_or(self.heard.len()) <= LONGEST,
+            end.unwrap_or(self.buffer.len()) <= LONGEST,
             "a line of more than {LONGEST} bytes: {}",
-            Excerpt(&self.heard)
+            Excerpt(&self.buffer)
         );
         let Some(end) = end else { return Ok(None) };
-        let rest = self.heard.split_off(end + 1);
-        let mut line = std::mem::replace(&mut self.heard, rest);
+        let rest = self.buffer.split_off(end + 1);
+        let mut line = std::mem::replace(&mut self.buffer, rest);
         line.pop();
         Ok(Some(line))
     }
@@ -188,7 +188,7 @@ impl Wire {
         match self.stream.read(&mut chunk) {
             Ok(0) => Ok(false),
             Ok(read) => {
-                self.heard.extend_from_slice(&chunk[..read]);
+                self.buffer.extend_from_slice(&chunk[..read]);
                 Ok(true)
             }
             Err(error) if is_passing(&error) => Ok(true),
@@ -211,16 +211,16 @@ pub(crate) fn resolve(name: &str) -> Result<Vec<SocketAddr>> {
 }
 
 /// A connection whose introduction is awaited.
-struct Stranger {
+struct Candidate {
     wire: Wire,
     from: SocketAddr,
     deadline: Instant,
 }
 
-impl Stranger {
-    /// Tells it, if it listens, and the terminal why it is not welcome. `told`: of how many refusals the terminal was.
-    fn refuse(self, why: &anyhow::Error, told: &mut usize) {
-        tell(told, &format_args!("a connection from {} was refused: {why:#}", self.from));
+impl Candidate {
+    /// Tells it, if it listens, and the terminal why it is not welcome. `reported`: of how many refusals the terminal was.
+    fn refuse(self, why: &anyhow::Error, reported: &mut usize) {
+        report(reported, &format_args!("a connection from {} was refused: {why:#}", self.from));
         self.dismiss(format!("{why:#}"));
     }
 
@@ -242,69 +242,71 @@ impl Stranger {
 }
 
 /// Says on the terminal that something did not end the wait for a peer, but not without end.
-fn tell(told: &mut usize, what: &dyn Display) {
-    *told += 1;
-    match *told {
-        ..=MOST_TOLD => eprintln!("efa: {what}; waiting on"),
-        told if told == MOST_TOLD + 1 => eprintln!("efa: there are more such connections; no more words of them"),
+fn report(reported: &mut usize, what: &dyn Display) {
+    *reported += 1;
+    match *reported {
+        ..=MAX_REPORTED => eprintln!("efa: {what}; waiting on"),
+        reported if reported == MAX_REPORTED + 1 => {
+            eprintln!("efa: there are more such connections; no more words of them")
+        }
         _ => {}
     }
 }
 
 /// Waits for a peer, however long that takes: for a connection that introduces itself, by a line within `patience`, and that `welcome`
-/// makes something of. Others are told why they are refused, do not hold it up, and end nothing.
-pub(crate) fn meet<T: DeserializeOwned, R>(
+/// makes something of. Others are reported why they are refused, do not hold it up, and end nothing.
+pub(crate) fn accept_peer<T: DeserializeOwned, R>(
     listener: &TcpListener,
     patience: Duration,
     mut welcome: impl FnMut(T) -> Result<R>,
 ) -> Result<(Wire, R)> {
     listener.set_nonblocking(true)?;
-    let (mut strangers, mut told) = (Vec::<Stranger>::new(), 0);
+    let (mut candidates, mut reported) = (Vec::<Candidate>::new(), 0);
     loop {
-        let next = strangers.iter().map(|stranger| stranger.deadline).min();
-        let ready = wait(listener, &strangers, next)?;
-        let mut all = std::mem::take(&mut strangers).into_iter().zip(ready);
-        while let Some((mut stranger, readable)) = all.next() {
-            match stranger.introduction(readable).and_then(|it| it.map(&mut welcome).transpose()) {
-                Ok(None) => strangers.push(stranger),
+        let next = candidates.iter().map(|candidate| candidate.deadline).min();
+        let ready = wait(listener, &candidates, next)?;
+        let mut all = std::mem::take(&mut candidates).into_iter().zip(ready);
+        while let Some((mut candidate, readable)) = all.next() {
+            match candidate.introduction(readable).and_then(|it| it.map(&mut welcome).transpose()) {
+                Ok(None) => candidates.push(candidate),
                 Ok(Some(welcomed)) => {
-                    stranger.wire.stream.set_nonblocking(false)?;
-                    let others = strangers.into_iter().chain(all.map(|(other, _)| other));
+                    candidate.wire.stream.set_nonblocking(false)?;
+                    let others = candidates.into_iter().chain(all.map(|(other, _)| other));
                     others.for_each(|other| other.dismiss("another node came first".into()));
-                    return Ok((stranger.wire, welcomed));
+                    return Ok((candidate.wire, welcomed));
                 }
-                Err(why) => stranger.refuse(&why, &mut told),
+                Err(why) => candidate.refuse(&why, &mut reported),
             }
         }
         let accepted = listener.accept().and_then(|(stream, from)| {
             stream.set_nonblocking(true)?;
-            Ok(Stranger { wire: Wire::new(stream, patience)?, from, deadline: Instant::now() + patience })
+            Ok(Candidate { wire: Wire::new(stream, patience)?, from, deadline: Instant::now() + patience })
         });
         let is_full = match accepted {
-            Ok(stranger) => {
-                strangers.push(stranger);
-                strangers.len() > MOST_SILENT
+            Ok(candidate) => {
+                candidates.push(candidate);
+                candidates.len() > MAX_SILENT
             }
             Err(error) if is_passing(&error) => false,
             Err(error) => {
                 // Of one connection that broke, or for want of descriptors.
-                tell(&mut told, &format_args!("a connection did not come about: {error}"));
-                if strangers.is_empty() {
+                report(&mut reported, &format_args!("a connection did not come about: {error}"));
+                if candidates.is_empty() {
                     std::thread::sleep(Duration::from_millis(100)); // others may yet come, but not at once
                 }
-                !strangers.is_empty()
+                !candidates.is_empty()
             }
         };
         if is_full {
-            strangers.remove(0).refuse(&anyhow!("others came, and it had not introduced itself yet"), &mut told);
+            candidates.remove(0).refuse(&anyhow!("others came, and it had not introduced itself yet"), &mut reported);
         }
     }
 }
 
 /// Waits until somebody connects or says something, or a deadline has come; who of these said something.
-fn wait(listener: &TcpListener, strangers: &[Stranger], deadline: Option<Instant>) -> Result<Vec<bool>> {
+fn wait(listener: &TcpListener, candidates: &[Candidate], deadline: Option<Instant>) -> Result<Vec<bool>> {
     let mut fds = vec![PollFd::new(listener, PollFlags::IN)];
-    fds.extend(strangers.iter().map(|stranger| PollFd::new(&stranger.wire.stream, PollFlags::IN)));
+    fds.extend(candidates.iter().map(|candidate| PollFd::new(&candidate.wire.stream, PollFlags::IN)));
     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
     let left = left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
     match poll(&mut fds, left.as_ref()) {
@@ -337,17 +339,17 @@ mod tests {
             ensure!(number > 0, "0 is not welcome");
             Ok(number)
         };
-        (address, thread::spawn(move || meet(&listener, patience, welcome).unwrap()))
+        (address, thread::spawn(move || accept_peer(&listener, patience, welcome).unwrap()))
     }
 
     #[test]
     fn what_is_said_is_heard_line_by_line_however_it_is_cut() {
         let (mut near, mut far) = pair(SOON);
         far.write_all(b"{\"a\":1}\n{\"b\"").unwrap();
-        assert_eq!(near.hear::<Value>().unwrap(), json!({"a": 1}));
+        assert_eq!(near.receive::<Value>().unwrap(), json!({"a": 1}));
         far.write_all(b":2}\n").unwrap();
-        assert_eq!(near.hear::<Value>().unwrap(), json!({"b": 2}));
-        near.say(&"bye").unwrap();
+        assert_eq!(near.receive::<Value>().unwrap(), json!({"b": 2}));
+        near.send(&"bye").unwrap();
         drop(near);
         let mut said = String::new();
         far.read_to_string(&mut said).unwrap();
@@ -364,7 +366,7 @@ mod tests {
             }
         });
         let start = Instant::now();
-        let error = format!("{:#}", near.hear::<Value>().unwrap_err());
+        let error = format!("{:#}", near.receive::<Value>().unwrap_err());
         assert!(error.contains("no whole line came within 300ms (--timeout)"), "{error}");
         assert!(start.elapsed() >= Duration::from_millis(300));
         drop(near);
@@ -374,7 +376,7 @@ mod tests {
     #[test]
     fn who_does_not_listen_is_not_waited_for_without_end() {
         let (mut near, _far) = pair(Duration::from_millis(200));
-        let error = format!("{:#}", near.say(&"x".repeat(64 << 20)).unwrap_err());
+        let error = format!("{:#}", near.send(&"x".repeat(64 << 20)).unwrap_err());
         assert!(error.contains("it did not listen within 200ms (--timeout)"), "{error}");
     }
 
@@ -382,15 +384,15 @@ mod tests {
     fn a_line_without_end_is_given_up_early_and_its_complaint_is_short() {
         let (mut near, mut far) = pair(SOON);
         let flood = thread::spawn(move || while far.write_all(&[0x1b; 4096]).is_ok() {});
-        let error = format!("{:#}", near.hear::<Value>().unwrap_err());
+        let error = format!("{:#}", near.receive::<Value>().unwrap_err());
         assert!(error.contains("a line of more than 16384 bytes"), "{error}");
         assert!(error.len() < 2000 && !error.contains('\x1b'), "{error}");
-        assert!(near.heard.len() <= LONGEST + 4096);
+        assert!(near.buffer.len() <= LONGEST + 4096);
         drop(near);
         flood.join().unwrap();
         // The same of a pipe.
         let endless = std::io::repeat(b'7').take(1 << 30);
-        let error = format!("{:#}", hear::<Value>(&mut std::io::BufReader::new(endless)).unwrap_err());
+        let error = format!("{:#}", read_line::<Value>(&mut std::io::BufReader::new(endless)).unwrap_err());
         assert!(error.contains("a line of more than 1048576 bytes") && error.len() < 300, "{error}");
     }
 
@@ -410,10 +412,10 @@ mod tests {
 
     #[test]
     fn a_pipe_that_ends_within_a_line_is_an_error_and_between_lines_the_end() {
-        assert_eq!(hear::<u64>(&mut &b""[..]).unwrap(), None);
+        assert_eq!(read_line::<u64>(&mut &b""[..]).unwrap(), None);
         let mut two = &b"12\n34"[..];
-        assert_eq!(hear::<u64>(&mut two).unwrap(), Some(12));
-        assert!(format!("{:#}", hear::<u64>(&mut two).unwrap_err()).contains("ended within a line: \"34\""));
+        assert_eq!(read_line::<u64>(&mut two).unwrap(), Some(12));
+        assert!(format!("{:#}", read_line::<u64>(&mut two).unwrap_err()).contains("ended within a line: \"34\""));
     }
 
     #[test]
@@ -433,7 +435,7 @@ mod tests {
             assert!(told.contains(why), "{told}");
         }
         let mut peer = Wire::connect(&address, SOON).unwrap();
-        peer.say(&7).unwrap();
+        peer.send(&7).unwrap();
         let (mut theirs, number) = met.join().unwrap();
         assert_eq!(number, 7);
         for mut stream in silent {
@@ -442,8 +444,8 @@ mod tests {
             assert!(told.contains("another node came first"), "{told}");
         }
         // The connection is an ordinary one again.
-        theirs.say(&Answer::Welcome(8)).unwrap();
-        assert!(matches!(peer.hear::<Answer<u64>>().unwrap(), Answer::Welcome(8)));
+        theirs.send(&Answer::Welcome(8)).unwrap();
+        assert!(matches!(peer.receive::<Answer<u64>>().unwrap(), Answer::Welcome(8)));
     }
 
     #[test]
@@ -454,15 +456,15 @@ mod tests {
         let mut told = String::new();
         silent.read_to_string(&mut told).unwrap();
         assert!(told.contains("it did not introduce itself within 200ms"), "{told}");
-        Wire::connect(&address, SOON).unwrap().say(&1).unwrap();
+        Wire::connect(&address, SOON).unwrap().send(&1).unwrap();
         met.join().unwrap();
     }
 
     #[test]
     fn a_crowd_of_silent_connections_does_not_keep_the_peer_out() {
         let (address, met) = listening(Duration::from_secs(3600));
-        let crowd: Vec<_> = (0..3 * MOST_SILENT).map(|_| TcpStream::connect(&address).unwrap()).collect();
-        Wire::connect(&address, SOON).unwrap().say(&1).unwrap();
+        let crowd: Vec<_> = (0..3 * MAX_SILENT).map(|_| TcpStream::connect(&address).unwrap()).collect();
+        Wire::connect(&address, SOON).unwrap().send(&1).unwrap();
         assert_eq!(met.join().unwrap().1, 1);
         drop(crowd);
     }

@@ -16,17 +16,19 @@ mod node;
 mod report;
 mod setup;
 mod traffic;
+mod work;
 
 use crate::process::Process;
-use crate::wire::say;
+use crate::wire::write_line;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use node::{FromNode, Progress, ToNode};
 pub(crate) use node::{Options as NodeOptions, main as node_main};
-use node::{Progress, Said, Told};
 use report::{NodeReport, Report};
 use std::process::ChildStdin;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
+use work::Work;
 
 /// How often a line of progress appears.
 const EVERY: Duration = Duration::from_secs(10);
@@ -41,29 +43,6 @@ pub(crate) struct Options {
     /// Print the report as JSON, and no progress.
     #[arg(long)]
     json: bool,
-}
-
-/// What the nodes are to do.
-#[derive(Args, Clone, Copy)]
-pub(crate) struct Work {
-    /// How long, for example 90s, 2m or 1h.
-    #[arg(long, default_value = "2m", value_parser = humantime::parse_duration)]
-    duration: Duration,
-    /// Seed of requests, contents and faults.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// Requests a second of each node; 0 is as many as it can.
-    #[arg(long, default_value_t = 20_000)]
-    pace: u64,
-}
-
-impl Work {
-    /// The same, as arguments.
-    fn args(&self) -> [String; 6] {
-        let duration = humantime::format_duration(self.duration).to_string();
-        let [seed, pace] = [self.seed, self.pace].map(|number| number.to_string());
-        ["--duration".into(), duration, "--seed".into(), seed, "--pace".into(), pace]
-    }
 }
 
 /// Runs `efa soak`; whether all was right.
@@ -85,51 +64,55 @@ pub(crate) fn main(options: &Options) -> Result<bool> {
 
 /// Both nodes. They end when this value does, since they are told nothing any more.
 struct Nodes {
-    told: [ChildStdin; 2],
+    inputs: [ChildStdin; 2],
     /// What they say, with the node's number.
-    said: Receiver<(usize, Result<Said>)>,
+    messages: Receiver<(usize, Result<FromNode>)>,
 }
 
 /// Starts a node, and a thread that passes on what it says until it ends.
-fn spawn(node: usize, work: &Work, said: Sender<(usize, Result<Said>)>) -> Result<ChildStdin> {
+fn spawn(node: usize, work: &Work, messages: Sender<(usize, Result<FromNode>)>) -> Result<ChildStdin> {
     let role = ["soak-node".into(), "--node".into(), node.to_string()];
     let mut process = Process::spawn(role.into_iter().chain(work.args()))?;
-    let told = process.told.take().context("a node's input")?;
+    let input = process.input.take().context("a node's input")?;
     std::thread::Builder::new().name(format!("node {node}")).spawn(move || {
         loop {
-            let word = process.line();
-            let last = word.is_err();
-            if said.send((node, word)).is_err() || last {
+            let message = process.line();
+            let last = message.is_err();
+            if messages.send((node, message)).is_err() || last {
                 return;
             }
         }
     })?;
-    Ok(told)
+    Ok(input)
 }
 
 impl Nodes {
     fn start(work: &Work) -> Result<Self> {
-        let (sender, said) = channel();
-        Ok(Self { told: [spawn(0, work, sender.clone())?, spawn(1, work, sender)?], said })
+        let (sender, messages) = channel();
+        Ok(Self { inputs: [spawn(0, work, sender.clone())?, spawn(1, work, sender)?], messages })
     }
 
-    fn tell(&mut self, node: usize, told: &Told) -> Result<()> {
-        say(&mut self.told[node], told).with_context(|| format!("telling node {node}"))
+    fn send(&mut self, node: usize, message: &ToNode) -> Result<()> {
+        write_line(&mut self.inputs[node], message).with_context(|| format!("telling node {node}"))
     }
 
     /// Waits for the same kind of word from both, and for `each` word until then.
-    fn both<T>(&mut self, mut each: impl FnMut(usize, Progress), pick: impl Fn(Said) -> Option<T>) -> Result<[T; 2]> {
+    fn both<T>(
+        &mut self,
+        mut each: impl FnMut(usize, Progress),
+        pick: impl Fn(FromNode) -> Option<T>,
+    ) -> Result<[T; 2]> {
         let mut picked = [None, None];
         loop {
             picked = match picked {
                 [Some(a), Some(b)] => return Ok([a, b]),
                 waiting => waiting,
             };
-            let (node, word) = self.said.recv_timeout(SILENCE).context("the nodes say nothing any more")?;
-            match word.with_context(|| format!("node {node}"))? {
-                Said::Progress(progress) => each(node, progress),
-                word => match pick(word) {
-                    Some(word) if picked[node].is_none() => picked[node] = Some(word),
+            let (node, message) = self.messages.recv_timeout(SILENCE).context("the nodes say nothing any more")?;
+            match message.with_context(|| format!("node {node}"))? {
+                FromNode::Progress(progress) => each(node, progress),
+                message => match pick(message) {
+                    Some(content) if picked[node].is_none() => picked[node] = Some(content),
                     _ => bail!("node {node} said something out of turn"),
                 },
             }
@@ -139,22 +122,24 @@ impl Nodes {
     /// Brings both through the run.
     fn run(mut self, work: &Work, json: bool) -> Result<Report> {
         let mut progress = Lines { latest: Default::default(), start: Instant::now(), next: EVERY, quiet: json };
-        let mut each = |node, word| progress.note(node, word);
-        let [a, b] = self.both(&mut each, |said| if let Said::Hello(hello) = said { Some(hello) } else { None })?;
-        self.tell(0, &Told::Peer(b))?;
-        self.tell(1, &Told::Peer(a))?;
-        self.both(&mut each, |said| matches!(said, Said::Ready).then_some(()))?;
-        (0..2).try_for_each(|node| self.tell(node, &Told::Start))?;
+        let mut each = |node, latest| progress.note(node, latest);
+        let [a, b] =
+            self.both(&mut each, |message| if let FromNode::Hello(hello) = message { Some(hello) } else { None })?;
+        self.send(0, &ToNode::Peer(b))?;
+        self.send(1, &ToNode::Peer(a))?;
+        self.both(&mut each, |message| matches!(message, FromNode::Ready).then_some(()))?;
+        (0..2).try_for_each(|node| self.send(node, &ToNode::Start))?;
         let start = Instant::now();
-        self.both(&mut each, |said| matches!(said, Said::Stopped).then_some(()))?;
-        (0..2).try_for_each(|node| self.tell(node, &Told::Settle))?;
-        let [a, b] = self.both(&mut each, |said| if let Said::Totals(totals) = said { Some(totals) } else { None })?;
-        self.tell(0, &Told::Totals(b))?;
-        self.tell(1, &Told::Totals(a))?;
+        self.both(&mut each, |message| matches!(message, FromNode::Stopped).then_some(()))?;
+        (0..2).try_for_each(|node| self.send(node, &ToNode::Drain))?;
+        let [a, b] =
+            self.both(&mut each, |message| if let FromNode::Totals(totals) = message { Some(totals) } else { None })?;
+        self.send(0, &ToNode::Totals(b))?;
+        self.send(1, &ToNode::Totals(a))?;
         let nodes: [NodeReport; 2] =
-            self.both(&mut each, |said| if let Said::Report(report) = said { Some(*report) } else { None })?;
+            self.both(&mut each, |message| if let FromNode::Report(report) = message { Some(*report) } else { None })?;
         let seconds = start.elapsed().as_secs_f64();
-        (0..2).try_for_each(|node| self.tell(node, &Told::Bye))?;
+        (0..2).try_for_each(|node| self.send(node, &ToNode::Bye))?;
         let ok = nodes.iter().all(|node| !node.rss.grew());
         Ok(Report { ok, seed: work.seed, seconds, pace: work.pace, nodes })
     }

@@ -5,16 +5,16 @@
 //! | `Hello` | `Peer` | where the nodes are |
 //! | `Ready` | `Start` | each knows the other, without which a device refuses its RDMA |
 //! | `Progress` | | once a second |
-//! | `Stopped` | `Settle` | its time is over and nothing of its own is under way; nor of the other's |
+//! | `Stopped` | `Drain` | its time is over and nothing of its own is under way; nor of the other's |
 //! | `Totals` | `Totals` | what was sent in all |
 //! | `Report` | `Bye` | all of it has arrived; at the other node too |
 
-use super::Work;
 use super::faults::Schedule;
 use super::report::{NodeReport, Packets, Rss};
 use super::setup::{Hello, Objects};
 use super::traffic::{PATIENCE, Totals, Traffic};
-use crate::wire::{hear, say};
+use super::work::Work;
+use crate::wire::{read_line, write_line};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -38,7 +38,7 @@ pub(crate) struct Options {
 
 /// What a node says.
 #[derive(Serialize, Deserialize)]
-pub(super) enum Said {
+pub(super) enum FromNode {
     Hello(Hello),
     Ready,
     Progress(Progress),
@@ -49,10 +49,10 @@ pub(super) enum Said {
 
 /// What a node is told.
 #[derive(Serialize, Deserialize)]
-pub(super) enum Told {
+pub(super) enum ToNode {
     Peer(Hello),
     Start,
-    Settle,
+    Drain,
     Totals(Totals),
     Bye,
 }
@@ -74,9 +74,9 @@ enum Phase {
     Stopping,
     Stopped,
     /// Neither node begins anything any more.
-    Settling,
+    Draining,
     /// The other node's totals are awaited.
-    Settled,
+    Drained,
     Comparing(Totals),
     /// This node has all, but the other may miss an acknowledgement.
     Done,
@@ -86,19 +86,19 @@ enum Phase {
 pub(crate) fn main(options: &Options) -> Result<()> {
     let Options { node, work } = options;
     ensure!(*node < 2, "there are nodes 0 and 1");
-    Node::new(*node, work).and_then(Node::run).with_context(|| format!("node {node}, seed {}", work.seed))
+    Runner::new(*node, work).and_then(Runner::run).with_context(|| format!("node {node}, seed {}", work.seed))
 }
 
 /// What the parent says, as it says it. This process ends when the parent does.
-fn listen() -> Result<Receiver<Told>> {
+fn listen() -> Result<Receiver<ToNode>> {
     let (sender, receiver) = channel();
     std::thread::Builder::new().name("parent".into()).spawn(move || {
         let mut parent = BufReader::new(stdin());
         loop {
-            match hear(&mut parent) {
-                Ok(Some(told)) => {
-                    let last = matches!(told, Told::Bye);
-                    if sender.send(told).is_err() || last {
+            match read_line(&mut parent) {
+                Ok(Some(message)) => {
+                    let last = matches!(message, ToNode::Bye);
+                    if sender.send(message).is_err() || last {
                         return;
                     }
                 }
@@ -113,9 +113,9 @@ fn listen() -> Result<Receiver<Told>> {
     Ok(receiver)
 }
 
-struct Node<'a> {
+struct Runner<'a> {
     work: &'a Work,
-    parent: Receiver<Told>,
+    parent: Receiver<ToNode>,
     traffic: Traffic,
     faults: Schedule,
     phase: Phase,
@@ -131,16 +131,16 @@ struct Node<'a> {
     rss: Rss,
 }
 
-impl<'a> Node<'a> {
+impl<'a> Runner<'a> {
     fn new(node: usize, work: &'a Work) -> Result<Self> {
         let parent = listen()?;
         let objects = Objects::new(node, work.seed)?;
         let faults = Schedule::new(&objects.device, work.seed, node)?;
-        say(&mut stdout(), &Said::Hello(objects.hello()))?;
-        let Told::Peer(hello) = parent.recv()? else { bail!("the first word is where the other node is") };
+        write_line(&mut stdout(), &FromNode::Hello(objects.hello()))?;
+        let ToNode::Peer(hello) = parent.recv()? else { bail!("the first word is where the other node is") };
         let traffic = Traffic::new(objects, &hello, node, work.seed)?;
-        say(&mut stdout(), &Said::Ready)?;
-        let Told::Start = parent.recv()? else { bail!("the second word is to start") };
+        write_line(&mut stdout(), &FromNode::Ready)?;
+        let ToNode::Start = parent.recv()? else { bail!("the second word is to start") };
         Ok(Self {
             work,
             parent,
@@ -172,8 +172,8 @@ impl<'a> Node<'a> {
                 self.next_second += Duration::from_secs(1);
                 self.every_second(elapsed)?;
             }
-            self.hear()?;
-            self.go_on(elapsed)?;
+            self.read_parent()?;
+            self.advance(elapsed)?;
             if self.phase == Phase::Done && self.parent.try_recv().is_ok() {
                 return Ok(());
             }
@@ -237,21 +237,21 @@ impl<'a> Node<'a> {
             rss: self.rss.last,
             fault: self.faults.now().into(),
         };
-        say(&mut stdout(), &Said::Progress(progress))
+        write_line(&mut stdout(), &FromNode::Progress(progress))
     }
 
-    fn hear(&mut self) -> Result<()> {
+    fn read_parent(&mut self) -> Result<()> {
         if self.phase == Phase::Done {
             return Ok(()); // the last word ends the run
         }
-        let told = match self.parent.try_recv() {
-            Ok(told) => told,
+        let message = match self.parent.try_recv() {
+            Ok(message) => message,
             Err(TryRecvError::Empty) => return Ok(()),
             Err(TryRecvError::Disconnected) => bail!("the parent says nothing any more"),
         };
-        match (&self.phase, told) {
-            (Phase::Stopped, Told::Settle) => self.enter(Phase::Settling),
-            (Phase::Settled, Told::Totals(theirs)) => self.enter(Phase::Comparing(theirs)),
+        match (&self.phase, message) {
+            (Phase::Stopped, ToNode::Drain) => self.enter(Phase::Draining),
+            (Phase::Drained, ToNode::Totals(theirs)) => self.enter(Phase::Comparing(theirs)),
             (phase, _) => bail!("a word of the parent that does not fit: {phase:?}"),
         }
         Ok(())
@@ -263,7 +263,7 @@ impl<'a> Node<'a> {
     }
 
     /// Goes on to the next phase once this one is over.
-    fn go_on(&mut self, elapsed: Duration) -> Result<()> {
+    fn advance(&mut self, elapsed: Duration) -> Result<()> {
         match &self.phase {
             Phase::Running if elapsed >= self.work.duration => {
                 self.faults.end();
@@ -271,11 +271,11 @@ impl<'a> Node<'a> {
             }
             Phase::Stopping if self.traffic.is_quiet() => {
                 self.enter(Phase::Stopped);
-                say(&mut stdout(), &Said::Stopped)?;
+                write_line(&mut stdout(), &FromNode::Stopped)?;
             }
-            Phase::Settling if self.traffic.is_quiet() => {
-                self.enter(Phase::Settled);
-                say(&mut stdout(), &Said::Totals(self.traffic.sent()))?;
+            Phase::Draining if self.traffic.is_quiet() => {
+                self.enter(Phase::Drained);
+                write_line(&mut stdout(), &FromNode::Totals(self.traffic.sent()))?;
             }
             Phase::Comparing(theirs) => {
                 let theirs = *theirs;
@@ -283,7 +283,7 @@ impl<'a> Node<'a> {
                     self.rss.sample(true)?;
                     self.traffic.check()?;
                     self.enter(Phase::Done);
-                    say(&mut stdout(), &Said::Report(Box::new(self.report())))?;
+                    write_line(&mut stdout(), &FromNode::Report(Box::new(self.report())))?;
                 }
             }
             _ => {}

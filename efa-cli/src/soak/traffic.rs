@@ -297,14 +297,14 @@ impl Traffic {
             let mut batch = [Completion::default(); BATCH];
             let count = self.objects.cqs[cq].poll(&mut batch);
             for completion in &batch[..count] {
-                self.take(completion).with_context(|| format!("{completion:?}"))?;
+                self.handle(completion).with_context(|| format!("{completion:?}"))?;
             }
             any |= count > 0;
         }
         Ok(any)
     }
 
-    fn take(&mut self, completion: &Completion) -> Result<()> {
+    fn handle(&mut self, completion: &Completion) -> Result<()> {
         let Completion { wr_id, status, qpn, kind } = *completion;
         ensure!(status.is_ok(), "{status}; {}", status.usual_cause());
         match kind {
@@ -362,7 +362,7 @@ impl Traffic {
                     _ => &mut done.writes,
                 } += 1;
                 self.slot(slot)?.completed = true;
-                self.settle(slot)?;
+                self.queue_if_done(slot)?;
             }
             What::Read { slot } => {
                 done.reads += 1;
@@ -378,7 +378,7 @@ impl Traffic {
     }
 
     /// A slot may be read back once its write has ended at both nodes.
-    fn settle(&mut self, slot: u8) -> Result<()> {
+    fn queue_if_done(&mut self, slot: u8) -> Result<()> {
         let Slot { completed, released, .. } = *self.slot(slot)?;
         if completed && released {
             self.written.push(slot);
@@ -427,7 +427,7 @@ impl Traffic {
             Some(slot) => {
                 let was = std::mem::replace(&mut self.slot(slot)?.released, true);
                 ensure!(!was, "slot {slot} was released already");
-                self.settle(slot)
+                self.queue_if_done(slot)
             }
         }
     }

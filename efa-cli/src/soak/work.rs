@@ -1,0 +1,27 @@
+//! The work of both nodes of a soak.
+
+use clap::Args;
+use std::time::Duration;
+
+/// What the nodes are to do.
+#[derive(Args, Clone, Copy)]
+pub(crate) struct Work {
+    /// How long, for example 90s, 2m or 1h.
+    #[arg(long, default_value = "2m", value_parser = humantime::parse_duration)]
+    pub(super) duration: Duration,
+    /// Seed of requests, contents and faults.
+    #[arg(long, default_value_t = 1)]
+    pub(super) seed: u64,
+    /// Requests a second of each node; 0 is as many as it can.
+    #[arg(long, default_value_t = 20_000)]
+    pub(super) pace: u64,
+}
+
+impl Work {
+    /// The same, as arguments.
+    pub(super) fn args(&self) -> [String; 6] {
+        let duration = humantime::format_duration(self.duration).to_string();
+        let [seed, pace] = [self.seed, self.pace].map(|number| number.to_string());
+        ["--duration".into(), duration, "--seed".into(), seed, "--pace".into(), pace]
+    }
+}
