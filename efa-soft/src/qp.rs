@@ -2,7 +2,7 @@
 
 use crate::config::DeviceConfig;
 use efa_io::rx::RxBuf;
-use efa_io::{DecodeError, Doorbell, RingSize, RxDesc};
+use efa_io::{DecodeError, Doorbell, RingSize, RxDesc, SendRequest, Wqe64, Wqe128};
 use efa_memory::{DoorbellMemory, RingMemory};
 use efa_types::{ControlError, CounterOps, QpAttributes, QpState, Transport};
 use std::sync::Arc;
@@ -103,8 +103,8 @@ impl WorkQueue {
         Doorbell::new(doorbell).entries_since(Doorbell::new(self.consumer))
     }
 
-    /// Notes a doorbell value; how many entries it is beyond the last one.
-    pub(crate) fn see(&mut self, doorbell: u32) -> u32 {
+    /// Notes a doorbell value. Returns how many entries it is beyond the last one.
+    pub(crate) fn note_doorbell(&mut self, doorbell: u32) -> u32 {
         Doorbell::new(doorbell).entries_since(Doorbell::new(std::mem::replace(&mut self.seen, doorbell)))
     }
 
@@ -121,6 +121,42 @@ pub(crate) struct Receive {
     pub(crate) bufs: Vec<RxBuf>,
 }
 
+/// A WQE taken from the ring.
+pub(crate) struct FetchedWqe {
+    entry: WqeEntry,
+    /// The phase that a WQE of this lap of the ring has.
+    phase: bool,
+    /// The largest request id of the queue pair.
+    max_req_id: u64,
+}
+
+enum WqeEntry {
+    Of64(Wqe64),
+    Of128(Wqe128),
+}
+
+impl FetchedWqe {
+    /// Returns the request id, as a completion can name it even if the WQE is malformed.
+    pub(crate) fn req_id(&self) -> u64 {
+        let req_id = match &self.entry {
+            WqeEntry::Of64(wqe) => wqe.req_id(),
+            WqeEntry::Of128(wqe) => wqe.req_id(),
+        };
+        req_id & self.max_req_id
+    }
+
+    /// Returns what the WQE asks for, or `None` if it is malformed: it breaks the format, it is of another lap, or its request id is too
+    /// wide.
+    #[inline]
+    pub(crate) fn decode(&self) -> Option<SendRequest<'_>> {
+        let request = match &self.entry {
+            WqeEntry::Of64(wqe) => wqe.decode(),
+            WqeEntry::Of128(wqe) => wqe.decode(),
+        };
+        request.ok().filter(|request| request.phase == self.phase && request.req_id <= self.max_req_id)
+    }
+}
+
 /// A queue pair.
 pub(crate) struct QueuePair {
     pub(crate) qpn: u16,
@@ -129,15 +165,16 @@ pub(crate) struct QueuePair {
     pub(crate) send_cq: u32,
     pub(crate) recv_cq: u32,
     /// Sub-queues of the two.
-    pub(crate) send_sub: u16,
-    pub(crate) recv_sub: u16,
+    pub(crate) send_sub_queue: u16,
+    pub(crate) recv_sub_queue: u16,
     pub(crate) state: QpState,
     pub(crate) qkey: u32,
     pub(crate) rnr_retries: Option<u32>,
     /// Completion counters by kind, as [`CounterOps`](crate::CounterOps) numbers them.
     pub(crate) counters: [Option<u32>; CounterOps::KINDS],
-    pub(crate) wide: bool,
-    pub(crate) req_id_64: bool,
+    /// WQEs have 128 bytes instead of 64.
+    wqe_128: bool,
+    req_id_64: bool,
     pub(crate) unsolicited_write_recv: bool,
     pub(crate) inline_bytes: u16,
     pub(crate) inline_write: bool,
@@ -158,8 +195,8 @@ impl QueuePair {
         if is_ud && (asked.inline_write || asked.unsolicited_write_recv) {
             return Err(ControlError::Unsupported("RDMA on unreliable datagram queue pairs"));
         }
-        let wide = asked.inline_bytes > 32 || asked.inline_write;
-        let wqe_size = if wide { 128 } else { 64 };
+        let wqe_128 = asked.inline_bytes > 32 || asked.inline_write;
+        let wqe_size = if wqe_128 { 128 } else { 64 };
         if asked.inline_write && !(device.attributes.rdma_write && device.attributes.inline_bytes_ex > 32) {
             return Err(ControlError::Unsupported("inline RDMA write"));
         }
@@ -187,13 +224,13 @@ impl QueuePair {
             pd: asked.pd,
             send_cq: asked.send_cq,
             recv_cq: asked.recv_cq,
-            send_sub: 0,
-            recv_sub: 0,
+            send_sub_queue: 0,
+            recv_sub_queue: 0,
             state: QpState::Reset,
             qkey: 0,
             rnr_retries: None,
             counters: [None; CounterOps::KINDS],
-            wide,
+            wqe_128,
             req_id_64: device.req_id_64,
             unsolicited_write_recv: asked.unsolicited_write_recv,
             inline_bytes: asked.inline_bytes,
@@ -216,6 +253,23 @@ impl QueuePair {
         self.sq.reset();
         self.rq.reset();
         (self.qkey, self.outstanding) = (0, 0);
+    }
+
+    /// Takes the next WQE from the ring, of which at least one was rung.
+    #[inline]
+    pub(crate) fn take_wqe(&mut self) -> FetchedWqe {
+        let consumer = self.sq.consumer;
+        let slot = self.sq.size.slot(consumer) as usize;
+        let phase = self.sq.size.wq_phase(consumer);
+        self.sq.consumer = consumer.wrapping_add(1);
+        self.outstanding += 1;
+        let entry = if self.wqe_128 {
+            WqeEntry::Of128(Wqe128::from_words(self.sq.ring.load_entry(slot * 128)))
+        } else {
+            WqeEntry::Of64(Wqe64::from_words(self.sq.ring.load_entry(slot * 64)))
+        };
+        let max_req_id = if self.req_id_64 { u64::MAX } else { u16::MAX.into() };
+        FetchedWqe { entry, phase, max_req_id }
     }
 
     /// Takes the next receive from the ring, if one was posted.

@@ -138,16 +138,11 @@ impl Device {
                 let gid = ah.gid;
                 // "Outstanding WRs using that AH are completed in error" (the vendor's SRD.txt).
                 device.flush_datagrams(|message| message.ah == Some(number));
-                if let Some(&flow) = device.flow_of.get(&gid) {
-                    let finished =
-                        device.flows[flow].finish_where(Status::Flushed, |message| message.ah == Some(number));
-                    device.settle(flow, finished);
+                if let Some(peer) = device.peers.find(gid) {
+                    let ended = device.peers[peer].end_where(Status::Flushed, |message| message.ah == Some(number));
+                    device.report_ended(peer, ended);
                 }
-                device.objects.ah_of.remove(&(pd, gid));
-                device.objects.known_peer.set(None);
-                if let Some(index) = Objects::ah_index(number) {
-                    device.objects.ahs[index] = None;
-                }
+                device.objects.remove_ah(number);
             }
             *device.objects.pd(pd)? -= 1;
             Ok(())
@@ -213,7 +208,7 @@ impl Device {
             let retries = config.rnr_retry.map_or(Ok(None), |retry| rnr_retries(config.transport, retry))?;
             let (mut qp, info) = QueuePair::new(qpn, &config, &device.config)?;
             *device.objects.pd(config.pd)? += 1;
-            for (cqn, sub) in [(config.send_cq, &mut qp.send_sub), (config.recv_cq, &mut qp.recv_sub)] {
+            for (cqn, sub) in [(config.send_cq, &mut qp.send_sub_queue), (config.recv_cq, &mut qp.recv_sub_queue)] {
                 let cq = device.objects.cq(cqn)?;
                 cq.users += 1;
                 *sub = cq.assign();
@@ -244,7 +239,7 @@ impl Device {
                     return Ok(());
                 }
                 QpState::Reset => {
-                    device.forget_messages(qpn);
+                    device.forget_work(qpn);
                     device.objects.qp(qpn)?.reset();
                 }
             }
@@ -288,7 +283,7 @@ impl Device {
     pub fn destroy_qp(&mut self, qpn: u16) -> Result<(), ControlError> {
         self.command(None, |device| {
             let &mut QueuePair { pd, send_cq, recv_cq, counters, .. } = device.objects.qp(qpn)?;
-            device.forget_messages(qpn);
+            device.forget_work(qpn);
             for id in counters.into_iter().flatten() {
                 device.objects.counter(id)?.users -= 1;
             }

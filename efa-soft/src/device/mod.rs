@@ -1,102 +1,120 @@
-//! The device: objects, and the three things that happen to it. Doorbells are rung, packets arrive, time passes.
+//! A device: its objects, its peers, and what happens to it.
 //!
-//! It is a state machine without sockets, clock or threads. Whoever drives it calls [`Device::poll_doorbells`] (or rings
-//! them one by one), [`Device::handle`] for every packet from the network, and [`Device::poll_transmit`] until there is nothing to send;
-//! [`Device::poll_timeout`] says when it wants to be called again. Completions appear in the completion rings.
+//! A [`Device`] is a state machine without sockets, clock or threads. Whoever drives it calls it: a [`Net`](crate::Net) in simulated or
+//! real time, or a [driver](crate::driver)'s thread.
 //!
-//! Queue pairs take turns at a device: one packet each towards a peer, and none has more than a window of packets under way. Whatever one of
-//! them has posted, another's message leaves after a few packets. Datagrams and the rest take turns in the same way.
+//! Its calls are of four classes:
 //!
-//! | file | what is in it |
+//! | class | calls | what they do |
+//! | --- | --- | --- |
+//! | control | `alloc_pd`, `register`, `create_*`, `modify_qp`, `destroy_*`, …; `set_port`, `set_faults`, `subscribe`, `set_time` | change objects and the device itself, at any time, as the program or an operator asks |
+//! | input | [`poll_doorbells`](Device::poll_doorbells), [`ring_send_doorbell`](Device::ring_send_doorbell); [`handle`](Device::handle), [`handle_packet`](Device::handle_packet) | take in what the program posted, and what the network delivered |
+//! | time | [`poll_timeout`](Device::poll_timeout), [`on_timeout`](Device::on_timeout) | say when the device next wants to be called, and do what is due then |
+//! | output | [`poll_transmit`](Device::poll_transmit), [`poll_event`](Device::poll_event) | hand out packets, and events |
+//!
+//! # The order of calls
+//!
+//! A driver goes round in this order, with one time `now` for the whole round; time never goes back:
+//!
+//! 1. Input: it looks at the doorbells, and hands over each packet that arrived.
+//! 2. Time: it calls `on_timeout` if the time that `poll_timeout` returned has come.
+//! 3. Output: it calls `poll_transmit` until there is no packet, and `poll_event` until there is no event.
+//! 4. It sleeps until `poll_timeout`, or until a packet arrives.
+//!
+//! Any other order is safe, and only later: each call leaves the device complete. What a call finds to be sent waits for
+//! `poll_transmit`, and what it finds to be due later is in `poll_timeout`. Control calls come between rounds. They take no time as an
+//! argument; [`set_time`](Device::set_time) tells subscribers when they happen. Completions need no call: they appear in the completion
+//! rings.
+//!
+//! # The files
+//!
+//! A WQE goes through the first three of them at the initiator, and its packets through the next three at the target:
+//!
+//! | file | from | to |
+//! | --- | --- | --- |
+//! | `fetch.rs` | a doorbell | a message, in a lane |
+//! | `transmit.rs` | a message | a packet |
+//! | `life.rs` | the end of a message, or of its queue pair | a completion |
+//! | `receive.rs` | a packet | its peer, and its lane |
+//! | `handshake.rs` | a packet | whether it is for this life of the device |
+//! | `place.rs` | a packet of a message | memory, and a completion |
+//!
+//! | file | holds |
 //! | --- | --- |
-//! | `mod.rs` | the device as its driver sees it: time, port, faults, events |
-//! | `control.rs` | control calls: create, change, destroy |
-//! | `objects.rs` | what they created, and how completions are written |
-//! | `flow.rs` | what is under way towards each peer, and its timers |
-//! | `send.rs` | from a doorbell to a packet: WQEs, local checks, transmission |
-//! | `receive.rs` | from a packet to memory and completions |
+//! | `control.rs` | the control calls |
+//! | `objects.rs` | what they created |
+//! | `peer.rs` | the peers, with their lanes and timers |
+//! | `datagrams.rs`, `inbox.rs`, `event.rs` | the queues of datagrams, of a slow device's packets, and of events |
 
 mod control;
-mod flow;
+mod datagrams;
+mod event;
+mod fetch;
+mod handshake;
+mod inbox;
+mod life;
 mod objects;
+mod peer;
+mod place;
 mod receive;
-mod send;
+mod transmit;
+
+pub use event::DeviceEvent;
+pub(crate) use event::MAX_EVENTS;
 
 use crate::Time;
 use crate::config::DeviceConfig;
 use crate::contain::log;
 use crate::faults::Faults;
-use crate::trace::{DropReason, Subscriber, Traced};
+use crate::trace::{Subscriber, Traced};
 use crate::wire::Packet;
+use datagrams::Datagrams;
 use efa_types::{AsyncEvent, CommandCounters, Counters, Gid};
-use flow::Flow;
-use foldhash::fast::RandomState;
+use inbox::Inbox;
 use objects::Objects;
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use peer::{PeerIndex, Peers};
+use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Something that a program may wait for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum DeviceEvent {
-    /// The armed completion queue with this number has a new entry.
-    Completion(u32),
-    /// Something happened that no completion tells of.
-    Async(AsyncEvent),
-}
-
-/// Most events that wait to be fetched when an asynchronous one comes; who fetches none loses the later ones.
-pub(crate) const MAX_EVENTS: usize = 4096;
-
-/// Most queue pairs whose malformed rings are logged within a second: programs are not to fill the log.
+/// Most queue pairs whose malformed rings are logged in a second, so that programs do not fill the log.
 const MAX_COMPLAINTS: u32 = 10;
 
 /// An EFA device in software.
 pub struct Device {
     config: DeviceConfig,
     objects: Objects,
-    flows: Vec<Flow>,
-    flow_of: HashMap<Gid, usize, RandomState>,
-    /// The flow that was last asked for.
-    last_flow: usize,
-    /// Flows that may have something to send.
-    busy: VecDeque<usize>,
-    /// When flows want attention; some entries are outdated.
-    timers: BinaryHeap<Reverse<(Time, usize)>>,
+    peers: Peers,
     /// Answers to hellos, and to packets for another life of this device.
     answers: VecDeque<Packet<'static>>,
-    /// The last challenge that was given to a peer: no two are alike.
-    challenges: u64,
-    datagrams: VecDeque<send::Datagram>,
-    /// The next packet is a datagram, if one waits.
-    datagrams_turn: bool,
+    datagrams: Datagrams,
     faults: Faults,
-    inbox: receive::Inbox,
+    inbox: Inbox,
     /// When the next WQE may be fetched, on a slow device.
-    next_wqe_at: Time,
-    /// WQEs wait for that moment, or for datagrams to leave.
-    wqes_wait: bool,
+    next_fetch_at: Time,
+    /// WQEs wait in their rings for `next_fetch_at`, or for datagrams to leave.
+    fetch_is_due: bool,
     port_up: bool,
     counters: Counters,
     commands: CommandCounters,
     rng: fastrand::Rng,
-    /// Since when complaints are counted, and how many there were.
+    /// When the current second of complaints began, and how many there were in it.
     complaints: (Time, u32),
     next_pd: u32,
     next_cq: u32,
     next_counter: u32,
+    /// By place in the table of queue pairs: what distinguishes the numbers that a place gives out one after the other.
     qp_generation: Vec<u16>,
-    /// It panics when it is next driven.
+    /// It panics when it is driven next.
     #[cfg(test)]
     pub(crate) broken: bool,
 }
 
+/// # Control: the device itself
 impl Device {
-    /// A device without objects.
+    /// Creates a device without objects.
     ///
     /// # Panics
-    /// If the configuration makes no sense: see [`DeviceConfig::check`].
+    /// If the configuration is invalid: see [`DeviceConfig::check`].
     pub fn new(config: DeviceConfig) -> Self {
         if let Err(error) = config.check() {
             panic!("no device can be like this: {error}");
@@ -105,19 +123,13 @@ impl Device {
         Self {
             qp_generation: vec![1; objects.qps.len()],
             objects,
-            flows: Vec::new(),
-            flow_of: HashMap::default(),
-            last_flow: 0,
-            busy: VecDeque::new(),
-            timers: BinaryHeap::new(),
+            peers: Peers::new(&config),
             answers: VecDeque::new(),
-            challenges: 0,
-            datagrams: VecDeque::new(),
-            datagrams_turn: false,
+            datagrams: Datagrams::default(),
             faults: Faults::default(),
-            inbox: receive::Inbox::default(),
-            next_wqe_at: Time::ZERO,
-            wqes_wait: false,
+            inbox: Inbox::default(),
+            next_fetch_at: Time::ZERO,
+            fetch_is_due: false,
             port_up: true,
             counters: Counters::default(),
             commands: CommandCounters::default(),
@@ -132,27 +144,111 @@ impl Device {
         }
     }
 
-    /// Its limits and capabilities.
+    /// Returns the device's configuration.
     pub fn config(&self) -> &DeviceConfig {
         &self.config
     }
 
-    /// Its address.
+    /// Returns the device's address.
     pub fn gid(&self) -> Gid {
         self.config.attributes.gid
     }
 
-    /// What it has counted.
+    /// Returns what the device has counted.
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// What became of control calls so far.
+    /// Returns the counters of control calls.
     pub fn command_counters(&self) -> CommandCounters {
         self.commands
     }
 
-    /// The next event that a program may wait for.
+    /// Adds a subscriber, which is told of everything that the device does from here on.
+    pub fn subscribe(&mut self, subscriber: Box<dyn Subscriber>) {
+        self.objects.tracer.subscribe(subscriber);
+    }
+
+    /// Sets the time that subscribers are told with the control calls that follow. All other calls bring their time along.
+    pub fn set_time(&mut self, now: Time) {
+        self.objects.tracer.now = now;
+    }
+
+    /// Returns the faults of the device.
+    pub fn faults(&self) -> Faults {
+        self.faults
+    }
+
+    /// Changes the faults of the device from here on.
+    pub fn set_faults(&mut self, faults: Faults) {
+        self.faults = faults;
+        self.inbox.reschedule(self.objects.tracer.now, faults.rx_rate);
+    }
+
+    /// Returns `true` if the port is up.
+    pub fn port_is_up(&self) -> bool {
+        self.port_up
+    }
+
+    /// Takes the port up or down. While it is down, nothing leaves the device and nothing arrives. What is outstanding is sent again
+    /// later, or given up in its time.
+    pub fn set_port(&mut self, up: bool) {
+        if std::mem::replace(&mut self.port_up, up) != up {
+            let event = if up { AsyncEvent::PortActive } else { AsyncEvent::PortError };
+            self.objects.tell(DeviceEvent::Async(event));
+            self.objects.tracer.emit(|| Traced::Port { up });
+        }
+    }
+}
+
+/// # Time
+impl Device {
+    /// Returns when [`on_timeout`](Self::on_timeout) next has something to do. Sometimes there turns out to be nothing.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        #[cfg(test)]
+        assert!(!self.broken, "on purpose");
+        let fetch = self.fetch_is_due.then_some(self.next_fetch_at);
+        [self.peers.next_time(), fetch, self.inbox.next_time()].into_iter().flatten().min()
+    }
+
+    /// Does what is due by `now`: packets go out again, peers that stay silent are given up, and slow devices go on.
+    pub fn on_timeout(&mut self, now: Time) {
+        self.objects.tracer.now = now;
+        self.empty_inbox(now);
+        while let Some(peer) = self.peers.pop_due(now) {
+            self.advance(now, peer);
+            if self.peers.is_silent(peer, now) {
+                self.give_up(peer);
+            }
+            self.peers.wake(peer);
+        }
+        if self.fetch_is_due && self.next_fetch_at <= now {
+            self.poll_doorbells(now);
+        }
+    }
+
+    /// Lets a peer's lanes find what is overdue.
+    fn advance(&mut self, now: Time, peer: PeerIndex) {
+        self.counters.retrans_timeout_events += self.peers[peer].on_time(now);
+    }
+
+    /// Ends all messages to a peer that has been silent for too long.
+    fn give_up(&mut self, peer: PeerIndex) {
+        let peer_state = &mut self.peers[peer];
+        let status = if peer_state.incarnation == 0 {
+            efa_io::Status::UnreachableRemote
+        } else {
+            self.counters.unresponsive_remote_events += 1;
+            efa_io::Status::UnresponsiveRemote
+        };
+        let ended = peer_state.end_where(status, |_| true);
+        self.report_ended(peer, ended);
+    }
+}
+
+/// # Output: events
+impl Device {
+    /// Returns the next event that a program may wait for.
     pub fn poll_event(&mut self) -> Option<DeviceEvent> {
         let event = self.objects.events.pop_front()?;
         if let DeviceEvent::Completion(cqn) = event
@@ -162,71 +258,10 @@ impl Device {
         }
         Some(event)
     }
+}
 
-    /// From here on `subscriber` is told of everything that the device does.
-    pub fn subscribe(&mut self, subscriber: Box<dyn Subscriber>) {
-        self.objects.tracer.subscribe(subscriber);
-    }
-
-    /// It is `now`, for what subscribers are told of control calls; everything else is told the time by itself.
-    pub fn set_time(&mut self, now: Time) {
-        self.objects.tracer.now = now;
-    }
-
-    /// What is wrong with it.
-    pub fn faults(&self) -> Faults {
-        self.faults
-    }
-
-    /// From here on this is wrong with it.
-    pub fn set_faults(&mut self, faults: Faults) {
-        self.faults = faults;
-        self.inbox.reschedule(self.objects.tracer.now, faults.rx_rate);
-    }
-
-    /// Whether its port is up.
-    pub fn port_is_up(&self) -> bool {
-        self.port_up
-    }
-
-    /// Takes the port down or up. While it is down nothing leaves the device and nothing arrives; what is outstanding is
-    /// sent again later, or given up in its time.
-    pub fn set_port(&mut self, up: bool) {
-        if std::mem::replace(&mut self.port_up, up) != up {
-            let event = if up { AsyncEvent::PortActive } else { AsyncEvent::PortError };
-            self.objects.tell(DeviceEvent::Async(event));
-            self.objects.tracer.emit(|| Traced::Port { up });
-        }
-    }
-
-    /// When [`on_timeout`](Self::on_timeout) next has something to do; sometimes there turns out to be nothing.
-    pub fn poll_timeout(&self) -> Option<Time> {
-        #[cfg(test)]
-        assert!(!self.broken, "on purpose");
-        let flows = self.timers.peek().map(|Reverse((at, _))| *at);
-        let wqe = self.wqes_wait.then_some(self.next_wqe_at);
-        [flows, wqe, self.inbox.next_time()].into_iter().flatten().min()
-    }
-
-    /// Does what is due by now: packets go out again, peers that stay silent are given up.
-    pub fn on_timeout(&mut self, now: Time) {
-        self.objects.tracer.now = now;
-        self.take_in(now);
-        self.ring_timers(now);
-        if self.wqes_wait && self.next_wqe_at <= now {
-            self.poll_doorbells(now);
-        }
-        self.fail_broken();
-    }
-
-    /// Fails the queue pairs that turned out to be of no use.
-    fn fail_broken(&mut self) {
-        while let Some(qpn) = self.objects.broken.pop() {
-            self.fail_qp_by_itself(qpn);
-        }
-    }
-
-    /// Whether one more malformed ring may be logged as a warning now.
+impl Device {
+    /// Counts a malformed ring. Returns `true` if it may be logged as a warning.
     fn may_complain(&mut self) -> bool {
         let now = self.objects.tracer.now;
         if now.since(self.complaints.0) >= Duration::from_secs(1) {
@@ -237,18 +272,6 @@ impl Device {
             log!(warn, "programs get more queue pairs wrong than are logged: {MAX_COMPLAINTS} a second");
         }
         self.complaints.1 < MAX_COMPLAINTS
-    }
-
-    fn drop_packet(&mut self, reason: DropReason) {
-        self.counters.rx_drops += 1;
-        self.objects.tracer.emit(|| Traced::PacketDropped { reason });
-    }
-
-    /// Whether a packet between this device and `peer` gets anywhere. EFA does not deliver to itself, nor to other subnets; senders
-    /// are not told.
-    fn is_routable(&self, peer: Gid) -> bool {
-        (peer != self.config.attributes.gid || self.config.loopback)
-            && peer.subnet() == self.config.attributes.gid.subnet()
     }
 }
 

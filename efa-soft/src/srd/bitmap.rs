@@ -1,27 +1,29 @@
-//! Which packets of a message have arrived.
+//! The packets of a message that have arrived.
 
-/// A set of packet numbers below a fixed count, with the lowest that is missing at hand.
+/// A set of packet numbers below a fixed count, which keeps the lowest number that is missing at hand.
 #[derive(Debug)]
-pub(crate) struct Bitmap {
+pub(super) struct Bitmap {
     words: Vec<u64>,
     count: u32,
+    /// How many are missing.
     missing: u32,
+    /// The lowest that is missing.
     next: u32,
 }
 
 impl Bitmap {
-    /// Nothing of `count` has arrived.
-    pub(crate) fn new(count: u32) -> Self {
+    /// Creates the set of which none of `count` packets has arrived.
+    pub(super) fn new(count: u32) -> Self {
         Self { words: vec![0; count.div_ceil(64) as usize], count, missing: count, next: 0 }
     }
 
-    /// Whether packet `i` is in.
-    pub(crate) fn contains(&self, i: u32) -> bool {
+    /// Returns `true` if packet `i` is in the set.
+    pub(super) fn contains(&self, i: u32) -> bool {
         self.words.get(i as usize / 64).is_some_and(|w| w >> (i % 64) & 1 != 0)
     }
 
-    /// Puts packet `i` in; whether it was new.
-    pub(crate) fn insert(&mut self, i: u32) -> bool {
+    /// Puts packet `i` in the set. Returns `true` if it was not there.
+    pub(super) fn insert(&mut self, i: u32) -> bool {
         if i >= self.count || self.contains(i) {
             return false;
         }
@@ -33,18 +35,18 @@ impl Bitmap {
         true
     }
 
-    /// How many are missing.
-    pub(crate) fn missing(&self) -> u32 {
+    /// Returns how many packets are missing.
+    pub(super) fn missing(&self) -> u32 {
         self.missing
     }
 
-    /// The lowest packet that is missing.
-    pub(crate) fn next(&self) -> u32 {
+    /// Returns the lowest packet that is missing.
+    pub(super) fn next(&self) -> u32 {
         self.next
     }
 
-    /// `N` words of the map, counted from [`next`](Self::next).
-    pub(crate) fn window<const N: usize>(&self) -> [u64; N] {
+    /// Returns `N` words of the set, one bit for each packet from [`next`](Self::next) on.
+    pub(super) fn window<const N: usize>(&self) -> [u64; N] {
         let (word, shift) = (self.next as usize / 64, self.next % 64);
         let at = |i: usize| self.words.get(i).copied().unwrap_or(0);
         std::array::from_fn(|i| {

@@ -1,24 +1,38 @@
-//! The transport: what makes messages arrive exactly once over a network that loses, doubles and reorders packets.
+//! The transport: it makes every message arrive exactly once over a network that loses, doubles and reorders packets.
 //!
-//! Messages are independent. Each direction of a pair of devices is a [`tx::TxFlow`] at one end and an [`rx::RxFlow`] at
-//! the other; neither touches memory or knows what a queue pair is. A sender spreads its packets over several paths and keeps
-//! book of each ([`path`]): a path that loses or delays holds up only what it carries. [`Device`](crate::Device) joins them to the objects.
+//! The messages of one direction between two devices are in lanes ([`Lane`](crate::wire::Lane)): a [`SendLane`] at the sender and a
+//! [`RecvLane`] at the receiver. Messages of a lane are independent of each other, as SRD has no order. Neither end of a lane touches
+//! memory or knows what a queue pair is: a queue pair is a number here. [`Device`](crate::Device) joins the lanes to its objects.
+//!
+//! A message's life at the sender:
+//!
+//! ```text
+//!   push ──▶ waiting ──▶ open ──▶ ended
+//!               ▲         │
+//!               └─ deferred ◀─ the receiver is not ready
+//! ```
+//!
+//! Only an open message has a number and may send packets. It ends when the receiver says so, when the peer is given up, or when its
+//! queue pair fails.
+//!
+//! | file | contents |
+//! | --- | --- |
+//! | `message.rs` | a message as its sender knows it, and how it ended |
+//! | `share.rs` | what one queue pair has in a lane, so that queue pairs take turns |
+//! | `send_lane.rs` | the sending end: numbers, packets, acknowledgements, retransmission |
+//! | `path.rs`, `rtt.rs` | a path to the peer: its window and its round-trip time |
+//! | `recv_lane.rs`, `bitmap.rs` | the receiving end: what has arrived, and what to acknowledge |
 
-pub(crate) mod bitmap;
+mod bitmap;
+mod message;
 mod path;
+mod recv_lane;
 mod rtt;
-pub(crate) mod rx;
-pub(crate) mod tx;
+mod send_lane;
+mod share;
+mod window;
 
-/// Most messages between two devices that are under way at once; further ones wait at the sender.
-pub(crate) const MESSAGE_WINDOW: u32 = 2048;
-/// Most packets of one queue pair's short messages towards one peer that are under way at once, and of its long ones; the rest wait for their turn.
-/// As many as the windows of all paths hold together: a queue pair that is alone loses nothing.
-pub(crate) const QUEUE_PAIR_WINDOW: u32 = 1024;
-/// So many messages of a queue pair may always be under way, however long they are. Few enough that those of 255 others leave room in
-/// [`MESSAGE_WINDOW`].
-pub(crate) const QUEUE_PAIR_MESSAGES: u32 = MESSAGE_WINDOW / 256;
-/// Most packets of a message that counts as short.
-pub(crate) const SHORT: u32 = 8;
-/// How far a message's number may lie beyond that of the oldest one under way, so that many may overtake a long one.
-pub(crate) const NUMBER_SPAN: u32 = 1 << 16;
+pub(crate) use message::{Ended, Memory, Message, Origin};
+pub(crate) use recv_lane::{RecvLane, Standing};
+pub(crate) use send_lane::SendLane;
+pub(crate) use window::{MESSAGE_WINDOW, NUMBER_SPAN};

@@ -1,4 +1,4 @@
-//! One of the ways to a peer: how long it takes, how much fits, whether it works.
+//! A path to the peer: how long it takes, how much fits, and whether it works.
 
 use super::rtt::Rtt;
 use crate::Time;
@@ -10,33 +10,45 @@ use std::time::Duration;
 const INITIAL_WINDOW: f32 = 32.0;
 const MIN_WINDOW: f32 = 8.0;
 const MAX_WINDOW: f32 = 1024.0;
-/// Timeouts in a row after which a path is only tried now and then.
-const STRIKES: u32 = 2;
+/// What a loss leaves of a window. CUBIC has the same factor (RFC 9438, section 4.6).
+const AFTER_LOSS: f32 = 0.7;
+/// What a timeout leaves of a window: all of it may have been lost.
+const AFTER_TIMEOUT: f32 = 0.5;
+/// Timeouts in a row after which a path is only tried from time to time.
+const MAX_STRIKES: u32 = 2;
 
-/// A packet on its way: message, packet, when it left.
-pub(crate) type Flying = (u32, u32, Time);
+/// A packet that left over a path.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Departure {
+    pub(super) message: u32,
+    pub(super) packet: u32,
+    pub(super) at: Time,
+}
 
-/// A path's state at the sender. It does not reorder packets much, so one that was overtaken by far counts as lost.
+/// A path as the sending end of a lane sees it.
 #[derive(Debug)]
-pub(crate) struct Path {
-    pub(crate) rtt: Rtt,
-    /// Packets by the time they were sent, oldest first; entries of packets that moved on are skipped.
-    pub(crate) in_flight: VecDeque<Flying>,
+pub(super) struct Path {
+    pub(super) rtt: Rtt,
+    /// Packets in the order of their departure. Entries of packets that left again since, or were acknowledged, are skipped.
+    pub(super) in_flight: VecDeque<Departure>,
+    /// Number of packets in flight.
     outstanding: u32,
+    /// Congestion window: how many packets may be in flight.
     window: f32,
     min_window: f32,
     max_window: f32,
-    /// No further reaction to loss before this time: one per round trip.
+    /// Losses before this time do not shrink the window again: all of one round trip have one cause.
     recovered_at: Time,
-    pub(crate) newest_acked: Time,
-    /// Timeouts since it was last heard.
+    /// When the latest acknowledged packet left.
+    pub(super) newest_acked: Time,
+    /// Timeouts since a packet of this path was acknowledged.
     strikes: u32,
-    /// Not to be used before this time while others work.
+    /// The path is not used before this time, while others work.
     rest_until: Time,
 }
 
 impl Path {
-    pub(crate) fn new(config: &DeviceConfig) -> Self {
+    pub(super) fn new(config: &DeviceConfig) -> Self {
         let share = |window: f32| (window / f32::from(config.paths)).max(1.0);
         Self {
             rtt: Rtt::new(config.initial_rto, config.min_rto, config.max_rto),
@@ -52,58 +64,60 @@ impl Path {
         }
     }
 
-    /// Whether it carried something lately.
-    pub(crate) fn works(&self) -> bool {
-        self.strikes < STRIKES
+    /// Returns `true` unless the path has timed out several times in a row.
+    pub(super) fn works(&self) -> bool {
+        self.strikes < MAX_STRIKES
     }
 
-    /// Whether one more packet fits. `others_work`: so one that does not may rest.
-    pub(crate) fn has_room(&self, now: Time, others_work: bool) -> bool {
+    /// Returns `true` if one more packet fits. If `others_work`, a path that does not work rests, and carries one packet at a time.
+    pub(super) fn has_room(&self, now: Time, others_work: bool) -> bool {
         let rests = others_work && !self.works() && (self.outstanding > 0 || now < self.rest_until);
         self.outstanding < self.window as u32 && !rests
     }
 
-    pub(crate) fn launch(&mut self, flying: Flying) {
+    pub(super) fn launch(&mut self, departure: Departure) {
         self.outstanding += 1;
-        self.in_flight.push_back(flying);
+        self.in_flight.push_back(departure);
     }
 
-    /// A packet is not under way any more, for whatever reason.
-    pub(crate) fn land(&mut self) {
+    /// Notes that a packet is not in flight any more, for whatever reason.
+    pub(super) fn land(&mut self) {
         self.outstanding -= 1;
     }
 
-    /// A packet that left at `sent` was acknowledged.
-    pub(crate) fn acknowledged(&mut self, now: Time, sent: Time, resent: bool) {
+    /// Notes that a packet that left at `sent` was acknowledged.
+    pub(super) fn acknowledged(&mut self, now: Time, sent: Time, resent: bool) {
+        // Nobody knows which transmission of a resent packet was acknowledged (Karn's algorithm; RFC 6298, section 3).
         if !resent {
             self.rtt.sample(now.since(sent));
         }
-        // Of a packet that was resent it may be the first copy, by another path: a dead one is then tried a little too early.
+        // It may have been the first copy, over another path. Then a dead path is tried again a little too early.
         self.strikes = 0;
+        // Until the first loss the window doubles each round trip; from then on it grows by one packet (RFC 5681, section 3.1).
         let growth = if self.recovered_at == Time::ZERO { 1.0 } else { 1.0 / self.window };
         self.window = (self.window + growth).min(self.max_window);
     }
 
-    /// The receiver says that it gets more than it can take.
-    pub(crate) fn congested(&mut self, now: Time) {
+    /// Shrinks the window: the receiver says that more arrives than it can take in.
+    pub(super) fn congested(&mut self, now: Time) {
         if now >= self.recovered_at {
-            self.shrink(now, 0.7);
+            self.shrink(now, AFTER_LOSS);
         }
     }
 
-    /// Packets were lost; `timed_out`: because nothing was heard at all. Whether this was a timeout, and not one of those that come
-    /// together.
-    pub(crate) fn lost(&mut self, now: Time, timed_out: bool) -> bool {
-        // Whatever else the window has shrunk for: a dead path must not pass for one that is congested.
+    /// Notes that packets were lost; `timed_out` if nothing was heard of them at all. Returns `true` if this was a timeout, and not one
+    /// of several that come together.
+    pub(super) fn lost(&mut self, now: Time, timed_out: bool) -> bool {
+        // Even if the window has just shrunk: a dead path must not pass for a congested one.
         if timed_out && now >= self.rest_until {
             self.strikes += 1;
             self.rtt.back_off();
             self.rest_until = now + self.rtt.timeout();
-            self.shrink(now, 0.5);
+            self.shrink(now, AFTER_TIMEOUT);
             return true;
         }
         if now >= self.recovered_at {
-            self.shrink(now, 0.7);
+            self.shrink(now, AFTER_LOSS);
         }
         false
     }
@@ -113,18 +127,19 @@ impl Path {
         self.recovered_at = now + self.rtt.timeout();
     }
 
-    /// How long to wait for an acknowledgement; no longer than `patience`, which is what a path that works would do.
-    pub(crate) fn timeout(&self, patience: Option<Duration>) -> Duration {
+    /// Returns how long to wait for an acknowledgement: no longer than `patience`, the time that a path that works would wait. So a
+    /// path that has backed off does not delay packets that another could carry.
+    pub(super) fn timeout(&self, patience: Option<Duration>) -> Duration {
         patience.map_or(self.rtt.timeout(), |patience| self.rtt.timeout().min(patience))
     }
 
-    /// Nothing is under way any more.
-    pub(crate) fn clear(&mut self) {
+    /// Forgets all departures.
+    pub(super) fn clear(&mut self) {
         self.in_flight.clear();
     }
 
     #[cfg(test)]
-    pub(crate) fn outstanding(&self) -> u32 {
+    pub(super) fn outstanding(&self) -> u32 {
         self.outstanding
     }
 }

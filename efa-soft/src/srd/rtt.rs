@@ -1,12 +1,14 @@
-//! How long an answer takes, and so how long to wait for one (after RFC 6298).
+//! The round-trip time of a path, and how long to wait for an answer (RFC 6298).
 
 use std::time::Duration;
 
-/// Smoothed round-trip time and its variation.
+/// A smoothed round-trip time, and its variation.
 #[derive(Clone, Debug)]
-pub(crate) struct Rtt {
+pub(super) struct Rtt {
+    /// `None` before the first sample.
     smoothed: Option<Duration>,
     variation: Duration,
+    /// Timeouts since the last sample. Each doubles the time to wait.
     backoff: u32,
     initial: Duration,
     min: Duration,
@@ -14,17 +16,18 @@ pub(crate) struct Rtt {
 }
 
 impl Rtt {
-    pub(crate) fn new(initial: Duration, min: Duration, max: Duration) -> Self {
+    pub(super) fn new(initial: Duration, min: Duration, max: Duration) -> Self {
         Self { smoothed: None, variation: Duration::ZERO, backoff: 0, initial, min, max }
     }
 
-    /// A packet that was sent once was acknowledged after `sample`.
-    pub(crate) fn sample(&mut self, sample: Duration) {
+    /// Adds a sample: a packet that was sent once was acknowledged after this time.
+    pub(super) fn sample(&mut self, sample: Duration) {
         match self.smoothed {
             None => {
                 self.smoothed = Some(sample);
                 self.variation = sample / 2;
             }
+            // Gains of 1/8 and 1/4: RFC 6298, section 2.3.
             Some(smoothed) => {
                 self.variation = (self.variation * 3 + smoothed.abs_diff(sample)) / 4;
                 self.smoothed = Some((smoothed * 7 + sample) / 8);
@@ -33,13 +36,13 @@ impl Rtt {
         self.backoff = 0;
     }
 
-    /// A timeout passed without an answer: wait longer next time.
-    pub(crate) fn back_off(&mut self) {
+    /// Doubles the time to wait: a timeout passed without an answer.
+    pub(super) fn back_off(&mut self) {
         self.backoff = (self.backoff + 1).min(16);
     }
 
-    /// How long to wait for an acknowledgement.
-    pub(crate) fn timeout(&self) -> Duration {
+    /// Returns how long to wait for an acknowledgement.
+    pub(super) fn timeout(&self) -> Duration {
         let base = match self.smoothed {
             None => self.initial,
             Some(smoothed) => (smoothed + self.variation * 4).max(self.min),
@@ -47,8 +50,8 @@ impl Rtt {
         base.saturating_mul(1 << self.backoff).min(self.max)
     }
 
-    /// By how much a packet may be overtaken before it counts as lost.
-    pub(crate) fn reordering_window(&self) -> Duration {
+    /// Returns by how much a packet may be overtaken before it counts as lost.
+    pub(super) fn reordering_window(&self) -> Duration {
         self.smoothed.map_or(self.initial, |smoothed| (smoothed + self.variation * 2).max(self.min / 4))
     }
 }

@@ -4,7 +4,7 @@
 //! region to region, as DMA would copy them. They become bytes of the packet only when the packet leaves the process, or when a
 //! simulated network damages it.
 
-use crate::mr::RevocableMemory;
+use crate::regions::RevocableMemory;
 use std::sync::Arc;
 
 /// Payloads of up to this many bytes are copied when the packet is built: that costs less than a reference to the region.
