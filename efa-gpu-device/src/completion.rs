@@ -7,7 +7,7 @@ use crate::watchdog::{TimedOut, TimeoutReport};
 use efa_io::ring::CqDoorbell;
 use efa_io::{Completion, CompletionRingHandle, CqCursor, Cqe32, DecodeError, Status};
 
-/// A completion, taken from its queue: what it says, and, of a request, the right to post another. It can be settled once, and only with
+/// A completion, taken from its queue: what it says, and, of a request, the right to post another. It can be released once, and only with
 /// the queue that its request was posted to.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -171,7 +171,7 @@ impl CompletionQueue {
         let entry = self.look(self.next.ahead(arch::lane()));
         let fresh = arch::ballot(ALL, entry.is_some());
         // Those without a gap before them: the device writes them in order, but lanes look at different moments.
-        let count = self.once(fresh.trailing_ones());
+        let count = self.at_most_a_lap(fresh.trailing_ones());
         self.next.advance(count);
         if count != 0 && !self.doorbell.is_null() {
             // When all lanes have what they took.
@@ -207,7 +207,7 @@ impl CompletionQueue {
             count += if goes_on { fresh } else { 0 };
             goes_on &= fresh == LANES;
         }
-        let count = self.once(count);
+        let count = self.at_most_a_lap(count);
         if count == 0 {
             return 0;
         }
@@ -230,7 +230,7 @@ impl CompletionQueue {
     /// Of `count` entries looked at, those that are no other's again: what lanes beyond the ring's end look at are entries of its beginning, as those of
     /// the next lap.
     #[inline(always)]
-    fn once(&self, count: u32) -> u32 {
+    fn at_most_a_lap(&self, count: u32) -> u32 {
         let entries = self.next.size().entries();
         if count < entries { count } else { entries }
     }

@@ -32,7 +32,7 @@
 //!         sq.ring();
 //!         if let Ok(done) = cq.wait(Deadline::after(1_000_000_000)) {
 //!             unsafe { *status = u32::from(done.status().code()) };
-//!             sq.settle(done);
+//!             sq.release(done);
 //!         }
 //!     }
 //! }
@@ -42,7 +42,7 @@
 //! [`post_many`](ThreadSendQueue::post_many), and a warp takes most completions a second by [`poll_many_warp`](CompletionQueue::poll_many_warp).
 //!
 //! What would overflow the ring or its completion queue is refused before a byte is written, and nothing is rung over `max_batch`: a queue
-//! counts what is outstanding, and only a completion that was polled, [settled](ThreadSendQueue::settle) once, makes room.
+//! counts what is outstanding, and only a completion that was polled, [released](ThreadSendQueue::release) once, makes room.
 //!
 //! # On the host
 //!

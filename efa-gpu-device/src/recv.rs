@@ -19,9 +19,9 @@ pub struct RecvQueue {
     /// Descriptors placed, and rung for.
     placed: WqCursor,
     rung: u32,
-    /// Receives placed, and settled.
+    /// Receives placed, and released.
     posted: u32,
-    settled: u32,
+    released: u32,
     owner: Owner,
 }
 
@@ -47,7 +47,7 @@ impl RecvQueue {
             placed: WqCursor::new(handle.size(), handle.producer),
             rung: handle.producer,
             posted: handle.posted,
-            settled: handle.posted,
+            released: handle.posted,
             owner: Owner { qpn: handle.qpn.into(), cq: handle.cq },
         }
     }
@@ -100,26 +100,26 @@ impl RecvQueue {
         }
     }
 
-    /// Receives that can be posted before another completion is settled.
+    /// Receives that can be posted before another completion is released.
     #[inline(always)]
     pub fn room(&self) -> u32 {
-        self.credits - self.posted.wrapping_sub(self.settled)
+        self.credits - self.posted.wrapping_sub(self.released)
     }
 
     /// Takes back the room of a receive that is done. A completion of something else is given back; so is that of an unsolicited receive, which
     /// took none.
     #[inline(always)]
-    pub fn settle(&mut self, done: Entry) -> Option<Entry> {
+    pub fn release(&mut self, done: Entry) -> Option<Entry> {
         if !done.is_receive_of(self.owner) || self.room() == self.credits {
             return Some(done);
         }
-        self.settled = self.settled.wrapping_add(1);
+        self.released = self.released.wrapping_add(1);
         None
     }
 
-    /// Descriptors rung for, receives posted and settled, all since the ring's creation: what the host asks for when it takes the ring back.
+    /// Descriptors rung for, receives posted and released, all since the ring's creation: what the host asks for when it takes the ring back.
     #[inline(always)]
     pub fn counters(&self) -> [u32; 3] {
-        [self.rung, self.posted, self.settled]
+        [self.rung, self.posted, self.released]
     }
 }

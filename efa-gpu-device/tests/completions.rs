@@ -73,7 +73,7 @@ fn receives_are_posted_and_settled_lap_after_lap() {
                 let completion = entry.completion().unwrap();
                 let Event::Receive(received) = completion.event else { panic!("{completion:?}") };
                 messages.borrow_mut().push((completion.req_id, received));
-                assert_eq!(rq.settle(entry), None);
+                assert_eq!(rq.release(entry), None);
             }
             let [rung, posted, settled] = rq.counters();
             assert!(rung >= posted && posted - settled <= 16 && u64::from(settled) == MESSAGES);
@@ -224,9 +224,9 @@ fn an_entry_is_settled_with_the_queue_pair_that_completes_there_and_not_with_one
             sq.post(pair.to(), &efa_io::SendInline::new(b"x"), 0).unwrap();
         }
         let entry = cq.poll().unwrap();
-        let entry = other.settle(entry).expect("another queue's, though the number is the same");
+        let entry = other.release(entry).expect("another queue's, though the number is the same");
         assert_eq!((sq.room(), other.room()), (15, 15));
-        assert_eq!((sq.settle(entry), sq.room()), (None, 16));
+        assert_eq!((sq.release(entry), sq.room()), (None, 16));
     };
     Executor::new(1).launch(1, 1, kernel).run().unwrap();
 }
@@ -300,7 +300,7 @@ fn what_is_posted_while_completions_are_handed_out_finds_room_in_their_queue() {
         let end = soon();
         while done < WRITES && !end.passed() {
             done += cq.poll_many(u32::MAX, |entry| {
-                assert_eq!(sq.settle(entry), None);
+                assert_eq!(sq.release(entry), None);
                 if posted < WRITES {
                     sq.post(pair.to(), &write, 0).unwrap();
                     sq.ring();

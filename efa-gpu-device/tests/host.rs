@@ -83,7 +83,7 @@ fn a_thread_posts_over_many_laps_and_is_stopped_where_the_ring_is_full() {
             let done = wait(&mut cq);
             assert!(done.status().is_ok());
             assert_eq!(done.completion().unwrap().event, Event::Send { op: OpCode::RdmaWrite });
-            assert_eq!(sq.settle(done), None);
+            assert_eq!(sq.release(done), None);
             settled += 1;
         }
         assert_eq!((sq.room(), cq.poll()), (ENTRIES, None));
@@ -104,7 +104,7 @@ fn many_requests_are_placed_together_or_none_of_them() {
             assert_eq!(sq.post_many(10, request), Err(PostError::Full));
             sq.ring();
             for _ in 0..10 {
-                assert_eq!(sq.settle(wait(&mut cq)), None);
+                assert_eq!(sq.release(wait(&mut cq)), None);
             }
         }
         // One that cannot be ends it, and those before it are as good as posted.
@@ -115,12 +115,12 @@ fn many_requests_are_placed_together_or_none_of_them() {
         assert_eq!(sq.room(), ENTRIES - 2);
         sq.ring();
         for _ in 0..2 {
-            assert_eq!(sq.settle(wait(&mut cq)), None);
+            assert_eq!(sq.release(wait(&mut cq)), None);
         }
         assert_eq!(sq.post_many(ENTRIES, |i| (to, write(i.into()), 0)), Ok(()), "all of the ring is there");
         sq.ring();
         for _ in 0..ENTRIES {
-            assert_eq!(sq.settle(wait(&mut cq)), None);
+            assert_eq!(sq.release(wait(&mut cq)), None);
         }
     });
 }

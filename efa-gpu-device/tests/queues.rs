@@ -171,7 +171,7 @@ fn a_warp_places_many_requests_together_or_those_before_one_that_is_refused() {
                     Err(error) => {
                         assert_eq!(placed, 32 * (count - 1));
                         assert_eq!(is_too_long(Err(error)), lane == refused);
-                        assert_eq!(error == PostError::Neighbour, lane != refused);
+                        assert_eq!(error == PostError::OtherLane, lane != refused);
                     }
                 }
                 next += u64::from(placed);
@@ -219,15 +219,15 @@ fn warps_of_several_blocks_write_through_one_queue_and_another_polls() {
             // SAFETY: one warp, which alone polls.
             let (mut cq, whole) =
                 unsafe { (CompletionQueue::new(&pair.sides[0].sent.handle()).unwrap(), Warp::whole()) };
-            let settle = |entry: Option<Entry>| assert_eq!(queue.settle_warp(whole, entry.inspect(settled)), None);
+            let release = |entry: Option<Entry>| assert_eq!(queue.release_warp(whole, entry.inspect(settled)), None);
             let mut round = 0;
             while u64::from(cq.consumed()) < WORDS {
                 round += 1;
                 if round % 2 == 0 {
-                    settle(cq.poll_warp(whole));
+                    release(cq.poll_warp(whole));
                 } else {
                     let before = cq.consumed();
-                    assert_eq!(cq.poll_many_warp::<2>(whole, settle), cq.consumed() - before);
+                    assert_eq!(cq.poll_many_warp::<2>(whole, release), cq.consumed() - before);
                 }
             }
             // SAFETY: the whole warp is here.
@@ -295,7 +295,7 @@ fn every_operation_takes_wqes_of_128_bytes() {
                 let bytes = inbox.read_vec(at..at + u64::from(length)).unwrap();
                 assert!((0..).zip(bytes).all(|(i, byte)| byte == (i * 3 + lane) as u8));
                 assert!(lanes.insert(lane));
-                assert_eq!(rq.settle(entry), None);
+                assert_eq!(rq.release(entry), None);
             }
         };
         Executor::new(seed).launch(1, 32, kernel).launch(1, 1, receiver).run().unwrap();

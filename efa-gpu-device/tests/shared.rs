@@ -254,7 +254,7 @@ fn poll(config: &Config, memory: &Memory, total: u32, settled: &RefCell<BTreeSet
         }
         // SAFETY: the whole warp is here.
         taken += unsafe { warp::warp_vote_ballot(warp::ALL, entry.is_some()) }.count_ones();
-        assert_eq!(queue.settle_warp(whole, entry), None);
+        assert_eq!(queue.release_warp(whole, entry), None);
     }
     assert_eq!(cq.consumed(), total);
 }

@@ -1,6 +1,6 @@
 //! Kernels that measure the queues: how long posting takes, by who posts.
 //!
-//! Nothing is behind the rings, so the kernels settle without a completion what they post: they count on the host for rings that may be
+//! Nothing is behind the rings, so the kernels release without a completion what they post: they count on the host for rings that may be
 //! overwritten.
 
 use efa_gpu_device::warp::{self, Warp};
@@ -253,7 +253,7 @@ pub unsafe fn post_and_wait(
             sq.ring();
             let Ok(entry) = cq.wait(deadline) else { break };
             good += u32::from(entry.status().is_ok());
-            sq.settle(entry);
+            sq.release(entry);
         }
         i += 1;
     }

@@ -485,7 +485,7 @@ unsafe fn take_for_many(told: &Sending, sq: &SharedSendQueue<8>, watchdog: &Watc
         }
         // SAFETY: a full warp, for which `taken` is the same.
         let fresh = unsafe { warp::warp_vote_ballot(warp::ALL, entry.is_some()) }.count_ones();
-        sq.settle_warp(whole, entry);
+        sq.release_warp(whole, entry);
         taken += fresh;
         // SAFETY: as above.
         if fresh == 0 && unsafe { warp::warp_vote_ballot(warp::ALL, watchdog.deadline().passed()) } != 0 {
@@ -544,7 +544,7 @@ pub unsafe fn receive(told: Receiving) {
             // SAFETY: the caller's promise; `taken` is less than `count`.
             unsafe { *(told.arrivals as *mut Arrival).add(taken as usize) = arrival };
         }
-        rq.settle(entry);
+        rq.release(entry);
         taken += 1;
     }
     // SAFETY: the caller's promise.

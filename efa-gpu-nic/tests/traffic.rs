@@ -312,7 +312,7 @@ impl Traffic {
             while let Some(entry) = cq.poll() {
                 self.check_sent(entry.completion().unwrap());
                 done += 1;
-                let left = queues.iter_mut().try_fold(entry, |entry, queue| queue.settle(entry));
+                let left = queues.iter_mut().try_fold(entry, |entry, queue| queue.release(entry));
                 assert!(left.is_none());
             }
         }
@@ -365,7 +365,7 @@ impl Traffic {
     }
 
     /// Polls what several blocks have posted.
-    fn settle<const W: usize>(&self, state: u64)
+    fn release<const W: usize>(&self, state: u64)
     where
         Wqe<W>: SendWqe,
     {
@@ -377,7 +377,7 @@ impl Traffic {
         while done < self.asks.len() {
             if let Some(entry) = cq.poll() {
                 self.check_sent(entry.completion().unwrap());
-                assert!(queue.settle(entry).is_none());
+                assert!(queue.release(entry).is_none());
                 done += 1;
             }
         }
@@ -415,7 +415,7 @@ impl Traffic {
             while let Some(entry) = cq.poll() {
                 let completion = entry.completion().unwrap();
                 self.check_received(completion);
-                if queue.settle(entry).is_none() {
+                if queue.release(entry).is_none() {
                     free.push(completion.req_id as usize);
                 }
                 due -= 1;
@@ -485,7 +485,7 @@ where
     let executor = match poster {
         Poster::Thread => executor.launch(1, 1, || t.by_thread::<W>()),
         Poster::Warp => executor.launch(1, 32, || t.by_warp::<W>()),
-        Poster::Shared => executor.launch(2, 32, || t.by_blocks::<W>(state)).launch(1, 1, || t.settle::<W>(state)),
+        Poster::Shared => executor.launch(2, 32, || t.by_blocks::<W>(state)).launch(1, 1, || t.release::<W>(state)),
     };
     let stats = executor.run().unwrap_or_else(|fault| panic!("{poster:?}, seed {seed}: {fault}"));
     if std::env::var_os("STATS").is_some() {

@@ -30,14 +30,14 @@ use efa_io::{EncodeError, Limits, SendRingHandle, SendWqe, WqCursor, Wqe};
 /// Why a request was not posted. Nothing was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PostError {
-    /// As many requests are outstanding as the ring, or its completion queue, holds: poll, and settle what comes.
+    /// As many requests are outstanding as the ring, or its completion queue, holds: poll, and release what comes.
     Full,
     /// The same, and waiting for room did not help.
     TimedOut(TimedOut),
     /// The request cannot be.
     Encode(EncodeError),
     /// A request of another lane cannot be.
-    Neighbour,
+    OtherLane,
     /// More buffers than a receive takes, or none.
     ReceiveBuffers {
         /// Buffers given.
@@ -67,10 +67,10 @@ struct Ring<const W: usize> {
     max_batch: u32,
     /// Most requests outstanding.
     credits: u32,
-    /// Requests placed, rung for, and settled, since the ring's creation.
+    /// Requests placed, rung for, and released, since the ring's creation.
     placed: WqCursor,
     rung: u32,
-    settled: u32,
+    released: u32,
     /// Requests rung for by a doorbell that a fence is behind: whatever is stored from here on reaches the device after it.
     ordered: u32,
     /// Requests that can be placed before anything else is to be looked at: room, and what a batch may hold.
@@ -106,7 +106,7 @@ where
             credits: handle.credits,
             placed: WqCursor::new(handle.size(), producer),
             rung: producer,
-            settled: producer,
+            released: producer,
             // Whoever had the ring before has seen everything complete, so its doorbells have arrived.
             ordered: producer,
             left: 0,
@@ -116,10 +116,10 @@ where
         })
     }
 
-    /// Requests that may still be placed before others are settled.
+    /// Requests that may still be placed before others are released.
     #[inline(always)]
     fn room(&self) -> u32 {
-        self.credits - self.placed.since(self.settled)
+        self.credits - self.placed.since(self.released)
     }
 
     /// Requests placed and not rung for.

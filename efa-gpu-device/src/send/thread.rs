@@ -108,18 +108,18 @@ where
         ring(&mut self.ring);
     }
 
-    /// Requests that can be posted before another completion is settled.
+    /// Requests that can be posted before another completion is released.
     #[inline(always)]
     pub fn room(&self) -> u32 {
         self.ring.room()
     }
 
-    /// Polls until `count` requests can be posted. `each` gets every completion on its way, and gives back what it wants to be settled: all those of
+    /// Polls until `count` requests can be posted. `each` gets every completion on its way, and gives back what it wants to be released: all those of
     /// this queue, once it has looked at them.
     ///
     /// # Errors
     /// [`PostError::TimedOut`]: the deadline has passed, there is no room, and what completes next is not of this queue, or
-    /// nothing does. What came meanwhile is settled.
+    /// nothing does. What came meanwhile is released.
     #[inline(always)]
     pub fn wait_for_room(
         &mut self,
@@ -133,7 +133,7 @@ where
         while self.room() < count {
             let before = self.room();
             if let Some(done) = cq.poll().and_then(&mut each) {
-                self.settle(done);
+                self.release(done);
             }
             // Other queues' completions may come for ever.
             if self.room() == before && deadline.passed() {
@@ -151,11 +151,11 @@ where
 
     /// Takes back the room of a request that is done. A completion of something else is given back.
     #[inline(always)]
-    pub fn settle(&mut self, done: Entry) -> Option<Entry> {
+    pub fn release(&mut self, done: Entry) -> Option<Entry> {
         if !done.is_send_of(self.ring.owner) || self.ring.room() == self.ring.credits {
             return Some(done);
         }
-        self.ring.settled = self.ring.settled.wrapping_add(1);
+        self.ring.released = self.ring.released.wrapping_add(1);
         None
     }
 
@@ -166,7 +166,7 @@ where
     #[doc(hidden)]
     #[inline(always)]
     pub unsafe fn forget(&mut self, count: u32) {
-        self.ring.settled = self.ring.settled.wrapping_add(count);
+        self.ring.released = self.ring.released.wrapping_add(count);
     }
 
     /// Rings without ordering anything before it: the floor that measurements are compared with.

@@ -59,7 +59,7 @@ where
     ///
     /// # Errors
     /// In every lane, if there is no room for all of them in one batch, and then nothing was written; or if a request of one lane cannot be, and then those
-    /// of smaller numbers are placed, of all lanes. That lane gets its own error, the others [`PostError::Neighbour`].
+    /// of smaller numbers are placed, of all lanes. That lane gets its own error, the others [`PostError::OtherLane`].
     #[inline(always)]
     pub fn post_many<O: Operation<W>>(
         &mut self,
@@ -74,7 +74,7 @@ where
             let checked = request.check(&self.ring.limits);
             if arch::ballot(ALL, checked.is_ok()) != ALL {
                 arch::rarely();
-                return checked.map_err(PostError::Encode).and(Err(PostError::Neighbour));
+                return checked.map_err(PostError::Encode).and(Err(PostError::OtherLane));
             }
             self.ring.store(lane, request.wqe(to), id);
             self.placed(LANES);
@@ -97,18 +97,18 @@ where
         ring(&mut self.ring);
     }
 
-    /// Requests that can be posted before other completions are settled.
+    /// Requests that can be posted before other completions are released.
     #[inline(always)]
     pub fn room(&self) -> u32 {
         self.ring.room()
     }
 
     /// Polls until `count` requests can be posted, by all lanes together. `each` gets every lane's completion, or none, and gives back what it wants
-    /// to be settled: all those of this queue, once it has looked at them.
+    /// to be released: all those of this queue, once it has looked at them.
     ///
     /// # Errors
     /// [`PostError::TimedOut`], in all lanes: the deadline has passed, there is no room, and what completes next is not of
-    /// this queue, or nothing does. What came meanwhile is settled.
+    /// this queue, or nothing does. What came meanwhile is released.
     #[inline(always)]
     pub fn wait_for_room(
         &mut self,
@@ -124,7 +124,7 @@ where
         while self.room() < count {
             let before = self.room();
             let done = each(cq.poll_warp(warp));
-            self.settle(done);
+            self.release(done);
             // Other queues' completions may come for ever.
             if self.room() == before && arch::ballot(ALL, deadline.passed()) != 0 {
                 return Err(no_room(self.ring.owner.qpn, before, count));
@@ -141,11 +141,11 @@ where
 
     /// Takes back the room of the requests that are done: each lane's completion, or none. A lane whose completion is of something else gets it back.
     #[inline(always)]
-    pub fn settle(&mut self, done: Option<Entry>) -> Option<Entry> {
+    pub fn release(&mut self, done: Option<Entry>) -> Option<Entry> {
         let is_ours = done.as_ref().is_some_and(|done| done.is_send_of(self.ring.owner));
         let outstanding = self.ring.credits - self.ring.room();
         let count = arch::ballot(ALL, is_ours).count_ones().min(outstanding);
-        self.ring.settled = self.ring.settled.wrapping_add(count);
+        self.ring.released = self.ring.released.wrapping_add(count);
         if is_ours { None } else { done }
     }
 
@@ -156,7 +156,7 @@ where
     #[doc(hidden)]
     #[inline(always)]
     pub unsafe fn forget(&mut self, count: u32) {
-        self.ring.settled = self.ring.settled.wrapping_add(count);
+        self.ring.released = self.ring.released.wrapping_add(count);
     }
 }
 

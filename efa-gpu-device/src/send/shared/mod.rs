@@ -150,7 +150,7 @@ where
         self.place_group(1 << arch::lane(), Some((to, request)), req_id).1
     }
 
-    /// The same, and tries again while there is no room: somebody polls completions and [settles](Self::settle) them.
+    /// The same, and tries again while there is no room: somebody polls completions and [releases](Self::release) them.
     ///
     /// # Errors
     /// As [`post`](Self::post); [`PostError::TimedOut`] if there was still no room when the deadline passed.
@@ -246,7 +246,7 @@ where
 
     /// Takes back the room of a request that is done. A completion of something else is given back.
     #[inline(always)]
-    pub fn settle(&self, done: Entry) -> Option<Entry> {
+    pub fn release(&self, done: Entry) -> Option<Entry> {
         if !done.is_send_of(self.owner) {
             return Some(done);
         }
@@ -257,7 +257,7 @@ where
 
     /// The same for a warp: each lane's completion, or none. All lanes call this together.
     #[inline(always)]
-    pub fn settle_warp(&self, _: Warp, done: Option<Entry>) -> Option<Entry> {
+    pub fn release_warp(&self, _: Warp, done: Option<Entry>) -> Option<Entry> {
         let is_ours = done.as_ref().is_some_and(|done| done.is_send_of(self.owner));
         let count = arch::ballot(ALL, is_ours).count_ones();
         if count != 0 {
