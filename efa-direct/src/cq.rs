@@ -100,7 +100,7 @@ pub struct CpuCompletionQueue {
     /// The others, the next one first.
     others: VecDeque<SubQueue>,
     /// There is something to be done after a poll.
-    attended: bool,
+    needs_after_poll: bool,
     /// Ledgers by queue pair number modulo the table's size, which a device keeps free of collisions.
     table: Box<[Option<Arc<QpLedgers>>]>,
     version: u32,
@@ -155,7 +155,7 @@ impl CompletionQueue {
             subs.map(|(index, (ring, &consumer))| SubQueue { index, ring: ring.clone(), consumer }).collect();
         CpuCompletionQueue {
             current: subs.pop_front().expect("at least one sub-queue"),
-            attended: self.shared.events.is_some() || !subs.is_empty(),
+            needs_after_poll: self.shared.events.is_some() || !subs.is_empty(),
             others: subs,
             table: (0..places).map(|_| None).collect(),
             version: 0,
@@ -188,8 +188,8 @@ impl CpuCompletionQueue {
             }
             count += 1;
         }
-        if self.attended && count > 0 {
-            self.attend();
+        if self.needs_after_poll && count > 0 {
+            self.after_poll();
         }
         count
     }
@@ -197,24 +197,24 @@ impl CpuCompletionQueue {
     /// Takes the next completion, if there is one. Does not wait.
     #[inline]
     pub fn poll_one(&mut self) -> Option<Completion> {
-        if self.attended { self.poll_one_attended() } else { self.take(|completion| completion) }
+        if self.needs_after_poll { self.poll_one_out_of_line() } else { self.take(|completion| completion) }
     }
 
     #[inline(never)]
-    fn poll_one_attended(&mut self) -> Option<Completion> {
+    fn poll_one_out_of_line(&mut self) -> Option<Completion> {
         let completion = self.take(|completion| completion)?;
-        self.attend();
+        self.after_poll();
         Some(completion)
     }
 
     /// After a poll that took something: tells the device how far this reader is, where it wants to know, and turns to the
     /// next sub-queue, where there are several.
     #[cold]
-    fn attend(&mut self) {
+    fn after_poll(&mut self) {
         if self.shared.events.is_some() {
             self.ring_doorbell();
         }
-        self.turn();
+        self.rotate();
     }
 
     /// Entries taken so far, from all sub-queues.
@@ -231,16 +231,16 @@ impl CpuCompletionQueue {
 
     /// Sub-queues take turns from poll to poll.
     #[cold]
-    fn turn(&mut self) {
+    fn rotate(&mut self) {
         if let Some(next) = self.others.pop_front() {
             self.others.push_back(std::mem::replace(&mut self.current, next));
         }
     }
 
     /// Turns to a sub-queue with an entry that was not taken; whether there is one.
-    fn seek(&mut self) -> bool {
+    fn find_ready(&mut self) -> bool {
         for _ in 0..self.others.len() {
-            self.turn();
+            self.rotate();
             if self.fresh::<1>().is_some() {
                 return true;
             }
@@ -257,7 +257,7 @@ impl CpuCompletionQueue {
             let gone = self.shared.promises.gone();
             // All that a send's entry says is in the first half.
             let Some(entry) = self.fresh().map(Cqe16::from_words) else {
-                if self.seek() {
+                if self.find_ready() {
                     continue;
                 }
                 if gone != 0 {
@@ -361,7 +361,7 @@ impl CpuCompletionQueue {
     pub fn wait_event(&mut self, timeout: Duration) -> Result<bool, Error> {
         let deadline = Instant::now().checked_add(timeout); // none: later than any clock goes
         loop {
-            if self.fresh::<1>().is_some() || self.seek() {
+            if self.fresh::<1>().is_some() || self.find_ready() {
                 return Ok(true);
             }
             self.arm()?;
@@ -370,7 +370,7 @@ impl CpuCompletionQueue {
             if events.wait(left).map_err(Error::io("waiting for a completion event"))? {
                 self.event_came();
             } else if left.is_zero() {
-                return Ok(self.fresh::<1>().is_some() || self.seek());
+                return Ok(self.fresh::<1>().is_some() || self.find_ready());
             }
         }
     }
@@ -430,7 +430,7 @@ impl CpuCompletionQueue {
     /// Entries are there that were not polled.
     #[expect(clippy::result_large_err, reason = "the queue goes back whole, and rarely")]
     pub fn into_idle(mut self) -> Result<CompletionQueue, Self> {
-        if self.fresh::<1>().is_some() || self.seek() {
+        if self.fresh::<1>().is_some() || self.find_ready() {
             return Err(self);
         }
         self.others.push_back(self.current);

@@ -17,7 +17,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What a queue pair is to be like. `W` is the size of its WQEs in 64-bit words: 8, or 16 after [`wide`](Self::wide).
+/// What a queue pair is to be like. `W` is the size of its WQEs in 64-bit words: 8, or 16 after [`wqe_128`](Self::wqe_128).
 #[derive(Clone, Copy, Debug)]
 pub struct QpConfig<const W: usize = 8> {
     send_entries: u32,
@@ -46,7 +46,7 @@ impl QpConfig<8> {
     }
 
     /// The same with 128-byte WQEs: up to 80 bytes inline, and inline RDMA writes. Only newer devices have them.
-    pub const fn wide(self) -> QpConfig<16> {
+    pub const fn wqe_128(self) -> QpConfig<16> {
         QpConfig {
             send_entries: self.send_entries,
             recv_entries: self.recv_entries,

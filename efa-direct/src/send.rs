@@ -130,7 +130,7 @@ where
     pub fn post(&mut self, peer: &Peer, request: impl Request<W>, wr_id: u64) -> Result<(), PostError> {
         let mut at = self.at;
         if at == self.stop {
-            at = self.look_around()?;
+            at = self.refill()?;
         }
         let wqe = self.encode(peer, request)?;
         let wqe = self.queue.stamp(wqe, wr_id, self.phase, |ledger| ledger.assign(Self::slot(at), wr_id));
@@ -176,7 +176,7 @@ where
     /// Does what is not due at every post: looks for room, starts a lap. Gives the next WQE's place.
     #[cold]
     #[inline(never)]
-    fn look_around(&mut self) -> Result<usize, PostError> {
+    fn refill(&mut self) -> Result<usize, PostError> {
         let (producer, size) = (self.producer(), self.queue.ring.size());
         if producer.wrapping_sub(self.completed) >= self.queue.credits.limit() {
             self.completed = self.queue.ledgers.send.completed();
@@ -194,7 +194,7 @@ where
         Ok(self.at)
     }
 
-    /// Works out how far posting may go on without looking around.
+    /// Works out how far posting may go on without a refill.
     #[inline(always)]
     fn plan(&mut self, producer: u32) {
         let credits = self.queue.credits;

@@ -241,7 +241,7 @@ fn warps_of_several_blocks_write_through_one_queue_and_another_polls() {
 #[test]
 fn every_operation_takes_wqes_of_128_bytes() {
     for seed in 0..20 {
-        let pair = Pair::new(108, QpConfig::new(32, 32).wide());
+        let pair = Pair::new(108, QpConfig::new(32, 32).wqe_128());
         let [a, b] = &pair.sides;
         let near = a.pd.allocate(8 * WORDS as usize, Access::ALL).unwrap();
         let far = b.pd.allocate(8 * WORDS as usize, Access::ALL).unwrap();

@@ -55,10 +55,10 @@ const fn pair(words: &[u64; 8], at: usize) -> [u64; 2] {
 }
 
 impl Wqe64 {
-    /// What this asks for if it is a WQE, or the first half of one that is `wide`: of 128 bytes. `None` where [`decode`](crate::Wqe::decode) says what
+    /// What this asks for if it is a WQE, or the first half of one that is `wqe_128`: of 128 bytes. `None` where [`decode`](crate::Wqe::decode) says what
     /// makes no sense.
     #[inline(always)]
-    pub const fn decode_flat(&self, wide: bool) -> Option<FlatRequest> {
+    pub const fn decode_flat(&self, wqe_128: bool) -> Option<FlatRequest> {
         const ONES: u64 = ones();
         const ZEROS: [u64; 4] = [zeros(0), zeros(1), zeros(2), zeros(3)];
         let words = self.words();
@@ -74,7 +74,7 @@ impl Wqe64 {
         // Every place is a constant of the table, chosen between and never computed: the words stay in registers.
         const SEND_AT: u64 = SEND_INLINE.payload as u64 * 8;
         const WRITE_AT: u64 = RDMA_WRITE_INLINE.payload as u64 * 8;
-        let (most, offset) = match (is_send, wide) {
+        let (most, offset) = match (is_send, wqe_128) {
             (true, false) => (const { SEND_INLINE.max_inline(8) }, SEND_AT),
             (true, true) => (const { SEND_INLINE.max_inline(16) }, SEND_AT),
             (false, false) => (const { RDMA_WRITE_INLINE.max_inline(8) }, WRITE_AT),
@@ -83,7 +83,7 @@ impl Wqe64 {
         let none = LocalBuf::from_words([0, 0]);
         let (one, two) = (pair(words, SEND.payload), pair(words, SEND.payload + 2));
         let (remote, local) = (pair(words, RDMA_REMOTE), pair(words, RDMA_WRITE.payload));
-        let inline_is_fine = length <= most as u64 && (is_send || wide) && !is_read;
+        let inline_is_fine = length <= most as u64 && (is_send || wqe_128) && !is_read;
         let count_is_fine = if is_send { length <= 2 } else { length == 1 };
         let (bufs, first, first_word, second, second_word) = if inline {
             (0, LocalBuf { addr: offset, length: length as u32, ..none }, 0, none, 0)

@@ -61,7 +61,7 @@ fn a_million_operations_between_software_devices() {
 fn wide_entries_between_software_devices() {
     let (gpu, _one) = gpu();
     let mut machine = OnGpu::new(&gpu, Duration::from_secs(20));
-    let config = QpConfig::new(256, 256).wide();
+    let config = QpConfig::new(256, 256).wqe_128();
     let mut nodes = Nodes::new(["soft2", "soft3"], config, [256, 256], AREA, Some(&gpu), Place::Host);
     let mut traffic = Traffic::new(&mut machine, nodes.ends(), 2);
     run(&mut traffic, &[Poster::Wide], MIX, operations() / 10, "software devices, 128-byte WQEs");

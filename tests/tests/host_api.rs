@@ -605,7 +605,7 @@ fn wide_wqes_need_a_device_that_has_them() {
     });
     let pd = device.alloc_pd().unwrap();
     let cq = device.create_cq(CqConfig::new(16)).unwrap();
-    let refused = pd.create_qp(&cq, &cq, QpConfig::new(4, 4).wide()).err().unwrap().to_string();
+    let refused = pd.create_qp(&cq, &cq, QpConfig::new(4, 4).wqe_128()).err().unwrap().to_string();
     assert!(refused.contains("WQEs of 64 bytes, 128 were asked for"), "{refused}");
     pd.create_qp(&cq, &cq, QpConfig::new(4, 4)).unwrap();
 }

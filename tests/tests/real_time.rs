@@ -159,8 +159,8 @@ fn every_operation_crosses_udp_with_loss_in_both_directions() {
     let (a, b) = (open(1), open(2));
     let (pd_a, pd_b) = (a.alloc_pd().unwrap(), b.alloc_pd().unwrap());
     let (cq_a, cq_b) = (a.create_cq(CqConfig::new(64)).unwrap(), b.create_cq(CqConfig::new(64)).unwrap());
-    let qp_a = pd_a.create_qp(&cq_a, &cq_a, QpConfig::new(8, 8).wide()).unwrap().activate(1).unwrap();
-    let qp_b = pd_b.create_qp(&cq_b, &cq_b, QpConfig::new(8, 8).wide()).unwrap().activate(2).unwrap();
+    let qp_a = pd_a.create_qp(&cq_a, &cq_a, QpConfig::new(8, 8).wqe_128()).unwrap().activate(1).unwrap();
+    let qp_b = pd_b.create_qp(&cq_b, &cq_b, QpConfig::new(8, 8).wqe_128()).unwrap().activate(2).unwrap();
     let (to_b, _to_a) = (pd_a.peer(&qp_b.endpoint).unwrap(), pd_b.peer(&qp_a.endpoint).unwrap());
     let near = pd_a.allocate(100_000, Access::ALL).unwrap();
     let far = pd_b.allocate(100_000, Access::ALL).unwrap();

@@ -127,7 +127,7 @@ fn a_datagram_arrives_behind_its_prefix_and_rdma_is_refused_before_it_is_posted(
     for impossible in [config.unsolicited_write_recv(), config.rnr_retry(3)] {
         assert!(matches!(b.pd.create_qp(&b.cq, &b.cq, impossible).err(), Some(Error::Control(_))));
     }
-    b.pd.create_qp(&b.cq, &b.cq, config.wide()).unwrap();
+    b.pd.create_qp(&b.cq, &b.cq, config.wqe_128()).unwrap();
 }
 
 #[test]

@@ -30,7 +30,7 @@ fn what_a_thread_posts_arrives() {
 
 #[test]
 fn what_a_thread_posts_in_wide_entries_arrives() {
-    rounds(["soft82", "soft83"], QpConfig::new(64, 32).wide(), Poster::Wide, 2);
+    rounds(["soft82", "soft83"], QpConfig::new(64, 32).wqe_128(), Poster::Wide, 2);
 }
 
 #[test]

@@ -166,7 +166,7 @@ impl Objects {
         let qkey = |q: u64| qkey(seed.wrapping_add(4 * node as u64 + q));
         // Every queue pair has another pair of completion queues.
         let plain = pd.create_qp(&cqs[0], &cqs[0], narrow)?.activate(qkey(0))?;
-        let wide = pd.create_qp(&cqs[0], &cqs[1], narrow.wide().unsolicited_write_recv())?.activate(qkey(1))?;
+        let wide = pd.create_qp(&cqs[0], &cqs[1], narrow.wqe_128().unsolicited_write_recv())?.activate(qkey(1))?;
         let counted = pd.create_qp(&cqs[1], &cqs[0], narrow)?;
         let tallies = [
             CounterOps::SEND,

@@ -123,7 +123,7 @@ impl QpConfig {
     }
 
     /// The same with 128-byte WQEs, 80 bytes inline and inline writes.
-    pub fn wide(self) -> Self {
+    pub fn wqe_128(self) -> Self {
         Self { inline_bytes: 80, inline_write: true, ..self }
     }
 }

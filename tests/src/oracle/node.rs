@@ -199,7 +199,7 @@ impl Qp {
             }
             1 => {
                 let (sq, rq, endpoint, control) =
-                    Self::activate(pd, cq, config.wide().unsolicited_write_recv(), &counter, q);
+                    Self::activate(pd, cq, config.wqe_128().unsolicited_write_recv(), &counter, q);
                 (SendQ::Wide(sq), rq, endpoint, control)
             }
             _ => {

@@ -90,7 +90,7 @@ impl World {
         let qkey = 0x1234;
         let [qp_a, qp_b] = [(pd_a, cqs[0]), (pd_b, cqs[1])].map(|(pd, cq)| {
             let config = QpConfig::new(entries, receives, cq, cq, qkey);
-            builder.queue_pair(&mut memory, pd, if wide { config.wide() } else { config }).expect("a queue pair")
+            builder.queue_pair(&mut memory, pd, if wide { config.wqe_128() } else { config }).expect("a queue pair")
         });
         let [send_cq, recv_cq] = cqs.map(|cq| builder.completions(cq).expect("a queue"));
         let control = gpu.pinned_words(2).expect("pinned memory");
