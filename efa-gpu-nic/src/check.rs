@@ -1,15 +1,15 @@
 //! What a request is answered with before a byte of it moves. The order is that of the software device: of several things that are wrong, both
 //! name the same.
 
-use crate::lookup::Tables;
+use crate::lookup::Lookup;
 use crate::request::total_bytes;
 use crate::tables::{QueuePair, Region};
 use efa_io::{FlatRequest, Limits, OpCode, Status};
 
-impl<'a> Tables<'a> {
+impl<'a> Lookup<'a> {
     /// What the sender's device checks; gives the device that the request goes to.
     #[inline(always)]
-    pub(crate) fn accept(self, qp: &QueuePair, request: &FlatRequest) -> Result<u32, Status> {
+    pub(crate) fn check_at_sender(self, qp: &QueuePair, request: &FlatRequest) -> Result<u32, Status> {
         let Limits { max_send_bytes, max_rdma_bytes, max_inline_bytes, operations, .. } = qp.limits;
         let (needs, most) = match request.op {
             OpCode::Send => (0, max_send_bytes),
@@ -40,7 +40,7 @@ impl<'a> Tables<'a> {
 
     /// What the receiver's device checks; gives the index of the queue pair that the request is for, and that.
     #[inline(always)]
-    pub(crate) fn admit(
+    pub(crate) fn check_at_receiver(
         self,
         qp: &QueuePair,
         request: &FlatRequest,

@@ -1,6 +1,6 @@
 //! Completion entries: one fence for all that a warp has done.
 
-use crate::lookup::Tables;
+use crate::lookup::Lookup;
 use efa_gpu_device::warp::{self, ALL, Warp};
 use efa_gpu_device::{mem, thread};
 use efa_io::{Completion, CqCursor, Cqe32, Event, RingSize, Status};
@@ -38,7 +38,7 @@ impl Unpublished {
     }
 }
 
-impl Tables<'_> {
+impl Lookup<'_> {
     /// Writes the entries of the lanes in `receives`, and those of the lanes in `sends`. What the lanes have stored before is seen by whoever sees an
     /// entry.
     #[inline(always)]

@@ -60,4 +60,4 @@ pub mod tables;
 mod transfer;
 
 pub use nic::run;
-pub use tables::World;
+pub use tables::Tables;

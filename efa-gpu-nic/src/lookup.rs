@@ -1,36 +1,36 @@
 //! Rows by key, number and handle, and whether an access fits.
 
-use crate::tables::{Ah, Cq, FIRST_AH, FIRST_QPN, NO_AH, Progress, QueuePair, Region, World};
+use crate::tables::{Ah, Cq, FIRST_AH, FIRST_QPN, NO_AH, Progress, QueuePair, Region, Tables};
 use efa_gpu_device::mem;
 use efa_io::LocalBuf;
 
-/// The tables, to look things up.
+/// Finds rows of the tables.
 #[derive(Clone, Copy)]
-pub(crate) struct Tables<'a> {
-    pub(crate) world: &'a World,
+pub(crate) struct Lookup<'a> {
+    tables: &'a Tables,
 }
 
-impl<'a> Tables<'a> {
-    /// The tables of a world.
+impl<'a> Lookup<'a> {
+    /// The rows of `tables`.
     ///
     /// # Safety
-    /// All addresses in the world and in its rows are what their documentation says, and stay so for as long as this is used. Counters and states are only
-    /// accessed atomically, everything else does not change.
+    /// All addresses in `tables` and in the rows are what their documentation says, and stay so for as long as this is
+    /// used. Counters and states are only accessed atomically, everything else does not change.
     #[inline(always)]
-    pub(crate) unsafe fn new(world: &'a World) -> Self {
-        Self { world }
+    pub(crate) unsafe fn new(tables: &'a Tables) -> Self {
+        Self { tables }
     }
 
     /// Tells the executor of all that the NIC stores to: that may take its time, as on a GPU.
     ///
     /// # Safety
-    /// What the world names stays until the launch is over.
+    /// What the tables name stays until the launch is over.
     #[cfg(not(target_arch = "nvptx64"))]
     pub(crate) unsafe fn lend(self) {
         use crate::tables::MAX_RECV_BUFS;
         use efa_gpu_device::{simt::lend, warp::LANES};
         use efa_io::{Cqe32, RxDesc};
-        let World { progress, queue_pair_count, region_count, completion_queue_count, .. } = *self.world;
+        let Tables { progress, queue_pair_count, region_count, completion_queue_count, .. } = *self.tables;
         // SAFETY: the caller's promise; these are the sizes that the tables' documentation gives.
         unsafe {
             lend(progress, u64::from(queue_pair_count) * size_of::<Progress>() as u64);
@@ -51,15 +51,15 @@ impl<'a> Tables<'a> {
     /// Queue pair `index`.
     #[inline(always)]
     pub(crate) fn queue_pair(self, index: u32) -> Option<&'a QueuePair> {
-        let rows = self.world.queue_pairs as *const QueuePair;
+        let rows = self.tables.queue_pairs as *const QueuePair;
         // SAFETY: a row of the table, which does not change.
-        (index < self.world.queue_pair_count).then(|| unsafe { &*rows.add(index as usize) })
+        (index < self.tables.queue_pair_count).then(|| unsafe { &*rows.add(index as usize) })
     }
 
     /// How far that is; `index` has a queue pair.
     #[inline(always)]
     pub(crate) fn progress(self, index: u32) -> *mut Progress {
-        (self.world.progress as *mut Progress).wrapping_add(index as usize)
+        (self.tables.progress as *mut Progress).wrapping_add(index as usize)
     }
 
     /// The index of the queue pair that a message for `qpn` at `device` goes to.
@@ -90,27 +90,27 @@ impl<'a> Tables<'a> {
     /// Completion queue `index`, which there is.
     #[inline(always)]
     pub(crate) fn completion_queue(self, index: u32) -> *mut Cq {
-        (self.world.completion_queues as *mut Cq).wrapping_add(index as usize)
+        (self.tables.completion_queues as *mut Cq).wrapping_add(index as usize)
     }
 
     /// The device that address handle `number` of a domain leads to.
     #[inline(always)]
     pub(crate) fn device_of(self, pd: u32, number: u16) -> Option<u32> {
         let index = u32::from(number).wrapping_sub(FIRST_AH);
-        if index >= self.world.address_handle_count {
+        if index >= self.tables.address_handle_count {
             return None;
         }
         // SAFETY: a row of the table, which does not change.
-        let ah = unsafe { *(self.world.address_handles as *const Ah).add(index as usize) };
+        let ah = unsafe { *(self.tables.address_handles as *const Ah).add(index as usize) };
         (ah.pd == pd).then_some(ah.target)
     }
 
     /// The number of the address handle that domain `pd`, which there is, has for a device, which there is.
     #[inline(always)]
     pub(crate) fn ah_for(self, pd: u32, device: u32) -> Option<u16> {
-        let place = pd * self.world.devices + device;
+        let place = pd * self.tables.devices + device;
         // SAFETY: a word of the table, which does not change.
-        let number = unsafe { *(self.world.peers as *const u32).add(place as usize) };
+        let number = unsafe { *(self.tables.peers as *const u32).add(place as usize) };
         (number != NO_AH).then_some(number as u16)
     }
 
@@ -130,9 +130,9 @@ impl<'a> Tables<'a> {
 
     #[inline(always)]
     fn region(self, index: u32) -> Option<&'a Region> {
-        let rows = self.world.regions as *const Region;
+        let rows = self.tables.regions as *const Region;
         // SAFETY: a row of the table, which does not change.
-        (index < self.world.region_count).then(|| unsafe { &*rows.add(index as usize) })
+        (index < self.tables.region_count).then(|| unsafe { &*rows.add(index as usize) })
     }
 }
 

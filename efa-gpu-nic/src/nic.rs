@@ -1,10 +1,10 @@
 //! The warp's loop: doorbells, WQEs, and what becomes of them.
 
 use crate::complete::{Entry, has};
-use crate::lookup::Tables;
-use crate::receive::{Descs, Receive, Taken, told};
+use crate::lookup::Lookup;
+use crate::receive::{Descs, Receive, Taken, sender_status};
 use crate::request::{decode, phase_and_id};
-use crate::tables::{Control, Progress, QueuePair, World};
+use crate::tables::{Control, Progress, QueuePair, Tables};
 use crate::transfer::Transfer;
 use efa_gpu_device::warp::{self, ALL, LANES, Warp};
 use efa_gpu_device::{Deadline, mem, thread};
@@ -18,36 +18,36 @@ const NAP: u32 = 200;
 /// Rounds from one look at the stop word, which the host's memory may hold, to the next.
 const STOP_EVERY: u32 = 16;
 
-/// Is the NIC until the host says stop; a warp ends before if its queue pairs had nothing to do for the world's idle timeout. All threads of the grid call
+/// Is the NIC until the host says stop; a warp ends before if its queue pairs had nothing to do for [`Tables::idle_timeout_ns`]. All threads of the grid call
 /// this; with a `seed` other than zero requests are executed and completed in another order than they were posted in.
 ///
 /// # Safety
-/// `world` and all that it names is as [`tables`](crate::tables) describes it, and stays so until the launch is over;
+/// `tables` and all that it names is as [`tables`](crate::tables) describes it, and stays so until the launch is over;
 /// the NIC's rows are nobody else's. Blocks consist of whole warps. What a region grants access to is memory that this
 /// GPU reaches. What programs write into rings and doorbells, and when, is up to them.
 #[inline(always)]
-pub unsafe fn run(world: *const World, seed: u64) {
+pub unsafe fn run(tables: *const Tables, seed: u64) {
     // SAFETY: the caller's promise.
-    let (world, warp) = unsafe { (&*world, Warp::whole()) };
+    let (tables, warp) = unsafe { (&*tables, Warp::whole()) };
     // SAFETY: the caller's promise.
-    let tables = unsafe { Tables::new(world) };
+    let lookup = unsafe { Lookup::new(tables) };
     #[cfg(not(target_arch = "nvptx64"))]
     // SAFETY: the caller's promise.
     unsafe {
-        tables.lend();
+        lookup.lend();
     }
-    let nic = Nic { tables, warp, seed };
+    let nic = Nic { lookup, warp, seed };
     let me = thread::index_1d() / LANES;
     let warps = thread::grid_dim_x() * thread::block_dim_x() / LANES;
-    let control = world.control as *mut Control;
+    let control = tables.control as *mut Control;
     let (mut round, mut quiet) = (0u32, 0u32);
-    let mut deadline = Deadline::after(world.idle_timeout_ns);
-    if me >= world.queue_pair_count {
+    let mut deadline = Deadline::after(tables.idle_timeout_ns);
+    if me >= tables.queue_pair_count {
         return;
     }
     loop {
         let (mut index, mut busy) = (me, false);
-        while let Some(qp) = tables.queue_pair(index) {
+        while let Some(qp) = lookup.queue_pair(index) {
             busy |= nic.serve(index, qp, round & 1 != 0);
             index += warps;
         }
@@ -68,7 +68,7 @@ pub unsafe fn run(world: *const World, seed: u64) {
             quiet = 0;
         } else if quiet <= PATIENCE {
             if quiet == 0 {
-                deadline = Deadline::after(world.idle_timeout_ns);
+                deadline = Deadline::after(tables.idle_timeout_ns);
             }
             quiet += 1;
         } else {
@@ -80,7 +80,7 @@ pub unsafe fn run(world: *const World, seed: u64) {
 /// What a warp knows all the time.
 #[derive(Clone, Copy)]
 struct Nic<'a> {
-    tables: Tables<'a>,
+    lookup: Lookup<'a>,
     warp: Warp,
     seed: u64,
 }
@@ -136,7 +136,7 @@ impl Nic<'_> {
     /// when there is nothing else.
     #[inline(always)]
     fn serve(self, index: u32, qp: &QueuePair, their_turn: bool) -> bool {
-        let progress = self.tables.progress(index);
+        let progress = self.lookup.progress(index);
         // SAFETY: words of the row and the doorbell, only accessed atomically. Only this warp stores the three counters: lane 0 does, when all lanes have
         // loaded them here and met.
         let (consumer, head, tail, doorbell, ready) = unsafe {
@@ -145,7 +145,7 @@ impl Nic<'_> {
                 mem::load_relaxed_device(&raw const (*progress).parked_head),
                 mem::load_relaxed_device(&raw const (*progress).parked_tail),
                 self.uniform(|| mem::load_acquire_system_u32(qp.send_doorbell as *const u32)),
-                self.uniform(|| self.tables.is_ready(index).into()) != 0,
+                self.uniform(|| self.lookup.is_ready(index).into()) != 0,
             )
         };
         let next = qp.send_at(consumer);
@@ -156,7 +156,7 @@ impl Nic<'_> {
         }
         if rung > next.size().entries() {
             // The doorbell is invalid, and so is whatever the ring holds.
-            self.tables.fail(index);
+            self.lookup.fail(index);
             self.advance(progress, next.ahead(rung).counter(), head, tail);
             return true;
         }
@@ -214,7 +214,7 @@ impl Nic<'_> {
         if fine != all && ready {
             first_bad = self.least(all & !fine, number);
             good = first_bad;
-            self.tables.fail(index);
+            self.lookup.fail(index);
         }
 
         let executed = has(all) && number < good;
@@ -241,7 +241,7 @@ impl Nic<'_> {
         let op = if has(fine) { request.op } else { OpCode::Send };
         let status = status.unwrap_or(Status::Ok);
         let send = Entry::new(qp.send_cq, req_id & ids, status, qp.qpn as u16, Event::Send { op });
-        self.tables.complete(self.warp, receives, receive.unwrap_or(Entry::NONE), sends, send);
+        self.lookup.complete(self.warp, receives, receive.unwrap_or(Entry::NONE), sends, send);
         (waiting.count_ones(), receives | sends != 0)
     }
 
@@ -260,10 +260,11 @@ impl Nic<'_> {
     /// Does what a request asks for, except for moving its bytes.
     #[inline(always)]
     fn execute(self, qp: &QueuePair, request: &FlatRequest) -> Outcome {
-        let tables = self.tables;
+        let lookup = self.lookup;
         let ended = |status| Outcome { status, transfer: Transfer::NONE, receive: None };
-        let admitted = tables.accept(qp, request).and_then(|device| tables.admit(qp, request, device));
-        let (index, target) = match admitted {
+        let checked =
+            lookup.check_at_sender(qp, request).and_then(|device| lookup.check_at_receiver(qp, request, device));
+        let (index, target) = match checked {
             Ok(target) => target,
             Err(status) => return ended(Some(status)),
         };
@@ -275,18 +276,18 @@ impl Nic<'_> {
         let taken = if unsolicited {
             Taken::Receive(Receive { descs: Descs::NONE, req_id: 0 })
         } else {
-            tables.take_receive(index, target, qp)
+            lookup.take_receive(index, target, qp)
         };
         let receive = match taken {
             Taken::Receive(receive) => receive,
             Taken::Nothing => return ended(None),
             Taken::Malformed => {
-                tables.fail(index);
+                lookup.fail(index);
                 return ended(Some(Status::RemoteBadDestQpn));
             }
         };
         let length = request.first.length + request.second.length;
-        let fits = if is_send { tables.fits(target, receive, length) } else { Ok(()) };
+        let fits = if is_send { lookup.fits(target, receive, length) } else { Ok(()) };
         let transfer = match fits {
             Ok(()) => Transfer::new(request, Some(receive)),
             Err(_) => Transfer::NONE,
@@ -295,20 +296,20 @@ impl Nic<'_> {
         let received = Received {
             op: request.op,
             length,
-            ah: tables.ah_for(target.pd, qp.device),
+            ah: lookup.ah_for(target.pd, qp.device),
             src_qpn: qp.qpn as u16,
             imm: request.imm,
             unsolicited,
             src_gid: None,
         };
         let receive = Some(entry_of(target, receive.req_id, status, received));
-        Outcome { status: Some(told(status)), transfer, receive }
+        Outcome { status: Some(sender_status(status)), transfer, receive }
     }
 
     /// Takes a receive of a queue pair that is in the error state, to flush it.
     #[inline(always)]
     fn flush_receive(self, index: u32, qp: &QueuePair) -> Option<Entry> {
-        match self.tables.take_receive(index, qp, qp) {
+        match self.lookup.take_receive(index, qp, qp) {
             Taken::Receive(receive) => {
                 let (op, length, ah, src_qpn, imm) = (OpCode::Send, 0, None, 0, None);
                 let received = Received { op, length, ah, src_qpn, imm, unsolicited: false, src_gid: None };
@@ -316,7 +317,7 @@ impl Nic<'_> {
             }
             Taken::Nothing => None,
             Taken::Malformed => {
-                self.tables.drop_receives(index, qp);
+                self.lookup.drop_receives(index, qp);
                 None
             }
         }

@@ -6,7 +6,7 @@
 //! The ring is the program's memory, and a program may write there at any time. So a descriptor is read from it once,
 //! into the NIC's own memory; what is checked and what is used is that copy.
 
-use crate::lookup::Tables;
+use crate::lookup::Lookup;
 use crate::tables::{MAX_RECV_BUFS, QueuePair, Region};
 use efa_gpu_device::{mem, warp};
 use efa_io::rx::RxBuf;
@@ -91,7 +91,7 @@ fn read(qp: &QueuePair, at: WqCursor, rung: u32, copies: u64) -> Option<Receive>
     None
 }
 
-impl Tables<'_> {
+impl Lookup<'_> {
     /// Takes the next receive of queue pair `index`, which is `qp`, for the warp that serves `server`. What this lane
     /// took before is gone then.
     #[inline(always)]
@@ -153,7 +153,7 @@ impl Tables<'_> {
 
 /// What the sender is told if this is what the receiver's completion says.
 #[inline(always)]
-pub(crate) fn told(received: Status) -> Status {
+pub(crate) fn sender_status(received: Status) -> Status {
     match received {
         Status::Ok => Status::Ok,
         Status::BadLength => Status::RemoteBadLength,

@@ -12,13 +12,13 @@ pub const FIRST_QPN: u32 = 256;
 pub const FIRST_AH: u32 = 16;
 /// Most descriptors of a receive.
 pub const MAX_RECV_BUFS: u32 = 16;
-/// In [`World::peers`]: a device that has no address handle in the domain.
+/// In [`Tables::peers`]: a device that has no address handle in the domain.
 pub const NO_AH: u32 = 0xffff;
 
 /// Everything: the addresses of the tables and the numbers of their rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub struct World {
+pub struct Tables {
     /// Address of the [`QueuePair`]s.
     pub queue_pairs: u64,
     /// Address of the [`Progress`] of each queue pair.
@@ -210,7 +210,7 @@ pub struct Ah {
     pub target: u32,
 }
 
-const_assert_eq!(size_of::<World>(), 88);
+const_assert_eq!(size_of::<Tables>(), 88);
 const_assert_eq!(size_of::<QueuePair>(), 128);
 const_assert_eq!(size_of::<Progress>(), 256);
 const_assert_eq!(size_of::<Region>(), 32);

@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use efa_gpu_device::simt::Executor;
 use efa_gpu_device::{mem, thread};
-use efa_gpu_nic::World;
+use efa_gpu_nic::Tables;
 use efa_io::rx::RxBuf;
 use efa_io::{RxDesc, Send, Wqe64};
 use std::sync::atomic::{AtomicU64, Ordering::*};
@@ -29,7 +29,7 @@ fn a_descriptor_that_is_written_over_lets_nothing_outside_of_regions_be_written(
         let ring = world.nodes[B].queues[0].recv.ring;
         let (good, bad) = (world.nodes[B].addr, outside.as_ptr() as u64);
         let control = world.control as *mut u32;
-        let nic = world.placed.world as *const World;
+        let nic = world.placed.tables as *const Tables;
         let result = Executor::new(seed)
             // SAFETY: the world outlives the run.
             .launch(1, 64, || unsafe { efa_gpu_nic::run(nic, seed) })

@@ -87,7 +87,7 @@ fn a_nic_without_work_ends_by_itself_also_if_a_send_waits_for_ever() {
             a.put(send(&world, A, B));
             a.ring();
         }
-        let placed = world.placed.world as *const efa_gpu_nic::World;
+        let placed = world.placed.tables as *const efa_gpu_nic::Tables;
         // SAFETY: the world outlives the run.
         Executor::new(1).launch(1, 32, || unsafe { efa_gpu_nic::run(placed, 1) }).run().unwrap();
         assert!(world.timed_out());
@@ -103,7 +103,7 @@ fn warps_beyond_the_queue_pairs_end_at_once_and_fewer_warps_serve_them_all() {
             poster.put(write(&world, A, B));
             poster.ring();
         }
-        let placed = world.placed.world as *const efa_gpu_nic::World;
+        let placed = world.placed.tables as *const efa_gpu_nic::Tables;
         // SAFETY: the world outlives the run.
         Executor::new(1).launch(blocks, threads, || unsafe { efa_gpu_nic::run(placed, 1) }).run().unwrap();
         let mut qpns: Vec<_> = (0..3).map(|_| a[0].completion().qpn).collect();

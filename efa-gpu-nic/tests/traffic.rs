@@ -469,7 +469,7 @@ where
     let (sent, received, finished) = (zero(), zero(), Cell::new(0));
     let mut traffic = Traffic { world, asks, before, unsolicited, sent, received, finished };
     let t = &traffic;
-    let (world, control) = (t.world.placed.world as *const efa_gpu_nic::World, t.world.control as *mut u32);
+    let (world, control) = (t.world.placed.tables as *const efa_gpu_nic::Tables, t.world.control as *mut u32);
     let receiver = RefCell::new(rng);
     let executor = Executor::new(seed)
         // SAFETY: the world outlives the run.

@@ -1,7 +1,7 @@
 //! Builds a world object by object, and lays it out.
 
 use super::{Error, Memory};
-use crate::tables::{Ah, Control, Cq, FIRST_AH, FIRST_QPN, MAX_RECV_BUFS, NO_AH, Progress, QueuePair, Region, World};
+use crate::tables::{Ah, Control, Cq, FIRST_AH, FIRST_QPN, MAX_RECV_BUFS, NO_AH, Progress, QueuePair, Region, Tables};
 use bytemuck::Zeroable;
 use efa_gpu_device::warp::LANES;
 use efa_io::handle::unique_tag;
@@ -151,8 +151,8 @@ pub struct Queues {
 /// A world in its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placed {
-    /// Address of the [`World`].
-    pub world: u64,
+    /// Address of the [`Tables`].
+    pub tables: u64,
     /// Warps that have something to do: as many as there are queue pairs.
     pub warps: u32,
     progress: u64,
@@ -318,7 +318,7 @@ impl Builder {
         let recv = ring_size("receive descriptors", config.recv_entries.saturating_mul(recv_bufs).max(1), most)?;
         // A batch taken from it does not collide with what of it goes back.
         let parked = ring_size("sends", send.entries() + LANES, u32::MAX)?;
-        self.complete_at([(config.send_cq, send.entries()), (config.recv_cq, config.recv_entries)])?;
+        self.reserve_completions([(config.send_cq, send.entries()), (config.recv_cq, config.recv_entries)])?;
 
         let wqe_size = if config.inline_bytes > 32 || config.inline_write { 128 } else { 64 };
         let send_ring = allocate(memory, "a send ring", send.entries() as usize * wqe_size)?;
@@ -399,7 +399,7 @@ impl Builder {
     }
 
     /// Notes that these more requests may complete there at once.
-    fn complete_at(&mut self, more: [(CqId, u32); 2]) -> Result<(), Error> {
+    fn reserve_completions(&mut self, more: [(CqId, u32); 2]) -> Result<(), Error> {
         let mut all: Vec<u64> = self.completion_queues.iter().map(|cq| cq.needs).collect();
         for (CqId(cq), entries) in more {
             let (row, needs) = match (self.completion_queues.get(cq as usize), all.get_mut(cq as usize)) {
@@ -450,7 +450,7 @@ impl Builder {
             Ok::<u64, Error>(at)
         };
         let progress = place("counters", bytemuck::cast_slice(&self.progress))?;
-        let world = World {
+        let tables = Tables {
             queue_pairs: place("queue pairs", bytemuck::cast_slice(&self.queue_pairs))?,
             progress,
             regions: place("regions", bytemuck::cast_slice(&self.regions))?,
@@ -466,8 +466,8 @@ impl Builder {
             devices: devices as u32,
             domains: domains as u32,
         };
-        let warps = world.queue_pair_count;
-        Ok(Placed { world: place("the world", bytemuck::bytes_of(&world))?, warps, progress })
+        let warps = tables.queue_pair_count;
+        Ok(Placed { tables: place("the tables", bytemuck::bytes_of(&tables))?, warps, progress })
     }
 }
 

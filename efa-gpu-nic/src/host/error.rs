@@ -1,13 +1,13 @@
-//! What can be wrong with a world.
+//! What can be wrong with what a builder is asked for.
 
 use super::MemoryError;
 
-/// Why something could not be part of the world.
+/// Why something could not be added, or laid out.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// Something that this builder has not given.
-    #[error("there is no {kind} {id} in this world")]
+    #[error("there is no {kind} {id} of this builder")]
     NoSuch {
         /// Kind of the object.
         kind: &'static str,

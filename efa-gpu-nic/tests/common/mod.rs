@@ -4,7 +4,7 @@
 
 use efa_gpu_device::CompletionQueue;
 use efa_gpu_device::simt::Executor;
-use efa_gpu_nic::World;
+use efa_gpu_nic::Tables;
 use efa_gpu_nic::host::*;
 use efa_io::rx::RxBuf;
 use efa_io::*;
@@ -140,13 +140,13 @@ impl TestWorld {
                 word(self.0).store(1, Release);
             }
         }
-        let world = self.placed.world;
+        let world = self.placed.tables;
         word(self.control).store(0, Release);
         std::thread::scope(|scope| {
             let _stop = Stop(self.control);
             scope.spawn(move || {
                 // SAFETY: the world was placed in memory that outlives the scope.
-                let nic = || unsafe { efa_gpu_nic::run(world as *const World, seed) };
+                let nic = || unsafe { efa_gpu_nic::run(world as *const Tables, seed) };
                 Executor::new(seed).launch(1, 64, nic).run().unwrap();
             });
             test()

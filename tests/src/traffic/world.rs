@@ -98,7 +98,7 @@ impl World {
         let stream = gpu.stream().expect("a stream");
         let kernel = module.kernel("nic").expect("a kernel of ours");
         // SAFETY: the world and all that is in it lives on until the NIC has stopped, or, if it cannot be stopped, with the process.
-        let running = unsafe { kernel.launch(&stream, Shape::new(placed.warps, 32), (placed.world, seed)) };
+        let running = unsafe { kernel.launch(&stream, Shape::new(placed.warps, 32), (placed.tables, seed)) };
         let ends = Ends {
             send: qp_a.send,
             send_cq,
