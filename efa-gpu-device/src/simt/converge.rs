@@ -1,7 +1,7 @@
 //! Lanes that wait for each other.
 
 use super::fault::{Fault, Primitive};
-use super::world::{Inner, State, WARP};
+use super::machine::{Inner, State, WARP};
 
 impl Inner<'_> {
     /// A lane has come to where it waits for others, as its state says. They all go on if it was the last.

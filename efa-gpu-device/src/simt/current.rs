@@ -1,8 +1,8 @@
 //! What a lane does, wherever it is: in a run, or alone on its thread.
 
 use super::fault::Primitive;
+use super::machine::{Machine, Reach, State};
 use super::memory::{self, Store};
-use super::world::{Reach, State, World};
 use std::cell::Cell;
 use std::ptr;
 use std::sync::OnceLock;
@@ -11,58 +11,58 @@ use std::time::Instant;
 
 thread_local! {
     /// The run whose lane this thread runs.
-    static WORLD: Cell<*const World<'static>> = const { Cell::new(ptr::null()) };
+    static MACHINE: Cell<*const Machine<'static>> = const { Cell::new(ptr::null()) };
 }
 
-/// Makes lanes of `world` what runs on this thread until this is dropped.
+/// Makes lanes of `machine` what runs on this thread until this is dropped.
 pub(super) struct Entered(());
 
 impl Entered {
     /// # Panics
     /// In a run.
-    pub(super) fn new(world: &World<'_>) -> Self {
-        assert!(WORLD.get().is_null(), "an executor cannot run inside a kernel");
+    pub(super) fn new(machine: &Machine<'_>) -> Self {
+        assert!(MACHINE.get().is_null(), "an executor cannot run inside a kernel");
         // The lifetime goes: nobody uses it.
-        WORLD.set(ptr::from_ref(world).cast());
+        MACHINE.set(ptr::from_ref(machine).cast());
         Self(())
     }
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        WORLD.set(ptr::null());
+        MACHINE.set(ptr::null());
     }
 }
 
 /// The run that the current lane is in, with its number.
 #[inline]
-fn world<'w>() -> Option<(&'w World<'static>, usize)> {
-    let world = WORLD.get();
+fn machine<'w>() -> Option<(&'w Machine<'static>, usize)> {
+    let machine = MACHINE.get();
     // SAFETY: who set it keeps it alive until no lane runs any more; `'w` ends in the function that asks.
-    (!world.is_null()).then(|| unsafe { (&*world, (*world).current.get()) })
+    (!machine.is_null()).then(|| unsafe { (&*machine, (*machine).current.get()) })
 }
 
 /// The same, unless the lane is being unwound: then it must not wait for anybody, nor give its turn away. A lane that
 /// was unwound when its run was over, and caught that, does not come back from here: it is unwound again.
 #[inline]
-fn running<'w>() -> Option<(&'w World<'static>, usize)> {
-    let (world, lane) = world().filter(|_| !std::thread::panicking())?;
-    while world.over.get() {
-        suspend(world, lane);
+fn running<'w>() -> Option<(&'w Machine<'static>, usize)> {
+    let (machine, lane) = machine().filter(|_| !std::thread::panicking())?;
+    while machine.over.get() {
+        suspend(machine, lane);
     }
-    Some((world, lane))
+    Some((machine, lane))
 }
 
 /// Gives the turn away.
-fn suspend(world: &World<'static>, lane: usize) {
-    let yielder = world.inner.borrow().lanes[lane].yielder;
+fn suspend(machine: &Machine<'static>, lane: usize) {
+    let yielder = machine.inner.borrow().lanes[lane].yielder;
     // SAFETY: the lane runs, so its coroutine's yielder is there.
     unsafe { (*yielder).suspend(()) };
 }
 
 /// The lane comes to an access.
-fn access(world: &World<'static>, lane: usize, at: Primitive) {
-    let mut inner = world.inner.borrow_mut();
+fn access(machine: &Machine<'static>, lane: usize, at: Primitive) {
+    let mut inner = machine.inner.borrow_mut();
     inner.lanes[lane].at = at;
     inner.now += 8;
     inner.record((lane as u64) << 8 | at as u64);
@@ -71,13 +71,13 @@ fn access(world: &World<'static>, lane: usize, at: Primitive) {
     let turn = inner.chance(odds);
     drop(inner);
     if turn {
-        suspend(world, lane);
+        suspend(machine, lane);
     }
 }
 
 /// The lane waits, in `state`, and gets what the others have for it.
-fn wait(world: &World<'static>, lane: usize, at: Primitive, state: State) -> u32 {
-    let mut inner = world.inner.borrow_mut();
+fn wait(machine: &Machine<'static>, lane: usize, at: Primitive, state: State) -> u32 {
+    let mut inner = machine.inner.borrow_mut();
     inner.lanes[lane].at = at;
     inner.lanes[lane].state = state;
     if matches!(at, Primitive::SyncWarp | Primitive::SyncThreads) {
@@ -88,8 +88,8 @@ fn wait(world: &World<'static>, lane: usize, at: Primitive, state: State) -> u32
         inner.fault = Some(fault);
     }
     drop(inner);
-    suspend(world, lane);
-    world.inner.borrow().lanes[lane].answer
+    suspend(machine, lane);
+    machine.inner.borrow().lanes[lane].answer
 }
 
 /// Tells the run that memory stays until it is over, so that stores to it may take their time. Outside of a run this
@@ -98,8 +98,8 @@ fn wait(world: &World<'static>, lane: usize, at: Primitive, state: State) -> u32
 /// # Safety
 /// `size` bytes at `addr` are valid for writes, and accessed atomically, until the run is over.
 pub unsafe fn lend(addr: u64, size: u64) {
-    if let Some((world, _)) = running() {
-        world.inner.borrow_mut().lent.add(addr as usize, size as usize);
+    if let Some((machine, _)) = running() {
+        machine.inner.borrow_mut().lent.add(addr as usize, size as usize);
     }
 }
 
@@ -109,9 +109,9 @@ pub unsafe fn lend(addr: u64, size: u64) {
 /// They are valid for reads, aligned to their size, and accessed atomically.
 pub(crate) unsafe fn load(addr: usize, size: usize, acquire: bool) -> u64 {
     match running() {
-        Some((world, lane)) => {
-            access(world, lane, Primitive::Load);
-            let mut inner = world.inner.borrow_mut();
+        Some((machine, lane)) => {
+            access(machine, lane, Primitive::Load);
+            let mut inner = machine.inner.borrow_mut();
             inner.look(lane);
             if acquire {
                 inner.acquire(lane);
@@ -131,9 +131,9 @@ pub(crate) unsafe fn load(addr: usize, size: usize, acquire: bool) -> u64 {
 pub(crate) unsafe fn store(addr: usize, size: usize, value: u64, release: bool) {
     let store = Store::new(addr, size, value);
     match running() {
-        Some((world, lane)) => {
-            access(world, lane, Primitive::Store);
-            let mut inner = world.inner.borrow_mut();
+        Some((machine, lane)) => {
+            access(machine, lane, Primitive::Store);
+            let mut inner = machine.inner.borrow_mut();
             if release {
                 inner.bring_to_memory(lane);
             }
@@ -175,9 +175,9 @@ pub(crate) unsafe fn atomic_u64(to: *mut u64, orders: Orders, operation: impl Fn
 }
 
 fn before_atomic(addr: usize, size: usize, orders: Orders) {
-    if let Some((world, lane)) = running() {
-        access(world, lane, Primitive::Atomic);
-        let mut inner = world.inner.borrow_mut();
+    if let Some((machine, lane)) = running() {
+        access(machine, lane, Primitive::Atomic);
+        let mut inner = machine.inner.borrow_mut();
         inner.bring_fenced(lane);
         if orders == Orders::AcquireAndRelease {
             inner.bring_to_gpu(lane);
@@ -193,9 +193,9 @@ fn before_atomic(addr: usize, size: usize, orders: Orders) {
 /// Brings this lane's stores before its GPU, or the `system`, and those of others that it has seen before the system.
 pub(crate) fn order(system: bool) {
     match running() {
-        Some((world, lane)) => {
-            access(world, lane, Primitive::Fence);
-            let mut inner = world.inner.borrow_mut();
+        Some((machine, lane)) => {
+            access(machine, lane, Primitive::Fence);
+            let mut inner = machine.inner.borrow_mut();
             inner.fence(lane, if system { Reach::System } else { Reach::Gpu });
         }
         None => fence(SeqCst),
@@ -208,7 +208,7 @@ pub(crate) fn order(system: bool) {
 /// Outside a run, if there have to be other lanes than 0.
 pub(crate) fn meet(primitive: Primitive, mask: u32, value: u32, from: u32) -> u32 {
     match running() {
-        Some((world, lane)) => wait(world, lane, primitive, State::Warp { primitive, mask, value, from }),
+        Some((machine, lane)) => wait(machine, lane, primitive, State::Warp { primitive, mask, value, from }),
         // What has to be decided together cannot be any more, and nothing better than an end of it is to be had: no votes, and a value that no
         // counter or index has.
         None if std::thread::panicking() => {
@@ -230,15 +230,15 @@ pub(crate) fn meet(primitive: Primitive, mask: u32, value: u32, from: u32) -> u3
 
 /// Waits for the block.
 pub(crate) fn meet_block() {
-    if let Some((world, lane)) = running() {
-        wait(world, lane, Primitive::SyncThreads, State::Block);
+    if let Some((machine, lane)) = running() {
+        wait(machine, lane, Primitive::SyncThreads, State::Block);
     }
 }
 
 /// Lanes that are here.
 pub(crate) fn here() -> u32 {
     match running() {
-        Some((world, lane)) => wait(world, lane, Primitive::Activemask, State::Asks),
+        Some((machine, lane)) => wait(machine, lane, Primitive::Activemask, State::Asks),
         None => 1 << place().1,
     }
 }
@@ -246,9 +246,9 @@ pub(crate) fn here() -> u32 {
 /// Lets time pass.
 pub(crate) fn sleep(ns: u32) {
     match running() {
-        Some((world, lane)) => {
-            let until = world.inner.borrow().now + u64::from(ns.min(1_000_000));
-            wait(world, lane, Primitive::Nanosleep, State::Sleeps(until));
+        Some((machine, lane)) => {
+            let until = machine.inner.borrow().now + u64::from(ns.min(1_000_000));
+            wait(machine, lane, Primitive::Nanosleep, State::Sleeps(until));
         }
         None => std::thread::yield_now(),
     }
@@ -258,9 +258,9 @@ pub(crate) fn sleep(ns: u32) {
 pub(crate) fn clock() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     match running() {
-        Some((world, lane)) => {
-            access(world, lane, Primitive::Globaltimer);
-            world.inner.borrow().now
+        Some((machine, lane)) => {
+            access(machine, lane, Primitive::Globaltimer);
+            machine.inner.borrow().now
         }
         None => START.get_or_init(Instant::now).elapsed().as_nanos() as u64,
     }
@@ -268,9 +268,9 @@ pub(crate) fn clock() -> u64 {
 
 /// Block, blocks, thread in the block, threads of a block; and the lane in its warp.
 pub(crate) fn place() -> ([u32; 4], u32) {
-    match world() {
-        Some((world, lane)) => {
-            let inner = world.inner.borrow();
+    match machine() {
+        Some((machine, lane)) => {
+            let inner = machine.inner.borrow();
             (inner.lanes[lane].place, inner.lanes[lane].id.lane)
         }
         None => ([0, 1, 0, 1], 0),

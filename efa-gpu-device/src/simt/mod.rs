@@ -69,98 +69,14 @@
 
 mod converge;
 mod current;
+mod executor;
 mod fault;
+mod machine;
 mod memory;
 mod run;
-mod world;
 
 pub use current::lend;
 pub(crate) use current::*;
+pub use executor::Executor;
 pub use fault::{Doing, Fault, LaneId, Primitive, Waiting};
-
-use run::Launch;
-use std::time::Duration;
-
-/// Runs kernels. See the [module](self).
-#[must_use = "nothing runs before `run`"]
-pub struct Executor<'env> {
-    seed: u64,
-    timeout: Duration,
-    launches: Vec<Launch<'env>>,
-    watches: Vec<memory::Watch<'env>>,
-    lent: memory::Lent,
-}
-
-/// What a run was.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Lanes that have run.
-    pub lanes: u32,
-    /// Turns that lanes had.
-    pub turns: u64,
-    /// Times that lanes met.
-    pub meetings: u64,
-    /// Stores that were on their way for a while.
-    pub stores: u64,
-    /// Nanoseconds that passed by the run's clock.
-    pub nanoseconds: u64,
-    /// A number made of everything that was decided, in order: equal for equal runs.
-    pub schedule: u64,
-}
-
-impl<'env> Executor<'env> {
-    /// An executor that decides by this seed. A run may take a minute, unless [`timeout`](Self::timeout) says otherwise.
-    pub fn new(seed: u64) -> Self {
-        let (launches, watches, lent) = Default::default();
-        Self { seed, timeout: Duration::from_secs(60), launches, watches, lent }
-    }
-
-    /// Adds a kernel: `blocks` of `threads` each. A block's last warp has fewer lanes if `threads` is no multiple of 32. All launches run side by side,
-    /// on the same GPU.
-    pub fn launch(self, blocks: u32, threads: u32, kernel: impl Fn() + 'env) -> Self {
-        self.launch_on(0, blocks, threads, kernel)
-    }
-
-    /// The same on another GPU than 0, where [`launch`](Self::launch) does: what passes between the two takes fences of system scope. A launch
-    /// that plays a NIC belongs there.
-    ///
-    /// # Panics
-    /// No blocks, no threads, or more than 1024 threads in a block.
-    pub fn launch_on(mut self, gpu: u32, blocks: u32, threads: u32, kernel: impl Fn() + 'env) -> Self {
-        assert!(blocks > 0, "a launch has blocks");
-        assert!((1..=1024).contains(&threads), "a block has 1 to 1024 threads, not {threads}");
-        self.launches.push(Launch { gpu, blocks, threads, kernel: Box::new(kernel) });
-        self
-    }
-
-    /// Lends memory to the kernels: the bytes of this value, not of what it points to. Only stores to memory that stays
-    /// until the run is over take their time; see the [module](self).
-    pub fn lends<T: ?Sized>(mut self, memory: &'env T) -> Self {
-        self.lent.add(std::ptr::from_ref(memory).addr(), size_of_val(memory));
-        self
-    }
-
-    /// Shows every value that gets to the 32 bits of memory at `addr` by a store, in order: what a device sees of its doorbell, without missing any.
-    /// `seen` runs as a part of what it watches, and calls no function of this crate.
-    pub fn watch_store(mut self, addr: *const u32, seen: impl FnMut(u32) + 'env) -> Self {
-        self.watches.push(memory::Watch { addr: addr as usize, seen: Box::new(seen) });
-        self
-    }
-
-    /// Ends the run with [`Fault::TimedOut`] if it takes longer than this by a real clock.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
-        self
-    }
-
-    /// Runs everything to its end.
-    ///
-    /// # Errors
-    /// What a kernel did wrong first; a panic of a lane is such a thing. All other lanes are unwound.
-    ///
-    /// # Panics
-    /// Inside a kernel.
-    pub fn run(self) -> Result<Stats, Fault> {
-        run::run(self)
-    }
-}
+pub use machine::Stats;

@@ -2,9 +2,8 @@
 
 use super::current::Entered;
 use super::fault::{Fault, LaneId, Primitive};
+use super::machine::{Block, Inner, Lane, Machine, Odds, State, Stats, WARP};
 use super::memory::{Buffer, Lent, Watch};
-use super::world::{Block, Inner, Lane, Odds, State, WARP, World};
-use super::{Executor, Stats};
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult};
 use std::any::Any;
@@ -34,7 +33,7 @@ pub(super) struct Launch<'env> {
 
 /// A lane's coroutine: it is unwound when this is dropped, with the lane as the current one.
 struct Running<'w, 'env> {
-    world: &'w World<'env>,
+    machine: &'w Machine<'env>,
     lane: usize,
     coroutine: Option<Coroutine<(), (), ()>>,
 }
@@ -42,7 +41,7 @@ struct Running<'w, 'env> {
 impl Drop for Running<'_, '_> {
     fn drop(&mut self) {
         if let Some(mut coroutine) = self.coroutine.take() {
-            self.world.current.set(self.lane);
+            self.machine.current.set(self.lane);
             coroutine.force_unwind();
             let stack = coroutine.into_stack();
             STACKS.with_borrow_mut(|stacks| {
@@ -55,30 +54,30 @@ impl Drop for Running<'_, '_> {
 }
 
 impl<'w, 'env> Running<'w, 'env> {
-    fn new(world: &'w World<'env>, lane: usize, kernel: &'w dyn Fn()) -> Self {
+    fn new(machine: &'w Machine<'env>, lane: usize, kernel: &'w dyn Fn()) -> Self {
         let stack = STACKS
             .with_borrow_mut(Vec::pop)
             .unwrap_or_else(|| DefaultStack::new(STACK).expect("memory for a lane's stack"));
         let run = move |yielder: &corosensei::Yielder<(), ()>, ()| {
-            world.inner.borrow_mut().lanes[lane].yielder = yielder;
+            machine.inner.borrow_mut().lanes[lane].yielder = yielder;
             kernel();
         };
         // SAFETY: the coroutine ends with this value, which holds on to what it borrows.
         let coroutine = unsafe { Coroutine::with_stack_unchecked(stack, run) };
-        Self { world, lane, coroutine: Some(coroutine) }
+        Self { machine, lane, coroutine: Some(coroutine) }
     }
 
     /// Gives the lane a turn; whether it has returned, or what it panicked with.
     fn turn(&mut self) -> Result<bool, Box<dyn Any + Send>> {
         let Some(coroutine) = &mut self.coroutine else { return Ok(true) };
-        self.world.current.set(self.lane);
+        self.machine.current.set(self.lane);
         let result = catch_unwind(AssertUnwindSafe(|| coroutine.resume(())))?;
         Ok(matches!(result, CoroutineResult::Return(())))
     }
 }
 
 /// Ends a run before its lanes are unwound.
-struct End<'w, 'env>(&'w World<'env>);
+struct End<'w, 'env>(&'w Machine<'env>);
 
 impl Drop for End<'_, '_> {
     fn drop(&mut self) {
@@ -94,7 +93,7 @@ enum Next {
     Over,
 }
 
-impl<'env> World<'env> {
+impl<'env> Machine<'env> {
     fn new(seed: u64, launches: &[Launch<'_>], watches: Vec<Watch<'env>>, lent: Lent) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut draw = |from: &[u32]| from[rng.usize(..from.len())];
@@ -233,7 +232,7 @@ impl Patience {
     }
 }
 
-fn schedule(world: &World<'_>, lanes: &mut [Running<'_, '_>], most: Duration) -> Result<(), Fault> {
+fn schedule(machine: &Machine<'_>, lanes: &mut [Running<'_, '_>], most: Duration) -> Result<(), Fault> {
     let mut patience = Patience { start: Instant::now(), most, progress: 0, idle: 0 };
     let mut looked = 0;
     let panicked = |panic: Box<dyn Any + Send>| {
@@ -242,21 +241,21 @@ fn schedule(world: &World<'_>, lanes: &mut [Running<'_, '_>], most: Duration) ->
             (_, Some(text)) => text.clone(),
             _ => "something that is no text".into(),
         };
-        Fault::Panicked { lane: world.inner.borrow().lanes[world.current.get()].id, message }
+        Fault::Panicked { lane: machine.inner.borrow().lanes[machine.current.get()].id, message }
     };
     loop {
         // A watch may panic, here and below.
-        let next = catch_unwind(AssertUnwindSafe(|| world.inner.borrow_mut().next())).map_err(panicked)?;
+        let next = catch_unwind(AssertUnwindSafe(|| machine.inner.borrow_mut().next())).map_err(panicked)?;
         match next {
-            Next::Over => return world.inner.borrow_mut().fault.take().map_or(Ok(()), Err),
+            Next::Over => return machine.inner.borrow_mut().fault.take().map_or(Ok(()), Err),
             Next::Nobody => std::thread::yield_now(),
             Next::Lane(lane) => {
                 let ended = lanes[lane].turn().map_err(panicked)?;
                 let after = |inner: &mut Inner<'_>| if ended { inner.end(lane) } else { inner.put_back(lane) };
-                catch_unwind(AssertUnwindSafe(|| after(&mut world.inner.borrow_mut()))).map_err(panicked)?;
+                catch_unwind(AssertUnwindSafe(|| after(&mut machine.inner.borrow_mut()))).map_err(panicked)?;
             }
         }
-        let inner = world.inner.borrow();
+        let inner = machine.inner.borrow();
         if inner.stats.turns - looked >= LOOK {
             looked = inner.stats.turns;
             if !patience.look(inner.progress) {
@@ -266,20 +265,26 @@ fn schedule(world: &World<'_>, lanes: &mut [Running<'_, '_>], most: Duration) ->
     }
 }
 
-pub(super) fn run(executor: Executor<'_>) -> Result<Stats, Fault> {
-    let Executor { seed, timeout, launches, watches, lent } = executor;
-    let world = World::new(seed, &launches, watches, lent);
-    let _entered = Entered::new(&world);
-    let lanes = world.inner.borrow().lanes.iter().map(|lane| lane.id.launch as usize).collect::<Vec<_>>();
+/// Runs all launches to their end.
+pub(super) fn run(
+    seed: u64,
+    timeout: Duration,
+    launches: &[Launch<'_>],
+    watches: Vec<Watch<'_>>,
+    lent: Lent,
+) -> Result<Stats, Fault> {
+    let machine = Machine::new(seed, launches, watches, lent);
+    let _entered = Entered::new(&machine);
+    let lanes = machine.inner.borrow().lanes.iter().map(|lane| lane.id.launch as usize).collect::<Vec<_>>();
     let mut lanes: Vec<_> = lanes
         .into_iter()
         .enumerate()
-        .map(|(lane, launch)| Running::new(&world, lane, &launches[launch].kernel))
+        .map(|(lane, launch)| Running::new(&machine, lane, &launches[launch].kernel))
         .collect();
     // Before the lanes go, and what is theirs with them.
-    let end = End(&world);
-    schedule(&world, &mut lanes, timeout)?;
+    let end = End(&machine);
+    schedule(&machine, &mut lanes, timeout)?;
     drop(end);
-    let inner = world.inner.borrow();
+    let inner = machine.inner.borrow();
     Ok(Stats { nanoseconds: inner.now, ..inner.stats })
 }

@@ -1,12 +1,28 @@
 //! What there is in a run: lanes, blocks, GPUs, and the stores between them.
 
-use super::Stats;
 use super::fault::{Doing, Fault, LaneId, Primitive, Waiting};
 use super::memory::{self, Buffer, Lent, Store, Watch};
 use corosensei::Yielder;
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+
+/// What a run was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Lanes that have run.
+    pub lanes: u32,
+    /// Turns that lanes had.
+    pub turns: u64,
+    /// Times that lanes met.
+    pub meetings: u64,
+    /// Stores that were on their way for a while.
+    pub stores: u64,
+    /// Nanoseconds that passed by the run's clock.
+    pub nanoseconds: u64,
+    /// A number made of everything that was decided, in order: equal for equal runs.
+    pub schedule: u64,
+}
 
 /// Lanes of a warp.
 pub(super) const WARP: usize = 32;
@@ -81,7 +97,7 @@ pub(super) enum Reach {
 }
 
 /// A run: what lanes and the scheduler have in common. Nobody holds on to `inner` while a lane gives away its turn.
-pub(super) struct World<'env> {
+pub(super) struct Machine<'env> {
     pub(super) inner: RefCell<Inner<'env>>,
     /// The lane that runs.
     pub(super) current: Cell<usize>,
