@@ -1,19 +1,21 @@
-//! A doorbell that many ring as one.
+//! The doorbell of a shared send queue: one poster rings for all that are ready (flat combining).
 //!
-//! Each slot has a mark. Who has stored a WQE exchanges its slot's mark for *ready*; and one *baton* goes along the ring, which lies at the first
-//! slot that is not rung for. Who finds the baton in place of the mark takes it, rings as far as every slot is ready, and again while more have become
-//! ready meanwhile; then exchanges the mark of the first slot that was not for the baton. If that slot has become ready just now, the exchange says so,
-//! and there is more to ring for.
+//! Each slot has a mark. A poster that has stored a WQE exchanges its slot's mark for [`READY`]. One mark in the ring is
+//! [`COMBINE`]: it lies at the first slot that is not rung for. A poster that finds it in place of its slot's old mark
+//! becomes the *combiner*. The combiner rings as far as every slot is ready, and again while more have become ready in
+//! the meantime. Then it exchanges the mark of the first slot that was not ready for `COMBINE`. If that slot has become
+//! ready just now, the exchange returns `READY`, and the combiner goes on.
 //!
-//! So nobody waits for a slot that is not ready, neither the poster of one behind it nor who has the baton. One doorbell serves as many posters as come
-//! while one is rung. And no slot stays unrung: of the two exchanges that meet at a mark one comes second, and sees the other.
+//! So nobody waits for a slot that is not ready: neither the poster of a slot behind it nor the combiner. One doorbell
+//! serves as many posters as come while one is rung. And no slot stays unrung: of the two exchanges that meet at a mark
+//! one comes second, and it sees the other.
 //!
-//! Lest one poster ring for all others for ever, it asks for relief after some doorbells; and the next poster to come by waits for the baton, which it
-//! gets after the doorbell that is just being rung.
+//! To keep one poster from ringing for all others forever, a combiner asks for relief after some doorbells. The next
+//! poster to come by waits until the doorbell that is just being rung is rung, and is the combiner from then on.
 //!
-//! # Why the device sees every WQE that it is told of
+//! # Why the device sees every WQE that a doorbell announces
 //!
-//! By causality order (PTX ISA, "Memory Consistency Model"), from a WQE to the doorbell that tells of it. Each row
+//! By causality order (PTX ISA, "Memory Consistency Model"), from a WQE to the doorbell that announces it. Each row
 //! comes before the next:
 //!
 //! | who | what | which is |
@@ -24,47 +26,52 @@
 //! | lane that looks, lane that rings | `bar.warp.sync` | a barrier |
 //! | lane that rings | `fence.acq_rel.sys`, then stores the doorbell | a release pattern |
 //!
-//! In one thread that is program order. A release pattern is a fence and then a strong write; an acquire pattern is a strong
-//! read and then a fence, *both of one thread*. Such a pair synchronizes where the read observes the write and the fences'
-//! scopes include each other's thread ("Release and Acquire Patterns", "Memory synchronization"). A barrier synchronizes
-//! those who meet there.
+//! In one thread that is program order. A release pattern is a fence and then a strong write; an acquire pattern is a
+//! strong read and then a fence, *both of one thread*. Such a pair synchronizes where the read observes the write and
+//! the fences' scopes include each other's thread ("Release and Acquire Patterns", "Memory synchronization"). A barrier
+//! synchronizes those who meet there.
 //!
 //! Base causality order is transitive over all of these ("Causality order"), so what a fence orders need not have been
-//! stored by its own thread. What is no link of such a chain is a ballot or a shuffle: they carry values and order
-//! nothing. A fence behind the barrier alone would not do, since only the lane that rings is ordered by its fence, and
-//! the marks were read by others. A group of one lane needs no more than the last fence: that is behind its own looks.
+//! stored by its own thread. A ballot or a shuffle is no link of such a chain: they carry values and order nothing. A
+//! fence behind the barrier alone would not be enough, since only the lane that rings is ordered by its fence, and the
+//! marks were read by others. A group of one lane needs only the last fence, which is behind its own looks.
 //!
-//! In the same way one ringer's doorbell comes before the next one's: it is before a fence and the exchange that leaves
-//! the baton, or the store that hands it over, and the lane that finds the baton there reads that. And requests that
-//! were rung for count as the batch's until a fence of system scope is behind their doorbell: the device has it before
-//! the first WQE of the next batch.
+//! In the same way one combiner's doorbell comes before the next one's: it comes before a fence and the exchange that
+//! leaves `COMBINE`, or the store that hands over, and the next combiner reads that. And requests that were rung for
+//! count as part of the batch until a fence of system scope is behind their doorbell: then the device has the doorbell
+//! before the first WQE of the next batch.
 
-use super::{MARKS, RELIEF, ROOM, room};
+use super::state::{MARKS, RELIEF, ROOM, room};
 use crate::arch;
 use efa_io::{RingSize, SendRingHandle};
 
-/// The low bits of a mark; the others are the slot's lap, so that a mark of an earlier lap is neither.
+/// The low bits of a mark: the slot holds a WQE; whoever posts here is the combiner. The other bits are the slot's lap,
+/// so that a mark of an earlier lap is neither.
 const READY: u32 = 1;
-const BATON: u32 = 2;
+const COMBINE: u32 = 2;
 /// Laps that a mark tells apart: as many as a 30-bit number has values.
 const LAP: u32 = u32::MAX << 2;
 
-/// What the word for relief says: nobody asks for it; who has the baton does; somebody waits for it; it has been given away, and the next two words say
-/// where it lies, and how many requests are owed to the batch.
+/// The values of the word for relief: nobody asks for it; the combiner does; a poster waits to become the combiner; it is
+/// the combiner, and the next two words hold the first slot that is not rung for and the requests owed to the batch.
 const NOBODY: u32 = 0;
 const WANTED: u32 = 1;
 const CLAIMED: u32 = 2;
 const HANDED: u32 = 3;
-/// Doorbells after which who has the baton asks for relief; on the host so few that tests come by here.
+/// Doorbells after which a combiner asks for relief; on the host so few that tests come by here.
 const PATIENCE: u32 = if cfg!(target_arch = "nvptx64") { 16 } else { 2 };
 
-/// Marks that one lane looks at together, and how often it looks before it asks what the others have seen.
+/// Marks that a lane loads at once, and how many such loads it makes before it asks what the others have seen.
 pub(super) const TOGETHER: u32 = 4;
 const LOOKS: u32 = 2;
-/// Slots that are ready after which nobody looks for more: the fence serves for so many.
+/// Ready slots after which nobody looks for more: the fence serves for so many.
 const MOST: u32 = 1024;
 
-/// The part of a shared queue that tells the device of what is ready.
+/// The doorbell of a shared queue, and the marks of its slots.
+///
+/// The addresses are valid, and the marks and the word for relief are written only here, by atomic accesses: the contract
+/// of [`SharedSendQueue::new`](super::SharedSendQueue::new), whose caller keeps it. Every `SAFETY` comment of this file
+/// that names the state relies on that.
 #[derive(Clone, Copy)]
 pub(super) struct Bell {
     pub(super) doorbell: *mut u32,
@@ -74,13 +81,13 @@ pub(super) struct Bell {
     pub(super) shift: u32,
 }
 
-/// The marks of a ring at the hand-over, by slot.
+/// Returns the marks of a ring at the hand-over, by slot.
 pub(super) fn first_marks(handle: &SendRingHandle) -> impl ExactSizeIterator<Item = u32> + use<> {
     let (size, shift, producer) = (handle.size(), handle.shift, handle.producer);
     (0..size.entries()).map(move |slot| {
         // Those before the producer's have been posted to in this lap, the others in the one before.
         let at = producer.wrapping_sub(size.entries()).wrapping_add(size.slot(slot.wrapping_sub(producer)));
-        if slot == size.slot(producer) { lap(producer, shift) | BATON } else { lap(at, shift) | READY }
+        if slot == size.slot(producer) { lap(producer, shift) | COMBINE } else { lap(at, shift) | READY }
     })
 }
 
@@ -90,20 +97,21 @@ fn lap(at: u32, shift: u32) -> u32 {
 }
 
 impl Bell {
-    /// Tells the device of the WQE that each lane of `group` stored at `at`, if it `has_one`; or somebody does. The lanes come here together.
+    /// Announces the WQE that each lane of `group` stored at `at`, if it `has_one`: rings, or leaves that to the combiner.
+    /// The lanes come here together.
     #[inline(always)]
     pub(super) fn publish(self, group: u32, at: u32, has_one: bool) {
         // Whoever sees the mark sees the WQE and all that this lane stored before, and lets the device see it.
         arch::fence_gpu();
         let lap = lap(at, self.shift);
-        // SAFETY: words of the state.
+        // SAFETY: the word for relief, of the queue's state, which its creator keeps valid.
         let relief = unsafe { arch::load_gpu(self.relief()) };
         let mut was = 0;
         if has_one {
-            // SAFETY: the mark of a slot.
+            // SAFETY: the mark of a slot, of the queue's state; `mark` masks the number.
             unsafe { was = arch::exchange_relaxed_gpu(self.mark(at), lap | READY) };
         }
-        let finder = arch::ballot(group, has_one && was == lap | BATON);
+        let finder = arch::ballot(group, has_one && was == lap | COMBINE);
         if finder != 0 {
             arch::rarely();
             let at = arch::shuffle(group, at, finder.trailing_zeros());
@@ -114,19 +122,19 @@ impl Bell {
         }
     }
 
-    /// Takes the baton from who has had it for long, unless somebody else does.
+    /// Becomes the combiner in the place of one that asks for relief, unless somebody else does.
     #[inline(always)]
     fn relieve(self, group: u32) {
         let leader = group.trailing_zeros();
         let (mut claimed, mut at, mut owed) = (false, 0, 0);
         if arch::lane() == leader {
-            // SAFETY: words of the state.
+            // SAFETY: the words for relief, of the queue's state, which its creator keeps valid.
             unsafe {
                 claimed = arch::compare_exchange_gpu(self.relief(), WANTED, CLAIMED) == WANTED;
                 // Until the doorbell that is being rung is rung.
                 while claimed && arch::load_gpu(self.relief()) != HANDED {}
                 if claimed {
-                    // What the other one has rung before what this one rings; and where.
+                    // The other one's doorbells before this one's, and before the two words.
                     arch::fence_gpu();
                     at = arch::load_gpu(self.relief().add(1));
                     owed = arch::load_gpu(self.relief().add(2));
@@ -140,9 +148,9 @@ impl Bell {
         }
     }
 
-    /// Rings from slot `at` on, as far as every slot is ready, which all before `end` are, and passes the baton on. Only one group at a time is here: who
-    /// has it. `owed` requests were rung for and still count as the batch's, by the leader: the next batch may begin when it is sure that the device gets
-    /// the doorbell first.
+    /// Combines: rings from slot `at` on as far as every slot is ready, which all before `end` are, then leaves `COMBINE`
+    /// behind. Only one group at a time is here. `owed` requests were rung for by the leader and still count as part of
+    /// the batch: the next batch may begin when it is certain that the device gets the doorbell first.
     #[inline(always)]
     fn ring_from(self, group: u32, mut at: u32, mut end: u32, mut owed: u32) {
         let leader = group.trailing_zeros();
@@ -151,14 +159,14 @@ impl Bell {
             end = end.wrapping_add(self.ready_from(group, end));
             if end != at {
                 if group & (group - 1) != 0 {
-                    // What the marks told each lane of is before the fence of the lane that rings.
+                    // The WQEs whose marks each lane saw come before the fence of the lane that rings.
                     arch::fence_gpu();
                     arch::sync_warp(group);
                 }
                 arch::fence_system();
                 if arch::lane() == leader {
                     self.give_back(owed);
-                    // SAFETY: the ring's doorbell.
+                    // SAFETY: the ring's doorbell, which the queue's creator keeps valid.
                     unsafe { arch::store_doorbell(self.doorbell, end) };
                 }
                 owed = end.wrapping_sub(at);
@@ -168,7 +176,7 @@ impl Bell {
                     continue;
                 }
                 if arch::lane() == leader && doorbells == PATIENCE {
-                    // SAFETY: a word of the state.
+                    // SAFETY: the word for relief, of the queue's state, which its creator keeps valid.
                     unsafe { arch::store_gpu(self.relief(), WANTED) };
                 }
                 // SAFETY: as above.
@@ -181,7 +189,7 @@ impl Bell {
             let (mut claimed, mut left) = (false, false);
             if arch::lane() == leader {
                 let lap = lap(at, self.shift);
-                // SAFETY: words of the state.
+                // SAFETY: the word for relief and the mark of a slot, of the queue's state, which its creator keeps valid.
                 unsafe {
                     claimed = doorbells >= PATIENCE && arch::exchange_relaxed_gpu(self.relief(), NOBODY) == CLAIMED;
                     if !claimed {
@@ -190,7 +198,7 @@ impl Bell {
                             arch::fence_system();
                         }
                         self.give_back(owed);
-                        left = arch::exchange_relaxed_gpu(self.mark(at), lap | BATON) != lap | READY;
+                        left = arch::exchange_relaxed_gpu(self.mark(at), lap | COMBINE) != lap | READY;
                     }
                 }
             }
@@ -204,31 +212,31 @@ impl Bell {
         }
     }
 
-    /// So many requests are the batch's no more. A fence of system scope is behind their doorbell.
+    /// Takes `count` requests out of the batch. A fence of system scope is behind their doorbell.
     #[inline(always)]
     fn give_back(self, count: u32) {
         if count != 0 {
-            // SAFETY: a word of the state.
+            // SAFETY: the word for room, of the queue's state, which its creator keeps valid.
             unsafe { arch::fetch_add_relaxed_gpu_u64(self.state.add(ROOM).cast(), room::in_batch(count)) };
         }
     }
 
-    /// Gives the baton to who waits for it.
+    /// Hands over to the poster that waits to become the combiner.
     #[inline(always)]
     fn hand_over(self, group: u32, at: u32, owed: u32) {
         if arch::lane() == group.trailing_zeros() {
-            // SAFETY: words of the state.
+            // SAFETY: the words for relief, of the queue's state, which its creator keeps valid.
             unsafe {
                 arch::store_gpu(self.relief().add(1), at);
                 arch::store_gpu(self.relief().add(2), owed);
-                // That, and the doorbell, before whoever rings next.
+                // Both words, and the doorbell, before what the next combiner does.
                 arch::fence_gpu();
                 arch::store_gpu(self.relief(), HANDED);
             }
         }
     }
 
-    /// How many slots in a row are ready, from `start` on, as far as is looked.
+    /// Returns how many slots in a row are ready from `start` on, as far as it looks.
     #[inline(always)]
     fn ready_from(self, group: u32, start: u32) -> u32 {
         // From a multiple of 4 on: what is before `start` was ready.
@@ -239,7 +247,8 @@ impl Bell {
             // All loads before the first vote.
             let marks = core::array::from_fn::<_, { LOOKS as usize }, _>(|look| {
                 let at = mine.wrapping_add(ready + look as u32 * lanes * TOGETHER);
-                // SAFETY: the marks of slots side by side in one lap: a ring is a multiple of four long.
+                // SAFETY: the marks of four slots side by side in one lap, of the queue's state: a ring is a multiple of
+                // four long, which `SharedSendQueue::new` checks.
                 (lap(at, self.shift) | READY, at, unsafe { arch::load_four_gpu(self.mark(at)) })
             });
             for (wanted, at, marks) in marks {
@@ -278,7 +287,7 @@ impl Bell {
     }
 }
 
-/// Lanes of `group` before this one.
+/// Returns the number of lanes of `group` before this one.
 #[inline(always)]
 pub(super) fn before(group: u32) -> u32 {
     (group & ((1 << arch::lane()) - 1)).count_ones()

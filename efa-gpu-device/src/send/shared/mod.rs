@@ -1,16 +1,9 @@
 //! A send queue that any number of warps and blocks post to.
 //!
 //! Nobody waits for anybody: [`bell`] says how the doorbell is rung.
-//!
-//! ```text
-//! state   room │ reserved │ relief │ a mark for each slot
-//!          └──── each on a line of its own, 128 bytes
-//! ```
-//!
-//! Room is two numbers in one word, so that one addition asks for both: requests that the ring, and its completion queue, still take; and requests that may
-//! be stored before the next doorbell, so that never more than a batch is.
 
 mod bell;
+mod state;
 
 use super::PostError;
 use crate::arch;
@@ -20,39 +13,7 @@ use crate::warp::{ALL, LANES, Warp};
 use bell::{Bell, TOGETHER, before, first_marks};
 use core::marker::PhantomData;
 use efa_io::{Destination, Limits, Operation, SendRingHandle, SendWqe, WqCursor, Wqe};
-
-/// Words from one of the state's counters to the next: a line of 128 bytes.
-const LINE: usize = 32;
-const ROOM: usize = 0;
-const RESERVED: usize = LINE;
-const RELIEF: usize = 2 * LINE;
-const MARKS: usize = 3 * LINE;
-
-/// The word that says how much room there is: in the ring in its high half, in the batch in its low one. Both may be below zero for a while.
-mod room {
-    /// So many requests in both.
-    #[inline(always)]
-    pub(super) const fn both(count: u32) -> u64 {
-        in_ring(count).wrapping_add(in_batch(count))
-    }
-
-    #[inline(always)]
-    pub(super) const fn in_ring(count: u32) -> u64 {
-        (count as u64) << 32
-    }
-
-    #[inline(always)]
-    pub(super) const fn in_batch(count: u32) -> u64 {
-        count as u64
-    }
-
-    /// Room in the ring, and in the batch.
-    #[inline(always)]
-    pub(super) const fn split(word: u64) -> [i32; 2] {
-        let batch = word as i32;
-        [(word.wrapping_sub(batch as i64 as u64) >> 32) as i32, batch]
-    }
-}
+use state::{MARKS, RESERVED, ROOM, room};
 
 /// The words that [`SharedSendQueue`]s of this ring have in common, as they are in the beginning. They go to the GPU's own memory, aligned to 128
 /// bytes: with the state in host memory, posters on an H100 waited for ever.
