@@ -7,8 +7,9 @@ use crate::watchdog::{TimedOut, TimeoutReport};
 use efa_io::ring::CqDoorbell;
 use efa_io::{Completion, CompletionRingHandle, CqCursor, Cqe32, DecodeError, Status};
 
-/// A completion, taken from its queue: what it says, and, of a request, the right to post another. It can be released once, and only with
-/// the queue that its request was posted to.
+/// A completion that was taken from its queue. It is also the permit to post another request: it can be released once,
+/// to the queue that its request was posted to.
+#[must_use = "a queue has no room for another request until its completion is released"]
 #[derive(Debug, PartialEq, Eq)]
 pub struct Entry {
     cqe: Cqe32,
@@ -17,28 +18,28 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// How the request went.
+    /// Returns the status of the request.
     #[inline(always)]
     pub fn status(&self) -> Status {
         self.cqe.status()
     }
 
-    /// Everything that the entry says.
+    /// Decodes the whole entry.
     ///
     /// # Errors
-    /// The entry makes no sense.
+    /// The entry is invalid.
     #[inline(always)]
     pub fn completion(&self) -> Result<Completion, DecodeError> {
         self.cqe.decode()
     }
 
-    /// Whether it completes a request of this queue pair's send queue.
+    /// Returns `true` if it completes a request of this queue pair's send queue.
     #[inline(always)]
     pub(crate) fn is_send_of(&self, owner: Owner) -> bool {
         self.cqe.is_send() && self.is_of(owner)
     }
 
-    /// Whether it completes a receive that was posted to this queue pair.
+    /// Returns `true` if it completes a receive that was posted to this queue pair.
     #[inline(always)]
     pub(crate) fn is_receive_of(&self, owner: Owner) -> bool {
         !self.cqe.is_send() && !self.cqe.is_unsolicited() && self.is_of(owner)
@@ -50,8 +51,9 @@ impl Entry {
     }
 }
 
-/// Whose a completion is: a queue pair's number, among those that complete in one completion queue. Devices have numbers of their own, and give one out
-/// again; in one completion queue a number is one queue pair's as long as an entry of it may be there.
+/// The queue pair that a completion belongs to: its number, among the queue pairs of one completion queue. Several
+/// devices may have the same number, and a device reuses numbers. In one completion queue a number belongs to one queue
+/// pair as long as entries of it may be there.
 #[derive(Clone, Copy)]
 pub(crate) struct Owner {
     pub(crate) qpn: u32,
@@ -69,12 +71,12 @@ pub struct CompletionQueue {
 }
 
 impl CompletionQueue {
-    /// The queue of `handle`; `None` if its entries have another size than 32 bytes.
+    /// Makes the queue of `handle`. Returns `None` if its entries have another size than 32 bytes.
     ///
     /// # Safety
-    /// The handle is of a completion queue that was handed over to this thread or warp, and to nobody else; its
+    /// The handle is of a completion queue that was handed over to this thread or warp, and to nobody else. Its
     /// addresses are valid here until the launch is over: a store may be under way after the queue is gone. A warp
-    /// calls only the methods that say so, all lanes together; a thread only the others.
+    /// calls only the methods for warps, all lanes together; a thread only the others.
     #[inline(always)]
     pub unsafe fn new(handle: &CompletionRingHandle) -> Option<Self> {
         if handle.cqe_size as usize != Cqe32::SIZE {
@@ -102,12 +104,12 @@ impl CompletionQueue {
     #[inline(always)]
     fn look(&self, at: CqCursor) -> Option<Entry> {
         let entry = self.slot(at);
-        // SAFETY: the entry is inside the ring.
+        // SAFETY: the entry is inside the ring, which `new`'s contract keeps valid.
         let first = unsafe { arch::load_acquire_pair(entry) };
         is_fresh(first[0], at).then(|| self.entry(entry, first))
     }
 
-    /// The entry whose first half is `first`.
+    /// Returns the entry at `entry`, whose first half was loaded.
     #[inline(always)]
     fn entry(&self, entry: *mut u64, [first, second]: [u64; 2]) -> Entry {
         let half = Cqe32::from_words([first, second, 0, 0]);
@@ -115,7 +117,7 @@ impl CompletionQueue {
             return Entry { cqe: half, cq: self.tag };
         }
         arch::rarely();
-        // SAFETY: the entry is inside the ring.
+        // SAFETY: the entry is inside the ring, which `new`'s contract keeps valid.
         let [third, fourth] = unsafe { arch::load_pair(entry.add(2)) };
         Entry { cqe: Cqe32::from_words([first, second, third, fourth]), cq: self.tag }
     }
@@ -129,7 +131,7 @@ impl CompletionQueue {
         Some(entry)
     }
 
-    /// Takes as many completions as there are, `most` at most; gives their number. For one thread.
+    /// Takes as many completions as there are, `most` at most, and returns their number. For one thread.
     #[inline(always)]
     pub fn poll_many(&mut self, most: u32, mut each: impl FnMut(Entry)) -> u32 {
         let mut count = 0;
@@ -159,22 +161,23 @@ impl CompletionQueue {
         }
     }
 
-    /// Entries taken since the queue's creation: what the host asks for when it takes the ring back.
+    /// Returns the number of entries taken since the queue's creation, which the host needs to take the ring back.
     #[inline(always)]
     pub fn consumed(&self) -> u32 {
         self.next.counter()
     }
 
-    /// Takes as many completions as there are, one for each lane. All lanes have this value with the same counter in it, and call this together.
+    /// Takes as many completions as there are, one for each lane at most. For a warp: all lanes have this value with
+    /// the same counter in it, and call this together.
     #[inline(always)]
     pub fn poll_warp(&mut self, _: Warp) -> Option<Entry> {
         let entry = self.look(self.next.ahead(arch::lane()));
         let fresh = arch::ballot(ALL, entry.is_some());
-        // Those without a gap before them: the device writes them in order, but lanes look at different moments.
+        // Only those without a gap before them: the device writes in order, but lanes look at different moments.
         let count = self.at_most_a_lap(fresh.trailing_ones());
         self.next.advance(count);
         if count != 0 && !self.doorbell.is_null() {
-            // When all lanes have what they took.
+            // The device may overwrite the entries once it knows, so all lanes have loaded theirs before.
             arch::sync_warp(ALL);
             if arch::lane() == 0 {
                 self.report();
@@ -183,10 +186,13 @@ impl CompletionQueue {
         entry.filter(|_| arch::lane() < count)
     }
 
-    /// Takes as many completions as there are, `N` for each lane at most, and hands them to `each`, in every lane one or none at a time; gives their
-    /// number. All are loaded at once, so this takes more a second than [`poll_warp`](Self::poll_warp), where there are many; a single one comes later by
-    /// a load. On a queue with events, whose device wants to know of what is taken before anything is done with it, it takes 32 at most. All lanes have
-    /// this value with the same counter in it, and call this together.
+    /// Takes as many completions as there are, `N` for each lane at most, hands them to `each`, one or none per lane at
+    /// a time, and returns their number. For a warp: all lanes have this value with the same counter in it, and call
+    /// this together.
+    ///
+    /// All entries are loaded at once. Where there are many, this takes more per second than
+    /// [`poll_warp`](Self::poll_warp); a single one arrives later by one load. On a queue with events it takes 32 at
+    /// most, since the device has to learn what was taken before it is used.
     #[inline(always)]
     pub fn poll_many_warp<const N: usize>(&mut self, warp: Warp, mut each: impl FnMut(Option<Entry>)) -> u32 {
         if !self.doorbell.is_null() {
@@ -197,7 +203,7 @@ impl CompletionQueue {
         let at = self.next.ahead(arch::lane());
         let slots = core::array::from_fn::<_, N, _>(|i| {
             let at = at.ahead(i as u32 * LANES);
-            // SAFETY: the entry is inside the ring.
+            // SAFETY: the entry is inside the ring, which `new`'s contract keeps valid.
             (at, unsafe { arch::load_pair(self.slot(at)) })
         });
         let (mut count, mut goes_on) = (0, true);
@@ -211,10 +217,11 @@ impl CompletionQueue {
         if count == 0 {
             return 0;
         }
-        // What the device wrote before these entries, before what is read after them: it writes them in their order, and the last one once more tells that
-        // it came so far. A fence would do the same, and waits for this warp's stores as well.
+        // These were relaxed loads. The device writes entries in order, so an acquire of the last one orders what it
+        // wrote before all of them before what is read after this. A fence would do the same, but waits for this warp's
+        // stores.
         let last = self.next.ahead(count - 1);
-        // SAFETY: the entry is inside the ring.
+        // SAFETY: the entry is inside the ring, which `new`'s contract keeps valid.
         let is_there = is_fresh(unsafe { arch::load_acquire(self.slot(last)) }, last);
         if arch::ballot(ALL, is_there) != ALL {
             return 0;
@@ -227,19 +234,19 @@ impl CompletionQueue {
         count
     }
 
-    /// Of `count` entries looked at, those that are no other's again: what lanes beyond the ring's end look at are entries of its beginning, as those of
-    /// the next lap.
+    /// Limits `count` to one lap: lanes beyond the ring's end have looked at its beginning again, as at entries of the
+    /// next lap.
     #[inline(always)]
     fn at_most_a_lap(&self, count: u32) -> u32 {
         let entries = self.next.size().entries();
         if count < entries { count } else { entries }
     }
 
-    /// Says how far this is, where somebody wants to know.
+    /// Tells the device how many entries were taken, if the queue has a doorbell.
     #[inline(always)]
     fn report(&self) {
         if !self.doorbell.is_null() {
-            // SAFETY: it is the queue's doorbell.
+            // SAFETY: the queue's doorbell, which `new`'s contract keeps valid.
             unsafe { arch::store_doorbell(self.doorbell, CqDoorbell::consumed(self.consumed(), 0).value()) };
         }
     }

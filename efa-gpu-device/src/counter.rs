@@ -8,7 +8,8 @@ use efa_io::CounterHandle;
 /// The bits of a counter that count: it goes back to 0 after 2^31 - 1 (`max_comp_count` of `efadv_query_device`).
 const MASK: u32 = (1 << 31) - 1;
 
-/// A completion counter: the device adds to it, and completion entries need not be read to know how many requests are done.
+/// A completion counter: the number of requests that are done, which the device counts in memory. Nobody has to read
+/// completion entries for it.
 pub struct CompletionCounter {
     completions: *mut u64,
     errors: *mut u64,
@@ -17,9 +18,9 @@ pub struct CompletionCounter {
 /// Why a wait for a counter ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CounterError {
-    /// The deadline was there first.
+    /// The deadline has passed.
     TimedOut(TimedOut),
-    /// So many errors more than there were when the wait began.
+    /// Requests failed since the wait began; so many.
     Failed(u32),
 }
 
@@ -31,33 +32,35 @@ impl From<TimedOut> for CounterError {
 }
 
 impl CompletionCounter {
-    /// The counter of `handle`.
+    /// Makes the counter of `handle`.
     ///
     /// # Safety
-    /// The addresses in `handle` are those of a counter, for whoever runs this, and stay so.
+    /// The addresses in `handle` are those of a counter, valid here as long as this value is used.
     #[inline(always)]
     pub unsafe fn new(handle: &CounterHandle) -> Self {
         Self { completions: handle.completions as *mut u64, errors: handle.errors as *mut u64 }
     }
 
-    /// Requests that went well, modulo 2^31. Whoever sees the number sees what their completion says is there.
+    /// Returns the number of requests that succeeded, modulo 2^31. An acquire: the bytes that these requests moved are
+    /// visible behind it.
     #[inline(always)]
     pub fn completions(&self) -> u32 {
-        // SAFETY: `new`'s contract.
+        // SAFETY: `new`'s contract: a word that the device counts in, valid as long as this value is used.
         unsafe { arch::load_acquire(self.completions) as u32 & MASK }
     }
 
-    /// Requests that failed, modulo 2^31.
+    /// Returns the number of requests that failed, modulo 2^31.
     #[inline(always)]
     pub fn errors(&self) -> u32 {
-        // SAFETY: `new`'s contract.
+        // SAFETY: `new`'s contract: a word that the device counts in, valid as long as this value is used.
         unsafe { arch::load_acquire(self.errors) as u32 & MASK }
     }
 
-    /// Waits until the counter has reached `target`, modulo 2^31; what is less than 2^30 behind it counts as reached.
+    /// Waits until the counter has reached `target`, modulo 2^31. A counter that is less than 2^30 past it has reached
+    /// it.
     ///
     /// # Errors
-    /// The deadline passed, or a request failed meanwhile, which the target may then wait for in vain.
+    /// The deadline has passed; or a request failed in the meantime, so that the target may never be reached.
     #[inline]
     pub fn wait_until(&self, target: u32, deadline: Deadline) -> Result<(), CounterError> {
         let failed = self.errors();

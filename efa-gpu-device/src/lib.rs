@@ -1,9 +1,9 @@
 //! EFA queues for GPU kernels.
 //!
-//! A kernel builds a work request in its registers, stores it into the NIC's ring, rings the doorbell and polls for the completion: no
-//! processor has a part in it. The host makes the queues, and hands them over as `into_gpu()` of `efa-direct` gives them: a
-//! [`SendRingHandle`](efa_io::SendRingHandle) and a [`CompletionRingHandle`](efa_io::CompletionRingHandle), plain data that a kernel takes as
-//! arguments.
+//! A kernel builds a work request in its registers, stores it into the NIC's ring, rings the doorbell and polls for the
+//! completion: no processor has a part in it. The host makes the queues, and hands them over as `into_gpu()` of
+//! `efa-direct` gives them: a [`SendRingHandle`](efa_io::SendRingHandle) and a
+//! [`CompletionRingHandle`](efa_io::CompletionRingHandle), plain data that a kernel takes as arguments.
 //!
 //! Who posts to a queue is chosen by its type, since each way has another price:
 //!
@@ -14,7 +14,8 @@
 //! | [`SharedSendQueue`] | any number of threads, warps and blocks | counters in memory; atomics for each post; one doorbell for as many as come meanwhile |
 //! | [`RecvQueue`] | one thread | counters in registers; one fence for each doorbell |
 //!
-//! What is done a [`CompletionQueue`] tells, polled by one thread or a warp, or a [`CompletionCounter`], without a word about which.
+//! What is done a [`CompletionQueue`] tells, polled by one thread or a warp, or a [`CompletionCounter`], without a word
+//! about which.
 //!
 //! ```
 //! use efa_gpu_device::{CompletionQueue, Deadline, ThreadSendQueue, kernel};
@@ -38,16 +39,19 @@
 //! }
 //! ```
 //!
-//! A kernel that takes handles by value has them in constant memory: they cost no registers. Several requests are placed in fewer instructions by
-//! [`post_many`](ThreadSendQueue::post_many), and a warp takes most completions a second by [`poll_many_warp`](CompletionQueue::poll_many_warp).
+//! A kernel that takes handles by value has them in constant memory: they cost no registers. Several requests are
+//! placed in fewer instructions by [`post_many`](ThreadSendQueue::post_many), and a warp takes most completions a
+//! second by [`poll_many_warp`](CompletionQueue::poll_many_warp).
 //!
-//! What would overflow the ring or its completion queue is refused before a byte is written, and nothing is rung over `max_batch`: a queue
-//! counts what is outstanding, and only a completion that was polled, [released](ThreadSendQueue::release) once, makes room.
+//! What would overflow the ring or its completion queue is refused before a byte is written, and nothing is rung over
+//! `max_batch`: a queue counts what is outstanding, and only a completion that was polled,
+//! [released](ThreadSendQueue::release) once, makes room.
 //!
 //! # On the host
 //!
-//! The same source compiles for the host, where a kernel is a function, and queues work on the rings of a software device. Called as such, it runs as
-//! a lone thread. An [`Executor`](simt::Executor) runs it as a grid, with all its lanes, warps and blocks, and whatever runs beside it:
+//! The same source compiles for the host, where a kernel is a function, and queues work on the rings of a software
+//! device. Called as such, it runs as a lone thread. An [`Executor`](simt::Executor) runs it as a grid, with all its
+//! lanes, warps and blocks, and whatever runs beside it:
 //!
 //! ```
 //! use efa_gpu_device::{simt::Executor, thread, warp};
@@ -64,8 +68,9 @@
 //! }
 //! ```
 //!
-//! Each seed interleaves the lanes in another way. What a GPU leaves undefined where lanes meet is reported, and so is a deadlock; stores take their
-//! time to where others see them, by the scopes of fences, so that a doorbell in front of its WQE is found.
+//! Each seed interleaves the lanes in another way. What a GPU leaves undefined where lanes meet is reported, and so is
+//! a deadlock; stores take their time to where others see them, by the scopes of fences, so that a doorbell in front of
+//! its WQE is found.
 //!
 //! # Files
 //!
@@ -81,8 +86,9 @@
 //! | `completion.rs`, `counter.rs` | completion queues and counters |
 //! | `simt/` | on the host only: the executor that runs kernels as a GPU would |
 //!
-//! Unsafe code: `arch/` (instructions), `mem.rs`, `send/`, `recv.rs`, `completion.rs`, `counter.rs`, `watchdog.rs` (memory by the
-//! addresses that a kernel was given), `warp.rs` and `thread.rs` (what a whole warp, or block, has to do), `simt/` (coroutines, and memory on behalf of lanes).
+//! Unsafe code: `arch/` (instructions), `mem.rs`, `send/`, `recv.rs`, `completion.rs`, `counter.rs`, `watchdog.rs`
+//! (memory by the addresses that a kernel was given), `warp.rs` and `thread.rs` (what a whole warp, or block, has to
+//! do), `simt/` (coroutines, and memory on behalf of lanes).
 
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![cfg_attr(target_arch = "nvptx64", allow(internal_features))]

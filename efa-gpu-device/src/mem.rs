@@ -1,12 +1,13 @@
-//! Memory that others see while a kernel runs: the host, a NIC, other GPUs, other threads.
+//! Accesses to memory that others see while a kernel runs: the host, a NIC, other GPUs, other threads.
 //!
-//! A plain load or store says nothing of when, and whether, somebody else sees it. These say it: `relaxed` ones are seen as they are, at some
-//! time; `acquire` and `release` order what is around them (PTX ISA, "Memory consistency model"). `system` is everyone, `device` the threads of this GPU.
+//! A plain load or store does not define when, or whether, somebody else sees it. These do: `relaxed` ones are seen
+//! whole, at some time; `acquire` and `release` order the accesses around them (PTX ISA, "Memory consistency model").
+//! `system` is for all observers, `device` for the threads of this GPU.
 //!
 //! On a GPU a store may be under way when the kernel goes on, until a [fence](crate::thread::system_fence) behind it or
-//! the kernel's end. So whoever frees memory waits for one of them, and tells nobody before the fence that it may be
-//! freed. On the host a store is there when the function returns, except to memory that was [lent](crate::simt) to the
-//! run.
+//! the kernel's end. So whoever frees memory waits for one of them, and says to nobody before the fence that it may be
+//! freed. On the host a store is complete when the function returns, except to memory that was [lent](crate::simt) to
+//! the run.
 
 use crate::arch;
 
@@ -30,7 +31,7 @@ pub unsafe fn load_acquire_system(from: *const u64) -> u64 {
     unsafe { arch::load_acquire(from.cast_mut()) }
 }
 
-/// The same for 32 bits: a doorbell, as the device reads it.
+/// Loads 32 bits, and sees everything that was stored before they were: a doorbell, as the device reads it.
 ///
 /// # Safety
 /// `from` is valid for reads, aligned to 4 bytes, and only accessed atomically.
@@ -50,7 +51,8 @@ pub unsafe fn load_pair_system(from: *const u64) -> [u64; 2] {
     unsafe { arch::load_pair(from.cast_mut()) }
 }
 
-/// Stores two words, each whole, in no particular order. A [fence](crate::thread::system_fence) says when others see them.
+/// Stores two words, each whole, in no particular order. Others see them before what a
+/// [fence](crate::thread::system_fence) is before.
 ///
 /// # Safety
 /// `to` is valid for writes of two words, aligned to 16 bytes, and only accessed atomically.
@@ -90,7 +92,8 @@ pub unsafe fn load_relaxed_device(from: *const u32) -> u32 {
     unsafe { arch::load_gpu(from) }
 }
 
-/// Adds to a word of this GPU's threads and gives what it was; sees what others stored before they added, and is seen likewise.
+/// Adds to a word of this GPU's threads and returns its value from before. Acquires what others stored before they
+/// added, and releases what this thread stored.
 ///
 /// # Safety
 /// `to` is valid for reads and writes, aligned to 4 bytes, and only accessed atomically.
@@ -100,7 +103,8 @@ pub unsafe fn fetch_add_device(to: *mut u32, value: u32) -> u32 {
     unsafe { arch::fetch_add_gpu(to, value) }
 }
 
-/// Replaces such a word if it is `current`, and gives what it was; ordered like [`fetch_add_device`].
+/// Replaces a word of this GPU's threads if it is `current`, and returns its value from before; ordered like
+/// [`fetch_add_device`].
 ///
 /// # Safety
 /// As [`fetch_add_device`].

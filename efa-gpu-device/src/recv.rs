@@ -26,7 +26,7 @@ pub struct RecvQueue {
 }
 
 impl RecvQueue {
-    /// The queue of `handle`.
+    /// Makes the queue of `handle`.
     ///
     /// # Safety
     /// The handle is of a queue that was handed over to this thread, and to nobody else; its addresses are valid here
@@ -55,7 +55,7 @@ impl RecvQueue {
     /// Places a receive in the ring: a message fills `bufs` one after the other. `req_id` comes back in its completion.
     ///
     /// # Errors
-    /// No room, or buffers that cannot be; nothing was written.
+    /// No room, or invalid buffers; nothing was written.
     #[inline(always)]
     pub fn post(&mut self, bufs: &[LocalBuf], req_id: u16) -> Result<(), PostError> {
         let count = bufs.len() as u32;
@@ -80,7 +80,8 @@ impl RecvQueue {
             // Only the first descriptor carries the id.
             let req_id = if first { req_id } else { 0 };
             let desc = RxDesc::new(RxBuf { req_id, addr, lkey, length, first, last });
-            // SAFETY: the slot is inside the ring, and free: each receive's room is that of its most buffers.
+            // SAFETY: a slot is inside the ring, which `new`'s contract keeps valid, and this one is free: the host
+            // gave credits for receives of the most buffers.
             unsafe { arch::store_pair(self.slots.add(self.placed.slot() as usize * 2), *desc.words()) };
             self.placed.advance(1);
         }
@@ -94,20 +95,20 @@ impl RecvQueue {
         let placed = self.placed.counter();
         if placed != self.rung {
             arch::fence_system();
-            // SAFETY: it is the ring's doorbell.
+            // SAFETY: the ring's doorbell, which `new`'s contract keeps valid.
             unsafe { arch::store_doorbell(self.doorbell, placed) };
             self.rung = placed;
         }
     }
 
-    /// Receives that can be posted before another completion is released.
+    /// Returns the number of receives that can be posted before another completion is released.
     #[inline(always)]
     pub fn room(&self) -> u32 {
         self.credits - self.posted.wrapping_sub(self.released)
     }
 
-    /// Takes back the room of a receive that is done. A completion of something else is given back; so is that of an unsolicited receive, which
-    /// took none.
+    /// Releases the room of a completed receive. Returns `Some(done)` unchanged if it belongs to another queue, is a
+    /// send's, or is an unsolicited receive's, which took no room.
     #[inline(always)]
     pub fn release(&mut self, done: Entry) -> Option<Entry> {
         if !done.is_receive_of(self.owner) || self.room() == self.credits {
@@ -117,7 +118,8 @@ impl RecvQueue {
         None
     }
 
-    /// Descriptors rung for, receives posted and released, all since the ring's creation: what the host asks for when it takes the ring back.
+    /// Returns the numbers of descriptors rung for, receives posted, and receives released, all since the ring's
+    /// creation. The host needs them to take the ring back.
     #[inline(always)]
     pub fn counters(&self) -> [u32; 3] {
         [self.rung, self.posted, self.released]

@@ -1,4 +1,5 @@
-//! The watchdog of a kernel: how long it may wait, and what it reports to its host when something did not happen in time.
+//! The watchdog of a kernel: how long it may wait, and what it reports to its host when something did not happen in
+//! time.
 //!
 //! [`WatchdogHandle`] and [`TimeoutReport`] are what a host and a kernel tell each other. Both use this crate: the host
 //! fills a handle in and reads the report, the kernel makes a [`Watchdog`] of it.

@@ -134,7 +134,8 @@ pub(crate) unsafe fn store_gpu(to: *mut u32, value: u32) {
     unsafe { simt::store(to as usize, 4, value.into(), false) };
 }
 
-/// Adds to a word that other threads of this GPU add to, and gives what it was; sees what they stored before they added, and is seen by them.
+/// Adds to a word that other threads of this GPU add to, and gives what it was; sees what they stored before they
+/// added, and is seen by them.
 ///
 /// # Safety
 /// `to` is valid for reads and writes, and only accessed atomically.

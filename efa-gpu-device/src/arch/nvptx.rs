@@ -166,7 +166,8 @@ macro_rules! updates {
 }
 
 updates! {
-    /// Adds to a word that other threads of this GPU add to, and gives what it was; sees what they stored before they added, and is seen by them.
+    /// Adds to a word that other threads of this GPU add to, and gives what it was; sees what they stored before they
+    /// added, and is seen by them.
     ///
     /// # Safety
     /// `to` is valid for reads and writes, and only accessed atomically.
@@ -218,8 +219,9 @@ pub(crate) unsafe fn load_acquire_pair(from: *mut u64) -> [u64; 2] {
     in_one_access(a, b)
 }
 
-/// Has the assembler keep the load of both words one access. Of what a kernel never looks at it fetches nothing, and what is left in pieces, each in its
-/// time: ptxas 13.5 makes two loads of `ld.b128` where 64 bits of the first word and 16 of the second are used.
+/// Has the assembler keep the load of both words one access. Of what a kernel never looks at it fetches nothing, and
+/// what is left in pieces, each in its time: ptxas 13.5 makes two loads of `ld.b128` where 64 bits of the first word
+/// and 16 of the second are used.
 #[inline(always)]
 fn in_one_access(a: u64, b: u64) -> [u64; 2] {
     let all = (a >> 32) as u32 | b as u32 | (b >> 32) as u32;
@@ -335,8 +337,8 @@ pub(crate) fn lane() -> u32 {
     lane
 }
 
-// What lanes do together. These are LLVM's own, which it knows not to move to where fewer lanes are, nor to copy into both sides of a branch; of inline
-// assembly it does not know that.
+// What lanes do together. These are LLVM's own, which it knows not to move to where fewer lanes are, nor to copy into
+// both sides of a branch; of inline assembly it does not know that.
 unsafe extern "C" {
     #[link_name = "llvm.nvvm.vote.ballot.sync"]
     fn vote_ballot_sync(mask: i32, predicate: bool) -> i32;
@@ -394,8 +396,8 @@ pub(crate) fn place() -> [u32; 4] {
 
 /// Zero, though the assembler cannot know it, nor that all lanes have the same.
 ///
-/// What lanes have in common it otherwise keeps in uniform registers and in constant memory, from where every use fetches it anew: a loop that posts
-/// waits for that.
+/// What lanes have in common it otherwise keeps in uniform registers and in constant memory, from where every use
+/// fetches it anew: a loop that posts waits for that.
 #[inline(always)]
 pub(crate) fn opaque_zero() -> u32 {
     let zero;

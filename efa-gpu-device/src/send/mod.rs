@@ -2,17 +2,20 @@
 //!
 //! # Batches
 //!
-//! A device takes at most `max_batch` WQEs between two doorbells, *as they arrive there*. A doorbell is a store like any other: without a fence behind it the
-//! WQEs of the next batch may overtake it, and then both batches lie in front of the device at once. efa-dp-direct fences on both sides of each doorbell,
-//! libefa starts a new write-combining section behind each (`mmio_wc_start` in `efa_post_send`, rdma-core).
+//! A device takes at most `max_batch` WQEs between two doorbells, *as they arrive there*. A doorbell is a store like
+//! any other: without a fence behind it the WQEs of the next batch may overtake it, and then both batches are in front
+//! of the device at once. efa-dp-direct fences on both sides of each doorbell, libefa starts a new write-combining
+//! section behind each (`mmio_wc_start` in `efa_post_send`, rdma-core).
 //!
-//! A fence is most of what a post costs, so these queues pay once per doorbell: the fence in front of doorbell k + 1 also has doorbell k behind it. A batch is
-//! therefore counted from the last doorbell that some fence is behind, [`Ring::ordered`], and a fence of its own is spent only where the requests since then
-//! would exceed `max_batch`: never, as long as two batches together do not.
+//! A fence is most of what a post costs, so these queues pay once per doorbell: the fence in front of doorbell k + 1
+//! also has doorbell k behind it. A batch is therefore counted from the last doorbell that some fence is behind,
+//! [`Ring::ordered`], and a fence of its own is spent only where the requests since then would exceed `max_batch`:
+//! never, as long as two batches together do not.
 //!
-//! Why that is enough (PTX ISA, "Memory consistency model"): a system fence between the doorbell's store and a WQE's store, in one thread's program order, puts the
-//! first before the second in causality order for every observer of system scope, the device among them. In a warp the doorbell is lane 0's: what orders it
-//! for the other lanes is said at [`WarpSendQueue`].
+//! Why that is enough (PTX ISA, "Memory consistency model"): a system fence between the doorbell's store and a WQE's
+//! store, in one thread's program order, puts the first before the second in causality order for every observer of
+//! system scope, the device among them. In a warp the doorbell is lane 0's: what orders it for the other lanes is said
+//! at [`WarpSendQueue`].
 
 mod shared;
 mod thread;
@@ -30,13 +33,13 @@ use efa_io::{EncodeError, Limits, SendRingHandle, SendWqe, WqCursor, Wqe};
 /// Why a request was not posted. Nothing was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PostError {
-    /// As many requests are outstanding as the ring, or its completion queue, holds: poll, and release what comes.
+    /// As many requests are outstanding as the ring, or its completion queue, holds. Poll completions and release them.
     Full,
-    /// The same, and waiting for room did not help.
+    /// As many requests are outstanding as the ring, or its completion queue, holds, and none completed in time.
     TimedOut(TimedOut),
-    /// The request cannot be.
+    /// The request is invalid.
     Encode(EncodeError),
-    /// A request of another lane cannot be.
+    /// A request of another lane is invalid.
     OtherLane,
     /// More buffers than a receive takes, or none.
     ReceiveBuffers {
@@ -45,7 +48,7 @@ pub enum PostError {
         /// Most that the queue pair was created for.
         max: u32,
     },
-    /// A receive buffer that its descriptor cannot describe: 65535 bytes at most.
+    /// A receive buffer that is too long for its descriptor: 65535 bytes are the most.
     ReceiveTooLong {
         /// Bytes of the buffer.
         given: u32,
@@ -59,7 +62,7 @@ impl From<EncodeError> for PostError {
     }
 }
 
-/// A send ring and how far everyone is in it.
+/// A send ring, and its counters.
 struct Ring<const W: usize> {
     /// Slot 0.
     slots: *mut u64,
@@ -71,9 +74,9 @@ struct Ring<const W: usize> {
     placed: WqCursor,
     rung: u32,
     released: u32,
-    /// Requests rung for by a doorbell that a fence is behind: whatever is stored from here on reaches the device after it.
+    /// Requests rung for by a doorbell that a fence is behind: what is stored from here on reaches the device after it.
     ordered: u32,
-    /// Requests that can be placed before anything else is to be looked at: room, and what a batch may hold.
+    /// Requests that can be placed before [`refill`](Self::refill): there is room for them, and they fit the batch.
     left: u32,
     owner: Owner,
     req_id_64: bool,
@@ -84,11 +87,11 @@ impl<const W: usize> Ring<W>
 where
     Wqe<W>: SendWqe,
 {
-    /// The ring of `handle`; `None` if its entries have another size.
+    /// Makes the ring of `handle`. Returns `None` if its entries have another size.
     ///
     /// # Safety
-    /// The addresses in `handle` are those of a ring and its doorbell, for whoever runs this, until the launch is over;
-    /// nobody else posts there.
+    /// The addresses in `handle` are those of a ring and its doorbell, valid here until the launch is over; nobody else
+    /// posts there.
     #[inline(always)]
     unsafe fn new(handle: &SendRingHandle) -> Option<Self> {
         if handle.wqe_size as usize != <Wqe<W> as SendWqe>::SIZE {
@@ -96,7 +99,7 @@ where
         }
         // SAFETY: the caller's promise.
         unsafe { lend(handle) };
-        // What every post takes is to stay in registers.
+        // The assembler cannot know that this adds zero, so what every post needs stays in registers.
         let nothing = arch::opaque_zero();
         let producer = handle.producer + nothing;
         Some(Self {
@@ -107,7 +110,7 @@ where
             placed: WqCursor::new(handle.size(), producer),
             rung: producer,
             released: producer,
-            // Whoever had the ring before has seen everything complete, so its doorbells have arrived.
+            // A ring changes hands when everything has completed, so earlier doorbells have arrived.
             ordered: producer,
             left: 0,
             owner: Owner { qpn: handle.qpn.into(), cq: handle.cq },
@@ -116,31 +119,31 @@ where
         })
     }
 
-    /// Requests that may still be placed before others are released.
+    /// Returns the number of requests that may be placed before others are released.
     #[inline(always)]
     fn room(&self) -> u32 {
         self.credits - self.placed.since(self.released)
     }
 
-    /// Requests placed and not rung for.
+    /// Returns the number of requests placed and not rung for.
     #[inline(always)]
     fn unrung(&self) -> u32 {
         self.placed.since(self.rung)
     }
 
-    /// Requests that may still be placed before a doorbell has to be ordered.
+    /// Returns the number of requests that may be placed before a doorbell has to be ordered.
     #[inline(always)]
     fn batch(&self) -> u32 {
         self.max_batch - self.placed.since(self.ordered)
     }
 
-    /// Whether `count` requests need another doorbell first: more than `max_batch` would be unrung.
+    /// Returns `true` if `count` requests need a doorbell first: more than `max_batch` would be unrung.
     #[inline(always)]
     fn needs_doorbell(&self, count: u32) -> bool {
         self.unrung() != 0 && self.max_batch - self.unrung() < count
     }
 
-    /// Whether `count` requests need a fence first, behind the last doorbell.
+    /// Returns `true` if `count` requests need a fence first, behind the last doorbell.
     #[inline(always)]
     fn needs_fence(&self, count: u32) -> bool {
         self.batch() < count && self.rung != self.ordered
@@ -181,25 +184,25 @@ where
         if self.left >= count { Ok(()) } else { Err(PostError::Full) }
     }
 
-    /// Places a WQE `ahead` slots from here.
+    /// Places a WQE `ahead` slots from here. The caller has made room for it.
     #[inline(always)]
     fn store(&self, ahead: u32, wqe: Wqe<W>, req_id: u64) {
         let at = self.placed.ahead(ahead);
         let phase = Wqe::<W>::phase_bit(at.phase());
         let wqe = if self.req_id_64 { wqe.stamp_64(req_id, phase) } else { wqe.stamp(req_id as u16, phase) };
-        // SAFETY: the slot is inside the ring, and free: `room` was asked.
+        // SAFETY: a slot is inside the ring, which `new`'s contract keeps valid, and this one is free: `make_room`.
         unsafe { arch::store_entry(self.slots.add(at.slot() as usize * W), wqe.words()) };
     }
 
-    /// Rings for everything placed. What was stored before has been ordered before this.
+    /// Rings for everything placed. The caller has ordered what was stored before this.
     #[inline(always)]
     fn store_doorbell(&self) {
-        // SAFETY: it is the ring's doorbell.
+        // SAFETY: the ring's doorbell, which `new`'s contract keeps valid.
         unsafe { arch::store_doorbell(self.doorbell, self.placed.counter()) };
     }
 }
 
-/// Notes that a ring and its doorbell stay until the launch is over.
+/// Tells the host's executor that a ring and its doorbell stay until the launch is over.
 ///
 /// # Safety
 /// They do, and are only accessed atomically.
@@ -212,7 +215,7 @@ unsafe fn lend(handle: &SendRingHandle) {
     }
 }
 
-/// Waiting for room did not help.
+/// The error of a wait for room: there is room for `seen` requests of queue pair `number`, and `wanted` was asked.
 #[inline(always)]
 fn no_room(number: u32, seen: u32, wanted: u32) -> PostError {
     PostError::TimedOut(TimedOut(TimeoutReport { what: TimeoutReport::SEND_ROOM, number, seen, wanted }))

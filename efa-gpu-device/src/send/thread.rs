@@ -6,10 +6,10 @@ use crate::completion::{CompletionQueue, Entry};
 use crate::time::Deadline;
 use efa_io::{Destination, EncodeError, Operation, SendRingHandle, SendWqe, Wqe};
 
-/// A send queue that one thread posts to: its counters are that thread's.
+/// A send queue that one thread posts to, its counters in that thread's registers.
 ///
-/// Nothing is sent before [`ring`](Self::ring), except that a full batch rings by itself. A doorbell costs a fence, about half a microsecond; so
-/// place several requests, do something else, then ring.
+/// Nothing is sent before [`ring`](Self::ring), except that a full batch rings by itself. A doorbell costs a fence,
+/// about half a microsecond. So place several requests, do something else, then ring.
 pub struct ThreadSendQueue<const W: usize> {
     ring: Ring<W>,
 }
@@ -18,7 +18,7 @@ impl<const W: usize> ThreadSendQueue<W>
 where
     Wqe<W>: SendWqe,
 {
-    /// The queue of `handle`; `None` if its WQEs have another size than `W` words.
+    /// Makes the queue of `handle`. Returns `None` if its WQEs have another size than `W` words.
     ///
     /// # Safety
     /// The handle is of a queue that was handed over to this thread, and to nobody else; its addresses are valid here
@@ -29,10 +29,11 @@ where
         unsafe { Ring::new(handle) }.map(|ring| Self { ring })
     }
 
-    /// Places a request in the ring. `req_id` comes back in its completion: 64 bits of it, or 16, as the queue has them.
+    /// Places a request in the ring. `req_id` comes back in its completion: all 64 bits or the low 16, depending on the
+    /// queue.
     ///
     /// # Errors
-    /// No room, or a request that cannot be; nothing was written.
+    /// No room, or an invalid request; nothing was written.
     #[inline(always)]
     pub fn post(&mut self, to: Destination, request: &impl Operation<W>, req_id: u64) -> Result<(), PostError> {
         if let Err(error) = request.check(&self.ring.limits) {
@@ -46,12 +47,12 @@ where
         Ok(())
     }
 
-    /// Places `count` requests, which `request` gives by number, with their destinations and ids. Room is looked for once, so this takes fewer
-    /// instructions than [`post`](Self::post) as often.
+    /// Places `count` requests. `request` returns each by its number, with its destination and id. Room is made once,
+    /// so this takes fewer instructions than `count` calls of [`post`](Self::post).
     ///
     /// # Errors
-    /// No room for all of them in one batch ([`PostError::Full`], always if the device's `max_batch` is less), and then nothing was written; or a request
-    /// that cannot be, and then those before it are placed.
+    /// [`PostError::Full`] if there is no room for all of them in one batch, as always if the device's `max_batch` is
+    /// less; then nothing was written. [`PostError::Encode`] for an invalid request; then those before it are placed.
     #[inline(always)]
     pub fn post_many<O: Operation<W>>(
         &mut self,
@@ -59,10 +60,11 @@ where
         mut request: impl FnMut(u32) -> (Destination, O, u64),
     ) -> Result<(), PostError> {
         self.ring.make_room(count, ring, arch::fence_system)?;
-        // Before `request` runs, which is the caller's code and may unwind: a count that is too small refuses, one that is too large overflows.
+        // Before `request` runs, which is the caller's code and may unwind: a count that is too small refuses, one that
+        // is too large overflows.
         self.ring.left -= count;
         let mut i = 0;
-        // Two at a time: what one waits for, the other fills.
+        // Two at a time: the instructions of one fill the waits of the other.
         while i + 1 < count {
             let [(to, one, id), (other_to, other, other_id)] = [request(i), request(i + 1)];
             if let Err(error) = one.check(&self.ring.limits) {
@@ -93,7 +95,7 @@ where
         Ok(())
     }
 
-    /// The end of many requests of which so many were not placed.
+    /// Returns the error of an invalid request, of which `missing` were not placed.
     #[inline(always)]
     fn stop_short(&mut self, missing: u32, error: EncodeError) -> Result<(), PostError> {
         self.ring.left += missing;
@@ -102,24 +104,24 @@ where
 
     /// Rings the doorbell for everything placed; does nothing if that is rung for.
     ///
-    /// What this thread stored before, in whatever memory, the NIC sees before it acts.
+    /// The NIC sees what this thread stored before, in whatever memory, before it acts.
     #[inline(always)]
     pub fn ring(&mut self) {
         ring(&mut self.ring);
     }
 
-    /// Requests that can be posted before another completion is released.
+    /// Returns the number of requests that can be posted before another completion is released.
     #[inline(always)]
     pub fn room(&self) -> u32 {
         self.ring.room()
     }
 
-    /// Polls until `count` requests can be posted. `each` gets every completion on its way, and gives back what it wants to be released: all those of
-    /// this queue, once it has looked at them.
+    /// Polls until `count` requests can be posted. `each` gets every completion that is polled, and returns those of
+    /// this queue once it has looked at them, so that they are released.
     ///
     /// # Errors
-    /// [`PostError::TimedOut`]: the deadline has passed, there is no room, and what completes next is not of this queue, or
-    /// nothing does. What came meanwhile is released.
+    /// [`PostError::TimedOut`]: the deadline has passed, there is no room, and the next completion does not belong to
+    /// this queue, or there is none. Completions polled until then are released.
     #[inline(always)]
     pub fn wait_for_room(
         &mut self,
@@ -135,7 +137,7 @@ where
             if let Some(done) = cq.poll().and_then(&mut each) {
                 self.release(done);
             }
-            // Other queues' completions may come for ever.
+            // Other queues' completions may come forever.
             if self.room() == before && deadline.passed() {
                 return Err(no_room(self.ring.owner.qpn, before, count));
             }
@@ -143,13 +145,14 @@ where
         Ok(())
     }
 
-    /// Requests rung for since the ring's creation: what the host asks for when it takes the ring back.
+    /// Returns the number of requests rung for since the ring's creation, which the host needs to take the ring back.
     #[inline(always)]
     pub fn posted(&self) -> u32 {
         self.ring.rung
     }
 
-    /// Takes back the room of a request that is done. A completion of something else is given back.
+    /// Releases the room of a completed request. Returns `Some(done)` unchanged if it belongs to another queue, or is a
+    /// receive's.
     #[inline(always)]
     pub fn release(&mut self, done: Entry) -> Option<Entry> {
         if !done.is_send_of(self.ring.owner) || self.ring.room() == self.ring.credits {
@@ -169,7 +172,7 @@ where
         self.ring.released = self.ring.released.wrapping_add(count);
     }
 
-    /// Rings without ordering anything before it: the floor that measurements are compared with.
+    /// Rings without ordering anything before the doorbell: the floor that measurements are compared with.
     ///
     /// # Safety
     /// Nobody reads the ring. A NIC may find the doorbell's value before the WQEs.

@@ -9,11 +9,12 @@ use efa_io::{Destination, Operation, SendRingHandle, SendWqe, Wqe};
 
 /// A send queue that a whole warp posts to, each lane a request or none.
 ///
-/// Every lane has this value, with the same counters in it: all lanes make the same calls, with their own requests. So there is one reservation, a fence
-/// that all lanes execute at once, and one doorbell.
+/// Every lane has this value, with the same counters in it. All lanes make the same calls, with their own requests. So
+/// there is one reservation, one fence that all lanes execute at once, and one doorbell.
 ///
-/// That fence orders the doorbell before it as well, for every lane: lane 0 stored that one, then all lanes met at the barrier in front of the fence, and
-/// causality order is transitive. So a lane's WQE behind the fence reaches the device after it.
+/// That fence also orders the previous doorbell, for every lane: lane 0 stored it, then all lanes met at the barrier in
+/// front of the fence, and causality order is transitive. So a lane's WQE behind the fence reaches the device after
+/// that doorbell.
 pub struct WarpSendQueue<const W: usize> {
     ring: Ring<W>,
 }
@@ -22,7 +23,8 @@ impl<const W: usize> WarpSendQueue<W>
 where
     Wqe<W>: SendWqe,
 {
-    /// The queue of `handle`; `None` if its WQEs have another size than `W` words, or if a batch is less than a warp.
+    /// Makes the queue of `handle`. Returns `None` if its WQEs have another size than `W` words, or if `max_batch` is
+    /// less than a warp.
     ///
     /// # Safety
     /// The handle is of a queue that was handed over to this warp, and to nobody else; its addresses are valid here
@@ -38,8 +40,8 @@ where
     /// Places the requests of all lanes that have one. `req_id` comes back in a request's completion.
     ///
     /// # Errors
-    /// In every lane, if there is no room for all of them, and then none was written. A lane whose request cannot be gets that error alone;
-    /// the others' are placed.
+    /// [`PostError::Full`] in every lane, if there is no room for all of them; then none was written.
+    /// [`PostError::Encode`] in a lane whose request is invalid; the others' requests are placed.
     #[inline(always)]
     pub fn post(&mut self, request: Option<(Destination, impl Operation<W>)>, req_id: u64) -> Result<(), PostError> {
         let checked = request.as_ref().map_or(Ok(()), |(_, request)| request.check(&self.ring.limits));
@@ -54,12 +56,13 @@ where
         checked.map_err(PostError::Encode)
     }
 
-    /// Places `count` requests of each lane, which `request` gives by number, with their destinations and ids. Room is looked for once, so this takes
-    /// fewer instructions than [`post`](Self::post) as often.
+    /// Places `count` requests of each lane. `request` returns each by its number, with its destination and id. Room is
+    /// made once, so this takes fewer instructions than `count` calls of [`post`](Self::post).
     ///
     /// # Errors
-    /// In every lane, if there is no room for all of them in one batch, and then nothing was written; or if a request of one lane cannot be, and then those
-    /// of smaller numbers are placed, of all lanes. That lane gets its own error, the others [`PostError::OtherLane`].
+    /// [`PostError::Full`] in every lane, if there is no room for all of them in one batch; then nothing was written.
+    /// [`PostError::Encode`] in a lane whose request is invalid, and [`PostError::OtherLane`] in the others; then the
+    /// requests of smaller numbers are placed, of all lanes.
     #[inline(always)]
     pub fn post_many<O: Operation<W>>(
         &mut self,
@@ -91,24 +94,24 @@ where
 
     /// Rings the doorbell for everything placed; does nothing if that is rung for.
     ///
-    /// What the lanes stored before, in whatever memory, the NIC sees before it acts.
+    /// The NIC sees what the lanes stored before, in whatever memory, before it acts.
     #[inline(always)]
     pub fn ring(&mut self) {
         ring(&mut self.ring);
     }
 
-    /// Requests that can be posted before other completions are released.
+    /// Returns the number of requests that can be posted before other completions are released.
     #[inline(always)]
     pub fn room(&self) -> u32 {
         self.ring.room()
     }
 
-    /// Polls until `count` requests can be posted, by all lanes together. `each` gets every lane's completion, or none, and gives back what it wants
-    /// to be released: all those of this queue, once it has looked at them.
+    /// Polls until `count` requests can be posted, by all lanes together. `each` gets each lane's completion, or none,
+    /// and returns those of this queue once it has looked at them, so that they are released.
     ///
     /// # Errors
-    /// [`PostError::TimedOut`], in all lanes: the deadline has passed, there is no room, and what completes next is not of
-    /// this queue, or nothing does. What came meanwhile is released.
+    /// [`PostError::TimedOut`], in all lanes: the deadline has passed, there is no room, and the next completion does
+    /// not belong to this queue, or there is none. Completions polled until then are released.
     #[inline(always)]
     pub fn wait_for_room(
         &mut self,
@@ -119,13 +122,13 @@ where
     ) -> Result<(), PostError> {
         // What is not rung for never completes.
         self.ring();
-        // SAFETY: `new`'s contract.
+        // SAFETY: `new`'s contract: its caller has all lanes of the warp make every call together.
         let warp = unsafe { Warp::whole() };
         while self.room() < count {
             let before = self.room();
             let done = each(cq.poll_warp(warp));
             self.release(done);
-            // Other queues' completions may come for ever.
+            // Other queues' completions may come forever.
             if self.room() == before && arch::ballot(ALL, deadline.passed()) != 0 {
                 return Err(no_room(self.ring.owner.qpn, before, count));
             }
@@ -133,13 +136,14 @@ where
         Ok(())
     }
 
-    /// Requests rung for since the ring's creation: what the host asks for when it takes the ring back.
+    /// Returns the number of requests rung for since the ring's creation, which the host needs to take the ring back.
     #[inline(always)]
     pub fn posted(&self) -> u32 {
         self.ring.rung
     }
 
-    /// Takes back the room of the requests that are done: each lane's completion, or none. A lane whose completion is of something else gets it back.
+    /// Releases the room of completed requests: each lane's, or none. A lane gets `Some(done)` back unchanged if its
+    /// completion belongs to another queue, or is a receive's.
     #[inline(always)]
     pub fn release(&mut self, done: Option<Entry>) -> Option<Entry> {
         let is_ours = done.as_ref().is_some_and(|done| done.is_send_of(self.ring.owner));
@@ -178,7 +182,8 @@ where
     ring.rung = ring.placed.counter();
 }
 
-/// Lane 0's doorbell before its fence, and that before what any lane stores behind the barrier.
+/// Orders the last doorbell before what any lane stores from here on: lane 0's doorbell comes before its fence, and
+/// that before the barrier.
 #[inline(always)]
 fn fence() {
     arch::fence_system();

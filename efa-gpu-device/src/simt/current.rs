@@ -209,8 +209,8 @@ pub(crate) fn order(system: bool) {
 pub(crate) fn meet(primitive: Primitive, mask: u32, value: u32, from: u32) -> u32 {
     match running() {
         Some((machine, lane)) => wait(machine, lane, primitive, State::Warp { primitive, mask, value, from }),
-        // What has to be decided together cannot be any more, and nothing better than an end of it is to be had: no votes, and a value that no
-        // counter or index has.
+        // What has to be decided together cannot be any more, and nothing better than an end of it is to be had: no
+        // votes, and a value that no counter or index has.
         None if std::thread::panicking() => {
             if primitive == Primitive::Shuffle {
                 u32::MAX

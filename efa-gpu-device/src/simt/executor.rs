@@ -17,20 +17,21 @@ pub struct Executor<'env> {
 }
 
 impl<'env> Executor<'env> {
-    /// An executor that decides by this seed. A run may take a minute, unless [`timeout`](Self::timeout) says otherwise.
+    /// An executor that decides by this seed. A run may take a minute, unless [`timeout`](Self::timeout) says
+    /// otherwise.
     pub fn new(seed: u64) -> Self {
         let (launches, watches, lent) = Default::default();
         Self { seed, timeout: Duration::from_secs(60), launches, watches, lent }
     }
 
-    /// Adds a kernel: `blocks` of `threads` each. A block's last warp has fewer lanes if `threads` is no multiple of 32. All launches run side by side,
-    /// on the same GPU.
+    /// Adds a kernel: `blocks` of `threads` each. A block's last warp has fewer lanes if `threads` is no multiple
+    /// of 32. All launches run side by side, on the same GPU.
     pub fn launch(self, blocks: u32, threads: u32, kernel: impl Fn() + 'env) -> Self {
         self.launch_on(0, blocks, threads, kernel)
     }
 
-    /// The same on another GPU than 0, where [`launch`](Self::launch) does: what passes between the two takes fences of system scope. A launch
-    /// that plays a NIC belongs there.
+    /// The same on another GPU than 0, where [`launch`](Self::launch) does: what passes between the two takes fences of
+    /// system scope. A launch that plays a NIC belongs there.
     ///
     /// # Panics
     /// No blocks, no threads, or more than 1024 threads in a block.
@@ -48,8 +49,8 @@ impl<'env> Executor<'env> {
         self
     }
 
-    /// Shows every value that gets to the 32 bits of memory at `addr` by a store, in order: what a device sees of its doorbell, without missing any.
-    /// `seen` runs as a part of what it watches, and calls no function of this crate.
+    /// Shows every value that gets to the 32 bits of memory at `addr` by a store, in order: what a device sees of its
+    /// doorbell, without missing any. `seen` runs as a part of what it watches, and calls no function of this crate.
     pub fn watch_store(mut self, addr: *const u32, seen: impl FnMut(u32) + 'env) -> Self {
         self.watches.push(Watch { addr: addr as usize, seen: Box::new(seen) });
         self

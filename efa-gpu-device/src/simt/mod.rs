@@ -15,20 +15,22 @@
 //! assert_eq!(sum.get(), 128 * 16);
 //! ```
 //!
-//! **Lanes.** Each lane is a coroutine on the calling thread. It can lose its turn wherever it accesses memory by this crate's functions, sleeps,
-//! looks at the clock, or waits for others; who is next is drawn. The seed also sets how often lanes change and how long stores linger, so that
-//! different seeds are different machines. A seed repeats a run, as far as nothing but the run's own kernels is in it: no other thread, such as a
-//! software device. Code between two such places is not interrupted, and a lane that never comes to one cannot be stopped.
+//! **Lanes.** Each lane is a coroutine on the calling thread. It can lose its turn wherever it accesses memory by this
+//! crate's functions, sleeps, looks at the clock, or waits for others; who is next is drawn. The seed also sets how
+//! often lanes change and how long stores linger, so that different seeds are different machines. A seed repeats a run,
+//! as far as nothing but the run's own kernels is in it: no other thread, such as a software device. Code between two
+//! such places is not interrupted, and a lane that never comes to one cannot be stopped.
 //!
 //! **Together.** What takes several lanes waits until all of them are there: [`ballot`](crate::warp::warp_vote_ballot),
-//! [`shuffle`](crate::warp::warp_shuffle_idx), [`sync_warp`](crate::warp::sync_warp), [`sync_threads`](crate::thread::sync_threads). Where that can
-//! never be, or would not be defined on a GPU, the run ends with a [`Fault`] that says who and where. This is stricter than hardware, which goes on without
-//! lanes that have exited. [`activemask`](crate::warp::activemask) gives this lane and any of those that ask for it at the same time, all of which
-//! get the same answer: a GPU promises no more.
+//! [`shuffle`](crate::warp::warp_shuffle_idx), [`sync_warp`](crate::warp::sync_warp),
+//! [`sync_threads`](crate::thread::sync_threads). Where that can never be, or would not be defined on a GPU, the run
+//! ends with a [`Fault`] that says who and where. This is stricter than hardware, which goes on without lanes that have
+//! exited. [`activemask`](crate::warp::activemask) gives this lane and any of those that ask for it at the same time,
+//! all of which get the same answer: a GPU promises no more.
 //!
-//! **Memory.** Stores do not arrive at once. They go from a lane to its block, from there to its GPU, and on to memory, one by one, in any order,
-//! except that stores to the same address stay in order. Some linger while others pass. A lane sees what is on its way from itself, from its block or
-//! from its GPU.
+//! **Memory.** Stores do not arrive at once. They go from a lane to its block, from there to its GPU, and on to memory,
+//! one by one, in any order, except that stores to the same address stay in order. Some linger while others pass. A
+//! lane sees what is on its way from itself, from its block or from its GPU.
 //!
 //! | what | makes go on at once |
 //! | --- | --- |
@@ -57,8 +59,9 @@
 //! would have to be sequentially consistent (all are here), a barrier or an acquire that is missing between lanes of
 //! one block, and the order of plain Rust accesses, which happen at once.
 //!
-//! **Time.** [`globaltimer`](crate::globaltimer) is a clock of the run, which moves with it, at about the speed of a real one; a deadline costs no waiting.
-//! When all lanes only look, the thread is given away, so that other threads get on.
+//! **Time.** [`globaltimer`](crate::globaltimer) is a clock of the run, which moves with it, at about the speed of a
+//! real one; a deadline costs no waiting. When all lanes only look, the thread is given away, so that other threads get
+//! on.
 //!
 //! **Faults.** Stores that are on their way are forgotten. Other lanes are then unwound, as by a panic: what their
 //! destructors do to memory happens, and nobody is waited for: a ballot has no votes, a shuffle gives `u32::MAX`. A

@@ -1,10 +1,10 @@
 //! The doorbell of a shared send queue: one poster rings for all that are ready (flat combining).
 //!
-//! Each slot has a mark. A poster that has stored a WQE exchanges its slot's mark for [`READY`]. One mark in the ring is
-//! [`COMBINE`]: it lies at the first slot that is not rung for. A poster that finds it in place of its slot's old mark
-//! becomes the *combiner*. The combiner rings as far as every slot is ready, and again while more have become ready in
-//! the meantime. Then it exchanges the mark of the first slot that was not ready for `COMBINE`. If that slot has become
-//! ready just now, the exchange returns `READY`, and the combiner goes on.
+//! Each slot has a mark. A poster that has stored a WQE exchanges its slot's mark for [`READY`]. One mark in the ring
+//! is [`COMBINE`]: it lies at the first slot that is not rung for. A poster that finds it in place of its slot's old
+//! mark becomes the *combiner*. The combiner rings as far as every slot is ready, and again while more have become
+//! ready in the meantime. Then it exchanges the mark of the first slot that was not ready for `COMBINE`. If that slot
+//! has become ready just now, the exchange returns `READY`, and the combiner goes on.
 //!
 //! So nobody waits for a slot that is not ready: neither the poster of a slot behind it nor the combiner. One doorbell
 //! serves as many posters as come while one is rung. And no slot stays unrung: of the two exchanges that meet at a mark
@@ -52,8 +52,8 @@ const COMBINE: u32 = 2;
 /// Laps that a mark tells apart: as many as a 30-bit number has values.
 const LAP: u32 = u32::MAX << 2;
 
-/// The values of the word for relief: nobody asks for it; the combiner does; a poster waits to become the combiner; it is
-/// the combiner, and the next two words hold the first slot that is not rung for and the requests owed to the batch.
+/// The values of the word for relief: nobody asks for it; the combiner does; a poster waits to become the combiner; it
+/// is the combiner, and the next two words hold the first slot that is not rung for and the requests owed to the batch.
 const NOBODY: u32 = 0;
 const WANTED: u32 = 1;
 const CLAIMED: u32 = 2;
@@ -69,9 +69,9 @@ const MOST: u32 = 1024;
 
 /// The doorbell of a shared queue, and the marks of its slots.
 ///
-/// The addresses are valid, and the marks and the word for relief are written only here, by atomic accesses: the contract
-/// of [`SharedSendQueue::new`](super::SharedSendQueue::new), whose caller keeps it. Every `SAFETY` comment of this file
-/// that names the state relies on that.
+/// The addresses are valid, and the marks and the word for relief are written only here, by atomic accesses: the
+/// contract of [`SharedSendQueue::new`](super::SharedSendQueue::new), whose caller keeps it. Every `SAFETY` comment of
+/// this file that names the state relies on that.
 #[derive(Clone, Copy)]
 pub(super) struct Bell {
     pub(super) doorbell: *mut u32,
@@ -97,8 +97,8 @@ fn lap(at: u32, shift: u32) -> u32 {
 }
 
 impl Bell {
-    /// Announces the WQE that each lane of `group` stored at `at`, if it `has_one`: rings, or leaves that to the combiner.
-    /// The lanes come here together.
+    /// Announces the WQE that each lane of `group` stored at `at`, if it `has_one`: rings, or leaves that to the
+    /// combiner. The lanes come here together.
     #[inline(always)]
     pub(super) fn publish(self, group: u32, at: u32, has_one: bool) {
         // Whoever sees the mark sees the WQE and all that this lane stored before, and lets the device see it.
@@ -148,9 +148,9 @@ impl Bell {
         }
     }
 
-    /// Combines: rings from slot `at` on as far as every slot is ready, which all before `end` are, then leaves `COMBINE`
-    /// behind. Only one group at a time is here. `owed` requests were rung for by the leader and still count as part of
-    /// the batch: the next batch may begin when it is certain that the device gets the doorbell first.
+    /// Combines: rings from slot `at` on as far as every slot is ready, which all before `end` are, then leaves
+    /// `COMBINE` behind. Only one group at a time is here. `owed` requests were rung for by the leader and still count
+    /// as part of the batch: the next batch may begin when it is certain that the device gets the doorbell first.
     #[inline(always)]
     fn ring_from(self, group: u32, mut at: u32, mut end: u32, mut owed: u32) {
         let leader = group.trailing_zeros();
@@ -189,12 +189,14 @@ impl Bell {
             let (mut claimed, mut left) = (false, false);
             if arch::lane() == leader {
                 let lap = lap(at, self.shift);
-                // SAFETY: the word for relief and the mark of a slot, of the queue's state, which its creator keeps valid.
+                // SAFETY: the word for relief and the mark of a slot, of the queue's state, which its creator keeps
+                // valid.
                 unsafe {
                     claimed = doorbells >= PATIENCE && arch::exchange_relaxed_gpu(self.relief(), NOBODY) == CLAIMED;
                     if !claimed {
                         if owed != 0 {
-                            // The device gets the doorbell before the next batch, and before what whoever rings next rings.
+                            // The device gets the doorbell before the next batch, and before what whoever rings next
+                            // rings.
                             arch::fence_system();
                         }
                         self.give_back(owed);
@@ -247,8 +249,8 @@ impl Bell {
             // All loads before the first vote.
             let marks = core::array::from_fn::<_, { LOOKS as usize }, _>(|look| {
                 let at = mine.wrapping_add(ready + look as u32 * lanes * TOGETHER);
-                // SAFETY: the marks of four slots side by side in one lap, of the queue's state: a ring is a multiple of
-                // four long, which `SharedSendQueue::new` checks.
+                // SAFETY: the marks of four slots side by side in one lap, of the queue's state: a ring is a multiple
+                // of four long, which `SharedSendQueue::new` checks.
                 (lap(at, self.shift) | READY, at, unsafe { arch::load_four_gpu(self.mark(at)) })
             });
             for (wanted, at, marks) in marks {

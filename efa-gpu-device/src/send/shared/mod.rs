@@ -15,20 +15,21 @@ use core::marker::PhantomData;
 use efa_io::{Destination, Limits, Operation, SendRingHandle, SendWqe, WqCursor, Wqe};
 use state::{MARKS, RESERVED, ROOM, room};
 
-/// The words that [`SharedSendQueue`]s of this ring have in common, as they are in the beginning. They go to the GPU's own memory, aligned to 128
-/// bytes: with the state in host memory, posters on an H100 waited for ever.
+/// Returns the initial words of the state that all [`SharedSendQueue`]s of a ring have in common. They go to the GPU's
+/// own memory, aligned to 128 bytes: with the state in host memory, posters on an H100 waited forever.
 pub fn shared_state(handle: &SendRingHandle) -> impl Iterator<Item = u32> + use<> {
     let counters = [(ROOM, handle.max_batch), (ROOM + 1, handle.credits), (RESERVED, handle.producer)];
     let counter = move |word| counters.iter().find(|counter| counter.0 == word).map_or(0, |counter| counter.1);
     (0..MARKS).map(counter).chain(first_marks(handle))
 }
 
-/// A send queue that any number of threads, warps and blocks post to, each through a value of its own, all made of the same handle and state.
+/// A send queue that any number of threads, warps and blocks post to, each through a value of its own, all made of the
+/// same handle and state.
 ///
-/// A post is rung for without further ado, and what it says of room is what it found: [`PostError::Full`] may be due to others whose requests are
-/// on their way into the ring, or who asked for more than there was and gave it back. So try again.
+/// A post rings the doorbell, or has another poster ring it. [`PostError::Full`] may be temporary: other posters may
+/// have asked for more room than there was, and have not returned it yet. So try again.
 ///
-/// A lone poster is better served by [`WarpSendQueue`](crate::WarpSendQueue), which has its counters in registers.
+/// A single poster is better served by [`WarpSendQueue`](crate::WarpSendQueue), which has its counters in registers.
 pub struct SharedSendQueue<const W: usize>
 where
     Wqe<W>: SendWqe,
@@ -44,13 +45,13 @@ impl<const W: usize> SharedSendQueue<W>
 where
     Wqe<W>: SendWqe,
 {
-    /// The queue of `handle`; `None` if its WQEs have another size than `W` words, if it has fewer than 4 of them, or if a
-    /// batch is less than a warp.
+    /// Makes the queue of `handle`. Returns `None` if its WQEs have another size than `W` words, if the ring has fewer
+    /// than 4 of them, or if `max_batch` is less than a warp.
     ///
     /// # Safety
     /// The handle is of a queue that was handed over to this GPU, and `state` are the words that [`shared_state`] gave
-    /// for it, which nobody has changed but values of this type, in this GPU's own memory; all addresses are valid here
-    /// until the launch is over: stores are under way after the queue is gone. Nobody else posts there.
+    /// for it, in this GPU's own memory, changed by values of this type only. All addresses are valid here until the
+    /// launch is over: stores are under way after the queue is gone. Nobody else posts there.
     #[inline(always)]
     pub unsafe fn new(handle: &SendRingHandle, state: *mut u32) -> Option<Self> {
         if handle.wqe_size as usize != <Wqe<W> as SendWqe>::SIZE
@@ -73,11 +74,12 @@ where
         })
     }
 
-    /// Posts the requests of all lanes that have one: all lanes of the warp call this together. `req_id` comes back in a request's completion.
+    /// Posts the requests of all lanes that have one. All lanes of the warp call this together. `req_id` comes back in
+    /// a request's completion.
     ///
     /// # Errors
-    /// In every lane, if there is no room for all of them, and then none was written. A lane whose request cannot be gets that error alone;
-    /// the others' are posted.
+    /// [`PostError::Full`] in every lane, if there is no room for all of them; then none was written.
+    /// [`PostError::Encode`] in a lane whose request is invalid; the others' requests are posted.
     #[inline(always)]
     pub fn post_warp(
         &self,
@@ -88,10 +90,10 @@ where
         self.place_group(ALL, request, req_id).1
     }
 
-    /// The same, but for the doorbell: that is rung for when the [`Placed`] is dropped, by all lanes together. What others post meanwhile waits
-    /// behind it, so do not take long.
+    /// Places the requests of all lanes that have one, and rings when the [`Placed`] is dropped, by all lanes together.
+    /// What others post in the meantime waits behind it, so do not take long.
     ///
-    /// It is `None` in all lanes if nothing was placed; the errors are those of [`post_warp`](Self::post_warp).
+    /// Returns `None` in all lanes if nothing was placed; the errors are those of [`post_warp`](Self::post_warp).
     #[inline(always)]
     pub fn place_warp(
         &self,
@@ -105,13 +107,14 @@ where
     /// Posts a request of this thread alone, whatever the other lanes of its warp do.
     ///
     /// # Errors
-    /// No room, or a request that cannot be; nothing was written.
+    /// No room, or an invalid request; nothing was written.
     #[inline(always)]
     pub fn post(&self, to: Destination, request: &impl Operation<W>, req_id: u64) -> Result<(), PostError> {
         self.place_group(1 << arch::lane(), Some((to, request)), req_id).1
     }
 
-    /// The same, and tries again while there is no room: somebody polls completions and [releases](Self::release) them.
+    /// Posts a request of this thread alone, and tries again while there is no room. Another thread has to poll
+    /// completions and [release](Self::release) them.
     ///
     /// # Errors
     /// As [`post`](Self::post); [`PostError::TimedOut`] if there was still no room when the deadline passed.
@@ -152,7 +155,7 @@ where
             arch::rarely();
             return (None, checked.and(Err(PostError::Full)));
         };
-        // The leader has seen what was done by those who gave room back; now the others have.
+        // The leader has acquired what those did who released room; from here on the other lanes have, too.
         arch::sync_warp(group);
         let has_one = lanes >> arch::lane() & 1 != 0;
         let at = first.wrapping_add(before(lanes));
@@ -167,7 +170,7 @@ where
         (Some(Placed { bell: self.bell, group, at, has_one, _queue: PhantomData }), checked)
     }
 
-    /// The first of `count` slots, if there is room for all.
+    /// Reserves `count` slots and returns the number of the first, if there is room for all.
     #[inline(always)]
     fn reserve(&self, group: u32, count: u32) -> Option<u32> {
         let leader = group.trailing_zeros();
@@ -175,7 +178,7 @@ where
         if arch::lane() == leader {
             granted = self.take_room(count);
             if granted {
-                // SAFETY: a word of the state.
+                // SAFETY: a word of the queue's state, which the contract of `new` keeps valid.
                 first = unsafe { arch::fetch_add_relaxed_gpu(self.bell.state.add(RESERVED), count) };
             }
         }
@@ -186,7 +189,8 @@ where
     /// Takes room for `count` requests, in the ring and in the batch.
     #[inline(always)]
     fn take_room(&self, count: u32) -> bool {
-        // SAFETY: a word of the state. Who takes room sees what was done by those who gave it back.
+        // SAFETY: a word of the queue's state, which the contract of `new` keeps valid.
+        // An acquire: who takes room sees what those did who released it.
         unsafe {
             let [ring, batch] =
                 room::split(arch::fetch_add_acquire_gpu_u64(self.room_word(), room::both(count).wrapping_neg()));
@@ -205,56 +209,60 @@ where
         self.bell.state.wrapping_add(ROOM).cast()
     }
 
-    /// Takes back the room of a request that is done. A completion of something else is given back.
+    /// Releases the room of a completed request. Returns `Some(done)` unchanged if it belongs to another queue, or is a
+    /// receive's.
     #[inline(always)]
     pub fn release(&self, done: Entry) -> Option<Entry> {
         if !done.is_send_of(self.owner) {
             return Some(done);
         }
-        // SAFETY: a word of the state.
+        // SAFETY: a word of the queue's state, which the contract of `new` keeps valid.
         unsafe { arch::fetch_add_gpu_u64(self.room_word(), room::in_ring(1)) };
         None
     }
 
-    /// The same for a warp: each lane's completion, or none. All lanes call this together.
+    /// Releases the room of a warp's completed requests: each lane's, or none. All lanes call this together. A lane
+    /// gets `Some(done)` back unchanged if its completion belongs to another queue, or is a receive's.
     #[inline(always)]
     pub fn release_warp(&self, _: Warp, done: Option<Entry>) -> Option<Entry> {
         let is_ours = done.as_ref().is_some_and(|done| done.is_send_of(self.owner));
         let count = arch::ballot(ALL, is_ours).count_ones();
         if count != 0 {
-            // What the completions told each lane, that the NIC has read these slots, before lane 0 gives them to others: a ballot orders nothing.
+            // A ballot orders nothing. Each lane has acquired that the NIC has read its slot; that comes before lane 0
+            // releases the slots to other posters.
             arch::sync_warp(ALL);
         }
         if count != 0 && arch::lane() == 0 {
-            // SAFETY: a word of the state.
+            // SAFETY: a word of the queue's state, which the contract of `new` keeps valid.
             unsafe { arch::fetch_add_gpu_u64(self.room_word(), room::in_ring(count)) };
         }
         if is_ours { None } else { done }
     }
 
-    /// Requests that could be posted at the moment.
+    /// Returns the number of requests that could be posted at the moment.
     #[inline(always)]
     pub fn room(&self) -> u32 {
-        // SAFETY: a word of the state.
+        // SAFETY: a word of the queue's state, which the contract of `new` keeps valid.
         let [ring, _] = room::split(unsafe { arch::load_gpu_u64(self.room_word()) });
         ring.max(0) as u32
     }
 
-    /// Requests posted since the ring's creation. Final only when nobody posts any more.
+    /// Returns the number of requests posted since the ring's creation. It is final when nobody posts any more.
     #[inline(always)]
     pub fn posted(&self) -> u32 {
-        // SAFETY: a word of the state.
+        // SAFETY: a word of the queue's state, which the contract of `new` keeps valid.
         unsafe { arch::load_gpu(self.bell.state.add(RESERVED)) }
     }
 
-    /// Takes back the room of all requests that were rung for since `rung`, which it moves on, without their completions.
+    /// Releases the room of all requests that were rung for since `rung`, without their completions, and moves `rung`
+    /// on.
     ///
     /// # Safety
     /// Nobody reads the ring: this is for measurements. A NIC's ring may overflow.
     #[doc(hidden)]
     #[inline(always)]
     pub unsafe fn forget(&self, rung: &mut u32) {
-        // SAFETY: the doorbell, and a word of the state.
+        // SAFETY: the doorbell, and a word of the queue's state, which the contract of `new` keeps valid.
         unsafe {
             let now = arch::load_doorbell(self.bell.doorbell);
             if now != *rung {
@@ -265,7 +273,7 @@ where
     }
 }
 
-/// Requests in the ring of a [`SharedSendQueue`] that the device has not been told of. Dropping this tells it.
+/// Requests in the ring of a [`SharedSendQueue`] that no doorbell has announced. Dropping this announces them.
 #[must_use = "dropped at once it is a post"]
 pub struct Placed<'q, const W: usize>
 where
@@ -273,7 +281,7 @@ where
 {
     bell: Bell,
     group: u32,
-    /// Number of this lane's request, if it has one.
+    /// Number of this lane's request, if `has_one`.
     at: u32,
     has_one: bool,
     _queue: PhantomData<&'q SharedSendQueue<W>>,
@@ -283,7 +291,7 @@ impl<const W: usize> Placed<'_, W>
 where
     Wqe<W>: SendWqe,
 {
-    /// Has the doorbell rung.
+    /// Announces the requests now.
     #[inline(always)]
     pub fn ring(self) {}
 }

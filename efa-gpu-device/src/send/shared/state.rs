@@ -10,14 +10,19 @@
 
 /// Words from one of the state's counters to the next: a line of 128 bytes.
 const LINE: usize = 32;
+/// Two words: room in the batch, and in the ring.
 pub(super) const ROOM: usize = 0;
+/// Requests that have a slot, since the ring's creation.
 pub(super) const RESERVED: usize = LINE;
+/// Three words by which a combiner hands over.
 pub(super) const RELIEF: usize = 2 * LINE;
+/// A word for each slot.
 pub(super) const MARKS: usize = 3 * LINE;
 
-/// The word that says how much room there is: in the ring in its high half, in the batch in its low one. Both may be below zero for a while.
+/// The word for room: in the ring in its high half, in the batch in its low half. Both are below zero for a while when
+/// posters ask for more than there is.
 pub(super) mod room {
-    /// So many requests in both.
+    /// Room for `count` requests in both.
     #[inline(always)]
     pub(in super::super) const fn both(count: u32) -> u64 {
         in_ring(count).wrapping_add(in_batch(count))
@@ -33,7 +38,7 @@ pub(super) mod room {
         count as u64
     }
 
-    /// Room in the ring, and in the batch.
+    /// Splits the word into room in the ring and room in the batch.
     #[inline(always)]
     pub(in super::super) const fn split(word: u64) -> [i32; 2] {
         let batch = word as i32;
