@@ -17,7 +17,7 @@ use efa_io::Cqe32;
 use efa_memory::{Shared, Unit};
 use efa_sys::sys::*;
 use efa_sys::{Ah, Cq, CqAttr, DeviceList, Mr, Pd, Qp, QpAttr};
-use efa_tests::vendor::{Node, Vendor};
+use efa_tests::vendor::{EfaRun, Vendor};
 use plain::{LAP, REQUESTS, Rig, Rings, complete};
 use std::env::{current_exe, var_os};
 use std::ffi::c_void;
@@ -33,7 +33,7 @@ const SAMPLES: usize = 400;
 fn main() -> ExitCode {
     if var_os("EFA_NODE").is_none() {
         let this = current_exe().expect("a program has a path");
-        let status = Node::new(&[]).command(&Vendor::get().loaded(&this)).status().expect("efa run starts");
+        let status = EfaRun::new(&[]).command(&Vendor::get().loaded(&this)).status().expect("efa run starts");
         return ExitCode::from(status.code().unwrap_or(1) as u8);
     }
     let rings = Rings::shareable().expect("memory");

@@ -3,7 +3,7 @@
 
 use efa_direct::cuda::Gpu;
 use efa_direct::{Device, QpConfig};
-use efa_tests::traffic::{Mix, Nodes, OnGpu, Place, Poster, Traffic, World, kernels};
+use efa_tests::traffic::{KernelNic, Mix, Nodes, OnGpu, Place, Poster, Traffic, kernels};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -87,7 +87,7 @@ fn a_million_operations_through_the_nic_that_is_a_kernel() {
     let mut machine = OnGpu::new(&gpu, Duration::from_secs(20));
     let module = kernels(&gpu);
     for (seed, wide, share) in [(0, false, 2), (7, false, 2), (8, true, 10)] {
-        let mut world = World::start([&gpu, &gpu], &module, seed, wide, [1024, 1024], AREA as u64);
+        let mut world = KernelNic::start([&gpu, &gpu], &module, seed, wide, [1024, 1024], AREA as u64);
         let mut traffic = Traffic::new(&mut machine, world.ends(), seed);
         let order = if seed == 0 { "in order" } else { "reordered" };
         let (posters, entries) = if wide { (&[Poster::Wide][..], 128) } else { (&POSTERS[..], 64) };
@@ -106,7 +106,7 @@ fn the_nic_moves_bytes_between_two_gpus() {
     let Ok(far) = Gpu::open(1) else { return println!("there is one GPU: not run") };
     gpu.reach(&far).expect("they reach each other");
     let mut machine = OnGpu::new(&gpu, Duration::from_secs(20));
-    let mut world = World::start([&gpu, &far], &kernels(&gpu), 9, false, [1024, 1024], AREA as u64);
+    let mut world = KernelNic::start([&gpu, &far], &kernels(&gpu), 9, false, [1024, 1024], AREA as u64);
     let mut traffic = Traffic::new(&mut machine, world.ends(), 9);
     run(&mut traffic, &POSTERS, MIX, operations() / 5, "NIC kernel, from one GPU to another and back");
     let ends = traffic.into_ends();

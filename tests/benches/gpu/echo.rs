@@ -8,7 +8,7 @@ use crate::posts::{ENTRIES, Ring, WORK, Work};
 use crate::{Row, median};
 use efa_io::op::RdmaHead;
 use efa_io::*;
-use efa_tests::traffic::World;
+use efa_tests::traffic::KernelNic;
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
 use std::thread;
@@ -84,7 +84,7 @@ fn through_the_nic(gpu: &Gpu, kernels: &str) -> Result<f64, Box<dyn Error>> {
     let ours = efa_direct::cuda::Gpu::open(0)?;
     let module = ours.load(&[(ours.info().arch(), std::fs::read_to_string(kernels)?)])?;
     let (elapsed, work) = (Place::Host.allocate(8)?, Place::Host.allocate(size_of::<Work>())?);
-    let mut world = World::start([&ours, &ours], &module, 0, false, [1024, 64], 1 << 20);
+    let mut world = KernelNic::start([&ours, &ours], &module, 0, false, [1024, 64], 1 << 20);
     let ends = world.ends();
     let (ah, qpn, qkey) = ends.to;
     let told = Work {

@@ -15,29 +15,19 @@
 
 mod node;
 mod op;
+mod sizes;
 mod weather;
 
 use crate::Sim;
 use efa_direct::*;
 use efa_io::{SendWqe, Wqe};
 use efa_soft::{LinkConfig, Time};
-use node::{Node, QPS, Room, SendQ, UD};
+use node::{Room, SendQ, SimNode};
 use op::{Bad, Kind, Op, content};
+use sizes::{DEATH_NOTICE, NODES, QPS, REST, SLOT, SQ, UD};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use weather::Weather;
-
-const NODES: usize = 3;
-const SLOTS: usize = 24;
-const SLOT: usize = 40_000;
-const RECEIVES: usize = 6;
-const MTU: usize = 2048;
-const SQ: u32 = 16;
-/// Longer than a packet can be under way.
-const REST: Duration = Duration::from_millis(200);
-
-/// Longer than it takes to learn that a peer died and came back.
-const GRIEF: Duration = Duration::from_secs(2);
 
 /// What to simulate.
 #[derive(Clone, Copy, Debug)]
@@ -121,7 +111,7 @@ struct Resting {
     slot: usize,
 }
 
-struct World {
+struct Simulation {
     seed: u64,
     operations: u64,
     chaos: bool,
@@ -129,11 +119,11 @@ struct World {
     sim: Sim,
     weather: Weather,
     rng: fastrand::Rng,
-    nodes: Vec<Node>,
+    nodes: Vec<SimNode>,
     pending: BTreeMap<u64, Pending>,
     resting: VecDeque<Resting>,
     /// Messages of doomed operations that are over: until when they may still arrive.
-    ghosts: BTreeMap<u64, Time>,
+    late_messages: BTreeMap<u64, Time>,
     /// The operation to be posted next.
     next: Op,
     outcome: Outcome,
@@ -148,7 +138,7 @@ struct World {
 /// With the plan, if anything went otherwise than it must.
 pub fn run(plan: Plan) -> Outcome {
     let guard = PrintOnPanic(plan);
-    let outcome = World::new(&plan).run();
+    let outcome = Simulation::new(&plan).run();
     std::mem::forget(guard);
     outcome
 }
@@ -161,11 +151,11 @@ impl Drop for PrintOnPanic {
     }
 }
 
-impl World {
+impl Simulation {
     fn new(plan: &Plan) -> Self {
         let sim = Sim::new(plan.link);
-        let nodes: Vec<Node> = (0..NODES).map(|n| Node::new(&sim, n, 0, plan.churn)).collect();
-        let mut world = Self {
+        let nodes: Vec<SimNode> = (0..NODES).map(|n| SimNode::new(&sim, n, 0, plan.churn)).collect();
+        let mut simulation = Self {
             seed: plan.seed,
             operations: plan.operations,
             chaos: plan.chaos,
@@ -176,16 +166,16 @@ impl World {
             nodes,
             pending: BTreeMap::new(),
             resting: VecDeque::new(),
-            ghosts: BTreeMap::new(),
+            late_messages: BTreeMap::new(),
             next: Op::new(plan.seed, 1),
             outcome: Outcome::default(),
             expected: Vec::new(),
             found: Vec::new(),
         };
         for n in 0..NODES {
-            world.introduce(n);
+            simulation.introduce(n);
         }
-        world
+        simulation
     }
 
     /// Tells every node where node `n`'s queue pairs are, and the node where theirs are.
@@ -208,7 +198,7 @@ impl World {
             let posting = self.next.id <= self.operations;
             if self.chaos && posting {
                 self.weather.pass(&self.sim, &self.nodes, &mut self.rng);
-                self.strike();
+                self.inject_failures();
             } else if self.chaos {
                 self.weather.clear(&self.sim, &self.nodes);
             }
@@ -236,31 +226,31 @@ impl World {
                 for _ in 0..most {
                     let Some(completion) = self.nodes[n].cq.poll_one() else { break };
                     progress = true;
-                    self.take(n, completion);
+                    self.handle(n, completion);
                 }
             }
-            self.wake_slots();
+            self.release_slots();
             if progress {
                 last_progress = self.sim.now();
             }
             let stalled = self.sim.now().since(last_progress) > Duration::from_secs(30);
             assert!(!stalled, "nothing happens any more; under way: {:#?}", self.pending);
         }
-        self.close()
+        self.drain_and_check()
     }
 
     /// Lets the last packets settle, and looks at everything once more.
-    fn close(mut self) -> Outcome {
+    fn drain_and_check(mut self) -> Outcome {
         let late = self.sim.now() + Duration::from_secs(10);
         while self.sim.now() < late {
             self.sim.step(Duration::from_millis(10));
             for n in 0..NODES {
                 while let Some(completion) = self.nodes[n].cq.poll_one() {
-                    self.take(n, completion);
+                    self.handle(n, completion);
                 }
             }
         }
-        self.wake_slots();
+        self.release_slots();
         assert!(self.resting.is_empty());
         for n in 0..NODES {
             self.nodes[n].check(n);
@@ -298,7 +288,7 @@ impl World {
     }
 
     /// Now and then a queue pair fails, or a node dies.
-    fn strike(&mut self) {
+    fn inject_failures(&mut self) {
         if self.rng.u32(..) < u32::MAX / 2000 {
             let (n, q) = (self.rng.usize(..NODES), self.rng.usize(..QPS));
             if !self.nodes[n].qps[q].failed {
@@ -345,7 +335,7 @@ impl World {
         self.sim.kill(n);
         // What the dead node's objects do when they go must not meet its successor.
         let life = self.nodes.remove(n).life + 1;
-        self.nodes.insert(n, Node::new(&self.sim, n, life, self.churn));
+        self.nodes.insert(n, SimNode::new(&self.sim, n, life, self.churn));
         self.introduce(n);
         // Nobody is left who could be told how the node's own operations went.
         let own: Vec<u64> = self.pending.iter().filter(|(_, p)| p.op.from == n).map(|(&id, _)| id).collect();
@@ -401,7 +391,7 @@ impl World {
             }
             _ => pending.board.map(|slot| board.slice(range(slot, op.offset)).unwrap()),
         };
-        let Node { qps, peers, pd, stage, shelf, .. } = &mut self.nodes[op.from];
+        let SimNode { qps, peers, pd, stage, shelf, .. } = &mut self.nodes[op.from];
         let local = match (pending.stage, pending.shelf) {
             (Some(slot), _) => {
                 let range = range(slot, op.local_offset);
@@ -462,21 +452,21 @@ impl World {
     }
 
     /// Gives slots back that have rested enough, and forgets messages that can arrive no more.
-    fn wake_slots(&mut self) {
+    fn release_slots(&mut self) {
         let now = self.sim.now();
         while self.resting.front().is_some_and(|resting| resting.until <= now)
             && let Some(Resting { node, life, room, slot, .. }) = self.resting.pop_front()
         {
             if self.nodes[node].life == life {
                 let slots = self.nodes[node].slots(room);
-                slots.learn(slot);
+                slots.accept_content(slot);
                 slots.free.push(slot);
             }
         }
-        self.ghosts.retain(|_, until| *until > now);
+        self.late_messages.retain(|_, until| *until > now);
     }
 
-    fn take(&mut self, n: usize, completion: Completion) {
+    fn handle(&mut self, n: usize, completion: Completion) {
         let node = &mut self.nodes[n];
         let q = node.qps.iter().position(|qp| qp.endpoint.qpn == completion.qpn).unwrap();
         node.qps[q].count(completion.status.is_ok());
@@ -489,7 +479,8 @@ impl World {
                 pending.completed = true;
                 // A sender that has not heard yet that its peer died may still post to the peer's earlier life.
                 let reborn_at = self.nodes[pending.op.to].born_at;
-                let to_the_dead = completion.status == Status::RemoteAbort && pending.posted_at < reborn_at + GRIEF;
+                let to_the_dead =
+                    completion.status == Status::RemoteAbort && pending.posted_at < reborn_at + DEATH_NOTICE;
                 self.outcome.doomed += u64::from(to_the_dead && !pending.doomed);
                 pending.doomed |= to_the_dead;
                 let pending = *pending;
@@ -528,7 +519,7 @@ impl World {
             None => u64::from_le_bytes(self.found[..8].try_into().unwrap()),
         };
         self.outcome.arrivals += 1;
-        if self.ghosts.remove(&id).is_some() {
+        if self.late_messages.remove(&id).is_some() {
             return;
         }
         let pending = self.pending.get_mut(&id).unwrap_or_else(|| panic!("message {id} arrived from nowhere"));
@@ -571,20 +562,20 @@ impl World {
             (Kind::Read, Some(board), Some(shelf)) => {
                 let from = board * SLOT + op.offset;
                 self.expected.clear();
-                self.expected.extend_from_slice(&self.nodes[op.to].board.truth[from..from + op.len]);
+                self.expected.extend_from_slice(&self.nodes[op.to].board.expected[from..from + op.len]);
                 (&mut self.nodes[op.from].shelf, shelf)
             }
             _ => return,
         };
         let from = slot * SLOT + op.offset;
-        slots.truth[from..from + op.len].copy_from_slice(&self.expected);
+        slots.expected[from..from + op.len].copy_from_slice(&self.expected);
         // The bytes around them every time, the whole slot now and then (and everything at the end).
         let guard = if self.rng.u8(..) < 4 { SLOT } else { 32 };
         let (start, end) =
             ((slot * SLOT).max(from.saturating_sub(guard)), ((slot + 1) * SLOT).min(from + op.len + guard));
         self.found.resize(end - start, 0);
         slots.region.read(start as u64, &mut self.found).unwrap();
-        assert!(self.found == slots.truth[start..end], "slot {slot} after {pending:?}");
+        assert!(self.found == slots.expected[start..end], "slot {slot} after {pending:?}");
     }
 
     /// Forgets an operation that has ended at both ends.
@@ -597,7 +588,7 @@ impl World {
                 self.resting.push_back(Resting { until, node, life, room, slot });
             }
             if pending.expected {
-                self.ghosts.insert(id, until);
+                self.late_messages.insert(id, until);
             }
             self.pending.remove(&id);
         } else if pending.completed && !pending.expected {

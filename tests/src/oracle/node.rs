@@ -1,6 +1,6 @@
 //! A node: a device with every kind of object, and what its memory must hold.
 
-use super::{MTU, RECEIVES, SLOT, SLOTS, SQ};
+use super::sizes::{MTU, QPS, RECEIVES, SLOT, SLOTS, SQ};
 use crate::Sim;
 use efa_direct::*;
 use efa_io::{SendWqe, Wqe};
@@ -8,10 +8,6 @@ use efa_soft::Time;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// The unreliable queue pair; the reliable ones are 0, with 64-byte WQEs, and 1, with 128-byte WQEs and unsolicited writes.
-pub(super) const UD: usize = 2;
-/// Queue pairs of a node.
-pub(super) const QPS: usize = 3;
 /// Bytes of a receive.
 const TRAY: usize = MTU + UD_PREFIX as usize;
 
@@ -50,21 +46,21 @@ pub(super) struct Slots {
     pub(super) region: Region<'static>,
     pub(super) free: Vec<usize>,
     /// What the region must hold, where that is known.
-    pub(super) truth: Vec<u8>,
+    pub(super) expected: Vec<u8>,
 }
 
 impl Slots {
-    fn new(pd: &Arc<ProtectionDomain>, access: Access, with_truth: bool) -> Self {
+    fn new(pd: &Arc<ProtectionDomain>, access: Access, with_expected: bool) -> Self {
         let region = pd.allocate_shared(SLOTS * SLOT, access).unwrap();
-        let truth = vec![0; if with_truth { SLOTS * SLOT } else { 0 }];
-        Self { region, free: (0..SLOTS).collect(), truth }
+        let expected = vec![0; if with_expected { SLOTS * SLOT } else { 0 }];
+        Self { region, free: (0..SLOTS).collect(), expected }
     }
 
     /// A slot whose bytes became anything they like: from here on they are what they are.
-    pub(super) fn learn(&mut self, slot: usize) {
-        if !self.truth.is_empty() {
+    pub(super) fn accept_content(&mut self, slot: usize) {
+        if !self.expected.is_empty() {
             let at = slot * SLOT;
-            self.region.read(at as u64, &mut self.truth[at..at + SLOT]).unwrap();
+            self.region.read(at as u64, &mut self.expected[at..at + SLOT]).unwrap();
         }
     }
 }
@@ -80,7 +76,7 @@ pub(super) enum Room {
     Shelf,
 }
 
-pub(super) struct Node {
+pub(super) struct SimNode {
     pub(super) device: Device,
     pub(super) pd: Arc<ProtectionDomain>,
     pub(super) cq: CpuCompletionQueue,
@@ -99,8 +95,8 @@ pub(super) struct Node {
     pub(super) numbers_again: u64,
 }
 
-impl Node {
-    /// Node number `n`, in its life number `life`. With few numbers, those of its queue pairs come round after some lives.
+impl SimNode {
+    /// SimNode number `n`, in its life number `life`. With few numbers, those of its queue pairs come round after some lives.
     pub(super) fn new(sim: &Sim, n: usize, life: u64, few_numbers: bool) -> Self {
         // Every kind of device meets every other: 16- and 64-bit request ids, one and several sub-queues, one and several paths.
         let device = sim.add(n as u32, |config| {
@@ -182,7 +178,7 @@ impl Node {
     /// Everything is where it must be, and nothing elsewhere.
     pub(super) fn check(&self, n: usize) {
         for (name, slots) in [("board", &self.board), ("shelf", &self.shelf)] {
-            assert!(slots.region.read_vec(..).unwrap() == slots.truth, "{name} of node {n}");
+            assert!(slots.region.read_vec(..).unwrap() == slots.expected, "{name} of node {n}");
         }
         self.qps.iter().for_each(Qp::check_counter);
     }

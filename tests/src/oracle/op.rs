@@ -1,7 +1,6 @@
 //! Operations: what each is follows from its number and the seed, and so does every byte that it carries.
 
-use super::node::UD;
-use super::{MTU, NODES, SLOT};
+use super::sizes::{MTU, NODES, SLOT, UD};
 use efa_direct::{OpCode, Status};
 
 /// What an operation does.

@@ -1,7 +1,7 @@
 //! Faults that come and go.
 
-use super::node::Node;
-use super::{NODES, REST};
+use super::node::SimNode;
+use super::sizes::{NODES, REST};
 use crate::Sim;
 use efa_soft::{Faults, LinkConfig, PathConfig, Time};
 use std::time::Duration;
@@ -9,17 +9,17 @@ use std::time::Duration;
 /// Which faults there are, and until when.
 pub(super) struct Weather {
     /// What the network does at all times.
-    climate: LinkConfig,
+    base: LinkConfig,
     until: Time,
 }
 
 impl Weather {
-    pub(super) fn new(climate: LinkConfig) -> Self {
-        Self { climate, until: Time::ZERO }
+    pub(super) fn new(base: LinkConfig) -> Self {
+        Self { base, until: Time::ZERO }
     }
 
     /// Changes the weather when its time has come.
-    pub(super) fn pass(&mut self, sim: &Sim, nodes: &[Node], rng: &mut fastrand::Rng) {
+    pub(super) fn pass(&mut self, sim: &Sim, nodes: &[SimNode], rng: &mut fastrand::Rng) {
         if sim.now() < self.until {
             return;
         }
@@ -29,7 +29,7 @@ impl Weather {
         let millis = |rng: &mut fastrand::Rng, most: u64| Duration::from_micros(rng.u64(..most * 1000));
         let mut paths = [PathConfig::default(); 4];
         let path = &mut paths[rng.usize(..4)];
-        let mut link = self.climate;
+        let mut link = self.base;
         match rng.u8(..12) {
             0 => link.loss = rng.f64() * 0.5,
             1 => link.jitter = millis(rng, 5),
@@ -55,9 +55,9 @@ impl Weather {
         sim.set_link(|now| *now = link);
     }
 
-    /// Nothing is wrong any more, but for the climate.
-    pub(super) fn clear(&self, sim: &Sim, nodes: &[Node]) {
-        sim.set_link(|now| *now = self.climate);
+    /// Nothing is wrong any more, but for the base.
+    pub(super) fn clear(&self, sim: &Sim, nodes: &[SimNode]) {
+        sim.set_link(|now| *now = self.base);
         for node in nodes {
             set_faults(node, |_| ());
             set_port(node, true);
@@ -65,12 +65,12 @@ impl Weather {
     }
 }
 
-fn set_faults(node: &Node, change: impl FnOnce(&mut Faults)) {
+fn set_faults(node: &SimNode, change: impl FnOnce(&mut Faults)) {
     let mut faults = Faults::default();
     change(&mut faults);
     node.with_soft(|device| device.set_faults(faults));
 }
 
-fn set_port(node: &Node, up: bool) {
+fn set_port(node: &SimNode, up: bool) {
     node.with_soft(|device| device.set_port(up));
 }

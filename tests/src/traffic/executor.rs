@@ -1,6 +1,6 @@
 //! Kernels on this processor, in the executor.
 
-use super::{Machine, Poster};
+use super::{KernelRunner, Poster};
 use efa_gpu_device::simt::Executor;
 use efa_gpu_device::{TimeoutReport, WatchdogHandle};
 use efa_gpu_kernels::traffic::{Receiving, Sending, receive, send_by_many, send_by_thread, send_by_warp, send_wide};
@@ -24,7 +24,7 @@ impl OnExecutor {
     }
 }
 
-impl Machine for OnExecutor {
+impl KernelRunner for OnExecutor {
     fn allocate(&mut self, bytes: usize) -> u64 {
         // For ever: queues and kernels know it by its address.
         Box::leak(vec![Line { _words: [0; 16] }; bytes.div_ceil(size_of::<Line>())].into_boxed_slice()).as_mut_ptr()

@@ -1,6 +1,6 @@
 //! Kernels on a GPU.
 
-use super::{Machine, Poster};
+use super::{KernelRunner, Poster};
 use efa_direct::cuda::{Gpu, GpuMemory, Kernel, Module, PinnedMemory, Shape, Stream, Watchdog};
 use efa_gpu_device::WatchdogHandle;
 use efa_gpu_kernels::traffic::{Receiving, Sending};
@@ -47,7 +47,7 @@ impl OnGpu {
     }
 }
 
-impl Machine for OnGpu {
+impl KernelRunner for OnGpu {
     fn allocate(&mut self, bytes: usize) -> u64 {
         self.memory.push(self.gpu.pinned(bytes.next_multiple_of(128)).expect("pinned memory"));
         self.memory.last().expect("it was pushed").addr()

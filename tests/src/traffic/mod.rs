@@ -4,19 +4,19 @@
 //! | --- | --- |
 //! | `mod.rs` | jobs, and what must have come of them |
 //! | `nodes.rs` | two nodes on software devices |
-//! | `world.rs` | two nodes on the NIC that runs as a kernel |
+//! | `kernel_nic.rs` | two nodes on the NIC that runs as a kernel |
 //! | `executor.rs` | kernels on this processor |
 //! | `gpu.rs` | kernels on a GPU |
 
 mod executor;
 mod gpu;
+mod kernel_nic;
 mod nodes;
-mod world;
 
 pub use executor::OnExecutor;
 pub use gpu::{OnGpu, kernels};
+pub use kernel_nic::KernelNic;
 pub use nodes::{Nodes, Place};
-pub use world::World;
 
 use efa_gpu_device::WatchdogHandle;
 use efa_gpu_kernels::traffic::{Arrival, Job, Receiving, Sending, Sent, Taken};
@@ -101,7 +101,7 @@ pub struct Ends {
 }
 
 /// Who runs kernels.
-pub trait Machine {
+pub trait KernelRunner {
     /// Zeroed memory that kernels and this process reach under one address. It is never freed.
     fn allocate(&mut self, bytes: usize) -> u64;
 
@@ -131,7 +131,7 @@ pub struct Mix {
 
 /// Rounds of jobs over two nodes.
 pub struct Traffic<'m> {
-    machine: &'m mut dyn Machine,
+    runner: &'m mut dyn KernelRunner,
     ends: Ends,
     rng: fastrand::Rng,
     /// Where kernels find and leave things.
@@ -168,20 +168,20 @@ fn random(rng: &mut fastrand::Rng, len: u64) -> Vec<u8> {
 
 /// What is at an address of such memory.
 fn load<T: bytemuck::Pod>(at: u64, count: usize) -> Vec<T> {
-    // SAFETY: the machine's memory, in which no kernel is at work.
+    // SAFETY: the runner's memory, in which no kernel is at work.
     (0..count).map(|i| unsafe { std::ptr::read_volatile((at as *const T).add(i)) }).collect()
 }
 
 fn store<T: bytemuck::Pod>(at: u64, values: &[T]) {
     for (i, value) in values.iter().enumerate() {
-        // SAFETY: the machine's memory, in which no kernel is at work.
+        // SAFETY: the runner's memory, in which no kernel is at work.
         unsafe { std::ptr::write_volatile((at as *mut T).add(i), *value) };
     }
 }
 
 impl<'m> Traffic<'m> {
-    /// Traffic between these two, by kernels of this machine.
-    pub fn new(machine: &'m mut dyn Machine, ends: Ends, seed: u64) -> Self {
+    /// Traffic between these two, by kernels of this runner.
+    pub fn new(runner: &'m mut dyn KernelRunner, ends: Ends, seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let [jobs, statuses, arrivals, sent, taken, inline] = [
             MOST * size_of::<Job>(),
@@ -191,7 +191,7 @@ impl<'m> Traffic<'m> {
             size_of::<Taken>(),
             MOST * INLINE as usize,
         ]
-        .map(|bytes| machine.allocate(bytes));
+        .map(|bytes| runner.allocate(bytes));
         let [source, sink, target, origin] = [&ends.source, &ends.sink, &ends.target, &ends.origin].map(|area| {
             let bytes = random(&mut rng, area.len);
             area.bytes.write(0, &bytes);
@@ -199,7 +199,7 @@ impl<'m> Traffic<'m> {
         });
         let (done, moved) = (0, 0);
         Self {
-            machine,
+            runner,
             ends,
             rng,
             jobs,
@@ -228,11 +228,11 @@ impl<'m> Traffic<'m> {
         store(self.jobs, &jobs);
         store(self.statuses, &vec![0u32; jobs.len()]);
         let state = match poster {
-            Poster::Many(..) => self.machine.state(&efa_gpu_device::shared_state(&self.ends.send).collect::<Vec<_>>()),
+            Poster::Many(..) => self.runner.state(&efa_gpu_device::shared_state(&self.ends.send).collect::<Vec<_>>()),
             _ => 0,
         };
         let (ah, qpn, qkey) = self.ends.to;
-        let watchdog = self.machine.watchdog();
+        let watchdog = self.runner.watchdog();
         let sending = Sending {
             send: self.ends.send,
             cq: self.ends.send_cq,
@@ -260,7 +260,7 @@ impl<'m> Traffic<'m> {
             count: messages.len() as u32,
             reserved: 0,
         };
-        if let Err(problem) = self.machine.run(poster, sending, receiving) {
+        if let Err(problem) = self.runner.run(poster, sending, receiving) {
             let done = load::<u32>(self.statuses, jobs.len()).iter().filter(|&&status| status != 0).count();
             panic!("{poster:?}, after {} jobs and {done} of {}: {problem}", self.done, jobs.len());
         }

@@ -1,110 +1,12 @@
 //! The vendor's library and the programs that use it, run unmodified on software devices.
 //!
-//! `cargo xtask vendor` brings them ([`Vendor`]); `efa run` puts a software device under them ([`Node`]); [`Peer`] is a program of ours
+//! `cargo xtask vendor` brings them ([`Vendor`]); `efa run` puts a software device under them ([`EfaRun`]); [`Peer`] is a program of ours
 //! on the vendor's library. Their C library is newer than the machine's may be, so all of them run through the loader that came along.
 
 mod node;
+mod packages;
 mod peer;
 
-pub use node::{Node, Process, efa, free_port, is_listening, test_executable, words};
+pub use node::{EfaRun, Process, efa, free_port, is_listening, test_executable, words};
+pub use packages::{Vendor, skip};
 pub use peer::{Peer, QueuePairInfo, WorkCompletion, pattern};
-
-use std::ffi::OsString;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
-use std::{env, fs};
-
-/// What `cargo xtask vendor` brought.
-#[derive(Debug)]
-pub struct Vendor {
-    /// The folder of programs.
-    bin: PathBuf,
-    include: PathBuf,
-    /// The folder of libraries.
-    lib: PathBuf,
-    loader: PathBuf,
-}
-
-impl Vendor {
-    /// Finds it, once per process.
-    ///
-    /// # Panics
-    /// It is not there.
-    pub fn get() -> &'static Self {
-        static VENDOR: OnceLock<Vendor> = OnceLock::new();
-        VENDOR.get_or_init(|| {
-            let root = target().join("vendor/root/usr");
-            Self::find(&root).unwrap_or_else(|| {
-                panic!("the vendor's programs are not in {}: `cargo xtask vendor` brings them", root.display())
-            })
-        })
-    }
-
-    fn find(root: &Path) -> Option<Self> {
-        let entries = |folder: &str| fs::read_dir(root.join(folder)).into_iter().flatten().flatten();
-        let lib = entries("lib").map(|entry| entry.path()).find(|folder| folder.join("libibverbs.so.1").exists())?;
-        let is_loader =
-            |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"ld-linux"));
-        let loader = entries("lib64").chain(entries("lib")).map(|entry| entry.path()).find(is_loader)?;
-        Some(Self { bin: root.join("bin"), include: root.join("include"), lib, loader })
-    }
-
-    /// The command line that starts one of the packaged programs.
-    pub fn program(&self, name: &str) -> Vec<OsString> {
-        self.loaded(&self.bin.join(name))
-    }
-
-    /// The command line that starts a program built here with the packaged libraries.
-    pub fn loaded(&self, program: &Path) -> Vec<OsString> {
-        [self.loader.as_path(), Path::new("--library-path"), &self.lib, program].map(|word| word.into()).into()
-    }
-
-    /// The environment that these programs need: libibverbs looks for providers at fixed places, unless told one.
-    pub fn environment(&self) -> (&'static str, PathBuf) {
-        ("RDMAV_DRIVERS", self.lib.join("libibverbs/libefa"))
-    }
-
-    /// What a shell script needs to start these programs: `loaded PROGRAM ARGUMENTS…` becomes one, `$BIN` is the packaged ones' folder, and
-    /// `$PEER` is [ours](Peer). None of them gets more than two minutes of a processor, if its test has lost sight of it.
-    pub fn prelude(&self) -> String {
-        let [loader, lib, bin, peer] = [&self.loader, &self.lib, &self.bin, peer::program()].map(|path| path.display());
-        format!(
-            "ulimit -t 120\nloaded() {{ exec '{loader}' --library-path '{lib}' \"$@\"; }}\nBIN='{bin}' PEER='{peer}'\n"
-        )
-    }
-
-    /// Compiles a C program of this package, made of these sources, against the vendor's library.
-    ///
-    /// # Panics
-    /// It does not compile.
-    pub fn compile(&self, name: &str, sources: &[&str]) -> PathBuf {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("c");
-        let program = target().join("vendor").join(name);
-        // Under a name of its own until it is complete: other tests may be about to start it.
-        let partial = program.with_extension(std::process::id().to_string());
-        let mut cc = Command::new("cc");
-        cc.args(["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-I"]).arg(&self.include);
-        cc.args(sources.iter().map(|source| folder.join(source))).arg("-o").arg(&partial).arg("-L").arg(&self.lib);
-        // The libraries need a newer C library than the one linked against here; the packaged loader has it.
-        cc.args(["-libverbs", "-lefa", "-Wl,--allow-shlib-undefined"]);
-        let output = cc.output().expect("the peer takes a C compiler named cc");
-        assert!(output.status.success(), "{cc:?}: {}", String::from_utf8_lossy(&output.stderr));
-        fs::rename(&partial, &program).expect("renaming a file in its folder");
-        program
-    }
-}
-
-/// Says that this machine cannot do what a test needs, past the test harness, which would keep it to itself.
-pub fn skip(why: &str) {
-    let name = std::thread::current().name().unwrap_or("a test").to_owned();
-    // Where nobody can be told, nobody is there.
-    let _ = writeln!(std::io::stderr(), "{name} SKIPPED: {why}");
-}
-
-/// The workspace's target folder.
-fn target() -> PathBuf {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package is in a workspace");
-    workspace.join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
-}

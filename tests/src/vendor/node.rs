@@ -1,6 +1,6 @@
 //! Nodes: programs under `efa run`, each with software devices of its own.
 
-use super::Vendor;
+use super::packages::Vendor;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::Read;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 /// How programs are started: with `efa run` and its options.
 #[derive(Clone, Debug)]
-pub struct Node {
+pub struct EfaRun {
     options: Vec<String>,
 }
 
@@ -25,7 +25,7 @@ pub struct Process {
     outputs: [Option<JoinHandle<String>>; 2],
 }
 
-impl Node {
+impl EfaRun {
     /// One with these options of `efa run`.
     pub fn new(options: &[&str]) -> Self {
         Self { options: options.iter().map(|option| option.to_string()).collect() }

@@ -1,11 +1,11 @@
 //! A peer on the vendor's library: `c/peer.c` and what is beside it, which does what lines tell it.
 
-use super::{Node, Vendor};
+use super::node::EfaRun;
+use super::packages::Vendor;
 use efa_direct::{Endpoint, Gid};
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,12 +18,6 @@ pub struct Peer {
     lines: Receiver<String>,
     /// What its node says of a folder.
     folder: Receiver<PathBuf>,
-}
-
-/// The program itself, compiled once per process.
-pub(super) fn program() -> &'static PathBuf {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| Vendor::get().compile("peer", &["peer.c", "external.c", "processes.c"]))
 }
 
 /// A peer's queue pair and the send ring that it got.
@@ -67,8 +61,8 @@ pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
 
 impl Peer {
     /// Starts one on this node and opens its device.
-    pub fn start(node: &Node) -> (Self, Gid) {
-        let mut peer = Self::spawn(&mut node.command(&Vendor::get().loaded(program())));
+    pub fn start(node: &EfaRun) -> (Self, Gid) {
+        let mut peer = Self::spawn(&mut node.command(&Vendor::get().loaded(Vendor::get().peer())));
         let gid = peer.open("");
         (peer, gid)
     }

@@ -1,7 +1,7 @@
 //! The files that count, below the folder that stands for `/sys`, as a process outside of the node reads them.
 
 use crate::interop::Pair;
-use efa_tests::vendor::Node;
+use efa_tests::vendor::EfaRun;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -75,7 +75,7 @@ fn expect(folder: &Path, expected: &[(&str, u64)]) {
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn what_is_sent_written_and_read_is_counted_where_everyone_can_read_it() {
-    let node = Node::new(&["--devices", "2", "--verbose"]);
+    let node = EfaRun::new(&["--devices", "2", "--verbose"]);
     let mut pair = Pair::new(&node, "soft:udp=127.0.0.1:0", "sq=64 rq=64");
     let class = pair.peer.sysfs().join("class/infiniband");
     let port = class.join("rdmap79s0/ports/1/hw_counters");
@@ -132,7 +132,7 @@ fn what_is_sent_written_and_read_is_counted_where_everyone_can_read_it() {
 #[ignore = "needs `cargo xtask vendor`"]
 fn commands_are_counted_and_those_that_fail_by_their_kind() {
     // All objects for one program: it is the device that refuses one more.
-    let node = Node::new(&["--verbose", "--quota", "objects=100"]);
+    let node = EfaRun::new(&["--verbose", "--quota", "objects=100"]);
     let mut pair = Pair::new(&node, "soft:udp=127.0.0.1:0", "sq=64 rq=64");
     let folder = pair.peer.sysfs().join("class/infiniband/rdmap79s0/hw_counters");
     sleep(Duration::from_millis(300));

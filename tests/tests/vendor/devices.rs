@@ -1,6 +1,6 @@
 //! What ibverbs-utils say of software devices.
 
-use efa_tests::vendor::Node;
+use efa_tests::vendor::EfaRun;
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -15,7 +15,7 @@ fn fields<'a>(report: &'a str, name: &str) -> Vec<&'a str> {
 #[ignore = "needs `cargo xtask vendor`"]
 fn ibv_devices_lists_as_many_devices_as_were_asked_for() {
     for devices in ["1", "4"] {
-        let list = Node::new(&["--devices", devices]).run("ibv_devices", &[], SOON);
+        let list = EfaRun::new(&["--devices", devices]).run("ibv_devices", &[], SOON);
         let names: Vec<_> = list.lines().skip(2).filter_map(|line| line.split_whitespace().next()).collect();
         assert_eq!(names.len().to_string(), devices, "{list}");
         assert!(names.iter().all(|name| name.starts_with("rdmap")), "{list}");
@@ -25,7 +25,7 @@ fn ibv_devices_lists_as_many_devices_as_were_asked_for() {
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn ibv_devinfo_reports_what_it_reports_of_a_p5en() {
-    let report = Node::new(&[]).run("ibv_devinfo", &["-v"], SOON);
+    let report = EfaRun::new(&[]).run("ibv_devinfo", &["-v"], SOON);
     for (name, value) in [
         ("transport", "unspecified (4)"),
         ("vendor_id", "0x1d0f"),
@@ -50,7 +50,7 @@ fn ibv_devinfo_reports_what_it_reports_of_a_p5en() {
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn every_device_has_an_address_of_its_own() {
-    let reports = [(); 2].map(|()| Node::new(&["--devices", "2"]).run("ibv_devinfo", &["-v"], SOON));
+    let reports = [(); 2].map(|()| EfaRun::new(&["--devices", "2"]).run("ibv_devinfo", &["-v"], SOON));
     let mut gids: Vec<_> = reports.iter().flat_map(|report| fields(report, "GID[  0]")).collect();
     gids.sort();
     gids.dedup();

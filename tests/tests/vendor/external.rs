@@ -3,7 +3,7 @@
 use crate::interop::{MEMORY, Pair};
 use efa_direct::{Gid, RdmaWrite, RemoteRegion, Status};
 use efa_io::{Completion, Cqe32};
-use efa_tests::vendor::{Node, Peer, skip};
+use efa_tests::vendor::{EfaRun, Peer, skip};
 use std::time::{Duration, Instant};
 
 /// Bytes of a completion entry, and of pages.
@@ -12,7 +12,7 @@ const PAGE: usize = 4096;
 
 /// A peer that has opened a device, and its buffer of so many bytes.
 fn peer_with_buffer(len: usize, options: &str) -> (Peer, Gid) {
-    let (mut peer, gid) = Peer::start(&Node::new(&[]));
+    let (mut peer, gid) = Peer::start(&EfaRun::new(&[]));
     peer.ask(&format!("buffer len={len} {options}"));
     (peer, gid)
 }

@@ -3,7 +3,7 @@
 use crate::interop::{MEMORY, PEER_QKEY, Pair, QKEY};
 use efa_direct::{CompletionKind, Endpoint, RdmaWrite, RemoteRegion};
 use efa_tests::Side;
-use efa_tests::vendor::{Node, Peer, Process, Vendor, free_port, pattern, skip, words};
+use efa_tests::vendor::{EfaRun, Peer, Process, Vendor, free_port, pattern, skip, words};
 use std::process::Command;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ fn all_at_once(ports: &[u16], server: &str) -> String {
 #[ignore = "needs `cargo xtask vendor`"]
 fn processes_of_a_node_share_its_device_and_do_not_meet() {
     let ports: Vec<_> = (0..6).map(|_| free_port()).collect();
-    let node = Node::new(&[]);
+    let node = EfaRun::new(&[]);
     let mut servers = Process::start(&mut node.script(&all_at_once(&ports, "")), "servers on one node");
     ports.iter().for_each(|&port| servers.wait_until_listening(port));
     let clients = Process::start(&mut node.script(&all_at_once(&ports, "127.0.0.1")), "clients on another");
@@ -94,7 +94,7 @@ impl Rail {
 
 /// One process that uses all of these devices at once.
 fn talk_on(devices: &str, names: &[&str]) {
-    let mut peer = Peer::spawn(&mut Node::new(&["--devices", devices]).script("loaded \"$PEER\""));
+    let mut peer = Peer::spawn(&mut EfaRun::new(&["--devices", devices]).script("loaded \"$PEER\""));
     let open = |(index, name): (usize, &&str)| Rail::new(&mut peer, index, name);
     let mut rails: Vec<_> = names.iter().enumerate().map(open).collect();
     for round in 0..5 {
@@ -155,7 +155,7 @@ fn hosts_with_addresses_of_their_own_talk() {
         );
     }
     for program in ["ib_write_bw", "ib_read_bw", "ib_send_bw"] {
-        let on = |address| words(&Node::new(&["--address", address]).command(&Vendor::get().program(program)));
+        let on = |address| words(&EfaRun::new(&["--address", address]).command(&Vendor::get().program(program)));
         let [near, far] = ["10.77.0.1", "10.77.0.2"].map(on);
         let args = "-c SRD -x 0 -F -s 4096 -n 500";
         let script = format!(

@@ -2,7 +2,7 @@
 
 use efa_direct::*;
 use efa_tests::Side;
-use efa_tests::vendor::{Node, Peer, QueuePairInfo, WorkCompletion, pattern};
+use efa_tests::vendor::{EfaRun, Peer, QueuePairInfo, WorkCompletion, pattern};
 use std::time::Duration;
 
 /// Of `enum ibv_wc_opcode`.
@@ -30,7 +30,7 @@ pub(crate) struct Pair {
 impl Pair {
     /// A peer on this node and a device of this name. The options are those of the peer's queue pair, and `channel` for a completion
     /// channel or `counter` for a completion counter.
-    pub(crate) fn new(node: &Node, device: &str, options: &str) -> Self {
+    pub(crate) fn new(node: &EfaRun, device: &str, options: &str) -> Self {
         Self::prepared(node, device, options, |peer| {
             peer.ask(if options.contains("channel") { "cq entries=256 channel" } else { "cq entries=256" });
             if options.contains("counter") {
@@ -42,7 +42,7 @@ impl Pair {
 
     /// The same where `prepare` gives the peer a completion queue and memory.
     pub(crate) fn prepared(
-        node: &Node,
+        node: &EfaRun,
         device: &str,
         options: &str,
         prepare: impl FnOnce(&mut Peer) -> (u64, u32, u32),
@@ -71,12 +71,12 @@ impl Pair {
 
     /// On a good network.
     pub(crate) fn good(options: &str) -> Self {
-        Self::new(&Node::new(&[]), "soft:udp=127.0.0.1:0", options)
+        Self::new(&EfaRun::new(&[]), "soft:udp=127.0.0.1:0", options)
     }
 
     /// On one that loses a tenth of all packets in either direction, and has them overtake each other.
     fn bad(options: &str) -> Self {
-        let node = Node::new(&["--soft", "loss=0.1,jitter=500us,seed=5"]);
+        let node = EfaRun::new(&["--soft", "loss=0.1,jitter=500us,seed=5"]);
         Self::new(&node, "soft:udp=127.0.0.1:0,loss=0.1,jitter=500us,seed=6", options)
     }
 
@@ -407,7 +407,7 @@ fn failures_have_the_status_that_the_hardware_gives_them() {
 fn a_message_from_a_stranger_has_its_address_instead_of_a_handle() {
     let device = Device::open("soft:udp=127.0.0.1:0").unwrap();
     let mut side = Side::new(device, QKEY, CqConfig::new(256), QpConfig::new(16, 16), |_| ());
-    let (mut peer, gid) = Peer::start(&Node::new(&[]));
+    let (mut peer, gid) = Peer::start(&EfaRun::new(&[]));
     peer.ask("cq entries=64");
     peer.create_memory(4096);
     let queue = peer.create_qp(&format!("sq=16 rq=16 qkey={PEER_QKEY}"));

@@ -1,10 +1,10 @@
 //! libfabric's EFA provider: its two fabrics, with fi_info and fi_pingpong.
 
-use efa_tests::vendor::{Node, free_port};
+use efa_tests::vendor::{EfaRun, free_port};
 use std::time::Duration;
 
 /// Runs fi_pingpong on two nodes and gives the sizes that the client reports.
-fn pingpong(node: &Node, args: &[&str]) -> Vec<String> {
+fn pingpong(node: &EfaRun, args: &[&str]) -> Vec<String> {
     let port = free_port().to_string();
     // -c: compare what arrives with what was sent.
     let args = [&["-p", "efa", "-c"], args].concat();
@@ -24,7 +24,7 @@ fn pingpong(node: &Node, args: &[&str]) -> Vec<String> {
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn fi_info_lists_both_fabrics_of_every_device() {
-    let report = Node::new(&["--devices", "2"]).run("fi_info", &["-p", "efa"], Duration::from_secs(30));
+    let report = EfaRun::new(&["--devices", "2"]).run("fi_info", &["-p", "efa"], Duration::from_secs(30));
     let count = |line: &str| report.lines().filter(|it| it.trim() == line).count();
     assert_eq!(count("fabric: efa-direct"), 2, "{report}");
     // Two kinds of endpoints for each device: reliable ones and datagrams.
@@ -35,7 +35,7 @@ fn fi_info_lists_both_fabrics_of_every_device() {
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn pingpong_over_the_efa_fabric() {
-    let sizes = pingpong(&Node::new(&[]), &["-f", "efa", "-e", "rdm"]);
+    let sizes = pingpong(&EfaRun::new(&[]), &["-f", "efa", "-e", "rdm"]);
     assert_eq!(sizes, ["64", "256", "1k", "4k", "64k", "1m"]);
 }
 
@@ -44,20 +44,20 @@ fn pingpong_over_the_efa_fabric() {
 fn pingpong_over_the_efa_direct_fabric() {
     // One message is one packet there.
     for size in ["64", "4096", "8192"] {
-        pingpong(&Node::new(&[]), &["-f", "efa-direct", "-e", "rdm", "-S", size, "-I", "100"]);
+        pingpong(&EfaRun::new(&[]), &["-f", "efa-direct", "-e", "rdm", "-S", size, "-I", "100"]);
     }
 }
 
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn pingpong_of_datagrams() {
-    pingpong(&Node::new(&[]), &["-f", "efa", "-e", "dgram", "-S", "4096", "-I", "100"]);
+    pingpong(&EfaRun::new(&[]), &["-f", "efa", "-e", "dgram", "-S", "4096", "-I", "100"]);
 }
 
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn pingpong_over_a_bad_network() {
-    let node = Node::new(&["--soft", "loss=0.1,jitter=1ms,seed=4"]);
+    let node = EfaRun::new(&["--soft", "loss=0.1,jitter=1ms,seed=4"]);
     let sizes = pingpong(&node, &["-f", "efa", "-e", "rdm"]);
     assert_eq!(sizes.last().map(String::as_str), Some("1m"));
 }

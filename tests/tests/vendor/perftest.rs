@@ -1,13 +1,13 @@
 //! perftest over SRD: two processes on two nodes, a report on either side.
 
-use efa_tests::vendor::{Node, free_port};
+use efa_tests::vendor::{EfaRun, free_port};
 use std::time::Duration;
 
 /// A line of a report: bytes, iterations, then what was measured.
 type Row = Vec<f64>;
 
 /// Runs one of perftest's programs on two nodes and gives what the client reports.
-fn measure(node: &Node, program: &str, args: &[&str]) -> Vec<Row> {
+fn measure(node: &EfaRun, program: &str, args: &[&str]) -> Vec<Row> {
     let port = free_port().to_string();
     // A GID, since the link layer does not say so; and no complaint about clocks of processors that vary.
     let args = [&["-c", "SRD", "-x", "0", "-F", "-p", &port], args].concat();
@@ -49,7 +49,7 @@ fn all_sizes(most: u64) -> Vec<u64> {
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn sends_of_all_sizes_up_to_the_mtu() {
-    let node = Node::new(&[]);
+    let node = EfaRun::new(&[]);
     let all = all_sizes(4096);
     for mode in [&["-a"][..], &["-a", "-b"]] {
         let rows = measure(&node, "ib_send_bw", &[mode, &["-n", "200"]].concat());
@@ -62,7 +62,7 @@ fn sends_of_all_sizes_up_to_the_mtu() {
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn writes_and_reads_of_all_sizes() {
-    let node = Node::new(&[]);
+    let node = EfaRun::new(&[]);
     for program in ["ib_write_bw", "ib_read_bw"] {
         let rows = measure(&node, program, &["-a", "-n", "10"]);
         check_bw(&rows, &all_sizes(8 << 20), 10);
@@ -72,7 +72,7 @@ fn writes_and_reads_of_all_sizes() {
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn writes_and_reads_in_both_directions_at_once() {
-    let node = Node::new(&[]);
+    let node = EfaRun::new(&[]);
     for program in ["ib_write_bw", "ib_read_bw"] {
         for (size, iterations) in [(2, 1000), (8192, 1000), (1 << 20, 50)] {
             let rows = measure(&node, program, &["-b", "-s", &size.to_string(), "-n", &iterations.to_string()]);
@@ -84,7 +84,7 @@ fn writes_and_reads_in_both_directions_at_once() {
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn latency_of_sends_writes_and_reads() {
-    let node = Node::new(&[]);
+    let node = EfaRun::new(&[]);
     for program in ["ib_send_lat", "ib_write_lat", "ib_read_lat"] {
         // Inline; one packet; and many, where there may be many.
         let large = if program == "ib_send_lat" { 8192 } else { 1 << 20 };
@@ -103,7 +103,7 @@ fn inline(program: &str) -> &'static [&'static str] {
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn several_queue_pairs_several_requests_a_doorbell_and_events_instead_of_polling() {
-    let node = Node::new(&[]);
+    let node = EfaRun::new(&[]);
     for program in ["ib_send_bw", "ib_write_bw", "ib_read_bw"] {
         let rows = measure(&node, program, &["-l", "16", "-s", "1024", "-n", "320"]);
         check_bw(&rows, &[1024], 320);
@@ -118,7 +118,7 @@ fn several_queue_pairs_several_requests_a_doorbell_and_events_instead_of_polling
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn a_bad_network_changes_times_and_nothing_else() {
-    let node = Node::new(&["--soft", "loss=0.1,jitter=1ms,seed=3"]);
+    let node = EfaRun::new(&["--soft", "loss=0.1,jitter=1ms,seed=3"]);
     for (program, size, iterations) in
         [("ib_send_bw", 4096, 200), ("ib_write_bw", 65_536, 50), ("ib_read_bw", 65_536, 50)]
     {
@@ -135,7 +135,7 @@ fn a_bad_network_changes_times_and_nothing_else() {
 #[ignore = "needs `cargo xtask vendor`"]
 fn devices_of_every_generation_do_what_theirs_did() {
     for profile in ["p4d", "p5", "p5en", "p6-b200"] {
-        let node = Node::new(&["--soft", &format!("profile={profile}")]);
+        let node = EfaRun::new(&["--soft", &format!("profile={profile}")]);
         for program in ["ib_send_bw", "ib_read_bw", "ib_write_bw"] {
             // The oldest has no RDMA write; perftest would say so, and end.
             if (profile, program) != ("p4d", "ib_write_bw") {

@@ -2,7 +2,7 @@
 
 use crate::interop::{MEMORY, Pair};
 use efa_direct::{RdmaWrite, Status};
-use efa_tests::vendor::{Node, Peer, Process, free_port, is_listening};
+use efa_tests::vendor::{EfaRun, Peer, Process, free_port, is_listening};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -15,7 +15,7 @@ const UDP: &str = "soft:udp=127.0.0.1:0";
 const OPTIONS: &str = "sq=64 rq=64";
 
 /// A peer that has not opened a device yet.
-fn program(node: &Node) -> Peer {
+fn program(node: &EfaRun) -> Peer {
     Peer::spawn(&mut node.script("loaded \"$PEER\""))
 }
 
@@ -31,7 +31,7 @@ fn introduce(mut peer: Peer) -> Pair {
 #[ignore = "needs `cargo xtask vendor`"]
 fn a_program_goes_on_while_children_come_and_go() {
     for says_so in [true, false] {
-        let mut peer = program(&Node::new(&[]));
+        let mut peer = program(&EfaRun::new(&[]));
         if says_so {
             peer.ask("fork_init");
         }
@@ -60,7 +60,7 @@ fn a_program_goes_on_while_children_come_and_go() {
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn a_child_opens_the_device_itself_and_talks() {
-    let mut peer = program(&Node::new(&[]));
+    let mut peer = program(&EfaRun::new(&[]));
     peer.ask("fork_init");
     let mut parent = introduce(peer);
     parent.exchange_all(1);
@@ -81,7 +81,7 @@ fn a_child_opens_the_device_itself_and_talks() {
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn a_child_that_is_killed_takes_its_own_objects_with_it_and_no_others() {
-    let mut parent = introduce(program(&Node::new(&[])));
+    let mut parent = introduce(program(&EfaRun::new(&[])));
     let room = parent.peer.ask("room");
     assert_eq!(parent.peer.ask("fork"), "forked");
     parent.peer.ask("use 1");
@@ -102,7 +102,7 @@ fn endless_writes(port: u16) -> String {
 
 /// A node whose program is killed by SIGKILL when it is told a line, and which then runs a peer.
 fn victim(writes: &str) -> Peer {
-    let node = Node::new(&["--verbose"]);
+    let node = EfaRun::new(&["--verbose"]);
     Peer::spawn(&mut node.script(&format!(
         "{writes} >&2 & victim=$!
          read line; kill -KILL $victim; wait $victim
@@ -130,13 +130,13 @@ fn wait_until_listening(port: u16) {
 }
 
 fn survivor(writes: &str) -> Process {
-    Process::start(&mut Node::new(&[]).script(writes), "the other side")
+    Process::start(&mut EfaRun::new(&[]).script(writes), "the other side")
 }
 
 /// The next program on the node of one that was killed finds everything free, and talks.
 fn assert_as_new(peer: Peer) {
     let mut pair = introduce(peer);
-    let mut fresh = introduce(program(&Node::new(&[])));
+    let mut fresh = introduce(program(&EfaRun::new(&[])));
     assert_eq!(pair.peer.ask("room"), fresh.peer.ask("room"));
     pair.exchange_all(1);
     pair.close();
@@ -173,7 +173,7 @@ fn a_client_that_is_killed_leaves_its_node_as_new() {
 #[ignore = "needs `cargo xtask vendor`"]
 fn requests_to_a_node_that_is_killed_fail_in_time() {
     // Ours, to a peer on libefa.
-    let mut pair = introduce(program(&Node::new(&[])));
+    let mut pair = introduce(program(&EfaRun::new(&[])));
     pair.write_to_peer(8, None, 1);
     pair.peer.kill_node();
     let start = Instant::now();
@@ -189,7 +189,7 @@ fn requests_to_a_node_that_is_killed_fail_in_time() {
     let port = free_port();
     let server = survivor(&endless_writes(port));
     wait_until_listening(port);
-    let node = Node::new(&["--verbose"]);
+    let node = EfaRun::new(&["--verbose"]);
     let script = format!("({} 127.0.0.1) >&2; echo ended $?", endless_writes(port));
     let mut client = Peer::spawn(&mut node.script(&script));
     wait_until_counted(&client.sysfs(), "rdma_write_bytes", 1 << 20);
@@ -207,7 +207,7 @@ fn the_folder_of_a_node_that_is_killed_goes_with_the_next_node() {
     let nodes = || fs::read_dir(&temporary).unwrap().count();
     let command = |line: &[&str]| {
         let line: Vec<_> = line.iter().map(|word| word.into()).collect();
-        let mut command = Node::new(&[]).command(&line);
+        let mut command = EfaRun::new(&[]).command(&line);
         command.env("TMPDIR", &temporary);
         command
     };

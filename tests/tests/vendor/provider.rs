@@ -1,7 +1,7 @@
 //! Our own tests and demo once more, with `efa_direct` on libefa's objects instead of the software device's.
 
 use efa_tests::DEVICES;
-use efa_tests::vendor::{Node, Process, Vendor, efa, free_port, test_executable};
+use efa_tests::vendor::{EfaRun, Process, Vendor, efa, free_port, test_executable};
 use std::process::Command;
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ const SMALL: &[&str] = &[
 /// Runs tests of one of this package's executables on a node with four devices.
 fn ours(executable: &str, skipped: &[&str]) {
     let devices = (79..83).map(|bus| format!("rdmap{bus}s0")).collect::<Vec<_>>().join(",");
-    let mut command = Node::new(&["--devices", "4"]).command(&Vendor::get().loaded(&test_executable(executable)));
+    let mut command = EfaRun::new(&["--devices", "4"]).command(&Vendor::get().loaded(&test_executable(executable)));
     command.args(["--test-threads", "1"]).env(DEVICES, devices);
     command.args(skipped.iter().flat_map(|name| ["--skip", name]));
     let said = Process::start(&mut command, executable).finish(Duration::from_secs(120));
@@ -53,7 +53,7 @@ fn completion_queues_counters_and_regions_are_in_memory_of_others_on_libefa() {
     ours("external_memory", &[]);
 }
 
-/// Node 1 of `efa demo` on the first device and node 0 on the second, which writes: each a program, on a node of its own where its device is
+/// EfaRun 1 of `efa demo` on the first device and node 0 on the second, which writes: each a program, on a node of its own where its device is
 /// libefa's.
 fn demo(devices: [&str; 2]) {
     let port = free_port();
@@ -61,7 +61,7 @@ fn demo(devices: [&str; 2]) {
     let start = |device: &str, role: &str| {
         let mut command = match device.starts_with("soft") {
             true => Command::new(efa()),
-            false => Node::new(&[]).command(&Vendor::get().loaded(efa())),
+            false => EfaRun::new(&[]).command(&Vendor::get().loaded(efa())),
         };
         command.args(["node", "--device", device, role, &there, "--count", "20"]);
         Process::start(&mut command, format!("efa node on {device}"))

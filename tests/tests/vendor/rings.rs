@@ -6,7 +6,7 @@ use efa_io::{
     Destination, EncodeError, Hints, Limits, Lkey, LocalBuf, RdmaRead, RdmaWrite, RdmaWriteInline, RemoteBuf, RingSize,
     Send, SendInline, SendWqe, Wqe,
 };
-use efa_tests::vendor::{Node, QueuePairInfo, pattern};
+use efa_tests::vendor::{EfaRun, QueuePairInfo, pattern};
 
 /// A request as the peer is told of it, and its WQE as we build it, without request id and phase.
 type Case<const W: usize> = (String, Wqe<W>);
@@ -77,7 +77,7 @@ impl Places {
 
 /// A peer on libefa and a device like this, whose requests come here, and what they are made of.
 fn set_up(device: &str, options: &str) -> (Pair, QueuePairInfo, Places) {
-    let mut pair = Pair::new(&Node::new(&["--soft", device]), "soft:udp=127.0.0.1:0", options);
+    let mut pair = Pair::new(&EfaRun::new(&["--soft", device]), "soft:udp=127.0.0.1:0", options);
     pair.peer.ask("fill at=0 len=4096 seed=1");
     let remote = pair.side.memory.remote();
     let (addr, lkey, _) = pair.memory;

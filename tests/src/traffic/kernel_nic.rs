@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use std::time::Duration;
 
 /// A NIC that runs.
-pub struct World {
+pub struct KernelNic {
     ends: Option<Ends>,
     running: Running,
     control: PinnedWords,
@@ -57,7 +57,7 @@ impl Bytes for GpuMemory {
     }
 }
 
-impl World {
+impl KernelNic {
     /// Starts a NIC with two nodes, which executes and completes in the order that `seed` gives; send queues of `entries`, areas of `bytes`. Node B's
     /// areas are in the memory of `far`, which may be another GPU.
     ///
