@@ -1,9 +1,9 @@
 //! What posting one RDMA write and polling one completion cost, next to the least that they can cost.
 //!
-//! Rings lie in plain memory with no device behind them; queues are made and used through the public interface, with all its
-//! checks. One sample is a lap of a ring of 4096 entries; between samples, untimed, the bench plays the device and completes what
-//! was posted. The floor of a post is a ready-made WQE's 64 bytes stored in the next slot and the doorbell once per batch; that of a
-//! poll is the phase bit looked at and the entry's 32 bytes loaded.
+//! Rings lie in plain memory with no device behind them; queues are made and used through the public interface, with
+//! all its checks. One sample is a lap of a ring of 4096 entries; between samples, untimed, the bench plays the device
+//! and completes what was posted. The floor of a post is a ready-made WQE's 64 bytes stored in the next slot and the
+//! doorbell once per batch; that of a poll is the phase bit looked at and the entry's 32 bytes loaded.
 //!
 //! ```text
 //! cargo bench -p efa-direct --bench post_poll                      # divan's table, then ns each and ratios
@@ -129,7 +129,8 @@ benches! {
     poll_slice_64_bit_ids: POLL_32_64, [32];
 }
 
-/// Measures cases in turn, so that whatever else the machine does meets them all; gives median and minimum of each in ns.
+/// Measures cases in turn, so that whatever else the machine does meets them all; gives median and minimum of each in
+/// ns.
 fn measure(cases: &[&Case], batch: usize, samples: usize) -> Vec<[f64; 2]> {
     let mut rigs = [false, true].map(|req_id_64| Rig::new(req_id_64, rings()));
     let mut times = vec![Vec::with_capacity(samples); cases.len()];
@@ -177,7 +178,8 @@ fn count(case: &Case, times: usize) -> Result<u64, String> {
     number.filter(|_| output.status.success()).ok_or(format!("valgrind says:\n{text}"))
 }
 
-/// Counts instructions: those of a run of `LAP` less those of a run of half as many, which leaves out everything around.
+/// Counts instructions: those of a run of `LAP` less those of a run of half as many, which leaves out everything
+/// around.
 fn instructions() -> Result<(), String> {
     if Command::new("valgrind").arg("--version").output().is_err() {
         println!("Instructions are counted by valgrind, which is not installed here.");

@@ -45,8 +45,9 @@ pub(crate) fn before_doorbell() {
 }
 
 /// Orders stores to write-combining memory, and to ordinary memory, before later stores, and has them leave the CPU at
-/// once: before the doorbell of a ring in device memory. It also keeps later stores to that memory behind the doorbell before it, for which rdma-core has the
-/// same instruction under another name, `mmio_wc_start`; how seldom that takes a fence of its own is said in `send.rs`.
+/// once: before the doorbell of a ring in device memory. It also keeps later stores to that memory behind the doorbell
+/// before it, for which rdma-core has the same instruction under another name, `mmio_wc_start`; how seldom that takes a
+/// fence of its own is said in `send.rs`.
 #[inline(always)]
 pub(crate) fn flush_write_combining() {
     #[cfg(target_arch = "x86_64")]

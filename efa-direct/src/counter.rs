@@ -9,8 +9,9 @@ use std::any::Any;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-/// A counter of completions. Attach it to queue pairs with [`QueuePair::attach_counter`](crate::QueuePair::attach_counter); one that is
-/// attached to several counts for all of them together. Completion entries are written as without it.
+/// A counter of completions. Attach it to queue pairs with
+/// [`QueuePair::attach_counter`](crate::QueuePair::attach_counter); one that is attached to several counts for all of
+/// them together. Completion entries are written as without it.
 ///
 /// It has 31 bits and wraps: compare values with [`completions_since`](Self::completions_since), not with `<`.
 #[derive(Clone)]
@@ -19,7 +20,8 @@ pub struct CompletionCounter {
     words: Arc<[CounterWord; 2]>,
 }
 
-/// A completion counter in memory that this process cannot touch: somebody else reads it, who sees that memory. The same in all else.
+/// A completion counter in memory that this process cannot touch: somebody else reads it, who sees that memory. The
+/// same in all else.
 #[derive(Clone)]
 pub struct ExternalCompletionCounter {
     inner: Arc<CounterShared>,

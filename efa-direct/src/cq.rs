@@ -1,7 +1,7 @@
 //! Completion queues: one ring, one reader.
 //!
-//! Completions come in any order: SRD does not order. Each carries the `wr_id` that its request was posted with, on devices with
-//! 16-bit request ids too.
+//! Completions come in any order: SRD does not order. Each carries the `wr_id` that its request was posted with, on
+//! devices with 16-bit request ids too.
 
 use crate::error::Error;
 use crate::ledger::QpLedgers;
@@ -207,8 +207,8 @@ impl CpuCompletionQueue {
         Some(completion)
     }
 
-    /// After a poll that took something: tells the device how far this reader is, where it wants to know, and turns to the
-    /// next sub-queue, where there are several.
+    /// After a poll that took something: tells the device how far this reader is, where it wants to know, and turns to
+    /// the next sub-queue, where there are several.
     #[cold]
     fn after_poll(&mut self) {
         if self.shared.events.is_some() {
@@ -222,8 +222,8 @@ impl CpuCompletionQueue {
         self.others.iter().fold(self.current.consumer, |sum, sub| sum.wrapping_add(sub.consumer))
     }
 
-    /// Tells the device how far this reader is and, until an event has come, that it wants one: what it said before may be
-    /// overwritten here before the device looks.
+    /// Tells the device how far this reader is and, until an event has come, that it wants one: what it said before may
+    /// be overwritten here before the device looks.
     fn ring_doorbell(&self) {
         let doorbell = if self.armed { CqDoorbell::arm } else { CqDoorbell::consumed };
         self.current.ring.ring(doorbell(self.taken(), self.sequence).value());
@@ -248,8 +248,8 @@ impl CpuCompletionQueue {
         false
     }
 
-    /// Takes the next completion, if there is one, and hands it to `put`: from two places, so that for a send only a send's few
-    /// words are written, not a copy of the longer receive.
+    /// Takes the next completion, if there is one, and hands it to `put`: from two places, so that for a send only a
+    /// send's few words are written, not a copy of the longer receive.
     #[inline(always)]
     fn take<T>(&mut self, put: impl FnOnce(Completion) -> T) -> Option<T> {
         loop {
@@ -353,8 +353,9 @@ impl CpuCompletionQueue {
         self.poll_one()
     }
 
-    /// Sleeps until there is a completion to poll, at most `timeout`; whether there is one. Neither signals nor events of completions that
-    /// were polled already shorten that time. Rarely what there is belongs to a queue pair that is gone, and polling gives nothing.
+    /// Sleeps until there is a completion to poll, at most `timeout`; whether there is one. Neither signals nor events
+    /// of completions that were polled already shorten that time. Rarely what there is belongs to a queue pair that is
+    /// gone, and polling gives nothing.
     ///
     /// # Errors
     /// [`Error::NoEvents`] for a queue without [`CqConfig::events`], or whatever the operating system answers.
@@ -375,7 +376,8 @@ impl CpuCompletionQueue {
         }
     }
 
-    /// Takes an event that has come, so that [`event_fd`](Self::event_fd) is not readable any more; whether there was one.
+    /// Takes an event that has come, so that [`event_fd`](Self::event_fd) is not readable any more; whether there was
+    /// one.
     ///
     /// # Errors
     /// As [`wait_event`](Self::wait_event).
@@ -393,8 +395,9 @@ impl CpuCompletionQueue {
         self.armed = false;
     }
 
-    /// Asks for an event with the next completion, or at once if one is there that was not polled. For event loops, which
-    /// watch [`event_fd`](Self::event_fd), [`take_event`](Self::take_event) and poll; [`wait_event`](Self::wait_event) does all of it.
+    /// Asks for an event with the next completion, or at once if one is there that was not polled. For event loops,
+    /// which watch [`event_fd`](Self::event_fd), [`take_event`](Self::take_event) and poll;
+    /// [`wait_event`](Self::wait_event) does all of it.
     ///
     /// # Errors
     /// [`Error::NoEvents`] for a queue without [`CqConfig::events`].
@@ -412,8 +415,8 @@ impl CpuCompletionQueue {
         self.shared.events.as_ref().map(|events| events.fd())
     }
 
-    /// The entry at which the reader stands or, `back` entries earlier, one it has taken. For people who want to look at it: the device
-    /// may have overwritten it.
+    /// The entry at which the reader stands or, `back` entries earlier, one it has taken. For people who want to look
+    /// at it: the device may have overwritten it.
     pub fn peek_back(&self, back: u32) -> Cqe32 {
         let counter = self.current.consumer.wrapping_sub(back);
         let words = if self.current.ring.entry_size() == Cqe32::SIZE {
@@ -463,8 +466,8 @@ impl GpuCompletionQueue {
         }
     }
 
-    /// The reader has found the ring empty: what queue pairs that were dropped before had of it, their share and their number, is free again. A CPU's
-    /// reader says this by itself.
+    /// The reader has found the ring empty: what queue pairs that were dropped before had of it, their share and their
+    /// number, is free again. A CPU's reader says this by itself.
     ///
     /// # Safety
     /// The reader did find it empty, after every one of these queue pairs was dropped.
@@ -476,8 +479,8 @@ impl GpuCompletionQueue {
     /// Takes the ring back, given how many entries its reader took, counted from the ring's creation.
     ///
     /// # Safety
-    /// The reader has stopped, reads no more by any handle, and took so many entries. With another number entries would be taken twice, or be
-    /// overwritten before they are.
+    /// The reader has stopped, reads no more by any handle, and took so many entries. With another number entries would
+    /// be taken twice, or be overwritten before they are.
     pub unsafe fn into_idle(self, consumer: u32) -> CompletionQueue {
         CompletionQueue { consumers: [consumer].into(), ..self.queue }
     }

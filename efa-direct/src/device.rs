@@ -28,7 +28,8 @@ pub fn devices() -> Vec<DeviceInfo> {
 /// Returns the EFA devices of this machine.
 ///
 /// # Errors
-/// Why there can be none: the machine has no libibverbs, or no RDMA at all, or the program was built without the feature `verbs`.
+/// Why there can be none: the machine has no libibverbs, or no RDMA at all, or the program was built without the
+/// feature `verbs`.
 pub fn hardware_devices() -> Result<Vec<DeviceInfo>, Error> {
     #[cfg(feature = "verbs")]
     return crate::provider::verbs::list();
@@ -43,7 +44,8 @@ pub struct Device {
 }
 
 impl Device {
-    /// Opens a device by name. [`devices`] lists names. Those of EFA devices are libibverbs' (`rdmap79s0`); `soft…` names are software devices:
+    /// Opens a device by name. [`devices`] lists names. Those of EFA devices are libibverbs' (`rdmap79s0`); `soft…`
+    /// names are software devices:
     ///
     /// - `soft0`, `soft1`, …: devices on a network inside this process;
     /// - `soft:udp=127.0.0.1:0,loss=0.2,seed=7`: a device that talks UDP to other processes and hosts
@@ -114,8 +116,8 @@ impl Device {
         CompletionCounter::new(self.provider.clone())
     }
 
-    /// Creates a completion counter in memory that this process cannot touch: its two 64-bit numbers are so many bytes from the beginning of a
-    /// DMA-BUF, and zero. `owner` lives as long as the device writes there.
+    /// Creates a completion counter in memory that this process cannot touch: its two 64-bit numbers are so many bytes
+    /// from the beginning of a DMA-BUF, and zero. `owner` lives as long as the device writes there.
     ///
     /// # Errors
     /// The device refused, or cannot.
@@ -129,14 +131,14 @@ impl Device {
         ExternalCompletionCounter::new(self.provider.clone(), fd, completions, errors, owner)
     }
 
-    /// The next thing that happened which no completion tells of, if nobody has fetched it. (The vendor's driver reports none of these; a
-    /// software device does.)
+    /// The next thing that happened which no completion tells of, if nobody has fetched it. (The vendor's driver
+    /// reports none of these; a software device does.)
     pub fn next_event(&self) -> Option<AsyncEvent> {
         self.provider.next_event()
     }
 
-    /// The software device behind this one, if there is one: through it a program sets faults, takes the port down, subscribes to what
-    /// the device does.
+    /// The software device behind this one, if there is one: through it a program sets faults, takes the port down,
+    /// subscribes to what the device does.
     #[cfg(feature = "soft")]
     pub fn soft_port(&self) -> Option<Arc<dyn Port>> {
         self.provider.soft_port()
@@ -158,11 +160,12 @@ impl Device {
         CompletionQueue::new(self.provider.clone(), config)
     }
 
-    /// Creates a completion queue in memory that this process cannot touch, which is zeroed, and has room for its entries of 32 bytes. `owner` lives as
-    /// long as the device writes there.
+    /// Creates a completion queue in memory that this process cannot touch, which is zeroed, and has room for its
+    /// entries of 32 bytes. `owner` lives as long as the device writes there.
     ///
     /// # Errors
-    /// The device refused: it cannot, or the memory is too short, or [`CqConfig::events`] was asked for, which there are none of.
+    /// The device refused: it cannot, or the memory is too short, or [`CqConfig::events`] was asked for, which there
+    /// are none of.
     pub fn create_cq_in(
         &self,
         config: CqConfig,

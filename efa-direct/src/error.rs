@@ -87,7 +87,8 @@ pub enum Error {
         /// Bytes of a WQE in the ring.
         found: usize,
     },
-    /// Queue pair numbers of which completions of an earlier life may lie in a completion queue, and no other number was to be had.
+    /// Queue pair numbers of which completions of an earlier life may lie in a completion queue, and no other number
+    /// was to be had.
     #[error(
         "completions of earlier queue pairs with the numbers {numbers:?} may lie in the completion queue, and the device has no other number ({source}): \
          poll the queue until it is empty, then create the queue pair"

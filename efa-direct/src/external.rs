@@ -1,7 +1,7 @@
 //! Memory that this process cannot touch, as that of a GPU: regions and completion queues in it.
 //!
-//! It comes as a DMA-BUF, a descriptor by which its owner lets others have it. The feature `cuda` makes these of GPU memory; whoever has memory of another
-//! kind, or allocates GPU memory by other means, starts here.
+//! It comes as a DMA-BUF, a descriptor by which its owner lets others have it. The feature `cuda` makes these of GPU
+//! memory; whoever has memory of another kind, or allocates GPU memory by other means, starts here.
 
 use efa_memory::Backing;
 use std::any::Any;
@@ -31,7 +31,8 @@ pub struct ExternalMemory<'f> {
 }
 
 impl<'f> ExternalMemory<'f> {
-    /// A piece of a DMA-BUF, which work requests name by addresses from `addr` on. `addr` and the piece's offset are at the same place of a page.
+    /// A piece of a DMA-BUF, which work requests name by addresses from `addr` on. `addr` and the piece's offset are at
+    /// the same place of a page.
     pub fn dmabuf(range: DmabufRange<'f>, addr: u64) -> Self {
         Self { addr, len: range.len, dmabuf: Ok(range), by_address: false, backing: None, owner: None }
     }
@@ -59,11 +60,13 @@ impl<'f> ExternalMemory<'f> {
         self
     }
 
-    /// The same, which the kernel may also look up by its address in this process: that works for GPU memory where a peer-memory module is loaded.
+    /// The same, which the kernel may also look up by its address in this process: that works for GPU memory where a
+    /// peer-memory module is loaded.
     ///
     /// # Safety
-    /// Until the region is deregistered, and as long as an [owner](Self::owned_by) given before this lives, the bytes at these addresses must stay allocated, and nobody
-    /// may rely on what is in them except through atomic or volatile access.
+    /// Until the region is deregistered, and as long as an [owner](Self::owned_by) given before this lives, the bytes
+    /// at these addresses must stay allocated, and nobody may rely on what is in them except through atomic or volatile
+    /// access.
     #[must_use]
     pub unsafe fn by_address(mut self) -> Self {
         self.by_address = true;
@@ -90,7 +93,8 @@ impl<'f> ExternalMemory<'f> {
         self.dmabuf.as_ref().copied().map_err(String::as_str)
     }
 
-    /// Whether it may be registered by its address. Then the bytes are valid until that is undone, and as long as [`owner`](Self::owner) lives.
+    /// Whether it may be registered by its address. Then the bytes are valid until that is undone, and as long as
+    /// [`owner`](Self::owner) lives.
     pub fn is_by_address(&self) -> bool {
         self.by_address
     }

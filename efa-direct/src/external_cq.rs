@@ -9,7 +9,8 @@ use efa_io::{CompletionRingHandle, RingSize};
 use std::any::Any;
 use std::sync::Arc;
 
-/// A completion queue whose ring is in memory that this process cannot touch: somebody else polls it, who sees that memory. It stays theirs.
+/// A completion queue whose ring is in memory that this process cannot touch: somebody else polls it, who sees that
+/// memory. It stays theirs.
 pub struct ExternalCompletionQueue {
     shared: Arc<CqShared>,
     size: RingSize,
@@ -33,7 +34,8 @@ impl ExternalCompletionQueue {
         self.size.entries()
     }
 
-    /// The reader has found the ring empty: what queue pairs that were dropped before had of it, their share and their number, is free again.
+    /// The reader has found the ring empty: what queue pairs that were dropped before had of it, their share and their
+    /// number, is free again.
     ///
     /// # Safety
     /// The reader did find it empty, after every one of these queue pairs was dropped.
@@ -41,7 +43,8 @@ impl ExternalCompletionQueue {
         self.shared.promises.found_empty(self.shared.promises.gone());
     }
 
-    /// What whoever polls it needs to know, who sees the ring at `addr`. There is no doorbell, and nothing has been polled.
+    /// What whoever polls it needs to know, who sees the ring at `addr`. There is no doorbell, and nothing has been
+    /// polled.
     pub fn handle_at(&self, addr: u64) -> CompletionRingHandle {
         CompletionRingHandle {
             ring: addr,

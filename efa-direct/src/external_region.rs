@@ -15,8 +15,8 @@ const PAGE: u64 = 4096;
 
 /// A registered region of memory that this process cannot touch.
 ///
-/// Dropping it deregisters: the device does not touch the memory any more, and a request that is still under way towards it fails
-/// with a status.
+/// Dropping it deregisters: the device does not touch the memory any more, and a request that is still under way
+/// towards it fails with a status.
 pub struct ExternalRegion {
     addr: u64,
     len: u64,

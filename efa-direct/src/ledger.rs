@@ -3,10 +3,10 @@
 //! The poster and the poller may be different threads. Each word here has one writer, so plain stores do: there is no
 //! read-modify-write and no lock on the way of a work request.
 //!
-//! On devices with 16-bit request ids the ledger also keeps the caller's 64-bit ids: the request id is an index into `wr_ids`,
-//! and indices that are free again travel back through a ring of their own, which is as long as the work ring and thus never full.
-//! The bits above the index are the queue pair's generation, so that a completion of an earlier queue pair with the same number is
-//! noticed (as libefa does, `efa_cqe_is_valid_req_id_qp_gen`).
+//! On devices with 16-bit request ids the ledger also keeps the caller's 64-bit ids: the request id is an index into
+//! `wr_ids`, and indices that are free again travel back through a ring of their own, which is as long as the work ring
+//! and thus never full. The bits above the index are the queue pair's generation, so that a completion of an earlier
+//! queue pair with the same number is noticed (as libefa does, `efa_cqe_is_valid_req_id_qp_gen`).
 
 use crate::error::PostError;
 use efa_io::RingSize;
@@ -31,8 +31,8 @@ impl Credits {
         self.limit
     }
 
-    /// Requests without completion, of those that were posted. A device that completes what was never posted has lost its count: then the ring is full,
-    /// lest it overflow.
+    /// Requests without completion, of those that were posted. A device that completes what was never posted has lost
+    /// its count: then the ring is full, lest it overflow.
     #[inline(always)]
     pub(crate) fn outstanding(self, posted: u32, completed: u32) -> u32 {
         posted.wrapping_sub(completed).min(self.limit)
@@ -109,7 +109,8 @@ impl Ledger {
         u32::from(req_id ^ self.generation) & !self.mask == 0
     }
 
-    /// Poller: the caller's id of a request that completed, whose place is free from here on. `None`: not of this queue pair.
+    /// Poller: the caller's id of a request that completed, whose place is free from here on. `None`: not of this queue
+    /// pair.
     #[inline(always)]
     pub(crate) fn complete(&self, req_id: u64) -> Option<u64> {
         let completed = self.completed.load(Relaxed);

@@ -1,7 +1,8 @@
 //! EFA direct verbs in safe Rust.
 //!
-//! A program writes work requests into the NIC's rings itself and reads completions from them: no library between, no system call,
-//! no copy. This crate owns the rings, so that nothing can go wrong with them that a compiler or a compare can prevent.
+//! A program writes work requests into the NIC's rings itself and reads completions from them: no library between, no
+//! system call, no copy. This crate owns the rings, so that nothing can go wrong with them that a compiler or a compare
+//! can prevent.
 //!
 //! ```
 //! use efa_direct::{Access, CqConfig, Device, QpConfig, RdmaWrite};
@@ -57,21 +58,24 @@
 //! # Promises
 //!
 //! - **A ring has one owner.** Its modes are types, each with its own methods only; the way back needs a drained ring.
-//! - **Overflow is an error.** A request that does not fit is refused before a byte is written. A completion queue cannot overflow either:
-//!   every ring has a share of it, fixed at creation, and may not have more outstanding; the share of a queue pair that is gone is
-//!   free once its completions have been polled. (Unsolicited receives are the exception, since nothing here can hold them back.)
-//! - **A completion counts for the queue pair that it is of.** A queue pair number is not used again in a completion queue while completions of its last life
-//!   may lie there unpolled, on the CPU and in kernels, on every device, whatever room its request ids have.
-//! - **Batches are as short as the device wants them.** No more than its `max_batch` WQEs reach it between two doorbells, however stores overtake each
-//!   other on their way.
+//! - **Overflow is an error.** A request that does not fit is refused before a byte is written. A completion queue
+//!   cannot overflow either: every ring has a share of it, fixed at creation, and may not have more outstanding; the
+//!   share of a queue pair that is gone is free once its completions have been polled. (Unsolicited receives are the
+//!   exception, since nothing here can hold them back.)
+//! - **A completion counts for the queue pair that it is of.** A queue pair number is not used again in a completion
+//!   queue while completions of its last life may lie there unpolled, on the CPU and in kernels, on every device,
+//!   whatever room its request ids have.
+//! - **Batches are as short as the device wants them.** No more than its `max_batch` WQEs reach it between two
+//!   doorbells, however stores overtake each other on their way.
 //! - **Posting costs stores.** No lock, no allocation, no atomic read-modify-write, no reference count.
 //! - **Registered memory is copied, not referenced**, since a peer may write it at any time.
-//! - **Nothing here leads to undefined behaviour.** A program need not write `unsafe`, but for these: launching a kernel, registering memory of others by
-//!   its address, and saying what a GPU did with a ring that is taken back from it; whoever brings a provider of their own vouches for it.
+//! - **Nothing here leads to undefined behaviour.** A program need not write `unsafe`, but for these: launching a
+//!   kernel, registering memory of others by its address, and saying what a GPU did with a ring that is taken back from
+//!   it; whoever brings a provider of their own vouches for it.
 //!
-//! Unsafe code: `ring.rs` (ring memory), `barrier.rs` (fences), `region.rs` (registered memory), `external.rs`, `external_cq.rs`, `send.rs`, `recv.rs` and `cq.rs` (declare
-//! what it takes to register by address, and to take a ring back), `provider/` (hands over rings and registered memory, asks libibverbs for them), `cuda/`
-//! (calls into CUDA).
+//! Unsafe code: `ring.rs` (ring memory), `barrier.rs` (fences), `region.rs` (registered memory), `external.rs`,
+//! `external_cq.rs`, `send.rs`, `recv.rs` and `cq.rs` (declare what it takes to register by address, and to take a ring
+//! back), `provider/` (hands over rings and registered memory, asks libibverbs for them), `cuda/` (calls into CUDA).
 
 #![deny(missing_docs)]
 

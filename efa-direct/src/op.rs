@@ -114,7 +114,8 @@ fn same_length(local: u64, remote: u64) -> Result<(), PostError> {
 /// `imm` and `hints` of requests whose field of this name has them.
 macro_rules! with_imm {
     ($field:ident) => {
-        /// With immediate data: a receiver finds it in its completion, and the target of a write learns of the write from it.
+        /// With immediate data: a receiver finds it in its completion, and the target of a write learns of the write
+        /// from it.
         pub const fn imm(mut self, imm: u32) -> Self {
             self.$field = self.$field.imm(imm);
             self

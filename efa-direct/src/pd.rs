@@ -1,6 +1,7 @@
 //! Protection domains: what belongs together.
 //!
-//! Memory, queue pairs and peers of one domain work together; a request that mixes domains is refused before it is posted.
+//! Memory, queue pairs and peers of one domain work together; a request that mixes domains is refused before it is
+//! posted.
 
 use crate::error::Error;
 use crate::external::ExternalMemory;
@@ -46,9 +47,10 @@ impl ProtectionDomain {
 
     /// Registers the caller's own bytes for as long as `f` runs.
     ///
-    /// They are lent for the duration of a call rather than of a value because a value can be leaked: the device would go on
-    /// writing to bytes that are long somebody else's. For the same reason the process is aborted should the kernel refuse to
-    /// deregister them: an EFA may still write there then. Memory with an owner is kept for good instead.
+    /// They are lent for the duration of a call rather than of a value because a value can be leaked: the device would
+    /// go on writing to bytes that are long somebody else's. For the same reason the process is aborted should the
+    /// kernel refuse to deregister them: an EFA may still write there then. Memory with an owner is kept for good
+    /// instead.
     ///
     /// ```
     /// # use efa_direct::{Device, Access};
@@ -86,8 +88,8 @@ impl ProtectionDomain {
 
     /// A destination.
     ///
-    /// For RDMA both sides need one of the other, even the side that never posts: a device refuses RDMA from an initiator that it has no
-    /// address handle for (status 14, unknown peer).
+    /// For RDMA both sides need one of the other, even the side that never posts: a device refuses RDMA from an
+    /// initiator that it has no address handle for (status 14, unknown peer).
     ///
     /// # Errors
     /// The device refused.
@@ -95,7 +97,8 @@ impl ProtectionDomain {
         Peer::new(self.inner.clone(), endpoint)
     }
 
-    /// Creates an SRD queue pair whose sends complete in `send_cq` and whose receives complete in `recv_cq`; they may be the same.
+    /// Creates an SRD queue pair whose sends complete in `send_cq` and whose receives complete in `recv_cq`; they may
+    /// be the same.
     ///
     /// # Errors
     /// The device refused, or a completion queue cannot hold what the rings may have outstanding.

@@ -19,8 +19,8 @@ pub struct Endpoint {
 
 /// A destination for a domain's work requests.
 ///
-/// Peers of one device share its address handle. Dropping the last of them while requests towards that device are under way ends those
-/// as [`Status::Flushed`](efa_io::Status::Flushed).
+/// Peers of one device share its address handle. Dropping the last of them while requests towards that device are under
+/// way ends those as [`Status::Flushed`](efa_io::Status::Flushed).
 pub struct Peer {
     pub(crate) dest: Destination,
     /// What a WQE says of it.

@@ -1,8 +1,9 @@
 //! What a completion queue has promised to whom, and for how long.
 //!
-//! Each ring that completes in a queue has a share of its entries, so that it cannot overflow. And each queue pair is known there by its number alone,
-//! which a device gives out again once the queue pair is gone. Both outlive the queue pair: its completions may lie in the ring unpolled. So share and
-//! number come free when the reader has found the ring empty *after* the queue pair was destroyed, since from then on the device writes nothing more of it.
+//! Each ring that completes in a queue has a share of its entries, so that it cannot overflow. And each queue pair is
+//! known there by its number alone, which a device gives out again once the queue pair is gone. Both outlive the queue
+//! pair: its completions may lie in the ring unpolled. So share and number come free when the reader has found the ring
+//! empty *after* the queue pair was destroyed, since from then on the device writes nothing more of it.
 //!
 //! ```text
 //! living ──leaves──▶ leaving ──left──▶ gone ──the reader found the ring empty──▶ free
@@ -11,7 +12,8 @@
 //! ```
 //!
 //! The device may give the number out again from the middle of this on; a queue pair that gets it too early is refused
-//! ([`QueuePair::new`](crate::qp::QueuePair)). A number is *leaving* before the device is told, lest another thread be given it in between.
+//! ([`QueuePair::new`](crate::qp::QueuePair)). A number is *leaving* before the device is told, lest another thread be
+//! given it in between.
 
 use crate::error::Error;
 use parking_lot::Mutex;

@@ -67,29 +67,31 @@ impl<const W: usize> QpConfig<W> {
         self
     }
 
-    /// RDMA writes with immediate consume no receive. The receive completion queue then needs room for as many of them as
-    /// peers may send before it is polled: nothing on this side can hold them back.
+    /// RDMA writes with immediate consume no receive. The receive completion queue then needs room for as many of them
+    /// as peers may send before it is polled: nothing on this side can hold them back.
     pub const fn unsolicited_write_recv(mut self) -> Self {
         self.unsolicited_write_recv = true;
         self
     }
 
-    /// Unreliable datagrams (UD) instead of SRD: sends only, of one packet each, which may be lost without notice. A send completes once it
-    /// has left. A receive needs [`UD_PREFIX`](crate::UD_PREFIX) bytes more than the message, in front of it, and its length counts them.
+    /// Unreliable datagrams (UD) instead of SRD: sends only, of one packet each, which may be lost without notice. A
+    /// send completes once it has left. A receive needs [`UD_PREFIX`](crate::UD_PREFIX) bytes more than the message, in
+    /// front of it, and its length counts them.
     pub const fn unreliable(mut self) -> Self {
         self.transport = Transport::Ud;
         self
     }
 
-    /// How often a message is offered again to a receiver that has no receive posted: 0 to 6 times, after which it fails with
-    /// [`Status::RemoteRnr`](efa_io::Status::RemoteRnr), or with 7 for ever, which is also what a queue pair does unasked.
+    /// How often a message is offered again to a receiver that has no receive posted: 0 to 6 times, after which it
+    /// fails with [`Status::RemoteRnr`](efa_io::Status::RemoteRnr), or with 7 for ever, which is also what a queue pair
+    /// does unasked.
     pub const fn rnr_retry(mut self, retry: u8) -> Self {
         self.rnr_retry = Some(retry);
         self
     }
 
-    /// Entries of the send completion queue that are this queue pair's, if not as many as the send ring has. With fewer, posting
-    /// stops early rather than overflow the completion queue.
+    /// Entries of the send completion queue that are this queue pair's, if not as many as the send ring has. With
+    /// fewer, posting stops early rather than overflow the completion queue.
     pub const fn send_share(mut self, entries: u32) -> Self {
         self.send_share = Some(entries);
         self
@@ -104,7 +106,8 @@ impl<const W: usize> QpConfig<W> {
 
 /// A queue pair that exists and cannot be posted to yet: [`activate`](Self::activate) it.
 pub struct QueuePair<const W: usize> {
-    /// First to go: with rings around, the provider's object would outlive [`QpShared`], and complete what nobody expects any more.
+    /// First to go: with rings around, the provider's object would outlive [`QpShared`], and complete what nobody
+    /// expects any more.
     raw: RawQp,
     inner: Arc<QpShared>,
     recv_bufs: u16,
@@ -217,7 +220,8 @@ where
         Ok(())
     }
 
-    /// Takes the queue pair through its states until it sends and receives, and gives its rings out. Peers must name `qkey`.
+    /// Takes the queue pair through its states until it sends and receives, and gives its rings out. Peers must name
+    /// `qkey`.
     ///
     /// # Errors
     /// The device refused.

@@ -60,7 +60,8 @@ impl RecvQueue {
 }
 
 impl CpuRecvQueue {
-    /// Writes a receive into the ring: a message fills `bufs` one after the other. `wr_id` comes back in its completion.
+    /// Writes a receive into the ring: a message fills `bufs` one after the other. `wr_id` comes back in its
+    /// completion.
     ///
     /// # Errors
     /// A [`PostError`]; nothing was written.
@@ -120,8 +121,8 @@ impl CpuRecvQueue {
         self.queue.credits.outstanding(self.queue.posted, self.queue.qp.ledgers.recv.completed())
     }
 
-    /// Takes the ring back from the CPU, once every receive posted has completed and been polled; failing the queue pair
-    /// ([`QpControl::fail`](crate::QpControl::fail)) completes those that wait.
+    /// Takes the ring back from the CPU, once every receive posted has completed and been polled; failing the queue
+    /// pair ([`QpControl::fail`](crate::QpControl::fail)) completes those that wait.
     ///
     /// # Errors
     /// Receives are outstanding.
@@ -159,8 +160,8 @@ impl GpuRecvQueue {
         }
     }
 
-    /// Takes the ring back, given what its driver says it did: descriptors rung, receives posted, and receives completed, all
-    /// counted from the ring's creation.
+    /// Takes the ring back, given what its driver says it did: descriptors rung, receives posted, and receives
+    /// completed, all counted from the ring's creation.
     ///
     /// # Errors
     /// Receives are outstanding.

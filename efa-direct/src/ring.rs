@@ -135,8 +135,8 @@ impl RawRing {
         counter as usize * self.entry_size
     }
 
-    /// Stores `value` in the doorbell register, behind every entry stored before. Says whether entries stored from here on may overtake it: then it is the
-    /// doorbell before this one that they cannot.
+    /// Stores `value` in the doorbell register, behind every entry stored before. Says whether entries stored from here
+    /// on may overtake it: then it is the doorbell before this one that they cannot.
     #[inline(always)]
     pub(crate) fn ring(&self, value: u32) -> bool {
         if self.write_combining {

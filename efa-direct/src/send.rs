@@ -1,15 +1,16 @@
 //! Send queues: one ring, one owner.
 //!
-//! A [`SendQueue`] is a ring that nobody posts to. [`into_cpu`](SendQueue::into_cpu) and [`into_gpu`](SendQueue::into_gpu)
-//! consume it: CPU and GPU keep separate producer counters, and a ring with two producers is corrupt. The way back needs the ring to
-//! be drained, and carries its counter over.
+//! A [`SendQueue`] is a ring that nobody posts to. [`into_cpu`](SendQueue::into_cpu) and
+//! [`into_gpu`](SendQueue::into_gpu) consume it: CPU and GPU keep separate producer counters, and a ring with two
+//! producers is corrupt. The way back needs the ring to be drained, and carries its counter over.
 //!
 //! # Batches
 //!
-//! A device takes at most `max_batch` WQEs between two doorbells, as they arrive there. Where the ring is mapped write-combining, WQEs of the next batch may
-//! overtake a doorbell until a store fence stands between them: libefa puts one behind each (`mmio_wc_start` in `efa_post_send`). The fence in front of doorbell
-//! k + 1 has doorbell k behind it as well, so here a batch is counted from the last doorbell that some fence is behind, and another fence is spent only where the
-//! requests since then would exceed `max_batch`: never, as long as two batches together do not.
+//! A device takes at most `max_batch` WQEs between two doorbells, as they arrive there. Where the ring is mapped
+//! write-combining, WQEs of the next batch may overtake a doorbell until a store fence stands between them: libefa puts
+//! one behind each (`mmio_wc_start` in `efa_post_send`). The fence in front of doorbell k + 1 has doorbell k behind it
+//! as well, so here a batch is counted from the last doorbell that some fence is behind, and another fence is spent
+//! only where the requests since then would exceed `max_batch`: never, as long as two batches together do not.
 
 use crate::error::{NotDrained, PostError};
 use crate::ledger::{Credits, Ledger, QpLedgers};
@@ -111,7 +112,8 @@ impl<const W: usize> SendQueue<W>
 where
     Wqe<W>: SendWqe,
 {
-    /// Adds what depends on when the WQE is posted: phase and request id. `req_id` gives the latter where it has 16 bits.
+    /// Adds what depends on when the WQE is posted: phase and request id. `req_id` gives the latter where it has 16
+    /// bits.
     #[inline(always)]
     fn stamp(&self, wqe: Wqe<W>, wr_id: u64, phase: u64, req_id: impl FnOnce(&Ledger) -> u16) -> Wqe<W> {
         if self.req_id_64 { wqe.stamp_64(wr_id, phase) } else { wqe.stamp(req_id(&self.ledgers.send), phase) }
@@ -183,7 +185,8 @@ where
             self.queue.credits.check(self.queue.credits.outstanding(producer, self.completed))?;
         }
         if producer.wrapping_sub(self.ordered) >= self.queue.max_batch {
-            // Everything since is rung for: `ring_if_due` sees to that, unless a doorbell came in between and this is about that one.
+            // Everything since is rung for: `ring_if_due` sees to that, unless a doorbell came in between and this is
+            // about that one.
             self.queue.ring.order_doorbell();
             self.ordered = self.rung;
         }
@@ -236,8 +239,8 @@ where
         Doorbell::new(self.rung)
     }
 
-    /// The WQE that posting `request` now would write. For people who want to look at it: the ring itself cannot be read.
-    /// In a full ring the request id is a guess.
+    /// The WQE that posting `request` now would write. For people who want to look at it: the ring itself cannot be
+    /// read. In a full ring the request id is a guess.
     ///
     /// # Errors
     /// As [`post`](Self::post), but for fullness, which is not looked at.
@@ -291,15 +294,15 @@ where
         }
     }
 
-    /// Takes the ring back, given what its driver says it did: how many WQEs it posted and rang, and how many completions it (or
-    /// whoever polls the completion queue) took, both counted from the ring's creation.
+    /// Takes the ring back, given what its driver says it did: how many WQEs it posted and rang, and how many
+    /// completions it (or whoever polls the completion queue) took, both counted from the ring's creation.
     ///
     /// # Errors
     /// The two differ: work requests are outstanding.
     ///
     /// # Safety
-    /// The driver has stopped and posts no more by any handle, and the numbers are true. Of a GPU's ring the host sees nothing: with other numbers the next
-    /// owner overwrites WQEs that the device has not read yet.
+    /// The driver has stopped and posts no more by any handle, and the numbers are true. Of a GPU's ring the host sees
+    /// nothing: with other numbers the next owner overwrites WQEs that the device has not read yet.
     #[expect(clippy::result_large_err, reason = "the queue goes back whole, and rarely")]
     pub unsafe fn into_idle(mut self, producer: u32, completed: u32) -> Result<SendQueue<W>, NotDrained<Self>> {
         match producer.wrapping_sub(completed) {

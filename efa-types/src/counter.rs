@@ -21,7 +21,8 @@ impl CounterOps {
     pub const RECV: Self = Self(1 << 1);
     /// RDMA reads of the queue pair.
     pub const RDMA_READ: Self = Self(1 << 2);
-    /// RDMA reads that peers made through the queue pair. Failed ones are not counted: the device has no event for them.
+    /// RDMA reads that peers made through the queue pair. Failed ones are not counted: the device has no event for
+    /// them.
     pub const REMOTE_RDMA_READ: Self = Self(1 << 3);
     /// RDMA writes of the queue pair.
     pub const RDMA_WRITE: Self = Self(1 << 4);

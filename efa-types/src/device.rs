@@ -15,7 +15,8 @@ pub struct DeviceAttributes {
     pub max_rdma_bytes: u32,
     /// Longest inline message in bytes on a queue pair with 64-byte WQEs (`inline_buf_size`).
     pub inline_bytes: u16,
-    /// Longest inline message in bytes on any queue pair (`inline_buf_size_ex`): over 32 means that 128-byte WQEs exist.
+    /// Longest inline message in bytes on any queue pair (`inline_buf_size_ex`): over 32 means that 128-byte WQEs
+    /// exist.
     pub inline_bytes_ex: u16,
     /// Most buffers in a send.
     pub max_sq_sge: u16,

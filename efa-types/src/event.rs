@@ -8,7 +8,8 @@ pub enum AsyncEvent {
     CqError(u32),
     /// The queue pair with this number went to the error state by itself (`IBV_EVENT_QP_FATAL`).
     QpFatal(u16),
-    /// The device failed (`IBV_EVENT_DEVICE_FATAL`). Nothing on it completes any more, and control calls find no device.
+    /// The device failed (`IBV_EVENT_DEVICE_FATAL`). Nothing on it completes any more, and control calls find no
+    /// device.
     DeviceFatal,
     /// The link is up (`IBV_EVENT_PORT_ACTIVE`).
     PortActive,

@@ -1,9 +1,9 @@
 //! The vocabulary of EFA's control path.
 //!
-//! A control path creates and destroys objects: protection domains, memory regions, completion queues, queue pairs, address
-//! handles, completion counters. This crate has the words for it that every provider of EFA devices shares, hardware or
-//! software: plain data, one type for each idea. What goes through rings, that is WQEs, receive descriptors and completion
-//! entries, is in the crate `efa-io`.
+//! A control path creates and destroys objects: protection domains, memory regions, completion queues, queue pairs,
+//! address handles, completion counters. This crate has the words for it that every provider of EFA devices shares,
+//! hardware or software: plain data, one type for each idea. What goes through rings, that is WQEs, receive descriptors
+//! and completion entries, is in the crate `efa-io`.
 //!
 //! | module | what is in it |
 //! | --- | --- |

@@ -41,8 +41,8 @@ pub enum Transport {
     /// Scalable reliable datagrams: sends and RDMA. Each message arrives exactly once, in any order.
     #[default]
     Srd,
-    /// Unreliable datagrams: sends of one packet each, which may be lost. A send completes once it has left. A receive's
-    /// buffers begin with [`UD_PREFIX`] bytes that are not part of the message.
+    /// Unreliable datagrams: sends of one packet each, which may be lost. A send completes once it has left. A
+    /// receive's buffers begin with [`UD_PREFIX`] bytes that are not part of the message.
     Ud,
 }
 

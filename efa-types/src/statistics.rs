@@ -31,7 +31,8 @@ pub struct Counters {
     pub duplicate_pkts: u64,
     /// Packets whose checksum did not match; among `rx_drops`.
     pub corrupt_pkts: u64,
-    /// Packets that did not come from the address that they give as their own, or were not sealed with the device's key; among `rx_drops`.
+    /// Packets that did not come from the address that they give as their own, or were not sealed with the device's
+    /// key; among `rx_drops`.
     pub refused_pkts: u64,
     /// Answers "receiver not ready" that this device sent.
     pub rnr_sent: u64,
@@ -39,9 +40,9 @@ pub struct Counters {
     pub ack_pkts: u64,
 }
 
-/// What became of control calls, under the names that the kernel driver gives the hardware's (`hw_counters` of the device,
-/// `efa_verbs.c`). Of its names those are missing that speak of the admin queue, of contexts and of mappings, which a
-/// software device has none of.
+/// What became of control calls, under the names that the kernel driver gives the hardware's (`hw_counters` of the
+/// device, `efa_verbs.c`). Of its names those are missing that speak of the admin queue, of contexts and of mappings,
+/// which a software device has none of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the hardware's names")]
 pub struct CommandCounters {

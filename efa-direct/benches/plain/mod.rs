@@ -71,7 +71,8 @@ fn ring(memory: &Arc<RingMemory>, rings: &Rings, entry_size: usize) -> RawRing {
     let doorbell = NonNull::new(rings.registers.as_ptr().cast());
     let owner = Arc::new((memory.clone(), rings.registers.clone()));
     let size = RingSize::new(LAP as u32).expect("a power of two");
-    // SAFETY: the memory is page-aligned, long enough, lives as long as `owner`, and one thread has it all, as words and doorbells.
+    // SAFETY: the memory is page-aligned, long enough, lives as long as `owner`, and one thread has it all, as words
+    // and doorbells.
     unsafe { RawRing::new(base, doorbell, size, entry_size, rings.write_combining, owner) }
 }
 
@@ -138,7 +139,8 @@ unsafe impl Provider for Plain {
     }
 }
 
-/// Plays the device: completes the WQEs of a queue pair from `written` on up to `posted`, a little out of order, as SRD does.
+/// Plays the device: completes the WQEs of a queue pair from `written` on up to `posted`, a little out of order, as SRD
+/// does.
 pub(crate) fn complete(rings: &Rings, written: &mut u32, posted: u32, qpn: u16) {
     let size = RingSize::new(LAP as u32).expect("a power of two");
     let first = *written;
@@ -156,8 +158,8 @@ pub(crate) fn complete(rings: &Rings, written: &mut u32, posted: u32, qpn: u16) 
     }
 }
 
-/// Keeps what is posted from lying in steps of 64 bytes like the ring: loads and stores in step meet, or miss, the same address bits
-/// all the time, which is worth a fifth of the floor, by chance.
+/// Keeps what is posted from lying in steps of 64 bytes like the ring: loads and stores in step meet, or miss, the same
+/// address bits all the time, which is worth a fifth of the floor, by chance.
 struct Spaced<T>(T, #[expect(dead_code, reason = "only there to take space")] u64);
 
 /// A send ring and its completion ring as a program has them, what it posts, and the other side of both.
@@ -261,7 +263,8 @@ impl Rig {
         use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_store_si128};
         self.floor(count, batch, |slot, words| {
             for i in 0..4 {
-                // SAFETY: `floor` gives a slot of the ring, 64 bytes long and as aligned; this thread alone has the ring.
+                // SAFETY: `floor` gives a slot of the ring, 64 bytes long and as aligned; this thread alone has the
+                // ring.
                 unsafe {
                     let half = _mm_loadu_si128(words.as_ptr().cast::<__m128i>().add(i));
                     _mm_store_si128(slot.cast::<__m128i>().add(i), half);

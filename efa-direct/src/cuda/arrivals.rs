@@ -2,10 +2,10 @@
 //!
 //! A NIC writes a message's bytes first and its completion afterwards, and the PCI bus keeps that order as far as the
 //! two go the same way. Bytes for a GPU and a completion for the host do not; and what has come to a GPU a kernel that
-//! runs there may still see late. Whether it may, the GPU tells: [`Gpu::rdma_writes_ordering`](super::Gpu::rdma_writes_ordering). A kernel that is
-//! *launched* after the CPU has seen the completion sees the bytes on every GPU, and so does a copy
-//! ([`GpuMemory::read`](super::GpuMemory::read)): CUDA orders its own work behind what has arrived ("GPUDirect RDMA",
-//! "Synchronization and Memory Ordering").
+//! runs there may still see late. Whether it may, the GPU tells:
+//! [`Gpu::rdma_writes_ordering`](super::Gpu::rdma_writes_ordering). A kernel that is *launched* after the CPU has seen
+//! the completion sees the bytes on every GPU, and so does a copy ([`GpuMemory::read`](super::GpuMemory::read)): CUDA
+//! orders its own work behind what has arrived ("GPUDirect RDMA", "Synchronization and Memory Ordering").
 //!
 //! So on a GPU without that order either its kernels poll for completions, or NICs write into its memory: whatever
 //! comes second is refused ([`GpuError::Unordered`]). What goes is to have the CPU poll,

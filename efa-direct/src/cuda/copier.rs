@@ -9,7 +9,8 @@ use std::ptr::NonNull;
 /// Bytes that are copied at a time.
 const STAGING: usize = 256 << 10;
 
-/// A stream to copy on, and pinned memory to copy through: memory that is not pinned CUDA might copy on a stream of its own choice.
+/// A stream to copy on, and pinned memory to copy through: memory that is not pinned CUDA might copy on a stream of its
+/// own choice.
 pub(super) struct Copier {
     stream: sys::CUstream,
     staging: NonNull<u8>,
@@ -18,7 +19,8 @@ pub(super) struct Copier {
 // SAFETY: CUDA's functions may be called from any thread; the staging memory is this value's alone.
 unsafe impl Send for Copier {}
 
-/// Those that nobody copies with now. They are made when the GPU is opened: to make one later could wait for a kernel, which may wait for the copy.
+/// Those that nobody copies with now. They are made when the GPU is opened: to make one later could wait for a kernel,
+/// which may wait for the copy.
 #[derive(Default)]
 pub(super) struct Copiers {
     idle: Mutex<Vec<Copier>>,
@@ -90,8 +92,8 @@ impl Copier {
     /// Copies bytes to the GPU's address `to`, which the caller vouches for.
     pub(super) fn copy_in(&mut self, mut to: u64, src: &[u8]) -> Result<(), CudaError> {
         for chunk in src.chunks(STAGING) {
-            // SAFETY: the staging memory is as long as a chunk at most, this value's own, and no copy is under way. The copy is over before it is used
-            // again.
+            // SAFETY: the staging memory is as long as a chunk at most, this value's own, and no copy is under way. The
+            // copy is over before it is used again.
             unsafe {
                 std::ptr::copy_nonoverlapping(chunk.as_ptr(), self.staging.as_ptr(), chunk.len());
                 cuda!(cuMemcpyHtoDAsync_v2(to, self.staging.as_ptr().cast(), chunk.len(), self.stream))?;

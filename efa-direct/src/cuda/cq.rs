@@ -17,8 +17,8 @@ use std::sync::Arc;
 /// Where a completion ring is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CqPlace {
-    /// In memory of the GPU that polls: quick to poll, and written by the NIC across the PCI bus. The CPU never sees it. Not every NIC can, and no
-    /// software device.
+    /// In memory of the GPU that polls: quick to poll, and written by the NIC across the PCI bus. The CPU never sees
+    /// it. Not every NIC can, and no software device.
     GpuMemory,
     /// In host memory, where every device can have it, mapped into the GPU.
     PinnedHost,
@@ -42,7 +42,8 @@ fn ring_bytes(entries: u32) -> u64 {
 }
 
 impl Device {
-    /// Creates a completion queue that `gpu` polls. Its place is the caller's choice: if it cannot be there, that is an error.
+    /// Creates a completion queue that `gpu` polls. Its place is the caller's choice: if it cannot be there, that is an
+    /// error.
     ///
     /// # Errors
     /// The device refused; it cannot write completions into GPU memory; the GPU exports no memory
@@ -67,8 +68,8 @@ impl Device {
 }
 
 impl PlacedCompletionQueue {
-    /// What a kernel needs to know, with addresses as the GPU sees them. Nothing has been polled yet: a kernel that goes on where another has stopped
-    /// is told so by the caller, in `consumer`.
+    /// What a kernel needs to know, with addresses as the GPU sees them. Nothing has been polled yet: a kernel that
+    /// goes on where another has stopped is told so by the caller, in `consumer`.
     pub fn handle(&self) -> CompletionRingHandle {
         match &self.inner {
             Placed::Gpu { queue, memory, .. } => queue.handle_at(memory.addr()),

@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 /// The oldest CUDA release whose driver has all that is called here.
 const NEEDED: (u32, u32) = (12, 0);
 
-/// Calls a function of the driver library by its name, with the answer as a `Result<(), CudaError>`. Whoever uses it has made sure that there is a
-/// library, which a `Context` shows.
+/// Calls a function of the driver library by its name, with the answer as a `Result<(), CudaError>`. Whoever uses it
+/// has made sure that there is a library, which a `Context` shows.
 macro_rules! cuda {
     ($function:ident($($arg:expr),* $(,)?)) => {
         $crate::cuda::driver::check(stringify!($function), ::cudarc::driver::sys::$function($($arg),*))

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 /// An open GPU. Clones are the same one; it is let go when the last object made from it is gone.
 ///
-/// It is CUDA's primary context, which a program shares with whatever else in it uses CUDA. Every call makes it current for itself, and puts back what
-/// was current before.
+/// It is CUDA's primary context, which a program shares with whatever else in it uses CUDA. Every call makes it current
+/// for itself, and puts back what was current before.
 #[derive(Clone)]
 pub struct Gpu {
     pub(super) context: Arc<Context>,
@@ -22,7 +22,8 @@ impl Gpu {
     /// Opens GPU number `ordinal`, in CUDA's order.
     ///
     /// # Errors
-    /// [`GpuError::NoCuda`] on a machine without NVIDIA's driver, [`GpuError::NoGpu`] where there are fewer GPUs, or what CUDA answers.
+    /// [`GpuError::NoCuda`] on a machine without NVIDIA's driver, [`GpuError::NoGpu`] where there are fewer GPUs, or
+    /// what CUDA answers.
     pub fn open(ordinal: usize) -> Result<Self, Error> {
         let (device, info) = find(ordinal)?;
         Ok(Self { context: Arc::new(Context::open(device, info)?) })
@@ -51,7 +52,8 @@ impl Gpu {
             return Err(GpuError::NoPeer { from, to }.into());
         }
         let _current = self.context.enter().map_err(GpuError::from)?;
-        // SAFETY: the other context is retained. It stays reachable as long as either context lives, which hurts nobody.
+        // SAFETY: the other context is retained. It stays reachable as long as either context lives, which hurts
+        // nobody.
         let answer = unsafe { cuda!(cuCtxEnablePeerAccess(other.context.context, 0)) };
         match answer {
             Err(error) if error.code == sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED as u32 => Ok(()),

@@ -26,7 +26,8 @@ pub struct GpuInfo {
     pub coherent: bool,
     /// Which kernels see what a NIC writes into its memory in the order in which it was written.
     pub rdma_writes_ordering: RdmaWritesOrdering,
-    /// Whether the CPU can have running kernels see what a NIC has written: [`Gpu::flush_rdma_writes`](super::Gpu::flush_rdma_writes).
+    /// Whether the CPU can have running kernels see what a NIC has written:
+    /// [`Gpu::flush_rdma_writes`](super::Gpu::flush_rdma_writes).
     pub rdma_flush: bool,
 }
 

@@ -84,18 +84,19 @@ pub struct Running {
 }
 
 impl Kernel {
-    /// Launches the kernel on a stream, with a copy of these arguments. Number and sizes of arguments are checked where the driver tells them
-    /// ([`takes`](Self::takes)).
+    /// Launches the kernel on a stream, with a copy of these arguments. Number and sizes of arguments are checked where
+    /// the driver tells them ([`takes`](Self::takes)).
     ///
     /// # Errors
-    /// [`GpuError::Arguments`], [`GpuError::ForeignStream`], or [`GpuError::Launch`] with CUDA's answer: the kernel does not run.
-    /// [`GpuError::KernelFailed`]: it ran, and is over.
+    /// [`GpuError::Arguments`], [`GpuError::ForeignStream`], or [`GpuError::Launch`] with CUDA's answer: the kernel
+    /// does not run. [`GpuError::KernelFailed`]: it ran, and is over.
     ///
     /// # Safety
     /// - The kernel takes arguments of these types, and does what it may do with them.
-    /// - Everything that it reaches through them (mapped queues, GPU memory, pinned memory, watchdogs, registered regions) stays as it is until
-    ///   [`is_done`](Running::is_done): none of it is unmapped, dropped or used by another kernel or the CPU in a way that the kernel does
-    ///   not expect. That holds after [`GpuError::KernelHangs`], too.
+    /// - Everything that it reaches through them (mapped queues, GPU memory, pinned memory, watchdogs, registered
+    ///   regions) stays as it is until [`is_done`](Running::is_done): none of it is unmapped, dropped or used by
+    ///   another kernel or the CPU in a way that the kernel does not expect. That holds after
+    ///   [`GpuError::KernelHangs`], too.
     /// - One kernel at a time drives a ring, unless the kernels share it knowingly.
     pub unsafe fn launch(&self, stream: &Stream, shape: Shape, args: impl KernelArgs) -> Result<Running, Error> {
         let mut args = args;
@@ -135,7 +136,8 @@ impl Kernel {
         let module = ManuallyDrop::new(self.module.clone());
         let running = Running { kernel: self.name.clone(), launched, end, module };
         if let Err(source) = running.end.record(stream) {
-            // Nobody will be able to tell when it is over; so it is over before anybody hears of this, or the context has died with it.
+            // Nobody will be able to tell when it is over; so it is over before anybody hears of this, or the context
+            // has died with it.
             let raw = stream.raw();
             // SAFETY: the stream lives.
             let _ = unsafe { cuda!(cuStreamSynchronize(raw)) };
@@ -162,8 +164,9 @@ impl Running {
     /// Waits until the kernel, which was given this watchdog, is over, or should be.
     ///
     /// # Errors
-    /// [`GpuError::KernelTimedOut`] if the kernel ended because it had waited in vain, [`GpuError::KernelHangs`] if it runs on for longer than the
-    /// watchdog's time and [grace](Watchdog::grace), counted from its launch, or [`GpuError::KernelFailed`].
+    /// [`GpuError::KernelTimedOut`] if the kernel ended because it had waited in vain, [`GpuError::KernelHangs`] if it
+    /// runs on for longer than the watchdog's time and [grace](Watchdog::grace), counted from its launch, or
+    /// [`GpuError::KernelFailed`].
     pub fn wait_watched(&self, watchdog: &Watchdog) -> Result<(), Error> {
         let timeout = watchdog.timeout();
         let patience = timeout.saturating_add(watchdog.grace());

@@ -15,7 +15,8 @@ use crate::shared::cq::{CompletionTarget, CqShared, Target};
 use efa_io::handle::{CompletionRingHandle, CounterHandle, RecvRingHandle, SendRingHandle};
 use std::sync::Arc;
 
-/// What can be mapped into a GPU: [`GpuSendQueue`], [`GpuRecvQueue`], [`GpuCompletionQueue`] and [`CompletionCounter`]. Sealed.
+/// What can be mapped into a GPU: [`GpuSendQueue`], [`GpuRecvQueue`], [`GpuCompletionQueue`] and [`CompletionCounter`].
+/// Sealed.
 #[expect(private_bounds, reason = "sealed")]
 pub trait Mappable: Places {
     /// What a kernel takes as its argument.
@@ -99,10 +100,11 @@ impl Places for CompletionCounter {
     }
 }
 
-/// A queue or counter that a GPU reaches. The queue is in here for as long: nobody else posts to it, or gives it away, meanwhile.
+/// A queue or counter that a GPU reaches. The queue is in here for as long: nobody else posts to it, or gives it away,
+/// meanwhile.
 ///
-/// What kernels know of it they forget before it is [unmapped](Self::unmap) or dropped; that is part of what launching one
-/// [asks](super::Kernel::launch).
+/// What kernels know of it they forget before it is [unmapped](Self::unmap) or dropped; that is part of what launching
+/// one [asks](super::Kernel::launch).
 pub struct Mapped<Q: Mappable> {
     // Dropped in this order: the pages are unregistered while they are there.
     pages: [Option<Pages>; 2],
@@ -126,7 +128,8 @@ impl<Q> From<MapRefused<Q>> for Error {
 }
 
 impl Gpu {
-    /// Registers a queue's ring and doorbell with CUDA, or a counter's words, so that kernels reach them. A queue is mapped into one GPU.
+    /// Registers a queue's ring and doorbell with CUDA, or a counter's words, so that kernels reach them. A queue is
+    /// mapped into one GPU.
     ///
     /// # Errors
     /// With the queue: [`GpuError::IoMemory`](super::GpuError::IoMemory) if CUDA does not take the NIC's own memory, or
@@ -146,8 +149,8 @@ impl Gpu {
 }
 
 impl<Q: Mappable> Mapped<Q> {
-    /// What a kernel needs to know of the queue, with addresses as the GPU sees them. Counters in it are those of the hand-over: a kernel that goes on
-    /// where another has stopped is told so by the caller.
+    /// What a kernel needs to know of the queue, with addresses as the GPU sees them. Counters in it are those of the
+    /// hand-over: a kernel that goes on where another has stopped is told so by the caller.
     pub fn handle(&self) -> Q::Handle {
         self.queue.handle_at([0, 1].map(|i: usize| self.pages[i].as_ref().map_or(0, Pages::device_addr)))
     }

@@ -9,14 +9,16 @@ use cudarc::driver::sys;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 
-/// What memory is allocated, and exported, in units of: the largest page of a host that runs CUDA. So an export shows nothing else's bytes.
+/// What memory is allocated, and exported, in units of: the largest page of a host that runs CUDA. So an export shows
+/// nothing else's bytes.
 const GRANULE: u64 = 64 << 10;
 /// The GPU's own large page: from this size on, memory is made of whole ones.
 const LARGE: u64 = 2 << 20;
 
 /// Memory on a GPU, zeroed when it was allocated. Clones are the same memory; it is freed when the last is gone.
 ///
-/// Copies are made by the GPU's copy engines, on streams of their own: they do not wait for kernels, nor kernels for them.
+/// Copies are made by the GPU's copy engines, on streams of their own: they do not wait for kernels, nor kernels for
+/// them.
 #[derive(Clone)]
 pub struct GpuMemory {
     inner: Arc<Allocation>,
@@ -75,7 +77,8 @@ fn allocate(bytes: u64) -> Result<u64, CudaError> {
 impl Drop for Allocation {
     fn drop(&mut self) {
         let freed = self.context.enter().and_then(|_current| {
-            // SAFETY: it was allocated, and nobody can name it any more; kernels that know the address are over, which launching them asked for.
+            // SAFETY: it was allocated, and nobody can name it any more; kernels that know the address are over, which
+            // launching them asked for.
             unsafe { cuda!(cuMemFree_v2(self.base)) }
         });
         log("freeing GPU memory", freed);
@@ -136,8 +139,8 @@ impl GpuMemory {
         Ok(bytes)
     }
 
-    /// Exports the memory as a DMA-BUF, whose first byte is that of the memory. It has whole granules of 64 KiB, or 2 MiB. Keep the memory as long
-    /// as anybody uses it.
+    /// Exports the memory as a DMA-BUF, whose first byte is that of the memory. It has whole granules of 64 KiB, or 2
+    /// MiB. Keep the memory as long as anybody uses it.
     ///
     /// # Errors
     /// [`GpuError::NoDmabuf`], or what CUDA answers.
@@ -158,7 +161,8 @@ impl GpuMemory {
             // SAFETY: CUDA has just opened it, for us.
             check("cuMemGetHandleForAddressRange", answer).map(|()| unsafe { OwnedFd::from_raw_fd(fd) })
         };
-        // Where processor and GPU share page tables, CUDA exports addresses of the link between the two unless asked for those on the PCI bus.
+        // Where processor and GPU share page tables, CUDA exports addresses of the link between the two unless asked
+        // for those on the PCI bus.
         let pcie = sys::CUmemRangeFlags_enum::CU_MEM_RANGE_FLAG_DMA_BUF_MAPPING_TYPE_PCIE as u64;
         if context.info.coherent
             && let Ok(fd) = export(pcie)

@@ -1,7 +1,8 @@
 //! GPUs: queues, memory and kernels on them.
 //!
-//! A queue that was given to a GPU (`into_gpu()`) is [mapped](Gpu::map) into it, so that kernels reach its ring; memory on the GPU is
-//! [allocated](Gpu::allocate) and registered with a NIC; kernels are [loaded](Gpu::load), [launched](Kernel::launch) and watched over.
+//! A queue that was given to a GPU (`into_gpu()`) is [mapped](Gpu::map) into it, so that kernels reach its ring; memory
+//! on the GPU is [allocated](Gpu::allocate) and registered with a NIC; kernels are [loaded](Gpu::load),
+//! [launched](Kernel::launch) and watched over.
 //!
 //! ```no_run
 //! use efa_direct::cuda::{Gpu, Shape};
@@ -29,7 +30,8 @@
 //! # Ok::<(), efa_direct::Error>(())
 //! ```
 //!
-//! CUDA's driver is loaded when the first GPU is opened: a program with this module builds, and starts, where there is none.
+//! CUDA's driver is loaded when the first GPU is opened: a program with this module builds, and starts, where there is
+//! none.
 //!
 //! | noun | type |
 //! | --- | --- |
@@ -39,15 +41,17 @@
 //! | kernel | [`Module`], [`Kernel`], [`Shape`], [`Stream`], [`Running`], [`Watchdog`] |
 //! | what goes wrong | [`GpuError`], [`CudaError`] |
 //!
-//! CUDA may wait for running kernels when memory is allocated, freed, mapped or unmapped, when kernels are loaded, and in functions of other libraries. While
-//! a kernel runs that waits for the program, do none of that; copies to and from [`GpuMemory`], launches and waiting are free of it.
+//! CUDA may wait for running kernels when memory is allocated, freed, mapped or unmapped, when kernels are loaded, and
+//! in functions of other libraries. While a kernel runs that waits for the program, do none of that; copies to and from
+//! [`GpuMemory`], launches and waiting are free of it.
 //!
 //! A kernel that has seen a completion sees the bytes that it stands for, in memory of its GPU too, if the GPU
 //! [orders](Gpu::rdma_writes_ordering) what NICs write. Where it does not, a GPU has either rings and counters of a NIC
 //! that its kernels poll, or memory that a NIC writes: what comes second is refused with [`GpuError::Unordered`], which
 //! says what to do. Bytes in another GPU's memory nobody checks: see there.
 //!
-//! What a kernel does nobody can check, so launching one is `unsafe`; its documentation says what the caller vouches for. Everything else is safe.
+//! What a kernel does nobody can check, so launching one is `unsafe`; its documentation says what the caller vouches
+//! for. Everything else is safe.
 
 mod arrivals;
 mod context;

@@ -14,7 +14,8 @@ const LOG: usize = 16 << 10;
 /// The CUDA release whose driver first told what arguments a kernel takes.
 const TELLS_ARGUMENTS: (u32, u32) = (12, 4);
 
-/// Kernels that were loaded together. Clones are the same module; it is unloaded when the last of them, and of its kernels, is gone.
+/// Kernels that were loaded together. Clones are the same module; it is unloaded when the last of them, and of its
+/// kernels, is gone.
 #[derive(Clone)]
 pub struct Module {
     inner: Arc<Loaded>,
@@ -53,10 +54,11 @@ fn choose(gpu: u32, kernels: &[(u32, impl AsRef<str>)]) -> Result<(u32, &str), G
 }
 
 impl Gpu {
-    /// Loads kernels from PTX: of these texts, each with its architecture (90 for `sm_90`), that of the newest which the GPU runs. A build script with
-    /// `efa-gpu-builder` makes such a list: `include!(env!("KERNELS_PTX"))`.
+    /// Loads kernels from PTX: of these texts, each with its architecture (90 for `sm_90`), that of the newest which
+    /// the GPU runs. A build script with `efa-gpu-builder` makes such a list: `include!(env!("KERNELS_PTX"))`.
     ///
-    /// CUDA may put off the loading of a kernel until it is first asked for or launched (`CUDA_MODULE_LOADING=EAGER` keeps it from that).
+    /// CUDA may put off the loading of a kernel until it is first asked for or launched (`CUDA_MODULE_LOADING=EAGER`
+    /// keeps it from that).
     ///
     /// # Errors
     /// [`GpuError::NoArchitecture`], or [`GpuError::Compile`] with what the driver's compiler says.
@@ -73,7 +75,8 @@ impl Gpu {
         let mut options = [Jit::CU_JIT_ERROR_LOG_BUFFER, Jit::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
         let mut values: [*mut c_void; 2] = [text.as_mut_ptr().cast(), LOG as *mut c_void];
         let mut raw = std::ptr::null_mut();
-        // SAFETY: the image ends with a zero; the options are two, of which the second is the length of the first; all are valid for the call.
+        // SAFETY: the image ends with a zero; the options are two, of which the second is the length of the first; all
+        // are valid for the call.
         let loaded = unsafe {
             cuda!(cuModuleLoadDataEx(&mut raw, image.as_ptr().cast(), 2, options.as_mut_ptr(), values.as_mut_ptr()))
         };

@@ -8,8 +8,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum RdmaWritesOrdering {
-    /// None, until the CPU has [flushed](super::Gpu::flush_rdma_writes) or launched another kernel. Also what a driver cannot
-    /// tell.
+    /// None, until the CPU has [flushed](super::Gpu::flush_rdma_writes) or launched another kernel. Also what a driver
+    /// cannot tell.
     None,
     /// Those of the GPU whose memory it is.
     Owner,

@@ -1,7 +1,8 @@
 //! Pages of this process that GPUs reach.
 //!
-//! CUDA registers a page once (`cuMemHostRegister`), for all GPUs of the process, and refuses a second time. Rings and doorbells share pages, so
-//! what is registered is counted here: a range takes the pages of those that are there, and registers the rest.
+//! CUDA registers a page once (`cuMemHostRegister`), for all GPUs of the process, and refuses a second time. Rings and
+//! doorbells share pages, so what is registered is counted here: a range takes the pages of those that are there, and
+//! registers the rest.
 
 use super::context::Context;
 use super::driver::{cuda, log};
@@ -24,7 +25,8 @@ pub(crate) struct Bytes {
 pub(crate) enum Kind {
     /// Ordinary memory that the GPU writes.
     Written,
-    /// Ordinary memory that the GPU only reads. libefa maps completion rings so that this process cannot write them, either.
+    /// Ordinary memory that the GPU only reads. libefa maps completion rings so that this process cannot write them,
+    /// either.
     Read,
     /// Device memory, or a device's register.
     Device,
@@ -37,8 +39,8 @@ impl Kind {
         match self {
             Self::Written => &[ORDINARY],
             Self::Read => &[ORDINARY, ORDINARY | sys::CU_MEMHOSTREGISTER_READ_ONLY],
-            // A device in software under the vendor's library has ordinary memory in the place of its own. Real device memory cannot be had so: the
-            // kernel pins only memory that has pages.
+            // A device in software under the vendor's library has ordinary memory in the place of its own. Real device
+            // memory cannot be had so: the kernel pins only memory that has pages.
             Self::Device => &[ORDINARY | sys::CU_MEMHOSTREGISTER_IOMEMORY, ORDINARY],
         }
     }

@@ -11,8 +11,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-/// Host memory that a GPU reaches (pinned, mapped), zeroed when it was allocated. Both sides may touch it at any time, so it is copied, never
-/// referenced.
+/// Host memory that a GPU reaches (pinned, mapped), zeroed when it was allocated. Both sides may touch it at any time,
+/// so it is copied, never referenced.
 ///
 /// A program that lets a kernel wait for a word of it, or waits for one of a kernel's, uses a [`PinnedWords`].
 pub struct PinnedMemory {
@@ -128,7 +128,8 @@ impl std::ops::Deref for PinnedWords {
     type Target = [AtomicU32];
 
     fn deref(&self) -> &[AtomicU32] {
-        // SAFETY: as many words, aligned to a page, zeroed once and only accessed atomically since; they live as long as `self`.
+        // SAFETY: as many words, aligned to a page, zeroed once and only accessed atomically since; they live as long
+        // as `self`.
         unsafe { std::slice::from_raw_parts(self.memory.ptr.as_ptr().cast(), self.memory.len / 4) }
     }
 }
@@ -136,7 +137,8 @@ impl std::ops::Deref for PinnedWords {
 impl Drop for PinnedMemory {
     fn drop(&mut self) {
         let freed = self.context.enter().and_then(|_current| {
-            // SAFETY: it was allocated, and nobody can name it any more; kernels that know the address are over, which launching them asked for.
+            // SAFETY: it was allocated, and nobody can name it any more; kernels that know the address are over, which
+            // launching them asked for.
             unsafe { cuda!(cuMemFreeHost(self.ptr.as_ptr().cast())) }
         });
         log("freeing pinned memory", freed);

@@ -19,7 +19,8 @@ use std::sync::Arc;
 ///
 /// A NIC reads and writes it on the GPU. A software device does through CUDA, while kernels run.
 ///
-/// Dropping it deregisters: the device does not touch the memory any more, and a request that is still under way towards it fails with a status.
+/// Dropping it deregisters: the device does not touch the memory any more, and a request that is still under way
+/// towards it fails with a status.
 #[derive(Debug)]
 pub struct GpuRegion {
     // Dropped in this order: the memory stays until it is deregistered.
@@ -30,8 +31,8 @@ pub struct GpuRegion {
 }
 
 impl ProtectionDomain {
-    /// Registers bytes of GPU memory. A NIC gets them as a DMA-BUF or, if that does not go, by their address, which takes a peer-memory module
-    /// (`nvidia_peermem`).
+    /// Registers bytes of GPU memory. A NIC gets them as a DMA-BUF or, if that does not go, by their address, which
+    /// takes a peer-memory module (`nvidia_peermem`).
     ///
     /// # Errors
     /// The range passes the end, or [`Error::ExternalMemory`] with what came of both attempts.

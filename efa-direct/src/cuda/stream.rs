@@ -8,8 +8,8 @@ use crate::error::Error;
 use cudarc::driver::sys;
 use std::sync::Arc;
 
-/// Kernels launched on one stream run one after the other; those of several run together. A stream does not wait for CUDA's default stream, nor that
-/// for it.
+/// Kernels launched on one stream run one after the other; those of several run together. A stream does not wait for
+/// CUDA's default stream, nor that for it.
 ///
 /// Dropping it does not wait for what runs on it.
 pub struct Stream {
@@ -23,7 +23,8 @@ pub(super) struct Event {
     context: Arc<Context>,
 }
 
-// SAFETY: CUDA's functions may be called from any thread, for any object, but for destroying one, which takes the only handle there is.
+// SAFETY: CUDA's functions may be called from any thread, for any object, but for destroying one, which takes the only
+// handle there is.
 unsafe impl Send for Stream {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Stream {}

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 /// What a kernel gets along so that it does not wait for ever: its time, and a place to say what it waited for in vain.
 ///
-/// A kernel hands the [`handle`](Self::handle) to `efa_gpu_device::Watchdog`, whose deadline counts from the kernel's start; the host waits with
-/// [`Running::wait_watched`](super::Running::wait_watched). One kernel at a time has a watchdog.
+/// A kernel hands the [`handle`](Self::handle) to `efa_gpu_device::Watchdog`, whose deadline counts from the kernel's
+/// start; the host waits with [`Running::wait_watched`](super::Running::wait_watched). One kernel at a time has a
+/// watchdog.
 #[derive(Debug)]
 pub struct Watchdog {
     /// A [`TimeoutReport`].
@@ -43,8 +44,8 @@ impl Watchdog {
         self.timeout
     }
 
-    /// How much longer the host waits for a kernel that should have given up; 5 s unless set. In this time a kernel has to find a place on the GPU,
-    /// and end.
+    /// How much longer the host waits for a kernel that should have given up; 5 s unless set. In this time a kernel has
+    /// to find a place on the GPU, and end.
     pub fn grace(&self) -> Duration {
         self.grace
     }

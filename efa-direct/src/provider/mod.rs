@@ -1,9 +1,11 @@
 //! The control path: whoever creates objects.
 //!
-//! Creating a queue pair happens once, posting happens millions of times a second. So a provider creates objects and hands back
-//! [`RawRing`]s; posting and polling over them is one piece of code for every provider and never comes back here.
+//! Creating a queue pair happens once, posting happens millions of times a second. So a provider creates objects and
+//! hands back [`RawRing`]s; posting and polling over them is one piece of code for every provider and never comes back
+//! here.
 //!
-//! Two providers are part of this crate: `soft.rs` over `efa-soft`, and `verbs/` over `efa-sys`, that is libibverbs and libefa.
+//! Two providers are part of this crate: `soft.rs` over `efa-soft`, and `verbs/` over `efa-sys`, that is libibverbs and
+//! libefa.
 
 #[cfg(feature = "soft")]
 pub(crate) mod soft;
@@ -104,7 +106,8 @@ pub struct RawExternalCq {
 
 /// Where a completion queue's events arrive.
 pub trait EventSource: Send + Sync {
-    /// Waits for an event at most `timeout`, and takes it; whether one came. A signal may end it early: callers look at the clock.
+    /// Waits for an event at most `timeout`, and takes it; whether one came. A signal may end it early: callers look at
+    /// the clock.
     ///
     /// # Errors
     /// The operating system refused.
@@ -183,14 +186,15 @@ pub struct RawQp {
 
 /// One opened device: creates and destroys objects.
 ///
-/// Destroying takes no answer. Objects are destroyed in the right order by construction, so a refusal would be a bug of the
-/// provider, which logs it.
+/// Destroying takes no answer. Objects are destroyed in the right order by construction, so a refusal would be a bug of
+/// the provider, which logs it.
 ///
 /// # Safety
-/// Once [`deregister`](Self::deregister) has ended, nobody accesses the bytes of that registration any more, whatever else has happened to the device, or
-/// they are owned ones and their owner is kept for good; nor those of one that [`register`](Self::register) or [`register_external`](Self::register_external) refused. Unwinding is an end, too: where code of others
-/// runs inside, such as what listens to `tracing`, the memory is taken back by a guard. Before that, what runs in this program accesses them as `AtomicU8`
-/// only (`efa_memory` does).
+/// Once [`deregister`](Self::deregister) has ended, nobody accesses the bytes of that registration any more, whatever
+/// else has happened to the device, or they are owned ones and their owner is kept for good; nor those of one that
+/// [`register`](Self::register) or [`register_external`](Self::register_external) refused. Unwinding is an end, too:
+/// where code of others runs inside, such as what listens to `tracing`, the memory is taken back by a guard. Before
+/// that, what runs in this program accesses them as `AtomicU8` only (`efa_memory` does).
 pub unsafe trait Provider: Send + Sync + 'static {
     /// Returns the name that the device was opened by.
     fn name(&self) -> &str;
@@ -213,7 +217,8 @@ pub unsafe trait Provider: Send + Sync + 'static {
     /// The device refused.
     fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<Registration, Error>;
 
-    /// Registers memory that this process cannot touch, in one of the ways that it comes with. The registration keeps its owner.
+    /// Registers memory that this process cannot touch, in one of the ways that it comes with. The registration keeps
+    /// its owner.
     ///
     /// # Errors
     /// The device refused, or cannot, which is what this provided method says.
@@ -231,8 +236,8 @@ pub unsafe trait Provider: Send + Sync + 'static {
     /// The device refused.
     fn create_cq(&self, request: CqAttributes) -> Result<RawCq, Error>;
 
-    /// Creates a completion queue in memory that this process cannot touch: one ring, without doorbell. `owner` is kept until it is destroyed, and for
-    /// good if that fails.
+    /// Creates a completion queue in memory that this process cannot touch: one ring, without doorbell. `owner` is kept
+    /// until it is destroyed, and for good if that fails.
     ///
     /// # Errors
     /// The device refused, or cannot, which is what this provided method says.
@@ -287,8 +292,9 @@ pub unsafe trait Provider: Send + Sync + 'static {
         Err(Error::Control(ControlError::Unsupported("completion counters")))
     }
 
-    /// Creates a completion counter in memory that this process cannot touch: its two numbers are so many bytes from the beginning of a DMA-BUF. Gives
-    /// the provider's number of it. `owner` is kept until it is destroyed, and for good if that fails.
+    /// Creates a completion counter in memory that this process cannot touch: its two numbers are so many bytes from
+    /// the beginning of a DMA-BUF. Gives the provider's number of it. `owner` is kept until it is destroyed, and for
+    /// good if that fails.
     ///
     /// # Errors
     /// The device refused, or cannot, which is what this provided method says.
@@ -331,9 +337,9 @@ pub unsafe trait Provider: Send + Sync + 'static {
         None
     }
 
-    /// Returns `true` if a kernel that has seen a completion sees the bytes that it stands for in GPU memory, on every GPU
-    /// and without a flush: the device writes them by a copy that CUDA has finished before it writes the completion.
-    /// Software devices do; a NIC's writes are as ordered as the GPU says.
+    /// Returns `true` if a kernel that has seen a completion sees the bytes that it stands for in GPU memory, on every
+    /// GPU and without a flush: the device writes them by a copy that CUDA has finished before it writes the
+    /// completion. Software devices do; a NIC's writes are as ordered as the GPU says.
     fn orders_gpu_writes(&self) -> bool {
         false
     }

@@ -146,8 +146,8 @@ fn raw_wq(wq: &WqInfo) -> Result<RawRing, Error> {
     raw_ring(&wq.ring, 0, Some((&wq.doorbell, wq.doorbell_offset)), wq.entries, wq.entry_size)
 }
 
-/// Memory that is only borrowed, or another's. It is taken back here rather than trusted to the device, which safe code can reach
-/// ([`Port::with`]) and put aside.
+/// Memory that is only borrowed, or another's. It is taken back here rather than trusted to the device, which safe code
+/// can reach ([`Port::with`]) and put aside.
 struct Lent {
     len: usize,
     memory: RwLock<Option<Arc<dyn Backing>>>,
@@ -169,8 +169,8 @@ impl Lent {
     }
 }
 
-/// Takes lent memory back when it goes, also when it goes because something unwinds: what stands behind a [`Port`], and what listens to `tracing`, is
-/// anybody's code.
+/// Takes lent memory back when it goes, also when it goes because something unwinds: what stands behind a [`Port`], and
+/// what listens to `tracing`, is anybody's code.
 struct TakeBack<'l>(&'l Lent);
 
 impl Drop for TakeBack<'_> {
@@ -222,9 +222,9 @@ impl Drop for SoftEvents {
     }
 }
 
-// SAFETY: bytes with an owner are kept alive by the `HostMemory` that the device has of them. All others are `Lent`, and a `TakeBack` takes them from the
-// device when `deregister` ends, and when `lend` ends without success, in whatever way they end; no access is under way then, since it holds the lock
-// that taking back waits for.
+// SAFETY: bytes with an owner are kept alive by the `HostMemory` that the device has of them. All others are `Lent`,
+// and a `TakeBack` takes them from the device when `deregister` ends, and when `lend` ends without success, in whatever
+// way they end; no access is under way then, since it holds the lock that taking back waits for.
 unsafe impl Provider for Soft {
     fn name(&self) -> &str {
         &self.name
@@ -246,7 +246,8 @@ unsafe impl Provider for Soft {
         let addr = range.ptr.as_ptr() as u64;
         let (len, owned) = (range.len, range.owner.is_some());
         // SAFETY: the bytes live as long as their owner, which this value keeps; or if they are borrowed, until
-        // `deregister`, which drops this value. `region.rs` accesses them as atomic bytes and gives out no reference to them.
+        // `deregister`, which drops this value. `region.rs` accesses them as atomic bytes and gives out no reference to
+        // them.
         let memory = unsafe { HostMemory::from_raw(range.ptr, len, range.owner) };
         if owned {
             let keys = self.call(|device| device.register(pd, Arc::new(memory), addr, access))?;

@@ -10,7 +10,8 @@ pub(crate) struct DomainShared {
     pub(crate) provider: Arc<dyn Provider>,
     /// The provider's number.
     pub(crate) pd: u32,
-    /// The process's number, by which requests of another domain are refused: no two domains have the same one, across devices.
+    /// The process's number, by which requests of another domain are refused: no two domains have the same one, across
+    /// devices.
     pub(crate) tag: u32,
 }
 

@@ -87,8 +87,9 @@ impl Drop for Unwanted<'_> {
     }
 }
 
-/// Has the provider create a queue pair whose number is free in both completion queues: a device may give out that of one which is gone while completions
-/// of it lie unpolled. Such a queue pair is put aside until there is one of another number.
+/// Has the provider create a queue pair whose number is free in both completion queues: a device may give out that of
+/// one which is gone while completions of it lie unpolled. Such a queue pair is put aside until there is one of another
+/// number.
 pub(crate) fn create_with_free_number<'p>(
     provider: &'p dyn Provider,
     request: QpAttributes,

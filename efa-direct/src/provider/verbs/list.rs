@@ -70,7 +70,8 @@ fn missing(facts: &Facts) -> Vec<String> {
     missing
 }
 
-/// The speed of a port: lanes times the speed of each (tables of the InfiniBand specification, `ib_verbs.h` of the kernel).
+/// The speed of a port: lanes times the speed of each (tables of the InfiniBand specification, `ib_verbs.h` of the
+/// kernel).
 fn gigabits(port: &ibv_port_attr) -> Option<u32> {
     let lanes = match port.active_width {
         1 => 1,

@@ -1,7 +1,8 @@
 //! EFA devices, by libibverbs and libefa.
 //!
-//! Objects are the libraries' own; their rings are where libefa says (`efadv_query_qp_wqs`, `efadv_query_cq`), and are posted to and polled by
-//! this crate alone: nothing here calls the vendor's `ibv_post_send` or `ibv_poll_cq`, which keep counters of their own.
+//! Objects are the libraries' own; their rings are where libefa says (`efadv_query_qp_wqs`, `efadv_query_cq`), and are
+//! posted to and polled by this crate alone: nothing here calls the vendor's `ibv_post_send` or `ibv_poll_cq`, which
+//! keep counters of their own.
 
 mod facts;
 #[cfg(test)]

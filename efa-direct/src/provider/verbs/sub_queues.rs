@@ -1,8 +1,9 @@
 //! How many rings a completion queue consists of.
 //!
-//! The oldest EFA devices (0xefa0) have several sub-queues in one completion queue, one after the other in one mapping (`create_cq` in
-//! rdma-core's `providers/efa/verbs.c`). libefa tells the place of the first and the entries of each (`efadv_query_cq`), not their number. The
-//! mapping's length does: it is entry size times entries times sub-queues, rounded up to whole pages.
+//! The oldest EFA devices (0xefa0) have several sub-queues in one completion queue, one after the other in one mapping
+//! (`create_cq` in rdma-core's `providers/efa/verbs.c`). libefa tells the place of the first and the entries of each
+//! (`efadv_query_cq`), not their number. The mapping's length does: it is entry size times entries times sub-queues,
+//! rounded up to whole pages.
 
 use std::fs;
 
@@ -13,8 +14,8 @@ pub(super) fn page_bytes() -> u64 {
     u64::try_from(bytes).unwrap_or(4096)
 }
 
-/// How many rings of `ring_bytes`, whole pages, there are in the mapping that begins at `addr`. Asked for the first completion queue of a
-/// device, while no other mapping of it exists that the kernel could have joined with this one.
+/// How many rings of `ring_bytes`, whole pages, there are in the mapping that begins at `addr`. Asked for the first
+/// completion queue of a device, while no other mapping of it exists that the kernel could have joined with this one.
 pub(super) fn count(addr: u64, ring_bytes: u64) -> u64 {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let bytes = mapped_from(&maps, addr).unwrap_or_else(|| {
