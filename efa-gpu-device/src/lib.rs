@@ -1,11 +1,11 @@
 //! EFA queues for GPU kernels.
 //!
 //! A kernel builds a work request in its registers, stores it into the NIC's ring, rings the doorbell and polls for the
-//! completion: no processor has a part in it. The host makes the queues, and hands them over as `into_gpu()` of
-//! `efa-direct` gives them: a [`SendRingHandle`](efa_io::SendRingHandle) and a
-//! [`CompletionRingHandle`](efa_io::CompletionRingHandle), plain data that a kernel takes as arguments.
+//! completion, without any CPU. The host creates the queues, and hands them over with `into_gpu()` of `efa-direct`: as
+//! a [`SendRingHandle`](efa_io::SendRingHandle) and a [`CompletionRingHandle`](efa_io::CompletionRingHandle), plain
+//! data that a kernel takes as arguments.
 //!
-//! Who posts to a queue is chosen by its type, since each way has another price:
+//! The type of a queue says who posts to it, since each way has another price:
 //!
 //! | type | who posts | what it takes |
 //! | --- | --- | --- |
@@ -14,19 +14,25 @@
 //! | [`SharedSendQueue`] | any number of threads, warps and blocks | counters in memory; atomics for each post; one doorbell for as many as come meanwhile |
 //! | [`RecvQueue`] | one thread | counters in registers; one fence for each doorbell |
 //!
-//! What is done a [`CompletionQueue`] tells, polled by one thread or a warp, or a [`CompletionCounter`], without a word
-//! about which.
+//! A [`CompletionQueue`], polled by one thread or a warp, reports which requests are done; a [`CompletionCounter`]
+//! reports how many.
 //!
 //! ```
 //! use efa_gpu_device::{CompletionQueue, Deadline, ThreadSendQueue, kernel};
 //! use efa_io::{CompletionRingHandle, Destination, RdmaWrite, SendRingHandle};
 //!
-//! /// Writes, and says how it went: a [`Status`](efa_io::Status), or nothing if there was no room, or no answer within a second.
+//! /// Writes, and stores the [`Status`](efa_io::Status); nothing if there was no room, or no answer within a second.
 //! ///
 //! /// # Safety
 //! /// One thread; the queues were handed over to it, and `status` is valid for writes.
 //! #[kernel]
-//! pub unsafe fn write(sq: SendRingHandle, cq: CompletionRingHandle, to: Destination, request: RdmaWrite, status: *mut u32) {
+//! pub unsafe fn write(
+//!     sq: SendRingHandle,
+//!     cq: CompletionRingHandle,
+//!     to: Destination,
+//!     request: RdmaWrite,
+//!     status: *mut u32,
+//! ) {
 //!     let Some(mut sq) = (unsafe { ThreadSendQueue::<8>::new(&sq) }) else { return };
 //!     let Some(mut cq) = (unsafe { CompletionQueue::new(&cq) }) else { return };
 //!     if sq.post(to, &request, 7).is_ok() {
@@ -39,19 +45,19 @@
 //! }
 //! ```
 //!
-//! A kernel that takes handles by value has them in constant memory: they cost no registers. Several requests are
-//! placed in fewer instructions by [`post_many`](ThreadSendQueue::post_many), and a warp takes most completions a
-//! second by [`poll_many_warp`](CompletionQueue::poll_many_warp).
+//! A kernel that takes handles by value has them in constant memory, where they cost no registers.
+//! [`post_many`](ThreadSendQueue::post_many) places several requests in fewer instructions, and
+//! [`poll_many_warp`](CompletionQueue::poll_many_warp) takes the most completions per second.
 //!
-//! What would overflow the ring or its completion queue is refused before a byte is written, and nothing is rung over
-//! `max_batch`: a queue counts what is outstanding, and only a completion that was polled,
+//! A request that would overflow the ring or its completion queue is refused before a byte is written, and `max_batch`
+//! is never exceeded. A queue counts its outstanding requests. Only a completion that was polled, and
 //! [released](ThreadSendQueue::release) once, makes room.
 //!
 //! # On the host
 //!
 //! The same source compiles for the host, where a kernel is a function, and queues work on the rings of a software
-//! device. Called as such, it runs as a lone thread. An [`Executor`](simt::Executor) runs it as a grid, with all its
-//! lanes, warps and blocks, and whatever runs beside it:
+//! device. A plain call runs it as a single thread. An [`Executor`](simt::Executor) runs it as a grid, with all its
+//! lanes, warps and blocks, together with other kernels:
 //!
 //! ```
 //! use efa_gpu_device::{simt::Executor, thread, warp};
@@ -68,23 +74,23 @@
 //! }
 //! ```
 //!
-//! Each seed interleaves the lanes in another way. What a GPU leaves undefined where lanes meet is reported, and so is
-//! a deadlock; stores take their time to where others see them, by the scopes of fences, so that a doorbell in front of
-//! its WQE is found.
+//! Each seed interleaves the lanes in another way. The executor reports deadlocks, and calls of lanes that are
+//! undefined on a GPU. It delays stores as the scopes of fences allow, so that a test finds a doorbell that overtakes
+//! its WQE.
 //!
 //! # Files
 //!
 //! | file | what is in it |
 //! | --- | --- |
-//! | `arch/` | what a GPU can do and a processor does otherwise: stores, fences, clocks, lanes |
-//! | `thread.rs`, `warp.rs` | who am I, and what do the others have |
+//! | `arch/` | stores, fences, clocks, lanes: GPU instructions, and what stands for them on the host |
+//! | `thread.rs`, `warp.rs` | this thread's place, fences, and what lanes do together |
 //! | `mem.rs` | memory that others see while a kernel runs |
 //! | `time.rs` | the clock and deadlines |
 //! | `watchdog.rs` | a kernel's time limit, and its report to the host |
 //! | `send/` | send queues by who posts |
 //! | `recv.rs` | receive queues |
 //! | `completion.rs`, `counter.rs` | completion queues and counters |
-//! | `simt/` | on the host only: the executor that runs kernels as a GPU would |
+//! | `simt/` | on the host only: the executor, which runs kernels as a GPU would |
 //!
 //! Unsafe code: `arch/` (instructions), `mem.rs`, `send/`, `recv.rs`, `completion.rs`, `counter.rs`, `watchdog.rs`
 //! (memory by the addresses that a kernel was given), `warp.rs` and `thread.rs` (what a whole warp, or block, has to

@@ -2,12 +2,13 @@
 //!
 //! | file | what its kernels do |
 //! | --- | --- |
-//! | `measure.rs` | measure the queues: how long posting and polling take, by who does it |
+//! | `measure.rs` | measure how long posting and polling take, for each kind of queue |
 //! | `nic.rs` | the software NIC, `efa-gpu-nic` |
-//! | `ptx.rs` | none: where they are as PTX, for hosts |
-//! | `traffic.rs` | post whatever they are told, and write down what completes: what tests run |
+//! | `ptx.rs` | no kernels: finds their PTX, for hosts |
+//! | `traffic.rs` | post a list of jobs, and record what completes: for tests |
 //!
-//! Unsafe code: `measure.rs`, `nic.rs`, `traffic.rs` (kernels, which are given addresses), `lib.rs` (the trap of a panic).
+//! Unsafe code: `measure.rs`, `nic.rs`, `traffic.rs` (kernels, which are given addresses), `lib.rs` (the trap of a
+//! panic).
 
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, stdarch_nvptx))]

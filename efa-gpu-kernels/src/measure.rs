@@ -1,7 +1,7 @@
-//! Kernels that measure the queues: how long posting takes, by who posts.
+//! Kernels that measure how long posting and polling take.
 //!
-//! Nothing is behind the rings, so the kernels release without a completion what they post: they count on the host for rings that may be
-//! overwritten.
+//! No device is behind the rings, so the kernels release requests without a completion. The host must give them rings
+//! that may be overwritten.
 
 use efa_gpu_device::warp::{self, Warp};
 use efa_gpu_device::{
@@ -9,7 +9,7 @@ use efa_gpu_device::{
 };
 use efa_io::{CompletionRingHandle, Destination, Hints, Lkey, LocalBuf, RdmaWrite, RemoteBuf, SendRingHandle};
 
-/// What is posted, and where to, in words that host and kernel agree on.
+/// The requests to post and their destination, as a host passes them to a kernel.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Work {
@@ -37,7 +37,7 @@ impl Work {
         Destination { ah: self.ah as u16, qpn: self.qpn as u16, qkey: self.qkey }
     }
 
-    /// Request `i`, which differs from those around it, so that nothing is computed once and for all.
+    /// Returns request `i`, which differs from its neighbours, so that the compiler cannot compute it once for all.
     #[inline(always)]
     fn request(&self, i: u32) -> RdmaWrite {
         let at = u64::from(i) * 64;
@@ -48,7 +48,7 @@ impl Work {
     }
 }
 
-/// One thread posts `count` writes, `batch` to a doorbell; nanoseconds to `elapsed`.
+/// One thread posts `count` writes, `batch` to a doorbell. It stores the nanoseconds that this took in `elapsed`.
 ///
 /// # Safety
 /// A single thread, with the handle of a queue that is its own and whose ring nobody reads, and valid pointers.
@@ -58,7 +58,7 @@ pub unsafe fn post_thread(handle: SendRingHandle, work: *const Work, count: u32,
     unsafe { *elapsed = thread_posts(&handle, *work, count, batch, ThreadSendQueue::ring) };
 }
 
-/// The same without the fence that the NIC needs.
+/// [`post_thread`] without the fence that the NIC needs.
 ///
 /// # Safety
 /// As [`post_thread`].
@@ -68,7 +68,7 @@ pub unsafe fn post_unfenced(handle: SendRingHandle, work: *const Work, count: u3
     unsafe { *elapsed = thread_posts(&handle, *work, count, batch, |sq| sq.ring_unfenced()) };
 }
 
-/// Nanoseconds that it took; 0 if a request was refused.
+/// Posts, and returns the nanoseconds that it took; 0 if a request was refused.
 ///
 /// # Safety
 /// As [`post_thread`].
@@ -86,7 +86,7 @@ unsafe fn thread_posts(
     let (mut i, mut failed) = (0, false);
     while i < count && !failed {
         let posted = sq.post_many(batch, |ahead| {
-            // Not the same for all threads, as far as the compiler knows: real requests are not.
+            // Real requests differ between threads, so the compiler must not know that these do not.
             let number = i + ahead + thread::thread_idx_x();
             (work.to(), work.request(number), u64::from(number))
         });
@@ -99,7 +99,7 @@ unsafe fn thread_posts(
     if failed { 0 } else { globaltimer() - start }
 }
 
-/// One thread posts `count` writes, a doorbell for each; nanoseconds to `elapsed`.
+/// One thread posts `count` writes, a doorbell for each. It stores the nanoseconds that this took in `elapsed`.
 ///
 /// # Safety
 /// A single thread, with the handle of a queue that is its own and whose ring nobody reads, and valid pointers.
@@ -123,7 +123,8 @@ pub unsafe fn post_one(handle: SendRingHandle, work: *const Work, count: u32, el
     unsafe { *elapsed = if failed == 0 { globaltimer() - start } else { 0 } };
 }
 
-/// A warp posts `count` writes in each lane, `rounds` of them to a doorbell; nanoseconds to `elapsed`.
+/// A warp posts `count` writes in each lane, `rounds` of them to a doorbell. It stores the nanoseconds that this took
+/// in `elapsed`.
 ///
 /// # Safety
 /// One warp, with the handle of a queue that is its own and whose ring nobody reads, and valid pointers.
@@ -133,7 +134,7 @@ pub unsafe fn post_warp(handle: SendRingHandle, work: *const Work, count: u32, r
     unsafe { warp_posts(&handle, *work, count, rounds, elapsed) };
 }
 
-/// The same with many warps, each with a queue of its own.
+/// Many warps post as in [`post_warp`], each to a queue of its own.
 ///
 /// # Safety
 /// One warp in each block, with handles of queues that are its own and whose rings nobody reads, by block, and valid
@@ -176,8 +177,8 @@ unsafe fn warp_posts(handle: &SendRingHandle, work: Work, count: u32, rounds: u3
     }
 }
 
-/// Many warps post `count` writes in each lane to one queue; when each began and ended to `times`, by warp. The last block posts nothing: it takes
-/// the place of who polls completions, and gives the room of what is rung for back.
+/// Many warps post `count` writes in each lane to one queue, and store when each began and ended in `times`, by warp.
+/// The last block posts nothing: in the place of a poller it releases the room of what is rung for.
 ///
 /// # Safety
 /// Full warps, a handle and the state of its queue, which nobody else posts to and whose ring nobody reads, and valid
@@ -227,7 +228,8 @@ pub unsafe fn post_shared(
     }
 }
 
-/// One thread posts a write and waits for its completion, `count` times; nanoseconds to `elapsed`.
+/// One thread posts a write and waits for its completion, `count` times. It stores the nanoseconds that this took in
+/// `elapsed`.
 ///
 /// # Safety
 /// A single thread, with handles of queues that are its own, and valid pointers.
@@ -261,14 +263,15 @@ pub unsafe fn post_and_wait(
     unsafe { *elapsed = if good == count { globaltimer() - start } else { 0 } };
 }
 
-/// How long anything is waited for, in nanoseconds.
+/// Time limit of each kernel that waits, in nanoseconds.
 const PATIENCE: u64 = 1_000_000_000;
 
-/// A place of the queue between a kernel and a proxy: 64 bytes. The first word is the number of the request that it holds, plus 1.
+/// Words of a place in the queue between a kernel and a proxy: 64 bytes. The first word is the number of the request in
+/// it, plus 1.
 pub const FIFO_WORDS: usize = 8;
 
-/// The same by way of a proxy: a thread of the host takes requests from a queue in host memory and posts them. `batch` requests are handed over
-/// before their completions are waited for, which the proxy counts in `completed`.
+/// One thread posts writes through a proxy: a thread of the host takes requests from a queue in host memory and posts
+/// them. The kernel hands over `batch` requests and waits for their completions, which the proxy counts in `completed`.
 ///
 /// # Safety
 /// A single thread; `fifo` has `mask + 1` places, all zero, that a proxy reads.
@@ -310,7 +313,7 @@ pub unsafe fn proxy_and_wait(
     unsafe { *elapsed = if late { 0 } else { globaltimer() - start } };
 }
 
-/// A kernel that computes, for what a dormant posting call costs: the same as [`dormant`], without it.
+/// A kernel that only computes: [`dormant`] without its posting call, whose cost is the difference.
 ///
 /// # Safety
 /// `data` holds a number of each thread.
@@ -340,7 +343,7 @@ pub unsafe fn dormant(data: *mut f32, steps: u32, post: u32, handle: SendRingHan
     }
 }
 
-/// Sixteen numbers that depend on one another: something that needs registers.
+/// Computes sixteen numbers that depend on one another, which needs registers.
 #[inline(always)]
 fn iterate(seed: f32, steps: u32) -> f32 {
     let mut x: [f32; 16] = core::array::from_fn(|i| seed + i as f32);
@@ -352,7 +355,7 @@ fn iterate(seed: f32, steps: u32) -> f32 {
     x.iter().sum()
 }
 
-/// One thread polls `count` completions; nanoseconds to `elapsed`.
+/// One thread polls `count` completions. It stores the nanoseconds that this took in `elapsed`.
 ///
 /// # Safety
 /// A single thread, with a handle of a queue that is its own, and valid pointers.
@@ -373,7 +376,7 @@ pub unsafe fn poll_thread(handle: CompletionRingHandle, count: u32, elapsed: *mu
     unsafe { *elapsed = if good == count { globaltimer() - start } else { 0 } };
 }
 
-/// A warp polls `count` completions; nanoseconds to `elapsed`.
+/// A warp polls `count` completions. It stores the nanoseconds that this took in `elapsed`.
 ///
 /// # Safety
 /// One warp, with a handle of a queue that is its own, and valid pointers.
@@ -403,7 +406,7 @@ pub unsafe fn poll_warp(handle: CompletionRingHandle, count: u32, elapsed: *mut 
     }
 }
 
-/// The same, 256 at a time.
+/// A warp polls `count` completions, 256 at a time. It stores the nanoseconds that this took in `elapsed`.
 ///
 /// # Safety
 /// As [`poll_warp`].

@@ -3,12 +3,12 @@
 use efa_gpu_device::kernel;
 use efa_gpu_nic::Tables;
 
-/// Is the NIC of these tables until the host says stop: [`efa_gpu_nic::run`].
+/// Runs the NIC of these tables until the host stops it: [`efa_gpu_nic::run`]. More warps than queue pairs do nothing.
 ///
 /// # Safety
-/// As there; a warp for each queue pair is the most that does something.
+/// As there.
 #[kernel]
 pub unsafe fn nic(tables: *const Tables, seed: u64) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's promise is that of `run`.
     unsafe { efa_gpu_nic::run(tables, seed) };
 }

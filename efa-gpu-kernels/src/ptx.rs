@@ -1,12 +1,13 @@
-//! Where these kernels are as PTX, for hosts that launch them.
+//! Finds the PTX of these kernels, for hosts that launch them.
 
 use std::fs;
 
-/// Names the files, with colons between; each ends with the architecture that it is for, as in `….sm_90.ptx`.
+/// The environment variable that names the files, with colons between; each name ends with its architecture, as in
+/// `….sm_90.ptx`.
 pub const VARIABLE: &str = "EFA_KERNELS";
 
-/// The kernels as PTX, by compute capability times ten: what the environment variable [`VARIABLE`] names, as `cargo xtask` sets it where there is a
-/// GPU.
+/// Reads the kernels' PTX, by compute capability times ten, from the files that [`VARIABLE`] names. `cargo xtask` sets
+/// it where there is a GPU.
 ///
 /// # Errors
 /// It is not set, or does not name such files.

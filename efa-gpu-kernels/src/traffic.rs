@@ -1,4 +1,5 @@
-//! Kernels that post what they are told, and write down what completes and what arrives: one launch posts and completes one list of jobs.
+//! Kernels that post a list of jobs, and record what completes and what arrives. One launch posts and completes one
+//! list.
 //!
 //! Request ids are the jobs' numbers, so that 16 bits tell them apart: a list has at most 65536.
 
@@ -14,7 +15,7 @@ use efa_io::{
     RemoteBuf, Send, SendInline, SendRingHandle, SendWqe, Wqe,
 };
 
-/// Something to post.
+/// A request to post.
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 #[repr(C)]
 pub struct Job {
@@ -28,7 +29,7 @@ pub struct Job {
     pub lkey: u32,
     /// Key of the remote region, if the kind has one.
     pub rkey: u32,
-    /// Of a send in two buffers: bytes of the first one. The second follows it in memory.
+    /// Bytes of the first buffer of a send in two. The second follows it in memory.
     pub split: u32,
     /// Address of the first local byte; of an inline message, in memory that the kernel reads.
     pub local: u64,
@@ -41,7 +42,7 @@ impl Job {
     pub const SEND: u32 = 0;
     /// A send with immediate.
     pub const SEND_IMM: u32 = 1;
-    /// A message inside the WQE.
+    /// An inline send.
     pub const INLINE: u32 = 2;
     /// A write.
     pub const WRITE: u32 = 3;
@@ -49,48 +50,49 @@ impl Job {
     pub const WRITE_IMM: u32 = 4;
     /// A read.
     pub const READ: u32 = 5;
-    /// Kinds.
+    /// Number of kinds.
     pub const KINDS: u32 = 6;
 }
 
-/// What a kernel that posts is told.
+/// The argument of a kernel that posts.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub struct Sending {
     /// The queue.
     pub send: SendRingHandle,
-    /// Where it completes.
+    /// The completion queue.
     pub cq: CompletionRingHandle,
-    /// How long to wait for anything.
+    /// The time limit.
     pub watchdog: WatchdogHandle,
-    /// State of a queue that many post to.
+    /// Address of the state of a shared queue.
     pub state: u64,
     /// Address of the jobs.
     pub jobs: u64,
-    /// Address of a word for each job, zero: its status plus 1 when it has completed, or [`REFUSED`](Self::REFUSED).
+    /// Address of a word for each job, zero at first. It becomes the status plus 1 of a completed job, or
+    /// [`REFUSED`](Self::REFUSED).
     pub statuses: u64,
     /// Address of a [`Sent`].
     pub outcome: u64,
-    /// Jobs.
+    /// Number of jobs.
     pub count: u32,
-    /// Jobs for a doorbell, of who posts alone.
+    /// Jobs for a doorbell, if one thread posts.
     pub batch: u32,
     /// Destination: address handle, queue pair.
     pub ah: u32,
     /// See `ah`.
     pub qpn: u32,
-    /// Its key.
+    /// Queue key of the destination.
     pub qkey: u32,
     /// Zero.
     pub reserved: u32,
 }
 
 impl Sending {
-    /// The queue refused the job, as it should not have.
+    /// The queue refused the job, which is a failure.
     pub const REFUSED: u32 = 1000;
 }
 
-/// How far the queues are when a kernel that posts is over.
+/// The queues' counters at the end of a kernel that posts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Sent {
@@ -100,15 +102,15 @@ pub struct Sent {
     pub consumed: u32,
 }
 
-/// What a kernel that receives is told.
+/// The argument of a kernel that receives.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub struct Receiving {
     /// The queue.
     pub recv: RecvRingHandle,
-    /// Where it completes.
+    /// The completion queue.
     pub cq: CompletionRingHandle,
-    /// How long to wait for anything.
+    /// The time limit.
     pub watchdog: WatchdogHandle,
     /// Address of the first buffer; the others follow.
     pub buffers: u64,
@@ -120,13 +122,13 @@ pub struct Receiving {
     pub lkey: u32,
     /// Bytes of a buffer.
     pub stride: u32,
-    /// Messages to receive; as many receives are posted.
+    /// Number of messages to receive, and of receives to post.
     pub count: u32,
     /// Zero.
     pub reserved: u32,
 }
 
-/// A message that has arrived.
+/// A message that arrived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Arrival {
@@ -148,7 +150,7 @@ pub struct Arrival {
     pub reserved: u32,
 }
 
-/// How far the queues are when a kernel that receives is over.
+/// The queues' counters at the end of a kernel that receives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Taken {
@@ -179,7 +181,7 @@ impl Job {
         matches!(self.kind, Self::WRITE | Self::WRITE_IMM)
     }
 
-    /// It as a send, whatever its kind. An empty send has no buffer.
+    /// Returns the job as a send, whatever its kind. An empty send has no buffer.
     fn send(&self) -> Send {
         let first = LocalBuf { length: self.split, ..self.local() };
         let addr = self.local + u64::from(self.split);
@@ -188,7 +190,7 @@ impl Job {
         Send { bufs: bufs.unwrap_or_default(), imm: self.imm(), hints: Hints::NONE }
     }
 
-    /// It as an inline send, empty if it is none.
+    /// Returns the job as an inline send, empty if it is of another kind.
     fn inline(&self) -> SendInline<'_> {
         let length = if self.kind == Self::INLINE { self.length as usize } else { 0 };
         let data = if length == 0 { core::ptr::dangling() } else { self.local as *const u8 };
@@ -196,12 +198,12 @@ impl Job {
         SendInline::new(unsafe { core::slice::from_raw_parts(data, length) })
     }
 
-    /// It as a write, whatever its kind.
+    /// Returns the job as a write, whatever its kind.
     fn write(&self) -> RdmaWrite {
         RdmaWrite { local: self.local(), remote: self.remote(), imm: self.imm(), hints: Hints::NONE }
     }
 
-    /// It as a read, whatever its kind.
+    /// Returns the job as a read, whatever its kind.
     fn read(&self) -> RdmaRead {
         RdmaRead::new(self.local(), self.remote())
     }
@@ -213,13 +215,13 @@ impl Sending {
     }
 
     /// # Safety
-    /// There are so many jobs.
+    /// `number` is less than `count`.
     unsafe fn job(&self, number: u32) -> Job {
         // SAFETY: the caller's promise.
         unsafe { *(self.jobs as *const Job).add(number as usize) }
     }
 
-    /// Writes down what became of the job that this completes.
+    /// Records the status of the job that this completes.
     fn note(&self, done: &Entry) {
         let Ok(completion) = done.completion() else { return };
         let number = completion.req_id as u32;
@@ -229,7 +231,7 @@ impl Sending {
         }
     }
 
-    /// Writes down that the queue refused a job, which there is.
+    /// Records that the queue refused job `number`, which exists.
     fn refuse(&self, number: u32) {
         // SAFETY: a word of the statuses, as in `note`.
         unsafe { *(self.statuses as *mut u32).add(number as usize) = Self::REFUSED };
@@ -241,30 +243,31 @@ impl Sending {
     }
 }
 
-/// One thread posts the jobs, in order, `batch` to a doorbell, and takes their completions. After one that failed it posts no more.
+/// One thread posts the jobs, in order, `batch` to a doorbell, and takes their completions. After one that failed it
+/// posts no more.
 ///
 /// # Safety
-/// A single thread, with queues of its own that hold nothing, and addresses that are what they should be.
+/// A single thread, with empty queues of its own; every address is valid for what its field says.
 #[kernel]
-pub unsafe fn send_by_thread(told: Sending) {
+pub unsafe fn send_by_thread(args: Sending) {
     // SAFETY: the caller's promise.
-    unsafe { by_thread::<8>(&told) };
+    unsafe { by_thread::<8>(&args) };
 }
 
-/// The same on a queue with 128-byte WQEs.
+/// One thread posts the jobs to a queue with 128-byte WQEs, otherwise as in [`send_by_thread`].
 ///
 /// # Safety
 /// As [`send_by_thread`].
 #[kernel]
-pub unsafe fn send_wide(told: Sending) {
+pub unsafe fn send_by_thread_128(args: Sending) {
     // SAFETY: the caller's promise.
-    unsafe { by_thread::<16>(&told) };
+    unsafe { by_thread::<16>(&args) };
 }
 
 /// # Safety
 /// As [`send_by_thread`].
 #[inline(always)]
-unsafe fn by_thread<const W: usize>(told: &Sending)
+unsafe fn by_thread<const W: usize>(args: &Sending)
 where
     Wqe<W>: SendWqe,
     Send: Operation<W>,
@@ -274,14 +277,14 @@ where
 {
     // SAFETY: the caller's promise.
     let (sq, cq, watchdog) = unsafe {
-        (ThreadSendQueue::<W>::new(&told.send), CompletionQueue::new(&told.cq), Watchdog::new(&told.watchdog))
+        (ThreadSendQueue::<W>::new(&args.send), CompletionQueue::new(&args.cq), Watchdog::new(&args.watchdog))
     };
     let (Some(mut sq), Some(mut cq)) = (sq, cq) else { return };
-    let (to, deadline) = (told.to(), watchdog.deadline());
+    let (to, deadline) = (args.to(), watchdog.deadline());
     let (mut number, mut failed) = (0, false);
-    while number < told.count && !failed {
+    while number < args.count && !failed {
         let waited = sq.wait_for_room(&mut cq, 1, deadline, |entry| {
-            told.note(&entry);
+            args.note(&entry);
             failed |= !entry.status().is_ok();
             Some(entry)
         });
@@ -289,7 +292,7 @@ where
             return watchdog.report(waited);
         }
         // SAFETY: `number` is less than `count`.
-        let (job, id) = unsafe { (told.job(number), number.into()) };
+        let (job, id) = unsafe { (args.job(number), number.into()) };
         let posted = match job.kind {
             Job::SEND | Job::SEND_IMM => sq.post(to, &job.send(), id),
             Job::INLINE => sq.post(to, &job.inline(), id),
@@ -297,22 +300,22 @@ where
             _ => sq.post(to, &job.write(), id),
         };
         if posted.is_err() {
-            told.refuse(number);
+            args.refuse(number);
         }
         number += 1;
-        if told.batch != 0 && number % told.batch == 0 {
+        if args.batch != 0 && number % args.batch == 0 {
             sq.ring();
         }
     }
-    let everything = told.send.credits;
+    let everything = args.send.credits;
     let waited = sq.wait_for_room(&mut cq, everything, deadline, |entry| {
-        told.note(&entry);
+        args.note(&entry);
         Some(entry)
     });
     if let Err(PostError::TimedOut(waited)) = waited {
         watchdog.report(waited);
     }
-    told.finish(sq.posted(), cq.consumed());
+    args.finish(sq.posted(), cq.consumed());
 }
 
 /// A warp posts the jobs, up to 32 at a time, and takes their completions.
@@ -320,81 +323,81 @@ where
 /// # Safety
 /// As [`send_by_thread`], but for a warp.
 #[kernel]
-pub unsafe fn send_by_warp(told: Sending) {
+pub unsafe fn send_by_warp(args: Sending) {
     // SAFETY: the caller's promise.
     let (sq, cq, watchdog) =
-        unsafe { (WarpSendQueue::<8>::new(&told.send), CompletionQueue::new(&told.cq), Watchdog::new(&told.watchdog)) };
+        unsafe { (WarpSendQueue::<8>::new(&args.send), CompletionQueue::new(&args.cq), Watchdog::new(&args.watchdog)) };
     let (Some(mut sq), Some(mut cq)) = (sq, cq) else { return };
-    let (to, deadline) = (told.to(), watchdog.deadline());
+    let (to, deadline) = (args.to(), watchdog.deadline());
     let note = |entry: Option<Entry>| {
         if let Some(entry) = &entry {
-            told.note(entry);
+            args.note(entry);
         }
         entry
     };
     let mut first = 0;
-    while first < told.count {
+    while first < args.count {
         if let Err(PostError::TimedOut(waited)) = sq.wait_for_room(&mut cq, warp::LANES, deadline, note) {
             return watchdog.report(waited);
         }
         let number = first + warp::lane_id();
         // SAFETY: it is asked for if `number` is less than `count`.
         let job =
-            if number < told.count { unsafe { told.job(number) } } else { Job { kind: Job::KINDS, ..Job::default() } };
+            if number < args.count { unsafe { args.job(number) } } else { Job { kind: Job::KINDS, ..Job::default() } };
         let id = number.into();
         let refused = sq.post(job.is_send().then_some((to, job.send())), id).is_err()
             | sq.post((job.kind == Job::INLINE).then_some((to, job.inline())), id).is_err()
             | sq.post(job.is_write().then_some((to, job.write())), id).is_err()
             | sq.post((job.kind == Job::READ).then_some((to, job.read())), id).is_err();
-        if number < told.count && refused {
-            told.refuse(number);
+        if number < args.count && refused {
+            args.refuse(number);
         }
         sq.ring();
         first += warp::LANES;
     }
-    if let Err(PostError::TimedOut(waited)) = sq.wait_for_room(&mut cq, told.send.credits, deadline, note) {
+    if let Err(PostError::TimedOut(waited)) = sq.wait_for_room(&mut cq, args.send.credits, deadline, note) {
         watchdog.report(waited);
     }
     if warp::lane_id() == 0 {
-        told.finish(sq.posted(), cq.consumed());
+        args.finish(sq.posted(), cq.consumed());
     }
 }
 
-/// Many warps post the jobs to one queue: all but the last warp of the grid, each every so many jobs; half of them lane by lane. The last warp takes
-/// the completions.
+/// Many warps post the jobs to one queue: all but the last warp of the grid take turns, half of them lane by lane. The
+/// last warp takes the completions.
 ///
 /// # Safety
-/// Two full warps at least, with queues that hold nothing and the queue's state; otherwise as [`send_by_thread`].
+/// Two full warps at least, with empty queues and the queue's state; otherwise as [`send_by_thread`].
 #[kernel]
-pub unsafe fn send_by_many(told: Sending) {
+pub unsafe fn send_by_many(args: Sending) {
     // SAFETY: the caller's promise.
     let (sq, watchdog, whole) = unsafe {
-        (SharedSendQueue::<8>::new(&told.send, told.state as *mut u32), Watchdog::new(&told.watchdog), Warp::whole())
+        (SharedSendQueue::<8>::new(&args.send, args.state as *mut u32), Watchdog::new(&args.watchdog), Warp::whole())
     };
     let Some(sq) = sq else { return };
     let warps = thread::grid_dim_x() * thread::block_dim_x() / warp::LANES;
     let this = thread::index_1d() / warp::LANES;
     if this + 1 == warps {
         // SAFETY: the caller's promise.
-        return unsafe { take_for_many(&told, &sq, &watchdog, whole) };
+        return unsafe { take_for_many(&args, &sq, &watchdog, whole) };
     }
     let mut first = this * warp::LANES;
-    while first < told.count {
+    while first < args.count {
         let number = first + warp::lane_id();
-        let mut pending = number < told.count;
+        let mut pending = number < args.count;
         // SAFETY: as `pending` says, `number` is less than `count`.
-        let job = if pending { unsafe { told.job(number) } } else { Job { kind: Job::KINDS, ..Job::default() } };
+        let job = if pending { unsafe { args.job(number) } } else { Job { kind: Job::KINDS, ..Job::default() } };
         // SAFETY: full warps, and `first` and `count` are the same for all lanes.
         while unsafe { warp::warp_vote_ballot(warp::ALL, pending) } != 0 {
             let answer = if this % 2 == 0 {
-                post_together(&sq, whole, &told, &job, number, pending)
+                post_together(&sq, whole, &args, &job, number, pending)
             } else if pending {
-                post_alone(&sq, &told, &job, number)
+                post_alone(&sq, &args, &job, number)
             } else {
                 Answer::Posted
             };
             if answer == Answer::Refused {
-                told.refuse(number);
+                args.refuse(number);
             }
             pending &= answer == Answer::NoRoom;
             // SAFETY: as above.
@@ -402,7 +405,7 @@ pub unsafe fn send_by_many(told: Sending) {
                 let (what, seen) = (TimeoutReport::SEND_ROOM, sq.room());
                 return watchdog.report(TimedOut(TimeoutReport {
                     what,
-                    number: told.send.qpn.into(),
+                    number: args.send.qpn.into(),
                     seen,
                     wanted: 1,
                 }));
@@ -412,7 +415,7 @@ pub unsafe fn send_by_many(told: Sending) {
     }
 }
 
-/// What became of a lane's job.
+/// The result of posting a lane's job.
 #[derive(Clone, Copy, PartialEq)]
 enum Answer {
     Posted,
@@ -431,17 +434,17 @@ impl Answer {
     }
 }
 
-/// Posts the jobs of all lanes that have one, kind by kind: a kind finds room for all its lanes, or for none.
+/// Posts the jobs of all lanes that have one, kind by kind: there is room for all lanes of a kind, or for none.
 #[inline(always)]
 fn post_together(
     sq: &SharedSendQueue<8>,
     whole: Warp,
-    told: &Sending,
+    args: &Sending,
     job: &Job,
     number: u32,
     pending: bool,
 ) -> Answer {
-    let (to, id) = (told.to(), number.into());
+    let (to, id) = (args.to(), number.into());
     let mut answer = Answer::Posted;
     let mut note = |this_kind: bool, posted: Result<(), PostError>| {
         if this_kind && pending {
@@ -459,8 +462,8 @@ fn post_together(
 
 /// Posts a job from this lane alone.
 #[inline(always)]
-fn post_alone(sq: &SharedSendQueue<8>, told: &Sending, job: &Job, number: u32) -> Answer {
-    let (to, id) = (told.to(), number.into());
+fn post_alone(sq: &SharedSendQueue<8>, args: &Sending, job: &Job, number: u32) -> Answer {
+    let (to, id) = (args.to(), number.into());
     Answer::of(match job.kind {
         Job::SEND | Job::SEND_IMM => sq.post(to, &job.send(), id),
         Job::INLINE => sq.post(to, &job.inline(), id),
@@ -474,14 +477,14 @@ fn post_alone(sq: &SharedSendQueue<8>, told: &Sending, job: &Job, number: u32) -
 /// # Safety
 /// As [`send_by_many`].
 #[inline(always)]
-unsafe fn take_for_many(told: &Sending, sq: &SharedSendQueue<8>, watchdog: &Watchdog, whole: Warp) {
+unsafe fn take_for_many(args: &Sending, sq: &SharedSendQueue<8>, watchdog: &Watchdog, whole: Warp) {
     // SAFETY: the caller's promise.
-    let Some(mut cq) = (unsafe { CompletionQueue::new(&told.cq) }) else { return };
+    let Some(mut cq) = (unsafe { CompletionQueue::new(&args.cq) }) else { return };
     let mut taken = 0;
-    while taken < told.count {
+    while taken < args.count {
         let entry = cq.poll_warp(whole);
         if let Some(entry) = &entry {
-            told.note(entry);
+            args.note(entry);
         }
         // SAFETY: a full warp, for which `taken` is the same.
         let fresh = unsafe { warp::warp_vote_ballot(warp::ALL, entry.is_some()) }.count_ones();
@@ -495,25 +498,25 @@ unsafe fn take_for_many(told: &Sending, sq: &SharedSendQueue<8>, watchdog: &Watc
         }
     }
     if warp::lane_id() == 0 {
-        told.finish(sq.posted(), cq.consumed());
+        args.finish(sq.posted(), cq.consumed());
     }
 }
 
 /// One thread posts receives, and waits for as many messages.
 ///
 /// # Safety
-/// A single thread, with queues of its own that hold nothing, and addresses that are what they should be.
+/// A single thread, with empty queues of its own; every address is valid for what its field says.
 #[kernel]
-pub unsafe fn receive(told: Receiving) {
+pub unsafe fn receive(args: Receiving) {
     // SAFETY: the caller's promise.
     let (mut rq, cq, watchdog) =
-        unsafe { (RecvQueue::new(&told.recv), CompletionQueue::new(&told.cq), Watchdog::new(&told.watchdog)) };
+        unsafe { (RecvQueue::new(&args.recv), CompletionQueue::new(&args.cq), Watchdog::new(&args.watchdog)) };
     let Some(mut cq) = cq else { return };
-    let lkey = Lkey::new(told.lkey).unwrap_or_default();
+    let lkey = Lkey::new(args.lkey).unwrap_or_default();
     let mut number = 0;
-    while number < told.count {
-        let addr = told.buffers + u64::from(number) * u64::from(told.stride);
-        if rq.post(&[LocalBuf { addr, lkey, length: told.stride }], number as u16).is_err() {
+    while number < args.count {
+        let addr = args.buffers + u64::from(number) * u64::from(args.stride);
+        if rq.post(&[LocalBuf { addr, lkey, length: args.stride }], number as u16).is_err() {
             break;
         }
         number += 1;
@@ -542,11 +545,11 @@ pub unsafe fn receive(told: Receiving) {
                 reserved: 0,
             };
             // SAFETY: the caller's promise; `taken` is less than `count`.
-            unsafe { *(told.arrivals as *mut Arrival).add(taken as usize) = arrival };
+            unsafe { *(args.arrivals as *mut Arrival).add(taken as usize) = arrival };
         }
         rq.release(entry);
         taken += 1;
     }
     // SAFETY: the caller's promise.
-    unsafe { *(told.outcome as *mut Taken) = Taken { counters: rq.counters(), consumed: cq.consumed() } };
+    unsafe { *(args.outcome as *mut Taken) = Taken { counters: rq.counters(), consumed: cq.consumed() } };
 }

@@ -1,4 +1,4 @@
-//! The attribute [`macro@kernel`]. `efa-gpu-device` gives it to its users.
+//! The attribute [`macro@kernel`], which `efa-gpu-device` re-exports.
 //!
 //! Unsafe code: `lib.rs` (the attribute `no_mangle` of a kernel's entry).
 
@@ -8,9 +8,8 @@ use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{FnArg, ItemFn, ReturnType, parse_macro_input};
 
-/// Makes a function an entry point of a GPU: a kernel, found under its own name.
-///
-/// On the host it stays a function, for tests to call.
+/// Makes a function a kernel: an entry point for a GPU, under its own name. On the host it stays a function, for tests
+/// to call.
 ///
 /// ```
 /// use efa_gpu_device::{kernel, thread};
@@ -27,7 +26,7 @@ use syn::{FnArg, ItemFn, ReturnType, parse_macro_input};
 /// }
 /// ```
 ///
-/// A kernel is `unsafe`, since whoever launches it passes it addresses; it returns nothing, and it is neither generic nor async.
+/// A kernel is `unsafe`, since its launcher passes addresses. It returns nothing, and is neither generic nor async.
 #[proc_macro_attribute]
 pub fn kernel(arguments: TokenStream, item: TokenStream) -> TokenStream {
     let arguments = Tokens::from(arguments);

@@ -1,5 +1,5 @@
-//! What a request is answered with before a byte of it moves. The order is that of the software device: of several things that are wrong, both
-//! name the same.
+//! The checks of a request before a byte of it moves. They are in the software device's order: of several errors both
+//! report the same.
 
 use crate::lookup::Lookup;
 use crate::request::total_bytes;
@@ -7,7 +7,8 @@ use crate::tables::{QueuePair, Region};
 use efa_io::{FlatRequest, Limits, OpCode, Status};
 
 impl<'a> Lookup<'a> {
-    /// What the sender's device checks; gives the device that the request goes to.
+    /// Makes the checks of the sender's device. Returns the device that the request goes to, or the status that it
+    /// completes with.
     #[inline(always)]
     pub(crate) fn check_at_sender(self, qp: &QueuePair, request: &FlatRequest) -> Result<u32, Status> {
         let Limits { max_send_bytes, max_rdma_bytes, max_inline_bytes, operations, .. } = qp.limits;
@@ -38,7 +39,8 @@ impl<'a> Lookup<'a> {
         if first && second { Ok(device) } else { Err(Status::InvalidLkey) }
     }
 
-    /// What the receiver's device checks; gives the index of the queue pair that the request is for, and that.
+    /// Makes the checks of the receiver's device. Returns the queue pair that the request is for with its index, or the
+    /// status that the request completes with.
     #[inline(always)]
     pub(crate) fn check_at_receiver(
         self,
@@ -47,7 +49,7 @@ impl<'a> Lookup<'a> {
         device: u32,
     ) -> Result<(u32, &'a QueuePair), Status> {
         if device == qp.device && qp.flags & QueuePair::LOOPBACK == 0 {
-            // What EFA does: it does not deliver them, and somebody waits for an answer in vain.
+            // As on EFA, which does not deliver to itself: no answer ever comes.
             return Err(Status::UnreachableRemote);
         }
         let dest = request.dest;

@@ -1,11 +1,11 @@
-//! Completion entries: one fence for all that a warp has done.
+//! Completion entries: one fence for everything that a warp has done.
 
 use crate::lookup::Lookup;
 use efa_gpu_device::warp::{self, ALL, Warp};
 use efa_gpu_device::{mem, thread};
 use efa_io::{Completion, CqCursor, Cqe32, Event, RingSize, Status};
 
-/// An entry without its phase, and the index of the queue that it goes to.
+/// An entry without its phase, and the index of its completion queue.
 #[derive(Clone, Copy)]
 pub(crate) struct Entry {
     cq: u32,
@@ -13,7 +13,7 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// What stands for no entry, where a mask tells.
+    /// A placeholder for a lane without an entry.
     pub(crate) const NONE: Self = Self { cq: 0, cqe: Cqe32::from_words([0; 4]) };
 
     #[inline(always)]
@@ -24,7 +24,7 @@ impl Entry {
     }
 }
 
-/// An entry that is written but for its first word, without which nobody believes the rest.
+/// An entry that is written except for its first word, which contains the phase: nobody reads it yet.
 struct Unpublished {
     at: *mut u64,
     first: u64,
@@ -33,14 +33,14 @@ struct Unpublished {
 impl Unpublished {
     #[inline(always)]
     fn publish(self) {
-        // SAFETY: the first word of a reserved entry.
+        // SAFETY: the first word of an entry that this lane has reserved, in a ring that `run`'s caller keeps valid.
         unsafe { mem::store_relaxed_system(self.at, self.first) };
     }
 }
 
 impl Lookup<'_> {
-    /// Writes the entries of the lanes in `receives`, and those of the lanes in `sends`. What the lanes have stored before is seen by whoever sees an
-    /// entry.
+    /// Writes the entries of the lanes in `receives`, and those of the lanes in `sends`. A reader that sees an entry
+    /// sees what the lanes have stored before.
     #[inline(always)]
     pub(crate) fn complete(self, warp: Warp, receives: u32, receive: Entry, sends: u32, send: Entry) {
         if receives | sends == 0 {
@@ -48,11 +48,11 @@ impl Lookup<'_> {
         }
         let receive = self.write(warp, receives, receive);
         let send = self.write(warp, sends, send);
-        // All lanes' bytes before each lane's fence: some were copied together.
-        // SAFETY: a whole warp.
+        // All lanes' bytes come before each lane's fence: lanes have copied for each other.
+        // SAFETY: all lanes of a whole warp come here together, which `run`'s caller sees to.
         unsafe { warp::sync_warp(ALL) };
         thread::system_fence();
-        // Not in a loop, whose array would be in memory.
+        // A loop would need an array, which would be in memory.
         if has(receives) {
             receive.publish();
         }
@@ -69,12 +69,12 @@ impl Lookup<'_> {
             return Unpublished { at: core::ptr::null_mut(), first: 0 };
         }
         let row = self.completion_queue(cq);
-        // SAFETY: a row of the table, of which these do not change.
+        // SAFETY: a row of the table, which `run`'s caller keeps valid; these words do not change.
         let (ring, mask) = unsafe { ((*row).ring as *mut u64, (*row).mask) };
         let at = CqCursor::new(RingSize::from_mask(mask), counter);
         let words = *cqe.with_phase(at.phase()).words();
         let at = ring.wrapping_add(at.slot() as usize * 4);
-        // SAFETY: a reserved entry of the ring.
+        // SAFETY: an entry of the ring that this lane has reserved; `run`'s caller keeps rings valid.
         unsafe {
             mem::store_pair(at.add(2), [words[2], words[3]]);
             mem::store_relaxed_system(at.add(1), words[1]);
@@ -82,13 +82,15 @@ impl Lookup<'_> {
         Unpublished { at, first: words[0] }
     }
 
-    /// Reserves an entry for each lane in `lanes`, in its queue `cq`; gives its counter. Lanes with the same queue do it in one addition.
+    /// Reserves an entry for each lane in `lanes`, in its queue `cq`, and returns its number. Lanes with the same queue
+    /// share one addition.
     #[inline(always)]
     fn reserve(self, _: Warp, lanes: u32, cq: u32) -> u32 {
         let (mut counter, mut left) = (0, lanes);
         while left != 0 {
             let leader = left.trailing_zeros();
-            // SAFETY: a whole warp; the counter is a word of a row, only accessed atomically.
+            // SAFETY: all lanes of a whole warp come here together: `left` is the same for them. The counter is a word
+            // of a row, which `run`'s caller keeps valid, and which is only accessed atomically.
             unsafe {
                 let which = warp::warp_shuffle_idx(ALL, cq, leader);
                 let group = warp::warp_vote_ballot(ALL, cq == which) & lanes;
@@ -109,10 +111,11 @@ impl Lookup<'_> {
     }
 }
 
-/// Whether this lane is one of `lanes`.
+/// Returns `true` if this lane is one of `lanes`.
 ///
-/// What a lane has told in a ballot it takes from the answer afterwards, and not from where it came from: else the compiler, which does not know what a
-/// ballot is, puts one ballot each into the two ways, and the lanes meet in different places.
+/// After a ballot a lane takes its own vote from the answer, not from the condition that it voted with. Otherwise the
+/// compiler, which does not know what a ballot is, may put a ballot into each branch of the condition, and the lanes
+/// meet in different places.
 #[inline(always)]
 pub(crate) fn has(lanes: u32) -> bool {
     lanes >> warp::lane_id() & 1 != 0

@@ -1,8 +1,8 @@
-//! Bytes from one place to another, by one lane or by several that share the work.
+//! Copies bytes, by one lane or by several that share the work.
 
 use efa_gpu_device::mem;
 
-/// What is copied at once.
+/// What one access copies.
 trait Unit: Copy {
     /// # Safety
     /// `from` is valid for reads of a unit, and aligned to its size.
@@ -57,10 +57,10 @@ impl Unit for [u64; 2] {
 unsafe fn units<U: Unit>(from: u64, to: u64, count: u32, part: u32, parts: u32) {
     let (from, to) = (from as *const U, to as *mut U);
     let mut i = part;
-    // Four at a time, so that they are under way together.
+    // Four at a time, so that their latencies overlap.
     while count.saturating_sub(i) > 3 * parts {
         let [a, b, c, d] = [i, i + parts, i + 2 * parts, i + 3 * parts].map(|at| at as usize);
-        // SAFETY: the last of them is inside.
+        // SAFETY: the last of the four is below `count`, and so inside both sides, which the caller keeps valid.
         unsafe {
             let [w, x, y, z] = [U::load(from.add(a)), U::load(from.add(b)), U::load(from.add(c)), U::load(from.add(d))];
             U::store(to.add(a), w);
@@ -71,13 +71,13 @@ unsafe fn units<U: Unit>(from: u64, to: u64, count: u32, part: u32, parts: u32) 
         i += 4 * parts;
     }
     while i < count {
-        // SAFETY: inside.
+        // SAFETY: `i` is below `count`, and so inside both sides, which the caller keeps valid.
         unsafe { U::store(to.add(i as usize), U::load(from.add(i as usize))) };
         i += parts;
     }
 }
 
-/// Copies units of `SIZE` bytes where both sides are aligned to them, and bytes around.
+/// Copies in units where both sides are aligned to them, and byte by byte before and after.
 ///
 /// # Safety
 /// As [`copy`]; `from` and `to` differ by a multiple of the unit's size.
@@ -88,7 +88,8 @@ unsafe fn aligned<U: Unit>(from: u64, to: u64, len: u32, part: u32, parts: u32) 
     let head = if head < len { head } else { len };
     let body = (len - head) & !(size - 1);
     let tail = len - head - body;
-    // SAFETY: the three are all of it, one after the other.
+    // SAFETY: the three parts are the whole, one after the other. The middle is aligned on both sides: `to` by `head`,
+    // `from` since both differ by a multiple of the unit's size.
     unsafe {
         units::<u8>(from, to, head, part, parts);
         units::<U>(from + u64::from(head), to + u64::from(head), body / size, part, parts);
@@ -97,14 +98,15 @@ unsafe fn aligned<U: Unit>(from: u64, to: u64, len: u32, part: u32, parts: u32) 
     }
 }
 
-/// Copies share `part` of `parts` of `len` bytes: all shares together are all of them. In which order is left open, so the two sides do not overlap.
+/// Copies share `part` of `parts` of `len` bytes; all shares together are all bytes. The order is unspecified, so the
+/// two sides must not overlap.
 ///
 /// # Safety
 /// Both sides are valid for `len` bytes.
 #[inline(always)]
 pub(crate) unsafe fn copy(from: u64, to: u64, len: u32, part: u32, parts: u32) {
     let apart = (from ^ to) & 15;
-    // SAFETY: the caller's promise, and the units fit the distance.
+    // SAFETY: the caller keeps both sides valid, and `apart` is a multiple of the unit's size.
     unsafe {
         if apart == 0 {
             aligned::<[u64; 2]>(from, to, len, part, parts);

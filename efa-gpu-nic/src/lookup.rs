@@ -21,7 +21,7 @@ impl<'a> Lookup<'a> {
         Self { tables }
     }
 
-    /// Tells the executor of all that the NIC stores to: that may take its time, as on a GPU.
+    /// Lends all memory that the NIC stores to, to the host's executor: these stores may be delayed, as on a GPU.
     ///
     /// # Safety
     /// What the tables name stays until the launch is over.
@@ -48,21 +48,21 @@ impl<'a> Lookup<'a> {
         }
     }
 
-    /// Queue pair `index`.
+    /// Returns queue pair `index`.
     #[inline(always)]
     pub(crate) fn queue_pair(self, index: u32) -> Option<&'a QueuePair> {
         let rows = self.tables.queue_pairs as *const QueuePair;
-        // SAFETY: a row of the table, which does not change.
+        // SAFETY: a row of the table, which does not change, and which `new`'s caller keeps valid.
         (index < self.tables.queue_pair_count).then(|| unsafe { &*rows.add(index as usize) })
     }
 
-    /// How far that is; `index` has a queue pair.
+    /// Returns the progress of queue pair `index`, which exists.
     #[inline(always)]
     pub(crate) fn progress(self, index: u32) -> *mut Progress {
         (self.tables.progress as *mut Progress).wrapping_add(index as usize)
     }
 
-    /// The index of the queue pair that a message for `qpn` at `device` goes to.
+    /// Returns the queue pair that a message for `qpn` at `device` goes to, and its index.
     #[inline(always)]
     pub(crate) fn destination(self, device: u32, qpn: u16, qkey: u32) -> Option<(u32, &'a QueuePair)> {
         let index = u32::from(qpn).wrapping_sub(FIRST_QPN);
@@ -71,50 +71,50 @@ impl<'a> Lookup<'a> {
             .then_some((index, qp))
     }
 
-    /// Whether queue pair `index`, which there is, takes messages in.
+    /// Returns `true` if queue pair `index`, which exists, receives messages.
     #[inline(always)]
     pub(crate) fn is_ready(self, index: u32) -> bool {
-        // SAFETY: a word of the row, only accessed atomically.
+        // SAFETY: a word of the row, which `new`'s caller keeps valid, and which is only accessed atomically.
         unsafe { mem::load_acquire_system_u32(&raw const (*self.progress(index)).state) == Progress::READY }
     }
 
-    /// Puts queue pair `index`, which there is, into the error state.
+    /// Puts queue pair `index`, which exists, into the error state.
     #[inline(always)]
     pub(crate) fn fail(self, index: u32) {
-        // SAFETY: a word of the row, only accessed atomically.
+        // SAFETY: a word of the row, which `new`'s caller keeps valid, and which is only accessed atomically.
         unsafe {
             mem::compare_exchange_device(&raw mut (*self.progress(index)).state, Progress::READY, Progress::ERROR);
         }
     }
 
-    /// Completion queue `index`, which there is.
+    /// Returns completion queue `index`, which exists.
     #[inline(always)]
     pub(crate) fn completion_queue(self, index: u32) -> *mut Cq {
         (self.tables.completion_queues as *mut Cq).wrapping_add(index as usize)
     }
 
-    /// The device that address handle `number` of a domain leads to.
+    /// Returns the device that address handle `number` of a domain leads to.
     #[inline(always)]
     pub(crate) fn device_of(self, pd: u32, number: u16) -> Option<u32> {
         let index = u32::from(number).wrapping_sub(FIRST_AH);
         if index >= self.tables.address_handle_count {
             return None;
         }
-        // SAFETY: a row of the table, which does not change.
+        // SAFETY: a row of the table, which does not change, and which `new`'s caller keeps valid.
         let ah = unsafe { *(self.tables.address_handles as *const Ah).add(index as usize) };
         (ah.pd == pd).then_some(ah.target)
     }
 
-    /// The number of the address handle that domain `pd`, which there is, has for a device, which there is.
+    /// Returns the number of the address handle that domain `pd` has for `device`; both exist.
     #[inline(always)]
     pub(crate) fn ah_for(self, pd: u32, device: u32) -> Option<u16> {
         let place = pd * self.tables.devices + device;
-        // SAFETY: a word of the table, which does not change.
+        // SAFETY: a word of the table, which does not change, and which `new`'s caller keeps valid.
         let number = unsafe { *(self.tables.peers as *const u32).add(place as usize) };
         (number != NO_AH).then_some(number as u16)
     }
 
-    /// Whether the owner of domain `pd` may do `need` with the buffer.
+    /// Returns `true` if the owner of domain `pd` has the rights `need` for the buffer.
     #[inline(always)]
     pub(crate) fn allows_local(self, pd: u32, buf: LocalBuf, need: u32) -> bool {
         let lkey = buf.lkey.get();
@@ -122,7 +122,7 @@ impl<'a> Lookup<'a> {
             .is_some_and(|region| region.lkey == lkey && allows(region, pd, buf.addr, buf.length, need))
     }
 
-    /// Whether a peer of domain `pd` may.
+    /// Returns `true` if a peer of domain `pd` has the rights `need` for these bytes.
     #[inline(always)]
     pub(crate) fn allows_remote(self, pd: u32, rkey: u32, addr: u64, length: u32, need: u32) -> bool {
         self.region(rkey >> 16).is_some_and(|region| region.rkey == rkey && allows(region, pd, addr, length, need))
@@ -131,12 +131,12 @@ impl<'a> Lookup<'a> {
     #[inline(always)]
     fn region(self, index: u32) -> Option<&'a Region> {
         let rows = self.tables.regions as *const Region;
-        // SAFETY: a row of the table, which does not change.
+        // SAFETY: a row of the table, which does not change, and which `new`'s caller keeps valid.
         (index < self.tables.region_count).then(|| unsafe { &*rows.add(index as usize) })
     }
 }
 
-/// Whether these bytes are the region's, and the access is granted.
+/// Returns `true` if these bytes are inside the region, and it grants the rights.
 #[inline(always)]
 fn allows(region: &Region, pd: u32, addr: u64, length: u32, need: u32) -> bool {
     let offset = addr.wrapping_sub(region.base);

@@ -1,4 +1,4 @@
-//! The warp's loop: doorbells, WQEs, and what becomes of them.
+//! The warp's loop: it polls doorbells, takes WQEs, executes them and completes them.
 
 use crate::complete::{Entry, has};
 use crate::lookup::Lookup;
@@ -11,20 +11,21 @@ use efa_gpu_device::{Deadline, mem, thread};
 use efa_io::cqe::Received;
 use efa_io::{Destination, Doorbell, Event, FlatRequest, LocalBuf, OpCode, RemoteBuf, Status};
 
-/// Looks without result after which a warp sleeps between two.
+/// Polls without result after which a warp sleeps between two polls.
 const PATIENCE: u32 = 64;
-/// How long it sleeps, in nanoseconds.
+/// Length of that sleep in nanoseconds.
 const NAP: u32 = 200;
-/// Rounds from one look at the stop word, which the host's memory may hold, to the next.
+/// Rounds between two looks at the stop word, which may be in the host's memory.
 const STOP_EVERY: u32 = 16;
 
-/// Is the NIC until the host says stop; a warp ends before if its queue pairs had nothing to do for [`Tables::idle_timeout_ns`]. All threads of the grid call
-/// this; with a `seed` other than zero requests are executed and completed in another order than they were posted in.
+/// Runs the NIC until the host stops it. A warp returns earlier if its queue pairs had nothing to do for
+/// [`Tables::idle_timeout_ns`]. All threads of the grid call this. With a `seed` other than zero the NIC executes and
+/// completes requests in another order than they were posted in.
 ///
 /// # Safety
 /// `tables` and all that it names is as [`tables`](crate::tables) describes it, and stays so until the launch is over;
-/// the NIC's rows are nobody else's. Blocks consist of whole warps. What a region grants access to is memory that this
-/// GPU reaches. What programs write into rings and doorbells, and when, is up to them.
+/// nobody else writes the NIC's rows. Blocks consist of whole warps. The memory of every region is reachable by this
+/// GPU. Programs may write anything into rings and doorbells, at any time.
 #[inline(always)]
 pub unsafe fn run(tables: *const Tables, seed: u64) {
     // SAFETY: the caller's promise.
@@ -51,7 +52,8 @@ pub unsafe fn run(tables: *const Tables, seed: u64) {
             busy |= nic.serve(index, qp, round & 1 != 0);
             index += warps;
         }
-        // SAFETY: words that are only accessed atomically; all lanes come here, since what decides is the same for all.
+        // SAFETY: the control words, which `run`'s caller keeps valid, and which are only accessed atomically. All
+        // lanes come here together, since every condition above is the same for all lanes.
         unsafe {
             if round.is_multiple_of(STOP_EVERY)
                 && nic.uniform(|| mem::load_acquire_system_u32(&raw const (*control).stop)) != 0
@@ -77,7 +79,7 @@ pub unsafe fn run(tables: *const Tables, seed: u64) {
     }
 }
 
-/// What a warp knows all the time.
+/// The NIC as a warp sees it.
 #[derive(Clone, Copy)]
 struct Nic<'a> {
     lookup: Lookup<'a>,
@@ -85,19 +87,19 @@ struct Nic<'a> {
     seed: u64,
 }
 
-/// WQEs that lanes take, one each.
+/// WQEs that the lanes of a warp take, one each.
 #[derive(Clone, Copy)]
 struct Batch {
-    /// Whether they are parked ones, or those at the ring's consumer counter.
+    /// `true` for parked WQEs, `false` for those at the ring's consumer counter.
     parked: bool,
     /// Counter of the first, and how many.
     at: u32,
     count: u32,
-    /// WQEs taken before without completion.
+    /// WQEs taken earlier that have not completed.
     outstanding: u32,
 }
 
-/// What stands for a request where there is none.
+/// A placeholder for a lane without a request.
 const NOTHING: FlatRequest = {
     let buf = LocalBuf::from_words([0, 0]);
     FlatRequest {
@@ -112,7 +114,7 @@ const NOTHING: FlatRequest = {
     }
 };
 
-/// What becomes of a lane's request.
+/// The outcome of a lane's request.
 struct Outcome {
     /// `None` as long as there is no receive for it.
     status: Option<Status>,
@@ -121,24 +123,27 @@ struct Outcome {
 }
 
 impl Nic<'_> {
-    /// What lane 0 sees, for all: what a warp's way depends on must be the same for all its lanes.
+    /// Returns what lane 0 sees, in all lanes: a condition that the warp's path depends on must be the same for all
+    /// lanes.
     #[inline(always)]
     fn uniform(self, look: impl FnOnce() -> u32) -> u32 {
         let seen = if warp::lane_id() == 0 { look() } else { 0 };
-        // SAFETY: a whole warp. What lane 0 has acquired the others see behind the barrier.
+        // SAFETY: all lanes of a whole warp come here together, which `run`'s caller sees to. What lane 0 has acquired,
+        // the others see behind the barrier.
         unsafe {
             warp::sync_warp(ALL);
             warp::warp_shuffle_idx(ALL, seen, 0)
         }
     }
 
-    /// Does some of what there is to do for queue pair `index`; whether that was anything. Parked requests are tried when it is `their_turn`, or
-    /// when there is nothing else.
+    /// Serves queue pair `index` once: up to 32 WQEs. Returns `true` if there was anything to do. Parked requests are
+    /// tried when it is `their_turn`, or when there is nothing else.
     #[inline(always)]
     fn serve(self, index: u32, qp: &QueuePair, their_turn: bool) -> bool {
         let progress = self.lookup.progress(index);
-        // SAFETY: words of the row and the doorbell, only accessed atomically. Only this warp stores the three counters: lane 0 does, when all lanes have
-        // loaded them here and met.
+        // SAFETY: words of the row and the doorbell, which `run`'s caller keeps valid, and which are only accessed
+        // atomically. Only this warp stores the three counters: lane 0 does, after all lanes have loaded them here and
+        // met.
         let (consumer, head, tail, doorbell, ready) = unsafe {
             (
                 mem::load_relaxed_device(&raw const (*progress).send_consumer),
@@ -171,10 +176,11 @@ impl Nic<'_> {
         anything || taken != 0
     }
 
-    /// Notes how far a queue pair is.
+    /// Stores the counters of a queue pair.
     #[inline(always)]
     fn advance(self, progress: *mut Progress, consumer: u32, head: u32, tail: u32) {
-        // SAFETY: words of the row, only accessed atomically, and stored by this warp alone. A whole warp.
+        // SAFETY: words of the row, which `run`'s caller keeps valid; they are only accessed atomically, and stored by
+        // this warp alone. All lanes of a whole warp come here together.
         unsafe {
             if warp::lane_id() == 0 {
                 mem::store_relaxed_system_u32(&raw mut (*progress).send_consumer, consumer);
@@ -185,8 +191,8 @@ impl Nic<'_> {
         }
     }
 
-    /// Takes a batch of WQEs, executes and completes them; in the error state flushes them, and receives with them. Gives how many were
-    /// parked from `tail` on, and whether there is anything to show.
+    /// Takes a batch of WQEs, executes and completes them; in the error state flushes them, and receives with them.
+    /// Returns how many were parked from `tail` on, and `true` if anything completed.
     #[inline(always)]
     fn work(self, index: u32, qp: &QueuePair, batch: Batch, ready: bool, tail: u32) -> (u32, bool) {
         let lane = warp::lane_id();
@@ -201,13 +207,13 @@ impl Nic<'_> {
         let (phase, req_id) = phase_and_id(words);
         let ids = if qp.req_id_64 != 0 { u64::MAX } else { 0xffff };
         let right_lap = phase == at.phase();
-        // More than the ring holds without completions: some of what was under way is overwritten.
+        // More WQEs without completion than the ring holds: some of them are overwritten.
         let room = batch.outstanding + number <= qp.send_mask;
         let (fine, request) = match decode(words, qp.wqe_size == 128, entry) {
             Some(request) => (active && (batch.parked || right_lap && req_id <= ids && room), request),
             None => (false, NOTHING),
         };
-        // SAFETY: a whole warp.
+        // SAFETY: all lanes of a whole warp come here together, which `run`'s caller sees to.
         let [all, fine] = unsafe { [warp::warp_vote_ballot(ALL, active), warp::warp_vote_ballot(ALL, fine)] };
         let mut good = if ready { batch.count } else { 0 };
         let mut first_bad = u32::MAX;
@@ -225,10 +231,11 @@ impl Nic<'_> {
             let status = Some(if number == first_bad { Status::QpInternal } else { Status::Flushed });
             Outcome { status, transfer: Transfer::NONE, receive }
         };
-        // SAFETY: what the requests name was checked.
+        // SAFETY: `execute` has checked the memory that the requests name against the regions, which `run`'s caller
+        // keeps reachable. All lanes come here together.
         unsafe { transfer.run(self.warp) };
 
-        // SAFETY: a whole warp.
+        // SAFETY: all lanes of a whole warp come here together, which `run`'s caller sees to.
         let [ended, receives] =
             unsafe { [warp::warp_vote_ballot(ALL, status.is_some()), warp::warp_vote_ballot(ALL, receive.is_some())] };
         let (sends, waiting) = (all & ended, all & !ended);
@@ -245,19 +252,19 @@ impl Nic<'_> {
         (waiting.count_ones(), receives | sends != 0)
     }
 
-    /// The least `value` that one of these lanes has.
+    /// Returns the least `value` of these lanes.
     #[inline(always)]
     fn least(self, mut lanes: u32, value: u32) -> u32 {
         let mut least = u32::MAX;
         while lanes != 0 {
-            // SAFETY: a whole warp, for which `lanes` is the same.
+            // SAFETY: all lanes of a whole warp come here together: `lanes` is the same for them.
             least = least.min(unsafe { warp::warp_shuffle_idx(ALL, value, lanes.trailing_zeros()) });
             lanes &= lanes - 1;
         }
         least
     }
 
-    /// Does what a request asks for, except for moving its bytes.
+    /// Executes a request, except for moving its bytes.
     #[inline(always)]
     fn execute(self, qp: &QueuePair, request: &FlatRequest) -> Outcome {
         let lookup = self.lookup;
@@ -306,7 +313,7 @@ impl Nic<'_> {
         Outcome { status: Some(sender_status(status)), transfer, receive }
     }
 
-    /// Takes a receive of a queue pair that is in the error state, to flush it.
+    /// Takes a receive of a queue pair in the error state, to flush it.
     #[inline(always)]
     fn flush_receive(self, index: u32, qp: &QueuePair) -> Option<Entry> {
         match self.lookup.take_receive(index, qp, qp) {
@@ -324,28 +331,30 @@ impl Nic<'_> {
     }
 }
 
-/// A receive's completion.
+/// Makes the completion of a receive.
 #[inline(always)]
 fn entry_of(qp: &QueuePair, req_id: u16, status: Status, received: Received) -> Entry {
     Entry::new(qp.recv_cq, req_id.into(), status, qp.qpn as u16, Event::Receive(received))
 }
 
-/// The first 64 bytes of the WQE at `entry`.
+/// Loads the first 64 bytes of the WQE at `entry`.
 #[inline(always)]
 fn load(entry: u64) -> [u64; 8] {
     let from = entry as *const u64;
-    // SAFETY: an entry of a ring, of 64 bytes or more.
+    // SAFETY: an entry of a ring, of 64 bytes or more; `run`'s caller keeps rings valid. Entries are only accessed
+    // atomically.
     let pair = |at| unsafe { mem::load_pair_system(from.add(at)) };
     let ([a, b], [c, d], [e, f], [g, h]) = (pair(0), pair(2), pair(4), pair(6));
     [a, b, c, d, e, f, g, h]
 }
 
-/// Puts the WQE of `size` bytes at `entry`, which began with `words` when it was read, at `place`. The rest of it is
-/// bytes that came inline.
+/// Parks a WQE of `size` bytes: copies it from `entry` to `place`. It began with `words` when it was read; the rest of
+/// it is inline bytes.
 #[inline(always)]
 fn park(words: [u64; 8], entry: u64, place: u64, size: u32) {
     let (from, to) = (entry as *const u64, place as *mut u64);
-    // SAFETY: entries of rings, of as many bytes as `size` says, which are 64 at least.
+    // SAFETY: entries of the send ring and the parked ring, of `size` bytes, 64 at least; `run`'s caller keeps both
+    // valid.
     unsafe {
         mem::store_pair(to, [words[0], words[1]]);
         mem::store_pair(to.add(2), [words[2], words[3]]);
@@ -360,7 +369,8 @@ fn park(words: [u64; 8], entry: u64, place: u64, size: u32) {
     }
 }
 
-/// Which of a batch's `count` requests lane `lane` takes: each is taken once. Without a seed they are taken in order.
+/// Returns the number of the request that lane `lane` takes, of a batch's `count`: each is taken once. Without a seed
+/// they are taken in order.
 #[inline(always)]
 fn shuffled(lane: u32, count: u32, seed: u64, salt: u32) -> u32 {
     if seed == 0 || lane >= count {
@@ -368,7 +378,7 @@ fn shuffled(lane: u32, count: u32, seed: u64, salt: u32) -> u32 {
     }
     let mut mixed = (seed ^ u64::from(salt)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ mixed >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
-    // Steps of a prime over 32 meet every number once, whatever their count.
+    // Steps of a prime over 32 meet every number once, for every count.
     const PRIMES: u64 = 37 | 41 << 8 | 43 << 16 | 47 << 24 | 53 << 32 | 59 << 40 | 61 << 48 | 67 << 56;
     let step = (PRIMES >> (mixed >> 61 << 3)) as u32 & 0xff;
     (lane * step + (mixed >> 32 & 0xff) as u32) % count

@@ -1,10 +1,10 @@
-//! The receive ring: taking a receive from it, and whether a message fits.
+//! The receive ring: takes a receive from it, and checks that a message fits.
 //!
 //! Several warps may want a receive of one queue pair. Each reads the descriptors at the consumer counter and then
-//! moves that on, if it is still where it was: then nobody else has these descriptors.
+//! moves the counter on by a compare-and-exchange. If that succeeds, nobody else has these descriptors.
 //!
-//! The ring is the program's memory, and a program may write there at any time. So a descriptor is read from it once,
-//! into the NIC's own memory; what is checked and what is used is that copy.
+//! The ring is the program's memory, and a program may write there at any time. So a descriptor is read once, into the
+//! NIC's own memory. That copy is checked and used.
 
 use crate::lookup::Lookup;
 use crate::tables::{MAX_RECV_BUFS, QueuePair, Region};
@@ -20,8 +20,8 @@ pub(crate) struct Receive {
     pub(crate) req_id: u16,
 }
 
-/// Descriptors of a receive, one after the other in the NIC's own memory, as they were read from the ring. They are
-/// this lane's until it takes another receive.
+/// The descriptors of a receive, one after the other in the NIC's own memory, as they were read from the ring. They
+/// belong to this lane until it takes another receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Descs {
     /// Where the next one is, and how many there are.
@@ -30,38 +30,39 @@ pub(crate) struct Descs {
 }
 
 impl Descs {
-    /// None at all.
+    /// No descriptors.
     pub(crate) const NONE: Self = Self { at: 0, count: 0 };
 
-    /// Takes the buffer of the next one.
+    /// Takes the buffer of the next descriptor.
     #[inline(always)]
     pub(crate) fn next(&mut self) -> Option<LocalBuf> {
         if self.count == 0 {
             return None;
         }
-        // SAFETY: one of the copies, which only this lane stores, and stored before.
+        // SAFETY: one of the copies, which only this lane stores, and has stored (`read`); `run`'s caller keeps them
+        // valid.
         let desc = RxDesc::from_words(unsafe { mem::load_pair_system(self.at as *const u64) });
         self.at += RxDesc::SIZE as u64;
         self.count -= 1;
         Some(match desc.decode() {
             Ok(RxBuf { addr, lkey, length, .. }) => LocalBuf { addr, lkey, length: length.into() },
-            // It was decoded before.
+            // `read` has decoded it.
             Err(_) => LocalBuf::default(),
         })
     }
 }
 
-/// What there was to take.
+/// The result of taking a receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Taken {
     Receive(Receive),
     Nothing,
-    /// The ring holds no proper descriptors.
+    /// The ring holds invalid descriptors.
     Malformed,
 }
 
-/// The receive whose descriptors begin at `at`, of `rung` that were rung for: reads each once, and stores it at
-/// `copies`.
+/// Reads the receive whose descriptors begin at `at`, of `rung` that were rung for: each descriptor once, with a copy
+/// at `copies`. Returns `None` if the descriptors are invalid.
 #[inline(always)]
 fn read(qp: &QueuePair, at: WqCursor, rung: u32, copies: u64) -> Option<Receive> {
     if rung > at.size().entries() {
@@ -71,13 +72,13 @@ fn read(qp: &QueuePair, at: WqCursor, rung: u32, copies: u64) -> Option<Receive>
     let (mut count, mut id) = (0, 0);
     while count < rung && count < MAX_RECV_BUFS {
         let slot = at.ahead(count).slot();
-        // SAFETY: a slot of the ring.
+        // SAFETY: a slot of the ring, which `run`'s caller keeps valid; descriptors are only accessed atomically.
         let desc = RxDesc::from_words(unsafe { mem::load_pair_system(ring.add(slot as usize * 2)) });
         let RxBuf { req_id, first, last, .. } = desc.decode().ok()?;
         if first != (count == 0) {
             return None;
         }
-        // SAFETY: this lane's place for copies has room for `MAX_RECV_BUFS`.
+        // SAFETY: this lane's place for copies has room for `MAX_RECV_BUFS`, which the builder has allocated.
         unsafe {
             mem::store_pair(copy, *desc.words());
             copy = copy.add(2);
@@ -92,15 +93,16 @@ fn read(qp: &QueuePair, at: WqCursor, rung: u32, copies: u64) -> Option<Receive>
 }
 
 impl Lookup<'_> {
-    /// Takes the next receive of queue pair `index`, which is `qp`, for the warp that serves `server`. What this lane
-    /// took before is gone then.
+    /// Takes the next receive of queue pair `index`, which is `qp`, for the warp that serves `server`. It replaces the
+    /// receive that this lane took before.
     #[inline(always)]
     pub(crate) fn take_receive(self, index: u32, qp: &QueuePair, server: &QueuePair) -> Taken {
         let copies = server.taken + u64::from(warp::lane_id() * MAX_RECV_BUFS) * RxDesc::SIZE as u64;
-        // SAFETY: a word of the row, only accessed atomically.
+        // SAFETY: a word of the row, which `run`'s caller keeps valid, and which is only accessed atomically.
         let consumer = unsafe { &raw mut (*self.progress(index)).recv_consumer };
         loop {
-            // SAFETY: as above, and the ring's doorbell. The consumer is loaded first: what was rung can only be more than thought.
+            // SAFETY: as above, and the ring's doorbell. The consumer is loaded first: `rung` is then never less than
+            // what the ring holds from there.
             let (at, doorbell) = unsafe {
                 (mem::load_acquire_system_u32(consumer), mem::load_acquire_system_u32(qp.recv_doorbell as *const u32))
             };
@@ -118,10 +120,11 @@ impl Lookup<'_> {
         }
     }
 
-    /// Gives up what is in the receive ring of queue pair `index`, which is `qp`.
+    /// Drops all receives in the ring of queue pair `index`, which is `qp`.
     #[inline(always)]
     pub(crate) fn drop_receives(self, index: u32, qp: &QueuePair) {
-        // SAFETY: a word of the row, only accessed atomically, and the ring's doorbell.
+        // SAFETY: a word of the row and the ring's doorbell, which `run`'s caller keeps valid; both are only accessed
+        // atomically.
         unsafe {
             let consumer = &raw mut (*self.progress(index)).recv_consumer;
             let at = mem::load_acquire_system_u32(consumer);
@@ -132,14 +135,17 @@ impl Lookup<'_> {
         }
     }
 
-    /// Whether `total` bytes go into a receive of `qp`; otherwise what the receiver's completion says.
+    /// Checks that `total` bytes fit a receive of `qp`.
+    ///
+    /// # Errors
+    /// The status of the receiver's completion.
     #[inline(always)]
     pub(crate) fn fits(self, qp: &QueuePair, receive: Receive, total: u32) -> Result<(), Status> {
         let (mut left, mut descs) = (total, receive.descs);
         while left != 0
             && let Some(buf) = descs.next()
         {
-            // A buffer of no bytes is not looked at.
+            // The key of an empty buffer is not checked.
             if buf.length != 0 {
                 if !self.allows_local(qp.pd, buf, Region::LOCAL_WRITE) {
                     return Err(Status::InvalidLkey);
@@ -151,7 +157,7 @@ impl Lookup<'_> {
     }
 }
 
-/// What the sender is told if this is what the receiver's completion says.
+/// Returns the status of the sender's completion, given that of the receiver's.
 #[inline(always)]
 pub(crate) fn sender_status(received: Status) -> Status {
     match received {

@@ -1,9 +1,9 @@
-//! From a WQE to a request.
+//! Decodes WQEs into requests.
 
 use efa_io::{FlatRequest, LocalBuf, Wqe64};
 
-/// What the WQE with these first eight words, at address `at`, asks for; `None` if it makes no sense. It has 128 bytes if it is `wqe_128`. Where its
-/// bytes are is an address for whoever runs the NIC, also of those that came inline.
+/// Decodes the WQE at address `at`, given its first eight words. `wqe_128` says that it has 128 bytes. Returns `None`
+/// if it is invalid. Inline bytes become a buffer in the ring, with an address for whoever runs the NIC.
 #[inline(always)]
 pub(crate) fn decode(words: [u64; 8], wqe_128: bool, at: u64) -> Option<FlatRequest> {
     let mut request = Wqe64::from_words(words).decode_flat(wqe_128)?;
@@ -13,13 +13,13 @@ pub(crate) fn decode(words: [u64; 8], wqe_128: bool, at: u64) -> Option<FlatRequ
     Some(request)
 }
 
-/// Bytes that a request moves.
+/// Returns the number of bytes that a request moves.
 #[inline(always)]
 pub(crate) fn total_bytes(request: &FlatRequest) -> u64 {
     u64::from(request.first.length) + u64::from(request.second.length)
 }
 
-/// Phase and request id of a WQE, whatever else it says.
+/// Returns phase and request id of a WQE, valid or not.
 #[inline(always)]
 pub(crate) fn phase_and_id(words: [u64; 8]) -> (bool, u64) {
     let wqe = Wqe64::from_words(words);

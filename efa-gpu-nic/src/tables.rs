@@ -1,12 +1,14 @@
-//! What the host lays out for the NIC: plain rows, in memory that the GPU reaches.
+//! The tables that the host lays out for the NIC: plain rows, in memory that the GPU reaches.
 //!
-//! All addresses are valid for whoever runs the NIC. A row is found by its index, which is part of every key, number and handle.
+//! All addresses are valid for whoever runs the NIC. A row is found by its index, which is part of every key, number
+//! and handle.
 
 use bytemuck::{Pod, Zeroable};
 use efa_io::{Limits, RingSize, WqCursor};
 use static_assertions::const_assert_eq;
 
-/// Number of the first queue pair. Neither queue pairs nor address handles start at zero, so that one which was never filled in is noticed.
+/// Number of the first queue pair. Neither queue pairs nor address handles start at zero, so that a number which was
+/// never filled in is noticed.
 pub const FIRST_QPN: u32 = 256;
 /// Number of the first address handle.
 pub const FIRST_AH: u32 = 16;
@@ -15,7 +17,7 @@ pub const MAX_RECV_BUFS: u32 = 16;
 /// In [`Tables::peers`]: a device that has no address handle in the domain.
 pub const NO_AH: u32 = 0xffff;
 
-/// Everything: the addresses of the tables and the numbers of their rows.
+/// The addresses of the tables and the numbers of their rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Tables {
@@ -29,12 +31,12 @@ pub struct Tables {
     pub completion_queues: u64,
     /// Address of the [`Ah`]s.
     pub address_handles: u64,
-    /// Address of 32-bit words: the number of the address handle that a domain has for a device, [`NO_AH`] without one. A row of `devices` words
-    /// for each domain.
+    /// Address of 32-bit words: the number of the address handle that a domain has for a device, or [`NO_AH`]. A row of
+    /// `devices` words for each domain.
     pub peers: u64,
     /// Address of the [`Control`] words.
     pub control: u64,
-    /// How long a warp has nothing to do before it ends, in nanoseconds: a GPU is never occupied for ever.
+    /// Nanoseconds without work after which a warp returns: a GPU is never occupied forever.
     pub idle_timeout_ns: u64,
     /// Number of queue pairs.
     pub queue_pair_count: u32,
@@ -50,17 +52,17 @@ pub struct Tables {
     pub domains: u32,
 }
 
-/// What host and NIC tell each other while the NIC runs, in memory that both reach.
+/// The words by which host and NIC communicate while the NIC runs, in memory that both reach.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Control {
-    /// The host stores something else than zero here, and the NIC ends.
+    /// The host stores a value other than zero here to end the NIC.
     pub stop: u32,
-    /// Something else than zero: a warp has ended because it had nothing to do for too long.
+    /// A value other than zero: a warp has returned because it had nothing to do for too long.
     pub timed_out: u32,
 }
 
-/// A queue pair, as it stays.
+/// The constant part of a queue pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct QueuePair {
@@ -72,7 +74,7 @@ pub struct QueuePair {
     pub recv_ring: u64,
     /// Address of its doorbell.
     pub recv_doorbell: u64,
-    /// Address of the WQEs that wait for a receive at their destination: a ring of the NIC's own.
+    /// Address of the parked WQEs, which wait for a receive at their destination: a ring of the NIC's own.
     pub parked: u64,
     /// Address of the NIC's own copies of the receive descriptors that the warp which serves this queue pair has taken:
     /// [`MAX_RECV_BUFS`] for each of 32 lanes, aligned to 16 bytes.
@@ -83,7 +85,7 @@ pub struct QueuePair {
     pub pd: u32,
     /// Its number.
     pub qpn: u32,
-    /// What a message has to name.
+    /// The queue key that a message must have.
     pub qkey: u32,
     /// Entries of the send ring minus one.
     pub send_mask: u32,
@@ -99,7 +101,7 @@ pub struct QueuePair {
     pub send_cq: u32,
     /// Index of the completion queue of receives.
     pub recv_cq: u32,
-    /// What the device and the queue pair can do.
+    /// The limits of the device and the queue pair.
     pub limits: Limits,
     /// A sum of the constants of this type.
     pub flags: u32,
@@ -132,17 +134,17 @@ impl QueuePair {
     }
 }
 
-/// How far a queue pair is.
+/// The changing part of a queue pair: its counters and its state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Progress {
-    /// WQEs taken. Only the warp that serves the queue pair knows these three.
+    /// WQEs taken. Only the warp that serves the queue pair accesses these three counters.
     pub send_consumer: u32,
-    /// WQEs taken from the parked ones.
+    /// WQEs removed from the parked ones.
     pub parked_head: u32,
-    /// WQEs added to them.
+    /// WQEs added to the parked ones.
     pub parked_tail: u32,
-    /// Zero: what follows is for all warps, on a line of its own.
+    /// Zero: the words after this are for all warps, on a line of their own.
     pub reserved: [u32; 29],
     /// Receive descriptors taken.
     pub recv_consumer: u32,
@@ -153,9 +155,10 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Messages go out and are taken in.
+    /// Messages are sent and received.
     pub const READY: u32 = 0;
-    /// Everything outstanding is flushed, and so is everything new. Set by the NIC for a queue pair whose rings make no sense, or by the host.
+    /// Everything outstanding is flushed, and so is everything new. The NIC sets it for a queue pair whose rings are
+    /// invalid; the host may set it.
     pub const ERROR: u32 = 1;
 }
 

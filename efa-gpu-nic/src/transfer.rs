@@ -1,4 +1,4 @@
-//! Moving the bytes of a warp's requests: short pieces each lane by itself, long ones all lanes together.
+//! Moves the bytes of a warp's requests: each lane short pieces by itself, all lanes together long ones.
 
 use crate::complete::has;
 use crate::copy::copy;
@@ -6,10 +6,11 @@ use crate::receive::{Descs, Receive};
 use efa_gpu_device::warp::{self, ALL, LANES, Warp};
 use efa_io::{FlatRequest, OpCode};
 
-/// Bytes up to which a lane copies by itself.
+/// Longest piece in bytes that a lane copies by itself.
 const ALONE: u32 = 256;
 
-/// What a lane has to move: up to two sources one after the other, to one place or to the buffers of a receive one after the other.
+/// The bytes that a lane has to move: from up to two sources, one after the other, to one place or to the buffers of a
+/// receive, one after the other.
 #[derive(Clone, Copy)]
 pub(crate) struct Transfer {
     left: u32,
@@ -19,7 +20,7 @@ pub(crate) struct Transfer {
     next_left: u32,
     to: u64,
     to_left: u32,
-    /// What comes after `to`.
+    /// The targets after `to`.
     descs: Descs,
 }
 
@@ -28,8 +29,7 @@ impl Transfer {
     pub(crate) const NONE: Self =
         Self { left: 0, from: 0, from_left: 0, next_from: 0, next_left: 0, to: 0, to_left: 0, descs: Descs::NONE };
 
-    /// What this request moves, that was checked, to a remote place or to a receive, whose buffers were checked as
-    /// well.
+    /// The bytes of a request that was checked, to a remote place or to a receive, whose buffers were checked as well.
     #[inline(always)]
     pub(crate) fn new(request: &FlatRequest, receive: Option<Receive>) -> Self {
         let FlatRequest { first, second, remote, op, .. } = *request;
@@ -55,7 +55,7 @@ impl Transfer {
         }
     }
 
-    /// Bytes of the next piece, which lies in one source and one target.
+    /// Returns the length of the next piece, which lies in one source and one target.
     #[inline(always)]
     fn next(&mut self) -> u32 {
         if self.left == 0 {
@@ -81,21 +81,21 @@ impl Transfer {
         self.to += u64::from(bytes);
     }
 
-    /// Moves what the lanes of the warp have to move.
+    /// Moves the bytes of all lanes of the warp.
     ///
     /// # Safety
-    /// What the lanes' requests name was checked.
+    /// The memory that the lanes' requests name was checked, and is reachable.
     #[inline(always)]
     pub(crate) unsafe fn run(mut self, _: Warp) {
         loop {
             let bytes = self.next();
-            // SAFETY: a whole warp.
+            // SAFETY: all lanes of a whole warp come here together, which `run`'s caller sees to.
             let [any, mut long] =
                 unsafe { [warp::warp_vote_ballot(ALL, bytes != 0), warp::warp_vote_ballot(ALL, bytes > ALONE)] };
             if any == 0 {
                 return;
             }
-            // First each its own, then one long piece after the other.
+            // First each lane its own, then all lanes one long piece after the other.
             let alone = if has(long) { 0 } else { bytes };
             let (mut from, mut to, mut len, mut part, mut parts) = (self.from, self.to, alone, 0, 1);
             loop {
@@ -106,7 +106,7 @@ impl Transfer {
                 }
                 let lane = long.trailing_zeros();
                 long &= long - 1;
-                // SAFETY: a whole warp.
+                // SAFETY: all lanes of a whole warp come here together, which `run`'s caller sees to.
                 unsafe {
                     (from, to) = (shuffle_64(self.from, lane), shuffle_64(self.to, lane));
                     len = warp::warp_shuffle_idx(ALL, bytes, lane);
@@ -118,7 +118,7 @@ impl Transfer {
     }
 }
 
-/// The value that lane `from` has.
+/// Returns the value of lane `from`.
 ///
 /// # Safety
 /// All lanes come here together.

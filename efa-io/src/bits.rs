@@ -1,4 +1,4 @@
-//! A bit field of a format: the one tool with which every layout of this crate is written down.
+//! Bit fields: every layout of this crate is a list of them.
 
 /// A run of bits inside an array of little-endian 64-bit words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,58 +11,58 @@ pub(crate) struct Field {
 }
 
 impl Field {
-    /// Bits `high:low` of word `word`.
+    /// The field in bits `high:low` of word `word`.
     pub(crate) const fn new(name: &'static str, word: usize, high: u32, low: u32) -> Self {
         assert!(high < 64 && low <= high);
         Self { name, word, low, width: high - low + 1 }
     }
 
-    /// The largest value that fits.
+    /// Returns the largest value that fits.
     pub(crate) const fn max(self) -> u64 {
         u64::MAX >> (64 - self.width)
     }
 
-    /// The field's value in `words`.
+    /// Returns the field's value in `words`.
     #[inline(always)]
     pub(crate) const fn get(self, words: &[u64]) -> u64 {
         (words[self.word] >> self.low) & self.max()
     }
 
-    /// Whether a one-bit field is set.
+    /// Returns `true` if the field is not zero.
     #[inline(always)]
     pub(crate) const fn is_set(self, words: &[u64]) -> bool {
         self.get(words) != 0
     }
 
-    /// `value` moved to the field's place, to be or-ed into its word; bits that do not fit are cut off.
+    /// Returns `value` moved to the field's place, to be or-ed into its word. Bits that do not fit are cut off.
     #[inline(always)]
     pub(crate) const fn put(self, value: u64) -> u64 {
         (value & self.max()) << self.low
     }
 
-    /// Number of the field's lowest bit in its word.
+    /// Returns the number of the field's lowest bit in its word.
     pub(crate) const fn shift(self) -> u32 {
         self.low
     }
 
-    /// The field's bits, set, in the field's place.
+    /// Returns a word in which only the field's bits are set.
     #[inline(always)]
     pub(crate) const fn mask(self) -> u64 {
         self.max() << self.low
     }
 
-    /// `word` with this field replaced by `value`.
+    /// Returns `word` with this field replaced by `value`.
     #[inline(always)]
     pub(crate) const fn replace(self, word: u64, value: u64) -> u64 {
         (word & !self.mask()) | self.put(value)
     }
 
-    /// Offset of the field's first byte in the entry.
+    /// Returns the offset of the field's first byte in the entry.
     pub(crate) const fn byte(self) -> usize {
         self.word * 8 + self.low as usize / 8
     }
 
-    /// Bit numbers `(high, low)` counted from the field's first byte.
+    /// Returns the bit numbers `(high, low)`, counted from the field's first byte.
     pub(crate) const fn bits_in_byte(self) -> (u32, u32) {
         (self.low % 8 + self.width - 1, self.low % 8)
     }

@@ -1,8 +1,8 @@
-//! The completion entry: which work request is done, how it went, and for a receive, what came from whom.
+//! The completion entry: the work request that is done, its status, and for a receive the message that arrived.
 //!
-//! Source: `struct efa_io_cdesc_common`, `efa_io_tx_cdesc`, `efa_io_rx_cdesc` and `efa_io_rx_cdesc_ex` in rdma-core 65's
-//! `efa_io_defs.h`. libefa always asks for 32-byte entries; the upper half holds the high bits of a long length, or the source
-//! address of a peer that has no address handle here.
+//! Source: `struct efa_io_cdesc_common`, `efa_io_tx_cdesc`, `efa_io_rx_cdesc` and `efa_io_rx_cdesc_ex` in rdma-core
+//! 65's `efa_io_defs.h`. libefa always creates queues with 32-byte entries; the upper half holds the high bits of a
+//! long length, or the source address of a peer that has no address handle here.
 
 use crate::bits::Field;
 use crate::error::{DecodeError, EncodeError};
@@ -51,23 +51,23 @@ pub type Cqe32 = Cqe<4>;
 const_assert_eq!(size_of::<Cqe16>(), 16);
 const_assert_eq!(size_of::<Cqe32>(), 32);
 
-/// What a completion entry means.
+/// A decoded completion entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completion {
     /// Request id of the work request: 16 bits, or for a send on a queue with 64-bit request ids all 64.
     /// Meaningless in an unsolicited receive.
     pub req_id: u64,
-    /// How it went.
+    /// Status of the work request.
     pub status: Status,
     /// Local queue pair number.
     pub qpn: u16,
     /// Phase bit of the lap.
     pub phase: bool,
-    /// What completed.
+    /// The work request or the message.
     pub event: Event,
 }
 
-/// What completed.
+/// The kind of a completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A work request of a send queue.
@@ -75,7 +75,7 @@ pub enum Event {
         /// Its operation.
         op: OpCode,
     },
-    /// A message arrived.
+    /// A receive: a message arrived.
     Receive(Received),
 }
 
@@ -84,7 +84,7 @@ pub enum Event {
 pub struct Received {
     /// [`OpCode::Send`], or [`OpCode::RdmaWrite`] for a write with immediate.
     pub op: OpCode,
-    /// Bytes that arrived. A 16-byte entry holds the low 16 bits only.
+    /// Length of the message in bytes. A 16-byte entry holds the low 16 bits only.
     pub length: u32,
     /// Address handle of the sender on this device, `None` if it has none.
     pub ah: Option<u16>,
@@ -92,10 +92,10 @@ pub struct Received {
     pub src_qpn: u16,
     /// Immediate data (host byte order), if there was any.
     pub imm: Option<u32>,
-    /// No receive descriptor was consumed: a write with immediate on a queue pair that asked for this.
+    /// `true` if no receive descriptor was consumed: a write with immediate on a queue pair that was created so.
     pub unsolicited: bool,
-    /// The sender's GID, in the 32-byte entry of a send without address handle. All zero where the completion queue
-    /// was not created to report it.
+    /// The sender's GID, in the 32-byte entry of a send from a peer without address handle. All zero if the completion
+    /// queue was not created to report it.
     pub src_gid: Option<[u8; 16]>,
 }
 
@@ -103,72 +103,72 @@ impl<const W: usize> Cqe<W> {
     /// Bytes of the entry.
     pub const SIZE: usize = W * 8;
 
-    /// An entry of these words, unchecked: [`decode`](Self::decode) says what it means, if anything.
+    /// The entry of these words, unchecked; see [`decode`](Self::decode).
     #[inline(always)]
     pub const fn from_words(words: [u64; W]) -> Self {
         Self(words)
     }
 
-    /// The words, in the order in which they stand in memory.
+    /// Returns the words, in the order in which they stand in memory.
     #[inline(always)]
     pub const fn words(&self) -> &[u64; W] {
         &self.0
     }
 
-    /// The bytes as they stand in the ring.
+    /// Returns the bytes as they stand in the ring.
     pub fn as_bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.0)
     }
 
-    /// The same entry with the phase of the lap in which it is written; see [`RingSize::cq_phase`](crate::RingSize::cq_phase).
+    /// Sets the phase of the lap in which the entry is written; see [`CqCursor::phase`](crate::CqCursor).
     #[inline(always)]
     pub const fn with_phase(mut self, phase: bool) -> Self {
         self.0[0] = field::PHASE.replace(self.0[0], phase as u64);
         self
     }
 
-    /// The phase bit. Compare it with [`RingSize::cq_phase`](crate::RingSize::cq_phase) before believing anything else.
+    /// Returns the phase bit. An entry is valid only if it is that of the reader's [`CqCursor`](crate::CqCursor).
     #[inline(always)]
     pub const fn phase(&self) -> bool {
         field::PHASE.is_set(&self.0)
     }
 
-    /// How the work request went.
+    /// Returns the status of the work request.
     #[inline(always)]
     pub const fn status(&self) -> Status {
         Status::from_code(field::STATUS.get(&self.0) as u8)
     }
 
-    /// Local queue pair number.
+    /// Returns the local queue pair number.
     #[inline(always)]
     pub const fn qpn(&self) -> u16 {
         field::QP_NUM.get(&self.0) as u16
     }
 
-    /// Whether it completes a work request of the send queue.
+    /// Returns `true` if it completes a work request of the send queue.
     #[inline(always)]
     pub const fn is_send(&self) -> bool {
         field::Q_TYPE.get(&self.0) == SEND_QUEUE
     }
 
-    /// Whether it is a receive that took no descriptor. Meaningless in a send's.
+    /// Returns `true` if it is a receive that consumed no descriptor. Meaningless in a send's entry.
     #[inline(always)]
     pub const fn is_unsolicited(&self) -> bool {
         field::UNSOLICITED.is_set(&self.0)
     }
 
-    /// Whether the second half of a 32-byte entry has nothing to add: it has only the high bits of a write's length, and the address of a
-    /// peer without address handle.
+    /// Returns `true` if the second half of a 32-byte entry holds nothing: it is used only for the high bits of a
+    /// write's length, and for the address of a peer without address handle.
     #[inline(always)]
     pub const fn is_all_in_first_half(&self) -> bool {
         self.is_send()
             || field::OP_TYPE.get(&self.0) != OpCode::RdmaWrite as u64 && field::AH.get(&self.0) != UNKNOWN_AH as u64
     }
 
-    /// What the entry means.
+    /// Decodes the entry.
     ///
     /// # Errors
-    /// An operation or queue type that does not exist. A status without a name is no error: [`Status::Other`].
+    /// An invalid operation or queue type. A status without a name is valid: [`Status::Other`].
     #[inline]
     pub const fn decode(&self) -> Result<Completion, DecodeError> {
         let words = &self.0;
@@ -217,7 +217,7 @@ const fn gid_of(lo: u64, hi: u64) -> [u8; 16] {
 }
 
 impl Completion {
-    /// The entry that a device writes for this completion.
+    /// Encodes the entry that a device writes for this completion.
     ///
     /// # Errors
     /// [`EncodeError::EntryTooSmall`] for a receive over 65535 bytes in a 16-byte entry.

@@ -1,4 +1,4 @@
-//! `Display` of entries: every field with its place, its value and, where the number does not speak for itself, its meaning.
+//! `Display` of entries: every field with its place, its value and, where the number is not enough, its meaning.
 
 use crate::bits::Field;
 use crate::buf::field as buf_field;

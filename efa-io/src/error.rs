@@ -1,4 +1,4 @@
-//! What can be wrong with a request that is to be encoded, or with bytes that are to be decoded.
+//! Errors of encoding a request and of decoding an entry.
 
 use crate::opcode::OpCode;
 use core::fmt;
@@ -21,7 +21,7 @@ pub enum EncodeError {
         /// Bytes that fit.
         max: usize,
     },
-    /// The message is longer than the device sends in one piece.
+    /// The message is longer than the device takes in one request.
     MessageTooLong {
         /// The operation.
         op: OpCode,
@@ -30,7 +30,7 @@ pub enum EncodeError {
         /// Bytes that the device takes: its MTU for a send, `max_rdma_size` for RDMA.
         max: u32,
     },
-    /// The device or the queue cannot do this operation at all.
+    /// The device or the queue lacks the operation.
     Unsupported {
         /// The operation.
         op: OpCode,
@@ -76,7 +76,7 @@ impl fmt::Display for EncodeError {
 
 impl core::error::Error for EncodeError {}
 
-/// Which field of an entry makes no sense, and what would.
+/// An entry has an invalid field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecodeError {
     /// The vendor's name of the field, for example `ctrl2.first`.
@@ -85,7 +85,7 @@ pub struct DecodeError {
     pub byte: usize,
     /// The value found.
     pub value: u64,
-    /// What would have been right, in words.
+    /// The valid values, in words.
     pub expected: &'static str,
 }
 

@@ -1,4 +1,5 @@
-//! The decoder for whoever has the WQE in registers: the same checks as [`Wqe::decode`](crate::Wqe::decode), and neither texts nor slices.
+//! The decoder for a WQE in registers: it makes the checks of [`Wqe::decode`](crate::Wqe::decode), without texts and
+//! slices.
 
 use crate::buf::{LocalBuf, RemoteBuf, field as buf_field};
 use crate::layout::{RDMA_READ, RDMA_REMOTE, RDMA_WRITE, RDMA_WRITE_INLINE, SEND, SEND_INLINE};
@@ -6,28 +7,29 @@ use crate::meta::Destination;
 use crate::opcode::OpCode;
 use crate::wqe::{Wqe64, field};
 
-/// What a WQE asks for.
+/// A decoded WQE without slices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlatRequest {
-    /// Whom it goes to.
+    /// Destination.
     pub dest: Destination,
-    /// What it does.
+    /// Operation.
     pub op: OpCode,
     /// Immediate data.
     pub imm: Option<u32>,
-    /// Its bytes are in the WQE: they are `first`, whose address is the offset of the first byte in the WQE.
+    /// `true` if the payload is in the WQE: then it is `first`, whose address is the offset of the first byte in the
+    /// WQE.
     pub inline: bool,
-    /// Local buffers, without inline bytes: 0 to 2.
+    /// Number of local buffers, 0 to 2; 0 if the payload is inline.
     pub bufs: u32,
-    /// The first of them, without bytes if there is none.
+    /// The first local buffer, empty if there is none.
     pub first: LocalBuf,
-    /// The second likewise.
+    /// The second local buffer, empty if there is none.
     pub second: LocalBuf,
-    /// The remote side of RDMA; of a send its contents mean nothing.
+    /// The remote side of RDMA; meaningless in a send.
     pub remote: RemoteBuf,
 }
 
-/// The bits of metadata word `word` that must be zero.
+/// Returns the bits of metadata word `word` that must be zero.
 const fn zeros(word: usize) -> u64 {
     let (mut bits, mut i) = (0, 0);
     while i < field::MUST_BE_ZERO.len() {
@@ -39,7 +41,7 @@ const fn zeros(word: usize) -> u64 {
     bits
 }
 
-/// The bits of word 0 that must be one.
+/// Returns the bits of word 0 that must be one.
 const fn ones() -> u64 {
     let (mut bits, mut i) = (0, 0);
     while i < field::MUST_BE_ONE.len() {
@@ -55,8 +57,8 @@ const fn pair(words: &[u64; 8], at: usize) -> [u64; 2] {
 }
 
 impl Wqe64 {
-    /// What this asks for if it is a WQE, or the first half of one that is `wqe_128`: of 128 bytes. `None` where [`decode`](crate::Wqe::decode) says what
-    /// makes no sense.
+    /// Decodes a WQE of 64 bytes, or with `wqe_128` the first half of one of 128 bytes. Returns `None` where
+    /// [`decode`](crate::Wqe::decode) returns an error.
     #[inline(always)]
     pub const fn decode_flat(&self, wqe_128: bool) -> Option<FlatRequest> {
         const ONES: u64 = ones();

@@ -1,18 +1,17 @@
-//! Plain data that a host hands to whoever will drive a ring: a GPU kernel, or code behind a C ABI.
+//! Handles: plain data by which a host hands a ring over to a GPU kernel, or to code behind a C ABI.
 //!
-//! A handle is what there is to know about a ring, and addresses that are valid *for the one who drives it* (a
-//! GPU's mapping differs from the host's). It owns nothing and checks nothing. All are `Pod`, with a fixed
-//! layout that compile-time assertions below hold still.
+//! A handle describes a ring, with addresses that are valid *for the one who drives it* (a GPU's mapping differs from
+//! the host's). It owns nothing and checks nothing. All handles are `Pod`; assertions below fix their layouts.
 
 use crate::limits::Limits;
 use crate::ring::RingSize;
 use static_assertions::const_assert_eq;
 
-/// A send ring.
+/// The handle of a send ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct SendRingHandle {
-    /// Address of slot 0. Write only: on hardware this is device memory.
+    /// Address of slot 0. Write-only: on hardware this is device memory.
     pub ring: u64,
     /// Address of the 32-bit doorbell register.
     pub doorbell: u64,
@@ -34,11 +33,11 @@ pub struct SendRingHandle {
     pub credits: u32,
     /// 1 if request ids have 64 bits, else 0.
     pub req_id_64: u32,
-    /// What a WQE may ask for.
+    /// Limits of the requests.
     pub limits: Limits,
 }
 
-/// A receive ring.
+/// The handle of a receive ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct RecvRingHandle {
@@ -66,15 +65,16 @@ pub struct RecvRingHandle {
     pub posted: u32,
 }
 
-/// A completion ring, or one sub-queue of it.
+/// The handle of a completion ring, or of one of its sub-queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct CompletionRingHandle {
     /// Address of slot 0.
     pub ring: u64,
-    /// Address of the 32-bit doorbell register, which arms events; 0 where there is none. Where there is one, the reader has to say
-    /// after polling how far it is ([`CqDoorbell::consumed`](crate::ring::CqDoorbell::consumed)): a device that knows drops what
-    /// does not fit.
+    /// Address of the 32-bit doorbell register, which arms events; 0 if there is none. If there is one, the reader has
+    /// to report after polling how many entries it has taken
+    /// ([`CqDoorbell::consumed`](crate::ring::CqDoorbell::consumed)): the device drops completions for which it knows
+    /// of no room.
     pub doorbell: u64,
     /// Entries minus one.
     pub mask: u32,
@@ -84,32 +84,33 @@ pub struct CompletionRingHandle {
     pub cqe_size: u16,
     /// Consumer counter at the time of the hand-over.
     pub consumer: u32,
-    /// Tells it from every other completion queue of the process ([`unique_tag`]).
+    /// A number that no other completion queue of the process has ([`unique_tag`]).
     ///
-    /// Queue pair numbers do not say whose a completion is: queue pairs of two devices may have the same one. The completion queue and the number do,
-    /// since a number is not given out again as long as the queue may hold completions of its last life.
+    /// A queue pair number alone does not identify the owner of a completion: queue pairs of two devices may have the
+    /// same one. The tag and the number do, since a number is not reused as long as the completion queue may hold
+    /// completions of its previous owner.
     pub tag: u32,
 }
 
-/// A number for a completion queue that no other of this process has: 1 and on. 0 is nobody's.
+/// Returns a number that no other completion queue of this process has, from 1 on. 0 belongs to no queue.
 #[cfg(target_has_atomic = "32")]
 pub fn unique_tag() -> u32 {
     use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
     static NEXT: AtomicU32 = AtomicU32::new(1);
-    // Coming round would take 2^32 queues, each a call into a driver.
+    // It repeats after 2^32 queues, each of which takes a call into a driver.
     match NEXT.fetch_add(1, Relaxed) {
         0 => unique_tag(),
         tag => tag,
     }
 }
 
-/// A completion counter.
+/// The handle of a completion counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct CounterHandle {
-    /// Address of the 64-bit number of completions that went well. It goes back to 0 after 2^31 - 1.
+    /// Address of the 64-bit number of requests that succeeded. After 2^31 - 1 comes 0.
     pub completions: u64,
-    /// Address of the 64-bit number of those that did not, likewise.
+    /// Address of the 64-bit number of requests that failed. After 2^31 - 1 comes 0.
     pub errors: u64,
 }
 

@@ -2,10 +2,10 @@
 //!
 //! # What a WQE is, in one page
 //!
-//! A program asks the NIC for work by writing a *work queue entry* (WQE) into a ring that the NIC can
-//! read, and then storing the ring's new producer counter into a register, the *doorbell*. The NIC answers
-//! by writing a *completion queue entry* (CQE) into another ring, which the program polls. No system
-//! call is involved, so the program may as well be a GPU kernel.
+//! A program asks the NIC for work by writing a *work queue entry* (WQE) into a ring that the NIC can read, and then
+//! storing the ring's new producer counter into a register, the *doorbell*. The NIC answers by writing a *completion
+//! queue entry* (CQE) into another ring, which the program polls. No system call is involved, so the program may also
+//! be a GPU kernel.
 //!
 //! ```text
 //!  send ring (device memory, write-only)          completion ring (host or GPU memory)
@@ -32,17 +32,17 @@
 //! | `decode`, `flat` | its checked decoders: to an [`Op`], and to a [`FlatRequest`] for whoever has the WQE in registers |
 //! | [`rx`] | the receive descriptor, [`RxDesc`] |
 //! | [`cqe`] | the completion entry in its two sizes, [`Cqe16`] and [`Cqe32`], and its meaning, [`Completion`] |
-//! | [`status`] | what a completion says went wrong, and what usually causes it |
+//! | [`status`] | the status of a completion, and what usually causes it |
 //! | [`ring`] | slots, laps, phases, doorbells: [`RingSize`], [`WqCursor`], [`CqCursor`] |
-//! | [`handle`] | the plain data that a host hands to whoever posts to a ring, a GPU kernel for example |
+//! | [`handle`] | plain data by which a host hands a ring over, to a GPU kernel for example |
 //!
 //! `Display` of a WQE, a receive descriptor or a completion entry dissects it, field by field (`dissect`).
 //!
 //! # Rules of this crate
 //!
-//! No `std`, no allocation, no `unsafe`. An entry is an array of 64-bit words, and everything that builds one
-//! is a `const fn` over those words, so that it lives in registers until it is stored. Anything that comes from
-//! outside is decoded by a checked decoder: a value, or a [`DecodeError`] that names the field, never a panic.
+//! No `std`, no allocation, no `unsafe`. An entry is an array of 64-bit words, and everything that builds one is a
+//! `const fn` over those words, so that it stays in registers until it is stored. Input from outside goes through a
+//! checked decoder, which returns a value, or a [`DecodeError`] that names the field, and never panics.
 //!
 //! The source of every layout here is `efa_io_defs.h` of rdma-core 65 (`providers/efa`); behaviour that
 //! is not in a header is cited where it is used.

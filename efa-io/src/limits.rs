@@ -4,7 +4,8 @@ use crate::opcode::OpCode;
 
 /// The limits of a send queue, which a request is checked against before its WQE is built.
 ///
-/// The layout is fixed, since it is part of what a host hands to a GPU kernel ([`SendRingHandle`](crate::SendRingHandle)).
+/// The layout is fixed, since it is part of what a host hands to a GPU kernel
+/// ([`SendRingHandle`](crate::SendRingHandle)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Limits {

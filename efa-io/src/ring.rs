@@ -6,14 +6,14 @@
 
 use core::fmt;
 
-/// How many entries a ring has: a power of two.
+/// The size of a ring: a power of two of entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RingSize {
     /// Entries minus one: all that slots and phases take, so a kernel holds one register for them.
     mask: u32,
 }
 
-/// A number of entries that is no power of two between 1 and 2^31.
+/// The error of a number of entries that is not a power of two between 1 and 2^31.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadRingSize(pub u32);
 
@@ -31,7 +31,7 @@ impl RingSize {
     /// A doorbell carries 16 bits of the producer counter, so a ring of 2^16 could not tell a full lap from none.
     pub const MAX_WQ_ENTRIES: u32 = 1 << 15;
 
-    /// A ring of `entries` entries.
+    /// The size of a ring of `entries` entries.
     ///
     /// # Errors
     /// `entries` is zero or no power of two.
@@ -39,7 +39,7 @@ impl RingSize {
         if entries.is_power_of_two() { Ok(Self { mask: entries - 1 }) } else { Err(BadRingSize(entries)) }
     }
 
-    /// The smallest ring with at least `entries` entries, as libefa rounds (`roundup_pow_of_two`).
+    /// The smallest size with at least `entries` entries, as libefa rounds (`roundup_pow_of_two`).
     ///
     /// # Errors
     /// `entries` is zero or over 2^31.
@@ -188,7 +188,7 @@ impl Doorbell {
         Self(counter as u16)
     }
 
-    /// The 32-bit value to store.
+    /// Returns the 32-bit value to store.
     #[inline(always)]
     pub const fn value(self) -> u32 {
         self.0 as u32
@@ -221,7 +221,7 @@ impl CqDoorbell {
         Self(value)
     }
 
-    /// The 32-bit value to store.
+    /// Returns the 32-bit value to store.
     pub const fn value(self) -> u32 {
         self.0
     }
@@ -231,12 +231,12 @@ impl CqDoorbell {
         self.0 >> 31 != 0
     }
 
-    /// The consumer counter's low 16 bits.
+    /// Returns the consumer counter's low 16 bits.
     pub const fn consumer(self) -> u16 {
         self.0 as u16
     }
 
-    /// Sequence number of the arming, modulo 4; it moves on with every event.
+    /// Returns the sequence number of the arming, modulo 4. It moves on with every event.
     pub const fn sequence(self) -> u32 {
         self.0 >> 29 & 3
     }

@@ -1,8 +1,8 @@
-//! The receive descriptor: where one piece of an incoming message may go. 16 bytes.
+//! The receive descriptor, 16 bytes: a buffer for an incoming message.
 //!
-//! A receive with several buffers is several descriptors in a row: the first carries the request id and the `first`
-//! bit, the last the `last` bit (`struct efa_io_rx_desc`, and `efa_post_recv` in rdma-core 65's `verbs.c`).
-//! Receive descriptors carry no phase: the device goes by the doorbell alone.
+//! A receive with several buffers is several descriptors in a row: the first has the request id and the `first` bit,
+//! the last has the `last` bit (`struct efa_io_rx_desc`, and `efa_post_recv` in rdma-core 65's `verbs.c`). Receive
+//! descriptors have no phase: the device goes by the doorbell alone.
 
 use crate::bits::Field;
 use crate::buf::Lkey;
@@ -37,7 +37,7 @@ pub struct RxBuf {
     pub addr: u64,
     /// Key of the buffer's region.
     pub lkey: Lkey,
-    /// Bytes. The format ends at 65535, which is far over the MTU that bounds a message.
+    /// Length in bytes, up to 65535: far more than the MTU, which bounds a message.
     pub length: u16,
     /// First descriptor of a receive.
     pub first: bool,
@@ -62,24 +62,24 @@ impl RxDesc {
         ])
     }
 
-    /// A descriptor of these words, unchecked.
+    /// The descriptor of these words, unchecked; see [`decode`](Self::decode).
     #[inline(always)]
     pub const fn from_words(words: [u64; 2]) -> Self {
         Self(words)
     }
 
-    /// The words, in the order in which they stand in memory.
+    /// Returns the words, in the order in which they stand in memory.
     #[inline(always)]
     pub const fn words(&self) -> &[u64; 2] {
         &self.0
     }
 
-    /// The bytes as they stand in the ring.
+    /// Returns the bytes as they stand in the ring.
     pub fn as_bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.0)
     }
 
-    /// What the descriptor says.
+    /// Decodes the descriptor.
     ///
     /// # Errors
     /// Reserved bits that are set.

@@ -1,4 +1,4 @@
-//! What a completion entry says about its work request.
+//! The status of a completion, with its meaning and its usual cause.
 
 use core::fmt;
 
@@ -6,7 +6,7 @@ use core::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Status {
-    /// 0: done.
+    /// 0: the work request succeeded.
     Ok,
     /// 1: flushed.
     Flushed,
@@ -30,7 +30,7 @@ pub enum Status {
     RemoteRnr,
     /// 11: the destination's receive buffers are too short.
     RemoteBadLength,
-    /// 12: the responder answered with a status that makes no sense.
+    /// 12: the responder answered with an invalid status.
     RemoteBadStatus,
     /// 13: the remote side stopped answering.
     UnresponsiveRemote,
@@ -66,12 +66,12 @@ const NAMED: [Status; 17] = [
 ];
 
 impl Status {
-    /// Every status that has a name, in order of its number.
+    /// Returns every status that has a name, in the order of their numbers.
     pub const fn named() -> &'static [Self] {
         &NAMED
     }
 
-    /// The status with this number; every number is one.
+    /// Returns the status with this number; every number is a status.
     pub const fn from_code(code: u8) -> Self {
         match code {
             0..=15 => NAMED[code as usize],
@@ -80,7 +80,7 @@ impl Status {
         }
     }
 
-    /// The number.
+    /// Returns the status's number.
     pub const fn code(self) -> u8 {
         match self {
             Self::Ok => 0,
@@ -104,12 +104,12 @@ impl Status {
         }
     }
 
-    /// Whether the work request succeeded.
+    /// Returns `true` if the work request succeeded.
     pub const fn is_ok(self) -> bool {
         matches!(self, Self::Ok)
     }
 
-    /// What the status means.
+    /// Returns the status's meaning in words.
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -133,7 +133,7 @@ impl Status {
         }
     }
 
-    /// What usually causes the status, and what to look at first.
+    /// Returns what usually causes the status, and what to look at first.
     pub const fn usual_cause(self) -> &'static str {
         match self {
             Self::Ok => "nothing is wrong",

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! Source: `struct efa_io_tx_wqe`, `efa_io_tx_wqe_128` and `efa_io_tx_meta_desc` in rdma-core 65's `efa_io_defs.h`.
-//! Queues have 128-byte WQEs when they take more than 32 inline bytes or inline RDMA writes (`efa_calc_sq_wqe_size` in its `verbs.c`).
+//! Queues have 128-byte WQEs when they take more than 32 inline bytes or inline RDMA writes (`efa_calc_sq_wqe_size` in
+//! its `verbs.c`).
 
 use crate::bits::Field;
 use crate::layout;
@@ -72,7 +73,7 @@ pub trait SendWqe: Copy + core::fmt::Debug + PartialEq + bytemuck::Pod + sealed:
     const SIZE: usize;
     /// Most inline bytes of a send (`EFA_IO_TX_DESC_INLINE_MAX_SIZE`, `…_128`).
     const MAX_INLINE_SEND: usize;
-    /// Most inline bytes of an RDMA write; 0: not possible.
+    /// Most inline bytes of an RDMA write; 0 if the size has no inline writes.
     const MAX_INLINE_WRITE: usize;
 }
 
@@ -95,31 +96,31 @@ impl SendWqe for Wqe128 {
 }
 
 impl<const W: usize> Wqe<W> {
-    /// A WQE of these words, unchecked: [`decode`](Self::decode) says what it means, if anything.
+    /// The WQE of these words, unchecked; see [`decode`](Self::decode).
     #[inline(always)]
     pub const fn from_words(words: [u64; W]) -> Self {
         Self(words)
     }
 
-    /// The words, in the order in which they stand in memory.
+    /// Returns the words, in the order in which they stand in memory.
     #[inline(always)]
     pub const fn words(&self) -> &[u64; W] {
         &self.0
     }
 
-    /// The bytes as they stand in the ring.
+    /// Returns the bytes as they stand in the ring.
     pub fn as_bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.0)
     }
 
-    /// The same WQE with a 16-bit request id.
+    /// Sets a 16-bit request id.
     #[inline(always)]
     pub const fn with_req_id(mut self, req_id: u16) -> Self {
         self.0[0] = field::REQ_ID.replace(self.0[0], req_id as u64);
         self
     }
 
-    /// The same WQE with a 64-bit request id, for queues with that capability.
+    /// Sets a 64-bit request id, for queues with that capability.
     #[inline(always)]
     pub const fn with_req_id_64(mut self, req_id: u64) -> Self {
         self.0[0] = field::REQ_ID.replace(self.0[0], req_id);
@@ -127,22 +128,22 @@ impl<const W: usize> Wqe<W> {
         self
     }
 
-    /// The same WQE with the phase of the lap in which it is posted; see [`RingSize::wq_phase`](crate::RingSize::wq_phase).
+    /// Sets the phase of the lap in which the WQE is posted; see [`WqCursor::phase`](crate::WqCursor).
     #[inline(always)]
     pub const fn with_phase(mut self, phase: bool) -> Self {
         self.0[0] = field::PHASE.replace(self.0[0], phase as u64);
         self
     }
 
-    /// A WQE as an operation's `encode` gives it, with request id and phase put where it left zeros. `phase` is
-    /// [`phase_bit`](Self::phase_bit), which a ring works out once per lap.
+    /// Adds a 16-bit request id and the phase to a WQE in which both are zero, as an operation's `encode` returns it.
+    /// `phase` is [`phase_bit`](Self::phase_bit), which a ring computes once per lap.
     #[inline(always)]
     pub const fn stamp(mut self, req_id: u16, phase: u64) -> Self {
         self.0[0] |= field::REQ_ID.put(req_id as u64) | phase;
         self
     }
 
-    /// The same with a 64-bit request id, for queues with that capability.
+    /// Adds a 64-bit request id and the phase to a WQE in which both are zero, for queues with that capability.
     #[inline(always)]
     pub const fn stamp_64(mut self, req_id: u64, phase: u64) -> Self {
         self.0[0] |= field::REQ_ID.put(req_id) | phase;
@@ -150,19 +151,19 @@ impl<const W: usize> Wqe<W> {
         self
     }
 
-    /// The phase as a bit of word 0.
+    /// Returns the phase as a bit of word 0.
     #[inline(always)]
     pub const fn phase_bit(phase: bool) -> u64 {
         field::PHASE.put(phase as u64)
     }
 
-    /// The phase bit.
+    /// Returns the phase bit.
     #[inline(always)]
     pub const fn phase(&self) -> bool {
         field::PHASE.is_set(&self.0)
     }
 
-    /// The request id: 16 bits, or all 64 where the queue has that capability.
+    /// Returns the request id: 16 bits, or all 64 if the queue has that capability.
     #[inline(always)]
     pub const fn req_id(&self) -> u64 {
         field::REQ_ID.get(&self.0) | field::REQ_ID_EX.get(&self.0) << 16

@@ -1,9 +1,9 @@
-//! On a processor: what the [executor](crate::simt) makes of it.
+//! The host's counterparts of GPU instructions, which the [executor](crate::simt) carries out.
 
 use crate::simt::{self, Orders, Primitive};
 use std::sync::atomic::Ordering::*;
 
-/// Notes that `bytes` bytes at `addr` stay until the launch is over.
+/// Tells the executor that `bytes` bytes at `addr` stay until the launch is over.
 ///
 /// # Safety
 /// They are valid for writes, and accessed atomically, until then.
@@ -19,7 +19,7 @@ pub(crate) unsafe fn lend(addr: u64, bytes: u64) {
 #[inline(always)]
 pub(crate) unsafe fn store_entry<const W: usize>(to: *mut u64, words: &[u64; W]) {
     for (i, word) in words.iter().enumerate() {
-        // SAFETY: inside the entry.
+        // SAFETY: inside the entry, which the caller keeps valid.
         unsafe { simt::store(to.add(i) as usize, 8, *word, false) };
     }
 }
@@ -134,8 +134,7 @@ pub(crate) unsafe fn store_gpu(to: *mut u32, value: u32) {
     unsafe { simt::store(to as usize, 4, value.into(), false) };
 }
 
-/// Adds to a word that other threads of this GPU add to, and gives what it was; sees what they stored before they
-/// added, and is seen by them.
+/// Adds to a word that other threads of this GPU add to, and returns its value from before. Acquires and releases.
 ///
 /// # Safety
 /// `to` is valid for reads and writes, and only accessed atomically.
@@ -145,7 +144,7 @@ pub(crate) unsafe fn fetch_add_gpu(to: *mut u32, value: u32) -> u32 {
     unsafe { simt::atomic(to, Orders::AcquireAndRelease, |word| word.fetch_add(value, AcqRel)) }
 }
 
-/// The same, without any order with other memory.
+/// As [`fetch_add_gpu`], without any order with other memory.
 ///
 /// # Safety
 /// As [`fetch_add_gpu`].
@@ -165,7 +164,7 @@ pub(crate) unsafe fn fetch_add_gpu_u64(to: *mut u64, value: u64) -> u64 {
     unsafe { simt::atomic_u64(to, Orders::AcquireAndRelease, |word| word.fetch_add(value, AcqRel)) }
 }
 
-/// The same, and only sees.
+/// As [`fetch_add_gpu_u64`], but only acquires.
 ///
 /// # Safety
 /// As [`fetch_add_gpu_u64`].
@@ -175,7 +174,7 @@ pub(crate) unsafe fn fetch_add_acquire_gpu_u64(to: *mut u64, value: u64) -> u64 
     unsafe { simt::atomic_u64(to, Orders::Acquire, |word| word.fetch_add(value, Acquire)) }
 }
 
-/// The same, without any order with other memory.
+/// As [`fetch_add_gpu_u64`], without any order with other memory.
 ///
 /// # Safety
 /// As [`fetch_add_gpu_u64`].
@@ -195,7 +194,7 @@ pub(crate) unsafe fn load_gpu_u64(from: *const u64) -> u64 {
     unsafe { simt::load(from as usize, 8, false) }
 }
 
-/// Replaces a word and gives what it was, without any order with other memory.
+/// Replaces a word and returns its value from before, without any order with other memory.
 ///
 /// # Safety
 /// As [`fetch_add_gpu`].
@@ -205,7 +204,7 @@ pub(crate) unsafe fn exchange_relaxed_gpu(to: *mut u32, new: u32) -> u32 {
     unsafe { simt::atomic(to, Orders::Nothing, |word| word.swap(new, Relaxed)) }
 }
 
-/// Replaces a word if it is `current`, and gives what it was; ordered like [`fetch_add_gpu`].
+/// Replaces a word if it is `current`, and returns its value from before; ordered like [`fetch_add_gpu`].
 ///
 /// # Safety
 /// As [`fetch_add_gpu`].
@@ -254,22 +253,22 @@ pub(crate) fn sync_block() {
     simt::meet_block();
 }
 
-/// Does nothing for about so long.
+/// Sleeps for about `ns` nanoseconds.
 pub(crate) fn nanosleep(ns: u32) {
     simt::sleep(ns);
 }
 
-/// Place in the grid: block, blocks, thread in the block, threads of a block.
+/// Returns the place in the grid: block, blocks, thread in the block, threads of a block.
 pub(crate) fn place() -> [u32; 4] {
     simt::place().0
 }
 
-/// Zero.
+/// Returns zero.
 pub(crate) fn opaque_zero() -> u32 {
     0
 }
 
-/// Marks what happens seldom.
+/// Marks a branch that is rarely taken.
 #[inline(always)]
 pub(crate) fn rarely() {}
 

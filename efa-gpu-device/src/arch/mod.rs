@@ -1,4 +1,4 @@
-//! What a GPU can do and a processor does otherwise.
+//! The instructions of a GPU, and what stands for them on the host.
 
 #[cfg(not(target_arch = "nvptx64"))]
 mod host;

@@ -1,9 +1,9 @@
-//! On a GPU: PTX instructions (PTX ISA 8.4, which all architectures from sm_80 on take).
+//! PTX instructions (PTX ISA 8.4, which all architectures from sm_80 on take).
 
 use core::arch::asm;
 use core::arch::nvptx::{_block_dim_x, _block_idx_x, _grid_dim_x, _thread_idx_x};
 
-/// Notes that memory stays until the launch is over: a GPU need not know.
+/// Does nothing: only the host's executor needs to know which memory stays until the launch is over.
 ///
 /// # Safety
 /// It does.
@@ -19,7 +19,8 @@ pub(crate) unsafe fn store_entry<const W: usize>(to: *mut u64, words: &[u64; W])
     const { assert!(W % 8 == 0, "an entry is made of pieces of 64 bytes") };
     let mut i = 0;
     while i < W {
-        // SAFETY: inside the entry. These are weak stores: a fence orders them before the doorbell.
+        // SAFETY: inside the entry, which the caller keeps valid. These are weak stores: a fence orders them before the
+        // doorbell.
         unsafe {
             asm!(
                 "st.v2.u64 [{to}], {{{a}, {b}}};",
@@ -143,7 +144,7 @@ stores! {
     store_u64_system(*mut u64, u64): "st.relaxed.sys.u64", reg64;
 }
 
-/// Functions that change one word at once, and give what it was.
+/// Functions that change one word atomically, and return its value from before.
 macro_rules! updates {
     ($($(#[$doc:meta])* $name:ident($to:ty) -> $value:ty: $instruction:literal, $register:ident;)*) => {$(
         $(#[$doc])*
@@ -166,13 +167,12 @@ macro_rules! updates {
 }
 
 updates! {
-    /// Adds to a word that other threads of this GPU add to, and gives what it was; sees what they stored before they
-    /// added, and is seen by them.
+    /// Adds to a word that other threads of this GPU add to, and returns its value from before. Acquires and releases.
     ///
     /// # Safety
     /// `to` is valid for reads and writes, and only accessed atomically.
     fetch_add_gpu(*mut u32) -> u32: "atom.add.acq_rel.gpu.u32", reg32;
-    /// The same, without any order with other memory.
+    /// As [`fetch_add_gpu`], without any order with other memory.
     ///
     /// # Safety
     /// As [`fetch_add_gpu`].
@@ -182,17 +182,17 @@ updates! {
     /// # Safety
     /// As [`fetch_add_gpu`]; aligned to 8 bytes.
     fetch_add_gpu_u64(*mut u64) -> u64: "atom.add.acq_rel.gpu.u64", reg64;
-    /// The same, and only sees.
+    /// As [`fetch_add_gpu_u64`], but only acquires.
     ///
     /// # Safety
     /// As [`fetch_add_gpu`]; aligned to 8 bytes.
     fetch_add_acquire_gpu_u64(*mut u64) -> u64: "atom.add.acquire.gpu.u64", reg64;
-    /// The same, without any order with other memory.
+    /// As [`fetch_add_gpu_u64`], without any order with other memory.
     ///
     /// # Safety
     /// As [`fetch_add_gpu`]; aligned to 8 bytes.
     fetch_add_relaxed_gpu_u64(*mut u64) -> u64: "atom.add.relaxed.gpu.u64", reg64;
-    /// Replaces a word and gives what it was, without any order with other memory.
+    /// Replaces a word and returns its value from before, without any order with other memory.
     ///
     /// # Safety
     /// As [`fetch_add_gpu`].
@@ -219,9 +219,9 @@ pub(crate) unsafe fn load_acquire_pair(from: *mut u64) -> [u64; 2] {
     in_one_access(a, b)
 }
 
-/// Has the assembler keep the load of both words one access. Of what a kernel never looks at it fetches nothing, and
-/// what is left in pieces, each in its time: ptxas 13.5 makes two loads of `ld.b128` where 64 bits of the first word
-/// and 16 of the second are used.
+/// Makes the assembler keep the load of both words one access. It does not fetch what a kernel never uses, and fetches
+/// the rest in pieces: ptxas 13.5 makes two loads of `ld.b128` where 64 bits of the first word and 16 of the second are
+/// used.
 #[inline(always)]
 fn in_one_access(a: u64, b: u64) -> [u64; 2] {
     let all = (a >> 32) as u32 | b as u32 | (b >> 32) as u32;
@@ -288,7 +288,7 @@ pub(crate) unsafe fn load_four_gpu(from: *const u32) -> [u32; 4] {
     [a, b, c, d]
 }
 
-/// Replaces a word if it is `current`, and gives what it was; ordered like [`fetch_add_gpu`].
+/// Replaces a word if it is `current`, and returns its value from before; ordered like [`fetch_add_gpu`].
 ///
 /// # Safety
 /// As [`fetch_add_gpu`].
@@ -311,13 +311,13 @@ pub(crate) unsafe fn compare_exchange_gpu(to: *mut u32, current: u32, new: u32) 
 
 #[inline(always)]
 pub(crate) fn fence_gpu() {
-    // SAFETY: a fence.
+    // SAFETY: a fence accesses no memory.
     unsafe { asm!("fence.acq_rel.gpu;", options(nostack, preserves_flags)) };
 }
 
 #[inline(always)]
 pub(crate) fn fence_system() {
-    // SAFETY: a fence.
+    // SAFETY: a fence accesses no memory.
     unsafe { asm!("fence.acq_rel.sys;", options(nostack, preserves_flags)) };
 }
 
@@ -337,8 +337,8 @@ pub(crate) fn lane() -> u32 {
     lane
 }
 
-// What lanes do together. These are LLVM's own, which it knows not to move to where fewer lanes are, nor to copy into
-// both sides of a branch; of inline assembly it does not know that.
+// Operations of several lanes. These are LLVM's intrinsics: it knows that it must neither move them to where fewer
+// lanes are, nor copy them into both sides of a branch. Of inline assembly it does not know that.
 unsafe extern "C" {
     #[link_name = "llvm.nvvm.vote.ballot.sync"]
     fn vote_ballot_sync(mask: i32, predicate: bool) -> i32;
@@ -363,7 +363,7 @@ pub(crate) fn sync_warp(mask: u32) {
 #[inline(always)]
 pub(crate) fn active_mask() -> u32 {
     let mask;
-    // SAFETY: reads which lanes are here.
+    // SAFETY: it only reads which lanes are here.
     unsafe { asm!("activemask.b32 {mask};", mask = out(reg32) mask, options(nostack, preserves_flags)) };
     mask
 }
@@ -380,28 +380,28 @@ pub(crate) fn sync_block() {
     unsafe { core::arch::nvptx::_syncthreads() };
 }
 
-/// Does nothing for about so long.
+/// Sleeps for about `ns` nanoseconds.
 #[inline(always)]
 pub(crate) fn nanosleep(ns: u32) {
-    // SAFETY: it only takes time.
+    // SAFETY: it accesses no memory.
     unsafe { asm!("nanosleep.u32 {ns};", ns = in(reg32) ns, options(nomem, nostack, preserves_flags)) };
 }
 
-/// Place in the grid: block, blocks, thread in the block, threads of a block.
+/// Returns the place in the grid: block, blocks, thread in the block, threads of a block.
 #[inline(always)]
 pub(crate) fn place() -> [u32; 4] {
     // SAFETY: these read registers.
     unsafe { [_block_idx_x() as u32, _grid_dim_x() as u32, _thread_idx_x() as u32, _block_dim_x() as u32] }
 }
 
-/// Zero, though the assembler cannot know it, nor that all lanes have the same.
+/// Returns zero; the assembler cannot know that it is zero, or that all lanes have the same value.
 ///
-/// What lanes have in common it otherwise keeps in uniform registers and in constant memory, from where every use
-/// fetches it anew: a loop that posts waits for that.
+/// A value that all lanes have in common it would keep in uniform registers and constant memory, and fetch anew at
+/// every use: a loop that posts waits for that.
 #[inline(always)]
 pub(crate) fn opaque_zero() -> u32 {
     let zero;
-    // SAFETY: arithmetic.
+    // SAFETY: these instructions access no memory.
     unsafe {
         asm!(
             "{{ .reg .f32 %f; .reg .pred %p; cvt.rn.f32.u32 %f, {lane}; setp.gt.f32 %p, %f, 0f42C80000; selp.u32 {zero}, 1, 0, %p; }}",
@@ -413,10 +413,10 @@ pub(crate) fn opaque_zero() -> u32 {
     zero
 }
 
-/// Marks what happens seldom: the compiler makes a branch of it, instead of computing both and choosing.
+/// Marks a branch that is rarely taken: the compiler makes it a branch, instead of computing both sides and choosing.
 #[inline(always)]
 pub(crate) fn rarely() {
-    // SAFETY: no instruction at all.
+    // SAFETY: it is no instruction at all.
     unsafe { asm!("", options(nomem, nostack, preserves_flags)) };
 }
 

@@ -1,10 +1,10 @@
-//! Lanes that wait for each other.
+//! Operations of several lanes: they wait until all have come.
 
 use super::fault::{Fault, Primitive};
 use super::machine::{Inner, State, WARP};
 
 impl Inner<'_> {
-    /// A lane has come to where it waits for others, as its state says. They all go on if it was the last.
+    /// Notes that a lane waits for others, as its state says. If it was the last, they all go on.
     pub(super) fn arrive(&mut self, lane: usize) -> Result<(), Fault> {
         match self.lanes[lane].state {
             State::Warp { primitive, mask, from, .. } => self.arrive_in_warp(lane, primitive, mask, from)?,
@@ -79,7 +79,7 @@ impl Inner<'_> {
         block.first..block.first + block.threads
     }
 
-    /// A lane need not wait any more. The one that came last has its turn still.
+    /// Lets a lane go on. The one that came last still has its turn.
     fn go_on(&mut self, lane: usize, last: usize) {
         self.lanes[lane].state = State::Runs;
         if lane != last {
@@ -87,7 +87,7 @@ impl Inner<'_> {
         }
     }
 
-    /// Whether two lanes wait in the same place.
+    /// Returns `true` if two lanes wait at the same operation.
     fn meet(&self, one: usize, other: usize) -> bool {
         match (self.lanes[one].state, self.lanes[other].state) {
             (State::Warp { primitive: p, mask: m, .. }, State::Warp { primitive, mask, .. }) => {
@@ -98,7 +98,7 @@ impl Inner<'_> {
         }
     }
 
-    /// The lanes that a lane waits for, and that have not come.
+    /// Returns the lanes that a lane waits for and that have not come.
     fn awaited(&self, lane: usize) -> impl Iterator<Item = usize> {
         let (lanes, mask) = match self.lanes[lane].state {
             State::Warp { mask, .. } => {
@@ -112,7 +112,7 @@ impl Inner<'_> {
         lanes.filter(move |&other| mask >> ((other - first) % WARP) & 1 != 0 && !self.meet(lane, other))
     }
 
-    /// A circle of lanes, each of which waits for the next: it comes about when its last lane arrives.
+    /// Finds a circle of lanes, each of which waits for the next. It comes about when its last lane arrives.
     fn circle(&self, last: usize) -> Option<Fault> {
         let first = self.block_of(last).start;
         // From whom each lane of the block was found. Breadth first, for the shortest circle.
@@ -143,18 +143,18 @@ impl Inner<'_> {
         }
     }
 
-    /// Whether somebody waits for a lane that has returned.
+    /// Returns the fault of a lane that waits for one that has returned.
     pub(super) fn missed(&self, gone: usize) -> Option<Fault> {
         let waiter = self.block_of(gone).find(|&lane| self.awaited(lane).any(|other| other == gone))?;
         let waiting = self.waiting(waiter)?;
         Some(Fault::Exited { waiting, exited: self.lanes[gone].id })
     }
 
-    /// A lane that asks which lanes are here is told: any of those that ask, and they are told the same.
+    /// Answers a lane that asks which lanes are here: some of those that ask, and these get the same answer.
     pub(super) fn tell_who_is_here(&mut self, lane: usize) {
         let first = self.lanes[lane].warp;
         let end = (first + WARP).min(self.block_of(lane).end);
-        // All that there are, or some, or none.
+        // All of those that ask, or some, or none.
         let odds = [1, 2, u32::MAX][self.rng.usize(..3)];
         let mut mask = 0;
         for other in first..end {
@@ -163,7 +163,7 @@ impl Inner<'_> {
             }
         }
         for other in (first..end).filter(|&other| mask >> (other - first) & 1 != 0) {
-            // Who asks is ready already.
+            // A lane that asks is in `ready` already.
             self.lanes[other].state = State::Runs;
             self.lanes[other].answer = mask;
         }

@@ -1,4 +1,4 @@
-//! What a lane does, wherever it is: in a run, or alone on its thread.
+//! The operations of the current lane, in a run or alone on its thread.
 
 use super::fault::Primitive;
 use super::machine::{Machine, Reach, State};
@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*, fence};
 use std::time::Instant;
 
 thread_local! {
-    /// The run whose lane this thread runs.
+    /// The machine whose lane this thread runs.
     static MACHINE: Cell<*const Machine<'static>> = const { Cell::new(ptr::null()) };
 }
 
-/// Makes lanes of `machine` what runs on this thread until this is dropped.
+/// Makes `machine` the one whose lanes this thread runs, until this is dropped.
 pub(super) struct Entered(());
 
 impl Entered {
@@ -22,7 +22,7 @@ impl Entered {
     /// In a run.
     pub(super) fn new(machine: &Machine<'_>) -> Self {
         assert!(MACHINE.get().is_null(), "an executor cannot run inside a kernel");
-        // The lifetime goes: nobody uses it.
+        // The lifetime is erased: nobody uses it.
         MACHINE.set(ptr::from_ref(machine).cast());
         Self(())
     }
@@ -34,16 +34,18 @@ impl Drop for Entered {
     }
 }
 
-/// The run that the current lane is in, with its number.
+/// Returns the machine of the current lane, and the lane's number.
 #[inline]
 fn machine<'w>() -> Option<(&'w Machine<'static>, usize)> {
     let machine = MACHINE.get();
-    // SAFETY: who set it keeps it alive until no lane runs any more; `'w` ends in the function that asks.
+    // SAFETY: `run` set it, and keeps the machine alive until no lane runs any more (`Entered`); `'w` ends in the
+    // function that asks.
     (!machine.is_null()).then(|| unsafe { (&*machine, (*machine).current.get()) })
 }
 
-/// The same, unless the lane is being unwound: then it must not wait for anybody, nor give its turn away. A lane that
-/// was unwound when its run was over, and caught that, does not come back from here: it is unwound again.
+/// Returns the machine of the current lane, and the lane's number, unless the lane is being unwound: then it must
+/// neither wait for anybody nor give its turn away. A lane that caught its unwinding at the end of a run does not come
+/// back from here: it is unwound again.
 #[inline]
 fn running<'w>() -> Option<(&'w Machine<'static>, usize)> {
     let (machine, lane) = machine().filter(|_| !std::thread::panicking())?;
@@ -56,11 +58,11 @@ fn running<'w>() -> Option<(&'w Machine<'static>, usize)> {
 /// Gives the turn away.
 fn suspend(machine: &Machine<'static>, lane: usize) {
     let yielder = machine.inner.borrow().lanes[lane].yielder;
-    // SAFETY: the lane runs, so its coroutine's yielder is there.
+    // SAFETY: the lane runs, so its coroutine is alive, which stored this address when it began (`Running::new`).
     unsafe { (*yielder).suspend(()) };
 }
 
-/// The lane comes to an access.
+/// Notes that the lane is at an access, and may take its turn away.
 fn access(machine: &Machine<'static>, lane: usize, at: Primitive) {
     let mut inner = machine.inner.borrow_mut();
     inner.lanes[lane].at = at;
@@ -75,7 +77,7 @@ fn access(machine: &Machine<'static>, lane: usize, at: Primitive) {
     }
 }
 
-/// The lane waits, in `state`, and gets what the others have for it.
+/// Waits in `state`, and returns the answer of the lanes that met.
 fn wait(machine: &Machine<'static>, lane: usize, at: Primitive, state: State) -> u32 {
     let mut inner = machine.inner.borrow_mut();
     inner.lanes[lane].at = at;
@@ -92,8 +94,7 @@ fn wait(machine: &Machine<'static>, lane: usize, at: Primitive, state: State) ->
     machine.inner.borrow().lanes[lane].answer
 }
 
-/// Tells the run that memory stays until it is over, so that stores to it may take their time. Outside of a run this
-/// does nothing.
+/// Lends memory to the run until it is over, so that stores to it may be delayed. Outside of a run this does nothing.
 ///
 /// # Safety
 /// `size` bytes at `addr` are valid for writes, and accessed atomically, until the run is over.
@@ -103,7 +104,8 @@ pub unsafe fn lend(addr: u64, size: u64) {
     }
 }
 
-/// Loads `size` bytes. What was stored before what this sees is before what the lane does after an `acquire`.
+/// Loads `size` bytes. With `acquire`, what was stored before the value that this sees comes before what the lane does
+/// from here on.
 ///
 /// # Safety
 /// They are valid for reads, aligned to their size, and accessed atomically.
@@ -124,7 +126,7 @@ pub(crate) unsafe fn load(addr: usize, size: usize, acquire: bool) -> u64 {
     }
 }
 
-/// Stores `size` bytes. What was stored before is there before, if this is a `release`.
+/// Stores `size` bytes. With `release`, what the lane stored before becomes visible before.
 ///
 /// # Safety
 /// They are valid for writes, aligned to their size, and accessed atomically.
@@ -144,13 +146,13 @@ pub(crate) unsafe fn store(addr: usize, size: usize, value: u64, release: bool) 
     }
 }
 
-/// What an atomic operation orders beside itself, as its GPU sees it.
+/// The order of an atomic operation with other accesses, for its GPU.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Orders {
     Nothing,
-    /// What was stored before what this sees is before what the lane does after it.
+    /// What was stored before the value that this sees comes before what the lane does after it.
     Acquire,
-    /// That, and what this lane stored before is there before.
+    /// An acquire, and what this lane stored before becomes visible before.
     AcquireAndRelease,
 }
 
@@ -164,7 +166,7 @@ pub(crate) unsafe fn atomic(to: *mut u32, orders: Orders, operation: impl FnOnce
     operation(unsafe { AtomicU32::from_ptr(to) })
 }
 
-/// The same for 64 bits.
+/// Does `operation` to 64 bits of memory.
 ///
 /// # Safety
 /// As [`atomic`].
@@ -190,7 +192,7 @@ fn before_atomic(addr: usize, size: usize, orders: Orders) {
     }
 }
 
-/// Brings this lane's stores before its GPU, or the `system`, and those of others that it has seen before the system.
+/// Executes a fence of this GPU's scope, or of `system` scope.
 pub(crate) fn order(system: bool) {
     match running() {
         Some((machine, lane)) => {
@@ -202,15 +204,15 @@ pub(crate) fn order(system: bool) {
     }
 }
 
-/// Waits for the lanes of `mask`: the votes of a ballot, or the value of lane `from`.
+/// Waits for the lanes of `mask`, and returns the votes of a ballot, or the value of lane `from`.
 ///
 /// # Panics
 /// Outside a run, if there have to be other lanes than 0.
 pub(crate) fn meet(primitive: Primitive, mask: u32, value: u32, from: u32) -> u32 {
     match running() {
         Some((machine, lane)) => wait(machine, lane, primitive, State::Warp { primitive, mask, value, from }),
-        // What has to be decided together cannot be any more, and nothing better than an end of it is to be had: no
-        // votes, and a value that no counter or index has.
+        // While a lane is unwound nobody meets it. It gets no votes, and a value that no counter or index has, so that
+        // its loops end.
         None if std::thread::panicking() => {
             if primitive == Primitive::Shuffle {
                 u32::MAX
@@ -235,7 +237,7 @@ pub(crate) fn meet_block() {
     }
 }
 
-/// Lanes that are here.
+/// Returns the lanes that are here.
 pub(crate) fn here() -> u32 {
     match running() {
         Some((machine, lane)) => wait(machine, lane, Primitive::Activemask, State::Asks),
@@ -254,7 +256,7 @@ pub(crate) fn sleep(ns: u32) {
     }
 }
 
-/// The time, in nanoseconds.
+/// Returns the time in nanoseconds.
 pub(crate) fn clock() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     match running() {
@@ -266,7 +268,7 @@ pub(crate) fn clock() -> u64 {
     }
 }
 
-/// Block, blocks, thread in the block, threads of a block; and the lane in its warp.
+/// Returns block, blocks, thread in the block, threads of a block; and the lane in its warp.
 pub(crate) fn place() -> ([u32; 4], u32) {
     match machine() {
         Some((machine, lane)) => {

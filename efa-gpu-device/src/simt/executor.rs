@@ -6,7 +6,7 @@ use super::memory::{Lent, Watch};
 use super::run::{Launch, run};
 use std::time::Duration;
 
-/// Runs kernels. See the [module](self).
+/// Runs kernels on the host. See the [module](crate::simt).
 #[must_use = "nothing runs before `run`"]
 pub struct Executor<'env> {
     seed: u64,
@@ -17,8 +17,7 @@ pub struct Executor<'env> {
 }
 
 impl<'env> Executor<'env> {
-    /// An executor that decides by this seed. A run may take a minute, unless [`timeout`](Self::timeout) says
-    /// otherwise.
+    /// An executor with this seed, and a minute for the run; see [`timeout`](Self::timeout).
     pub fn new(seed: u64) -> Self {
         let (launches, watches, lent) = Default::default();
         Self { seed, timeout: Duration::from_secs(60), launches, watches, lent }
@@ -30,8 +29,8 @@ impl<'env> Executor<'env> {
         self.launch_on(0, blocks, threads, kernel)
     }
 
-    /// The same on another GPU than 0, where [`launch`](Self::launch) does: what passes between the two takes fences of
-    /// system scope. A launch that plays a NIC belongs there.
+    /// Adds a kernel on another GPU; [`launch`](Self::launch) adds on GPU 0. What passes between two GPUs takes fences
+    /// of system scope. A launch that plays a NIC belongs on another GPU.
     ///
     /// # Panics
     /// No blocks, no threads, or more than 1024 threads in a block.
@@ -42,15 +41,15 @@ impl<'env> Executor<'env> {
         self
     }
 
-    /// Lends memory to the kernels: the bytes of this value, not of what it points to. Only stores to memory that stays
-    /// until the run is over take their time; see the [module](self).
+    /// Lends memory to the kernels: the bytes of this value, not of what it points to. Only stores to lent memory are
+    /// delayed; see the [module](crate::simt).
     pub fn lends<T: ?Sized>(mut self, memory: &'env T) -> Self {
         self.lent.add(std::ptr::from_ref(memory).addr(), size_of_val(memory));
         self
     }
 
-    /// Shows every value that gets to the 32 bits of memory at `addr` by a store, in order: what a device sees of its
-    /// doorbell, without missing any. `seen` runs as a part of what it watches, and calls no function of this crate.
+    /// Calls `seen` with every value that a store brings to the 32 bits of memory at `addr`, in order: what a device
+    /// sees of its doorbell, without missing any. `seen` runs inside the store, and calls no function of this crate.
     pub fn watch_store(mut self, addr: *const u32, seen: impl FnMut(u32) + 'env) -> Self {
         self.watches.push(Watch { addr: addr as usize, seen: Box::new(seen) });
         self
@@ -65,7 +64,7 @@ impl<'env> Executor<'env> {
     /// Runs everything to its end.
     ///
     /// # Errors
-    /// What a kernel did wrong first; a panic of a lane is such a thing. All other lanes are unwound.
+    /// The first [`Fault`] of a kernel; a panic of a lane is one. All other lanes are unwound.
     ///
     /// # Panics
     /// Inside a kernel.

@@ -1,9 +1,9 @@
-//! What can go wrong in a run.
+//! Faults of a run, and the names of lanes and places in them.
 
 use core::fmt;
 use std::time::Duration;
 
-/// A lane: which launch, in the order in which they were added, and where in it.
+/// A lane's place: its launch, numbered as added, and where it is in the launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LaneId {
     /// Number of the launch.
@@ -23,7 +23,7 @@ impl fmt::Display for LaneId {
     }
 }
 
-/// A place where a lane can lose its turn.
+/// An operation at which a lane can lose its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Primitive {
@@ -78,11 +78,11 @@ impl fmt::Display for Primitive {
 /// A lane that waits for others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
-    /// Who.
+    /// The lane.
     pub lane: LaneId,
-    /// At what.
+    /// The operation.
     pub primitive: Primitive,
-    /// For which lanes of its warp; at `sync_threads` these are all.
+    /// The lanes of its warp that it waits for; at `sync_threads` all of them.
     pub mask: u32,
 }
 
@@ -92,14 +92,14 @@ impl fmt::Display for Waiting {
     }
 }
 
-/// How many lanes of a launch were last seen where.
+/// The number of a launch's lanes that were last at an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Doing {
     /// Number of the launch.
     pub launch: u32,
-    /// Where.
+    /// The operation.
     pub primitive: Primitive,
-    /// How many.
+    /// The number of lanes.
     pub lanes: u32,
 }
 
@@ -117,13 +117,13 @@ impl fmt::Display for Doing {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// A lane waits for others, but not for itself.
+    /// A lane waits with a mask that it is not in.
     #[error("{0}, which is not in it")]
     NotInMask(Waiting),
     /// A lane waits for lanes that its warp does not have.
     #[error("{waiting}, but the warp has lanes {lanes:#010x} only")]
     NoSuchLanes {
-        /// Who waits.
+        /// The lane that waits.
         waiting: Waiting,
         /// Lanes that the warp has.
         lanes: u32,
@@ -131,44 +131,44 @@ pub enum Fault {
     /// A lane waits for one that has returned. With `sync_threads` that may be any lane of the block.
     #[error("{waiting} in vain: {exited} has returned")]
     Exited {
-        /// Who waits.
+        /// The lane that waits.
         waiting: Waiting,
-        /// Who will not come.
+        /// The lane that will not come.
         exited: LaneId,
     },
     /// Two lanes wait for each other in different places.
     #[error("{one} and {other} can never meet")]
     Diverged {
-        /// The one that came later.
+        /// The lane that came later.
         one: Waiting,
-        /// The one that was there.
+        /// The lane that was there.
         other: Waiting,
     },
     /// Lanes wait in a circle, each for the next.
     #[error("each waits for the next, and the last for the first: {}", list(.0))]
     Deadlock(Vec<Waiting>),
-    /// A lane wants the value of one that does not give any.
+    /// A lane shuffles from a lane that is not in the mask.
     #[error("{waiting} wants the value of lane {from}, which is not in it")]
     ShuffleFrom {
-        /// Who asks.
+        /// The lane that asks.
         waiting: Waiting,
-        /// Whose value.
+        /// The lane that it asks for.
         from: u32,
     },
-    /// A lane has panicked, or a [watch](crate::simt::Executor::watch_store) of what it did.
+    /// A lane has panicked, or the [watch](crate::simt::Executor::watch_store) of a store of its.
     #[error("{lane} panicked: {message}")]
     Panicked {
-        /// Who had its turn.
+        /// The lane that had its turn.
         lane: LaneId,
-        /// What it said.
+        /// The panic's message.
         message: String,
     },
     /// The run took too long.
     #[error("not over after {after:?}: {}", list(.doing))]
     TimedOut {
-        /// The time that it had.
+        /// The limit.
         after: Duration,
-        /// What the lanes were doing, by launch and place.
+        /// The lanes' operations, by launch.
         doing: Vec<Doing>,
     },
 }

@@ -1,4 +1,4 @@
-//! What there is in a run: lanes, blocks, GPUs, and the stores between them.
+//! The simulated machine of a run: lanes, blocks, GPUs, and the stores between them.
 
 use super::fault::{Doing, Fault, LaneId, Primitive, Waiting};
 use super::memory::{self, Buffer, Lent, Store, Watch};
@@ -7,16 +7,16 @@ use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-/// What a run was.
+/// Statistics of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Lanes that have run.
     pub lanes: u32,
     /// Turns that lanes had.
     pub turns: u64,
-    /// Times that lanes met.
+    /// Operations of several lanes together.
     pub meetings: u64,
-    /// Stores that were on their way for a while.
+    /// Stores that were delayed.
     pub stores: u64,
     /// Nanoseconds that passed by the run's clock.
     pub nanoseconds: u64,
@@ -29,7 +29,7 @@ pub(super) const WARP: usize = 32;
 /// Stores that a lane, a block and a GPU have on their way, at most.
 const ROOM: [usize; 3] = [64, 256, 512];
 
-/// What a lane is up to.
+/// The state of a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     /// It can go on.
@@ -58,11 +58,12 @@ pub(super) struct Lane {
     /// What it gets from the others when it goes on.
     pub(super) answer: u32,
     pub(super) stores: Buffer,
-    /// How many stores its GPU had got when it last looked at memory; and when it last looked of what its fences order:
-    /// behind a look of its own there has been a fence since, or it has met a lane of which this is true.
+    /// The number of stores that had reached the GPU when the lane last looked at memory; and that number at the last
+    /// look which is ordered before what it does now: by a fence of its own, or by meeting a lane of which this is
+    /// true.
     pub(super) seen: u64,
     pub(super) knows: u64,
-    /// A fence whose stores have not gone on.
+    /// A fence that has not taken effect yet.
     pub(super) fence: Option<Reach>,
     pub(super) yielder: *const Yielder<(), ()>,
 }
@@ -75,7 +76,7 @@ pub(super) struct Block {
     pub(super) stores: Buffer,
 }
 
-/// How a run is: drawn once.
+/// The probabilities of a run, drawn once from the seed.
 pub(super) struct Odds {
     /// A lane loses its turn at one of so many accesses.
     pub(super) turn: u32,
@@ -85,23 +86,23 @@ pub(super) struct Odds {
     pub(super) nap: u32,
     /// One of so many stores lingers.
     pub(super) linger: u32,
-    /// What a fence orders goes on when the lane stores again, and not at once.
+    /// A fence takes effect when the lane stores again, and not at once.
     pub(super) lazy: bool,
 }
 
-/// How far a fence reaches.
+/// The scope of a fence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Reach {
     Gpu,
     System,
 }
 
-/// A run: what lanes and the scheduler have in common. Nobody holds on to `inner` while a lane gives away its turn.
+/// The machine: what lanes and the scheduler share. Nobody borrows `inner` while a lane gives its turn away.
 pub(super) struct Machine<'env> {
     pub(super) inner: RefCell<Inner<'env>>,
     /// The lane that runs.
     pub(super) current: Cell<usize>,
-    /// Nothing is stored any more, and lanes that have not returned are unwound.
+    /// The run is over: nothing is stored any more, and lanes that have not returned are unwound.
     pub(super) over: Cell<bool>,
 }
 
@@ -129,22 +130,22 @@ pub(super) struct Inner<'env> {
 }
 
 impl Inner<'_> {
-    /// Takes down a decision.
+    /// Adds a decision to the schedule's number.
     pub(super) fn record(&mut self, what: u64) {
         self.stats.schedule = (self.stats.schedule.rotate_left(5) ^ what).wrapping_mul(0x517c_c1b7_2722_0a95);
     }
 
-    /// Whether it happens: one time of `in_so_many`.
+    /// Returns `true` once in `in_so_many` times.
     pub(super) fn chance(&mut self, in_so_many: u32) -> bool {
         in_so_many <= 1 || self.rng.u32(..in_so_many) == 0
     }
 
-    /// How long something takes that takes long: nanoseconds.
+    /// Draws a long time in nanoseconds.
     pub(super) fn long(&mut self) -> u64 {
         1 << self.rng.u32(8..16)
     }
 
-    /// The lane as one that waits, if it does.
+    /// Returns what the lane waits for, if it waits.
     pub(super) fn waiting(&self, lane: usize) -> Option<Waiting> {
         let Lane { id, state, block, warp, .. } = self.lanes[lane];
         let (primitive, mask) = match state {
@@ -155,13 +156,13 @@ impl Inner<'_> {
         Some(Waiting { lane: id, primitive, mask })
     }
 
-    /// The lanes that a warp has.
+    /// Returns the lanes that a warp has.
     pub(super) fn warp_mask(&self, block: usize, warp: usize) -> u32 {
         let Block { first, threads, .. } = self.blocks[block];
         u32::MAX >> (WARP - (first + threads - warp).min(WARP))
     }
 
-    /// What the lanes of each launch were last seen doing.
+    /// Returns the lanes' operations, by launch.
     pub(super) fn doing(&self) -> Vec<Doing> {
         let mut counts = BTreeMap::new();
         for lane in &self.lanes {
@@ -179,7 +180,7 @@ impl Inner<'_> {
         }
     }
 
-    /// What a lane's last fence orders goes before what comes now.
+    /// Lets a lane's pending fence take effect.
     pub(super) fn bring_fenced(&mut self, lane: usize) {
         match self.lanes[lane].fence.take() {
             None => {}
@@ -192,7 +193,7 @@ impl Inner<'_> {
     pub(super) fn store(&mut self, lane: usize, mut store: Store) {
         self.bring_fenced(lane);
         if !self.lent.covers(store.addr, store.size) {
-            // It may be gone as soon as the lane goes on. What was stored there before stays before.
+            // The memory may be gone as soon as the lane goes on. Earlier stores to it come first.
             self.bring_these(lane, store.addr, store.size);
             return self.put_in_memory(store);
         }
@@ -245,15 +246,16 @@ impl Inner<'_> {
 
     fn put_in_memory(&mut self, store: Store) {
         self.progress += 1;
-        // SAFETY: a lane that stores has promised it for this moment, and it gets here at once (`store`); or the memory
-        // was lent until the run is over, and then nobody comes here (`running`).
+        // SAFETY: valid and aligned, by the contract of `current::store`, whose caller keeps it for this moment: a
+        // store to memory that was not lent comes here at once. Lent memory stays until the run is over, by the
+        // contract of `lend`, and after that nobody comes here (`running`).
         unsafe { memory::store(store) };
         for watch in self.watches.iter_mut().filter(|watch| watch.addr == store.addr) {
             (watch.seen)(store.value as u32);
         }
     }
 
-    /// Some stores get further, or none.
+    /// Moves some delayed stores on, or none.
     pub(super) fn move_stores(&mut self) {
         let [odds, moves] = self.odds.store;
         if self.chance(odds) {
@@ -261,7 +263,7 @@ impl Inner<'_> {
         }
     }
 
-    /// Some store gets one step further, unless it lingers.
+    /// Moves one delayed store one step on, unless it lingers.
     fn move_a_store(&mut self, now: u64) {
         let level = self.rng.usize(..3);
         if level == 2 {
@@ -289,14 +291,14 @@ impl Inner<'_> {
         }
     }
 
-    /// All stores of a lane get to its block.
+    /// Brings all stores of a lane to its block.
     pub(super) fn bring_to_block(&mut self, lane: usize) {
         for store in self.lanes[lane].stores.take_all() {
             self.put_in_block(self.lanes[lane].block, store);
         }
     }
 
-    /// And those of the block to its GPU.
+    /// Brings all stores of a lane and its block to the GPU.
     pub(super) fn bring_to_gpu(&mut self, lane: usize) {
         self.bring_to_block(lane);
         self.bring_block(self.lanes[lane].block);
@@ -308,7 +310,7 @@ impl Inner<'_> {
         }
     }
 
-    /// And those to memory, with what other blocks have stored before the lane knew of it.
+    /// Brings them to memory, with the stores of other blocks that the lane has acquired.
     pub(super) fn bring_to_memory(&mut self, lane: usize) {
         self.bring_to_gpu(lane);
         let Lane { block, knows, .. } = self.lanes[lane];
@@ -322,26 +324,26 @@ impl Inner<'_> {
         self.lanes[lane].seen = self.arrived;
     }
 
-    /// What a lane has seen is before what it does from now on.
+    /// Orders what a lane has seen before what it does from now on.
     pub(super) fn acquire(&mut self, lane: usize) {
         let Lane { seen, knows, .. } = &mut self.lanes[lane];
         *knows = (*knows).max(*seen);
     }
 
-    /// What these lanes know, all of them know.
+    /// Lets all of these lanes know what one of them knows.
     pub(super) fn share(&mut self, lanes: impl Iterator<Item = usize> + Clone) {
         let most = lanes.clone().map(|lane| self.lanes[lane].knows).max().unwrap_or(0);
         lanes.for_each(|lane| self.lanes[lane].knows = most);
     }
 
-    /// The run is over: all that is on its way gets to memory.
+    /// Brings all delayed stores to memory: the run is over.
     pub(super) fn finish(&mut self) {
         while self.storing.iter().any(|storing| !storing.is_empty()) || self.gpus.iter().any(|gpu| gpu.len() > 0) {
             self.move_a_store(u64::MAX);
         }
     }
 
-    /// What a lane can see of the stores to these bytes gets to memory.
+    /// Brings the stores to these bytes that a lane can see to memory.
     pub(super) fn bring_these(&mut self, lane: usize, addr: usize, size: usize) {
         let block = self.lanes[lane].block;
         let gpu = self.blocks[block].gpu;
@@ -353,7 +355,7 @@ impl Inner<'_> {
         }
     }
 
-    /// What a lane sees at these bytes, in memory or on its way there.
+    /// Returns what a lane sees at these bytes, in memory or on its way there.
     ///
     /// # Safety
     /// They are valid for reads, aligned to their size, and accessed atomically.

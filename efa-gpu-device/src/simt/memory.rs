@@ -1,4 +1,4 @@
-//! Stores on their way, and the memory at the end of it.
+//! Delayed stores, and the memory that they go to.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::*};
@@ -9,11 +9,11 @@ pub(super) struct Store {
     pub(super) addr: usize,
     pub(super) size: usize,
     pub(super) value: u64,
-    /// It lingers until then, if nobody makes it go on.
+    /// The time until which it lingers, if no fence brings it on.
     pub(super) until: u64,
     /// Block of the lane that stored.
     pub(super) block: usize,
-    /// When it came as far as the GPU, by the count of such stores.
+    /// Its number among the stores that have reached the GPU.
     pub(super) arrived: u64,
 }
 
@@ -27,7 +27,7 @@ impl Store {
     }
 }
 
-/// Somebody who wants to see the stores to an address.
+/// A function that sees all stores to an address.
 pub(super) struct Watch<'env> {
     pub(super) addr: usize,
     pub(super) seen: Box<dyn FnMut(u32) + 'env>,
@@ -44,7 +44,7 @@ impl Lent {
             return;
         }
         let (mut start, mut end) = (addr, addr.saturating_add(size));
-        // Those that it touches become one with it.
+        // It merges with the pieces that it touches.
         while let Some((&other, &other_end)) = self.0.range(..=end).next_back().filter(|piece| *piece.1 >= start) {
             self.0.remove(&other);
             (start, end) = (start.min(other), end.max(other_end));
@@ -52,13 +52,13 @@ impl Lent {
         self.0.insert(start, end);
     }
 
-    /// Whether these bytes are all there.
+    /// Returns `true` if all these bytes are lent.
     pub(super) fn covers(&self, addr: usize, size: usize) -> bool {
         self.0.range(..=addr).next_back().is_some_and(|(_, &end)| addr.saturating_add(size) <= end)
     }
 }
 
-/// Stores that have come as far as here, in the order in which they came.
+/// The delayed stores of a lane, a block or a GPU, in the order in which they came.
 #[derive(Default)]
 pub(super) struct Buffer {
     stores: Vec<Store>,
@@ -73,7 +73,7 @@ impl Buffer {
         self.stores.push(store);
     }
 
-    /// Takes any one that is not behind another to the same address; none if that one lingers.
+    /// Takes a random one that is not behind another to the same address; none if it lingers.
     pub(super) fn take_any(&mut self, rng: &mut fastrand::Rng, now: u64) -> Option<Store> {
         let mut at = rng.usize(..self.stores.len().max(1));
         let mut chosen = *self.stores.get(at)?;
@@ -115,7 +115,7 @@ impl Buffer {
         taken
     }
 
-    /// What `value`, which stands at these bytes, becomes by the stores that are here.
+    /// Returns what the stores that are here make of `value`, which stands at these bytes.
     pub(super) fn over(&self, addr: usize, size: usize, value: u64) -> u64 {
         let mut bytes = value.to_le_bytes();
         for store in self.stores.iter().filter(|s| s.overlaps(addr, size)) {

@@ -1,4 +1,4 @@
-//! The scheduler.
+//! The scheduler: it gives lanes their turns until all have returned, or a fault ends the run.
 
 use super::current::Entered;
 use super::fault::{Fault, LaneId, Primitive};
@@ -62,12 +62,13 @@ impl<'w, 'env> Running<'w, 'env> {
             machine.inner.borrow_mut().lanes[lane].yielder = yielder;
             kernel();
         };
-        // SAFETY: the coroutine ends with this value, which holds on to what it borrows.
+        // SAFETY: the coroutine borrows `machine` and `kernel` for `'w`. It ends with this value, whose type has that
+        // lifetime, and `Drop` unwinds it to its end.
         let coroutine = unsafe { Coroutine::with_stack_unchecked(stack, run) };
         Self { machine, lane, coroutine: Some(coroutine) }
     }
 
-    /// Gives the lane a turn; whether it has returned, or what it panicked with.
+    /// Gives the lane a turn. Returns `true` if it has returned, or what it panicked with.
     fn turn(&mut self) -> Result<bool, Box<dyn Any + Send>> {
         let Some(coroutine) = &mut self.coroutine else { return Ok(true) };
         self.machine.current.set(self.lane);
@@ -85,10 +86,10 @@ impl Drop for End<'_, '_> {
     }
 }
 
-/// What comes next.
+/// The scheduler's next step.
 enum Next {
     Lane(usize),
-    /// Nobody can go on at this moment.
+    /// No lane can go on at this moment.
     Nobody,
     Over,
 }
@@ -158,7 +159,7 @@ impl<'env> Machine<'env> {
 }
 
 impl Inner<'_> {
-    /// Draws who is next.
+    /// Draws the next lane.
     fn next(&mut self) -> Next {
         if self.fault.is_some() {
             return Next::Over;
@@ -181,7 +182,7 @@ impl Inner<'_> {
                 self.fault = Some(Fault::Deadlock((0..self.lanes.len()).filter_map(|l| self.waiting(l)).collect()));
                 return Next::Over;
             };
-            // Not faster than a real clock, by which other threads may do what is waited for.
+            // Slowly enough for other threads, which live by a real clock, and may do what is waited for.
             self.now = self.now.max(until.min(self.now + 1000));
             return Next::Nobody;
         }
@@ -199,7 +200,7 @@ impl Inner<'_> {
         Next::Lane(lane)
     }
 
-    /// A lane has given its turn away.
+    /// Puts a lane that has given its turn away among those that are ready, or asleep.
     fn put_back(&mut self, lane: usize) {
         match self.lanes[lane].state {
             State::Runs | State::Asks => self.ready.push(lane),
@@ -209,17 +210,17 @@ impl Inner<'_> {
     }
 }
 
-/// The real time that a run takes, and what other threads get of it.
+/// The real time of a run: its limit, and when to yield to other threads.
 struct Patience {
     start: Instant,
     most: Duration,
     progress: u64,
-    /// Looks since something happened.
+    /// Looks since the last progress.
     idle: u32,
 }
 
 impl Patience {
-    /// Gives the thread away if nothing happened; whether there is time left.
+    /// Yields the thread if there was no progress. Returns `true` if there is time left.
     fn look(&mut self, progress: u64) -> bool {
         self.idle = if progress == self.progress { self.idle + 1 } else { 0 };
         self.progress = progress;
@@ -281,7 +282,7 @@ pub(super) fn run(
         .enumerate()
         .map(|(lane, launch)| Running::new(&machine, lane, &launches[launch].kernel))
         .collect();
-    // Before the lanes go, and what is theirs with them.
+    // The run is over before its lanes are unwound.
     let end = End(&machine);
     schedule(&machine, &mut lanes, timeout)?;
     drop(end);

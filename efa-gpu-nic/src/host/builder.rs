@@ -1,4 +1,4 @@
-//! Builds a world object by object, and lays it out.
+//! The builder: adds objects one by one, and lays their tables out.
 
 use super::{Error, Memory};
 use crate::tables::{Ah, Control, Cq, FIRST_AH, FIRST_QPN, MAX_RECV_BUFS, NO_AH, Progress, QueuePair, Region, Tables};
@@ -14,7 +14,7 @@ const ALIGN: usize = 128;
 /// Most entries of a completion queue.
 const MAX_CQ_ENTRIES: u32 = 1 << 20;
 
-/// What may be done to a region, beyond local reads, which always may.
+/// Access rights of a region. Local reads are always allowed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Access(u32);
 
@@ -50,7 +50,7 @@ pub struct Domain(u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CqId(u32);
 
-/// What a device can do.
+/// Attributes of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceConfig {
     /// Longest send in bytes.
@@ -65,7 +65,7 @@ pub struct DeviceConfig {
     pub rdma_write: bool,
     /// Send queues carry 64-bit request ids.
     pub req_id_64: bool,
-    /// It reaches itself. EFA does not.
+    /// The device delivers to itself. EFA does not.
     pub loopback: bool,
 }
 
@@ -83,7 +83,7 @@ impl Default for DeviceConfig {
     }
 }
 
-/// What a queue pair is to be like.
+/// Configuration of a queue pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QpConfig {
     /// Most outstanding sends; rounded up to a power of two.
@@ -92,11 +92,11 @@ pub struct QpConfig {
     pub recv_entries: u32,
     /// Most buffers of a receive.
     pub recv_bufs: u32,
-    /// Where sends complete.
+    /// Completion queue of sends.
     pub send_cq: CqId,
-    /// Where receives complete.
+    /// Completion queue of receives.
     pub recv_cq: CqId,
-    /// What a message has to name.
+    /// The queue key that a message must have.
     pub qkey: u32,
     /// Longest inline message in bytes; over 32 asks for 128-byte WQEs.
     pub inline_bytes: u16,
@@ -107,7 +107,7 @@ pub struct QpConfig {
 }
 
 impl QpConfig {
-    /// So many sends, and receives of one buffer, with 64-byte WQEs.
+    /// A queue pair with so many sends, and receives of one buffer, with 64-byte WQEs.
     pub fn new(send_entries: u32, recv_entries: u32, send_cq: CqId, recv_cq: CqId, qkey: u32) -> Self {
         Self {
             send_entries,
@@ -122,7 +122,7 @@ impl QpConfig {
         }
     }
 
-    /// The same with 128-byte WQEs, 80 bytes inline and inline writes.
+    /// Chooses 128-byte WQEs, 80 bytes inline and inline writes.
     pub fn wqe_128(self) -> Self {
         Self { inline_bytes: 80, inline_write: true, ..self }
     }
@@ -131,13 +131,13 @@ impl QpConfig {
 /// The keys of a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegionKeys {
-    /// For the owner's work requests; 24 bits.
+    /// Key for the owner's work requests; 24 bits.
     pub lkey: u32,
-    /// For peers.
+    /// Key for peers.
     pub rkey: u32,
 }
 
-/// A queue pair's handles, for one who posts.
+/// The handles of a queue pair, for a kernel that posts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queues {
     /// Its number.
@@ -148,34 +148,35 @@ pub struct Queues {
     pub recv: RecvRingHandle,
 }
 
-/// A world in its place.
+/// Tables that were laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placed {
     /// Address of the [`Tables`].
     pub tables: u64,
-    /// Warps that have something to do: as many as there are queue pairs.
+    /// Most warps that have something to do: the number of queue pairs.
     pub warps: u32,
     progress: u64,
 }
 
 impl Placed {
-    /// Address of the word to which the host writes [`Progress::ERROR`] to put a queue pair into the error state.
+    /// Returns the address of the word to which the host writes [`Progress::ERROR`] to put a queue pair into the error
+    /// state.
     pub fn state_of(&self, qpn: u16) -> u64 {
         let index = u64::from(qpn).saturating_sub(FIRST_QPN.into());
         self.progress + index * size_of::<Progress>() as u64 + offset_of!(Progress, state) as u64
     }
 }
 
-/// A completion queue in the making.
+/// A completion queue that was added.
 #[derive(Clone, Copy)]
 struct CompletionQueue {
     row: Cq,
-    /// Entries that its queue pairs may have outstanding.
+    /// Requests that its queue pairs may have outstanding.
     needs: u64,
     tag: u32,
 }
 
-/// A world in the making.
+/// Builds the tables of a NIC, object by object.
 pub struct Builder {
     rng: fastrand::Rng,
     idle_timeout_ns: u64,
@@ -191,7 +192,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// A world without anything. The seed decides what its keys are like.
+    /// A builder without objects. Keys are drawn from the seed.
     pub fn new(seed: u64) -> Self {
         Self {
             rng: fastrand::Rng::with_seed(seed),
@@ -207,13 +208,14 @@ impl Builder {
         }
     }
 
-    /// Sets how long a warp of the NIC has nothing to do before it ends by itself; ten seconds if not set.
+    /// Sets how many nanoseconds a warp of the NIC waits for work before it returns; ten seconds if not set.
     pub fn idle_timeout_ns(&mut self, ns: u64) -> &mut Self {
         self.idle_timeout_ns = ns;
         self
     }
 
-    /// Sets where the counters of the send and receive rings that are added from here on begin, if not at zero: for tests of their wrap.
+    /// Sets the first value of the counters of rings that are added from here on; zero if not set. For tests of their
+    /// wrap.
     pub fn first_counter(&mut self, counter: u32) -> &mut Self {
         self.first = counter;
         self
@@ -252,7 +254,8 @@ impl Builder {
         Ok(RegionKeys { lkey, rkey })
     }
 
-    /// Gives the number of the address handle that leads from a domain to a device. However often it is asked for, it is one.
+    /// Returns the number of the address handle that leads from a domain to a device. There is one for each such pair,
+    /// however often this is called.
     ///
     /// # Errors
     /// No such domain or device, or more handles than numbers.
@@ -283,7 +286,7 @@ impl Builder {
         Ok(CqId(self.completion_queues.len() as u32 - 1))
     }
 
-    /// The handle of a completion queue, for one who polls.
+    /// Returns the handle of a completion queue, for a kernel that polls.
     ///
     /// # Errors
     /// No such completion queue.
@@ -300,7 +303,8 @@ impl Builder {
     /// Adds a queue pair, ready to send, whose rings and doorbells go to `memory`.
     ///
     /// # Errors
-    /// No such domain or completion queue, one that could overflow, more than fits a ring, what the device cannot do, or no memory.
+    /// No such domain or completion queue, a completion queue that could overflow, more than fits a ring, an operation
+    /// that the device lacks, or no memory.
     pub fn queue_pair(&mut self, memory: &mut dyn Memory, pd: Domain, config: QpConfig) -> Result<Queues, Error> {
         let device = self.device_of(pd)?;
         let DeviceConfig { mtu, max_rdma_bytes, max_tx_batch, rdma_read, rdma_write, req_id_64, loopback } =
@@ -316,7 +320,7 @@ impl Builder {
         let most = RingSize::MAX_WQ_ENTRIES;
         let send = ring_size("sends", config.send_entries.max(1), most)?;
         let recv = ring_size("receive descriptors", config.recv_entries.saturating_mul(recv_bufs).max(1), most)?;
-        // A batch taken from it does not collide with what of it goes back.
+        // A batch that is taken out never overlaps with what of it is parked again.
         let parked = ring_size("sends", send.entries() + LANES, u32::MAX)?;
         self.reserve_completions([(config.send_cq, send.entries()), (config.recv_cq, config.recv_entries)])?;
 
@@ -398,7 +402,7 @@ impl Builder {
         Ok(Queues { qpn: qpn as u16, send, recv })
     }
 
-    /// Notes that these more requests may complete there at once.
+    /// Reserves room for these requests in their completion queues.
     fn reserve_completions(&mut self, more: [(CqId, u32); 2]) -> Result<(), Error> {
         let mut all: Vec<u64> = self.completion_queues.iter().map(|cq| cq.needs).collect();
         for (CqId(cq), entries) in more {
@@ -424,7 +428,7 @@ impl Builder {
         self.domains.get(pd.0 as usize).copied().ok_or(Error::NoSuch { kind: "protection domain", id: pd.0 })
     }
 
-    /// Lays everything out, the words that host and NIC have in common in the same memory: for hosts that reach it while the NIC runs.
+    /// Lays everything out, with the [`Control`] words in the same memory: for hosts that reach it while the NIC runs.
     ///
     /// # Errors
     /// No memory.
@@ -433,7 +437,8 @@ impl Builder {
         self.place_with_control(memory, control)
     }
 
-    /// Lays everything out. `control` is the address, as the NIC sees it, of a [`Control`], all zero: memory that the host reaches, too.
+    /// Lays everything out. `control` is the address, as the NIC sees it, of a [`Control`], all zero, in memory that
+    /// the host reaches, too.
     ///
     /// # Errors
     /// No memory.
@@ -479,7 +484,7 @@ fn limit(what: &'static str, asked: u64, max: u64) -> Result<(), Error> {
     if asked <= max { Ok(()) } else { Err(Error::Limit { what, asked, max }) }
 }
 
-/// The ring that holds at least so many entries.
+/// Returns the smallest ring with at least so many entries.
 fn ring_size(what: &'static str, entries: u32, max: u32) -> Result<RingSize, Error> {
     let size = RingSize::at_least(entries).ok().filter(|size| size.entries() <= max);
     size.ok_or(Error::Limit { what, asked: entries.into(), max: max.into() })

@@ -1,12 +1,12 @@
-//! What can be wrong with what a builder is asked for.
+//! Errors of the builder.
 
 use super::MemoryError;
 
-/// Why something could not be added, or laid out.
+/// Why an object could not be added, or the tables could not be laid out.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Something that this builder has not given.
+    /// An id of an object that this builder has not made.
     #[error("there is no {kind} {id} of this builder")]
     NoSuch {
         /// Kind of the object.
@@ -14,14 +14,14 @@ pub enum Error {
         /// Its number.
         id: u32,
     },
-    /// More than there can be.
+    /// More than the limit.
     #[error("{asked} {what}, {max} is the most")]
     Limit {
-        /// What.
+        /// What is limited.
         what: &'static str,
-        /// How many were asked for.
+        /// The number asked for.
         asked: u64,
-        /// How many there can be.
+        /// The limit.
         max: u64,
     },
     /// A completion queue that could overflow.
@@ -44,15 +44,15 @@ pub enum Error {
         /// Its bytes.
         len: u64,
     },
-    /// Something that the device or the queue pair cannot do.
+    /// An operation that the device or the queue pair lacks.
     #[error("the device has no {0}")]
     Unsupported(&'static str),
-    /// Memory for the queues and tables.
+    /// Memory for queues or tables could not be allocated or reached.
     #[error("memory for {what}: {source}")]
     Memory {
-        /// What it was for.
+        /// What the memory was for.
         what: &'static str,
-        /// What its provider says.
+        /// The error of the memory's provider.
         source: MemoryError,
     },
 }

@@ -1,43 +1,44 @@
-//! Memory that the NIC reaches, wherever it is.
+//! Memory that the NIC reaches: a GPU's, or the host's.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
-/// Why memory could not be had, or reached.
+/// Why memory could not be allocated, or reached.
 pub type MemoryError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Memory that whoever runs the NIC reaches: a GPU's, or the host's.
+/// Memory that the NIC reaches.
 pub trait Memory {
-    /// Allocates `bytes` bytes, all zero, aligned to `align`, a power of two of 256 at most; gives their address as the NIC sees it.
+    /// Allocates `bytes` bytes, all zero, aligned to `align`, a power of two of 256 at most. Returns their address as
+    /// the NIC sees it.
     ///
     /// # Errors
-    /// There is no such memory.
+    /// There is not enough memory.
     fn allocate(&mut self, bytes: usize, align: usize) -> Result<u64, MemoryError>;
 
     /// Writes bytes to memory that was allocated.
     ///
     /// # Errors
-    /// It cannot be reached.
+    /// The memory cannot be reached.
     fn write(&mut self, to: u64, bytes: &[u8]) -> Result<(), MemoryError>;
 
     /// Reads bytes of memory that was allocated.
     ///
     /// # Errors
-    /// It cannot be reached.
+    /// The memory cannot be reached.
     fn read(&mut self, from: u64, into: &mut [u8]) -> Result<(), MemoryError>;
 }
 
 /// The host's memory, for a NIC that runs on the host. It is freed when this is dropped.
 ///
-/// It is written and read by atomic accesses, as the NIC and posters do, so that this may be while they run: what is
-/// read then is old or new, each word by itself, or byte where it is no whole word.
+/// It is written and read by atomic accesses, as the NIC and posters do, also while they run. What is read then is old
+/// or new, each aligned word by itself, or each byte outside of one.
 #[derive(Debug, Default)]
 pub struct HostMemory {
     allocated: Vec<(usize, Layout)>,
 }
 
 impl HostMemory {
-    /// Where `bytes` bytes at `addr` are.
+    /// Returns the address of `bytes` allocated bytes at `addr`.
     fn find(&self, addr: u64, bytes: usize) -> Result<*mut u8, MemoryError> {
         let inside = |&&(start, layout): &&(usize, Layout)| {
             let offset = (addr as usize).wrapping_sub(start);
@@ -51,7 +52,7 @@ impl HostMemory {
 impl Memory for HostMemory {
     fn allocate(&mut self, bytes: usize, align: usize) -> Result<u64, MemoryError> {
         let layout = Layout::from_size_align(bytes.max(1), align)?;
-        // SAFETY: the layout has a size.
+        // SAFETY: the layout's size is not zero.
         let start = unsafe { alloc_zeroed(layout) };
         if start.is_null() {
             return Err(format!("the host has no {bytes} bytes of memory").into());
@@ -65,7 +66,8 @@ impl Memory for HostMemory {
         let mut at = 0;
         while at < bytes.len() {
             let to = to.wrapping_add(at);
-            // SAFETY: inside the allocation, and the word is aligned; others access it atomically.
+            // SAFETY: `find` has checked that the bytes are inside an allocation of ours, and the word is aligned. The
+            // NIC and posters access it atomically, too.
             unsafe {
                 match bytes[at..].first_chunk() {
                     Some(word) if to.cast::<u64>().is_aligned() => {
@@ -108,8 +110,8 @@ impl Memory for HostMemory {
 impl Drop for HostMemory {
     fn drop(&mut self) {
         for (start, layout) in self.allocated.drain(..) {
-            // SAFETY: it was allocated with this layout, and who runs a NIC on it has promised that it stays until that
-            // has ended.
+            // SAFETY: it was allocated with this layout. Nobody accesses it any more: whoever runs a NIC on it keeps it
+            // until the NIC has ended (`run`'s contract).
             unsafe { dealloc(start as *mut u8, layout) };
         }
     }

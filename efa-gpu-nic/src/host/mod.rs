@@ -1,4 +1,4 @@
-//! The host's side: laying the tables out, and the handles of its queues.
+//! The host's side: it lays the tables out, and hands out the handles of queues.
 //!
 //! ```
 //! use efa_gpu_nic::host::{Access, Builder, DeviceConfig, HostMemory, QpConfig};

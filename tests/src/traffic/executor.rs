@@ -3,7 +3,9 @@
 use super::{KernelRunner, Poster};
 use efa_gpu_device::simt::Executor;
 use efa_gpu_device::{TimeoutReport, WatchdogHandle};
-use efa_gpu_kernels::traffic::{Receiving, Sending, receive, send_by_many, send_by_thread, send_by_warp, send_wide};
+use efa_gpu_kernels::traffic::{
+    Receiving, Sending, receive, send_by_many, send_by_thread, send_by_thread_128, send_by_warp,
+};
 
 #[derive(Clone)]
 #[repr(align(128))]
@@ -48,7 +50,7 @@ impl KernelRunner for OnExecutor {
         let (_, blocks, threads) = poster.kernel();
         let post = match poster {
             Poster::Thread => send_by_thread,
-            Poster::Wide => send_wide,
+            Poster::Wide => send_by_thread_128,
             Poster::Warp => send_by_warp,
             Poster::Many(..) => send_by_many,
         };

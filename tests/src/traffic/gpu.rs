@@ -34,7 +34,7 @@ impl OnGpu {
         let stream = || gpu.stream().expect("a stream");
         let module = kernels(gpu);
         // All of them now: CUDA loads a kernel when it is first asked for, and may wait for those that run.
-        let names = ["send_by_thread", "send_wide", "send_by_warp", "send_by_many", "receive"];
+        let names = ["send_by_thread", "send_by_thread_128", "send_by_warp", "send_by_many", "receive"];
         let kernels = names.map(|name| (name, module.kernel(name).expect("a kernel of ours"))).into();
         Self {
             gpu: gpu.clone(),

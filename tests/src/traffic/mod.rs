@@ -41,7 +41,7 @@ impl Poster {
     pub fn kernel(self) -> (&'static str, u32, u32) {
         match self {
             Self::Thread => ("send_by_thread", 1, 1),
-            Self::Wide => ("send_wide", 1, 1),
+            Self::Wide => ("send_by_thread_128", 1, 1),
             Self::Warp => ("send_by_warp", 1, 32),
             Self::Many(blocks, warps) => ("send_by_many", blocks, 32 * warps),
         }
