@@ -1,4 +1,5 @@
-//! `efa demo`: two processes on this machine, over a network that only reorders, then over one that also loses and doubles.
+//! `efa demo`: two nodes as processes on this machine, first over a network that only reorders packets, then over one
+//! that also loses and doubles them.
 
 use crate::node::{Listening, Poster, Work};
 use crate::process::Process;
@@ -11,10 +12,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Payload bytes of a packet in the second run, so that even one write of 4 KiB is many packets.
+/// The MTU of the second run in bytes. It is small, so that one write of 4 KiB already needs many packets.
 const SMALL_MTU: u32 = 256;
 
-/// What `efa demo` takes.
+/// Options of `efa demo`.
 #[derive(Args)]
 pub(crate) struct Options {
     #[command(flatten)]
@@ -25,8 +26,8 @@ pub(crate) struct Options {
     /// Share of packets doubled in the second run, 0 to 1.
     #[arg(long, default_value_t = 0.1)]
     dup: f64,
-    /// Most time that a packet is held back in the second run, with unit; the time differs from packet to packet, so they overtake
-    /// each other.
+    /// Most time that a packet is held back in the second run, with unit; the time differs from packet to packet, so
+    /// they overtake each other.
     #[arg(long, default_value = "1ms")]
     jitter: String,
     /// How long nothing at all gets through at the start of the second run, with unit.
@@ -46,25 +47,26 @@ pub(crate) struct Options {
     trace: Option<PathBuf>,
 }
 
-/// One run.
+/// The result of one run.
 #[derive(Serialize)]
 struct Run {
     network: String,
-    /// Node 0, and node 1 if it lived to tell.
+    /// The reports of node 0 and, unless it was killed, of node 1.
     nodes: Vec<NodeReport>,
 }
 
-/// The runs, as `--json` prints them.
+/// The results of all runs, as `--json` prints them.
 #[derive(Serialize)]
 struct Demo {
     ok: bool,
     runs: Vec<Run>,
 }
 
-/// Runs the demonstration; whether every word of both runs matched and, with `--kill`, the survivor learnt of its loss.
+/// Runs the demonstration. Returns `true` if every word of both runs matched and, with `--kill`, node 0 noticed that
+/// node 1 was killed.
 pub(crate) fn main(options: &Options) -> Result<bool> {
     let Options { work, loss, dup, jitter, partition, poster, .. } = options;
-    work.total()?; // complain here rather than twice below
+    work.total()?; // an error appears here once; each node would report it again
     let good = format!("soft:udp=127.0.0.1:0,seed={}", work.seed);
     let mut bad = format!("{good},loss={loss},dup={dup},jitter={jitter},mtu={SMALL_MTU}");
     let mut faults = format!("{}% loss, {}% doubled, up to {jitter} late", loss * 100.0, dup * 100.0);
@@ -82,7 +84,7 @@ pub(crate) fn main(options: &Options) -> Result<bool> {
         demo.add(run, matches, options.json);
     }
     if options.kill {
-        let device = format!("{good},delay=100ms"); // so that the writes are still under way when node 1 dies
+        let device = format!("{good},delay=100ms"); // writes are still outstanding when node 1 is killed
         let work = Work { count: 2000, size: 64, ..*work };
         let nodes = vec![run_and_kill(&device, &work, *poster, &mut traces)?];
         let run = Run { network: "100ms one way; node 1 is killed".into(), nodes };
@@ -96,7 +98,7 @@ pub(crate) fn main(options: &Options) -> Result<bool> {
     Ok(demo.ok)
 }
 
-/// The traces of all nodes, if they are wanted: each node writes its own, next to where all of them go in the end.
+/// The traces of all nodes, if `--trace` is given. Each node writes its own file; all of them are merged in the end.
 struct Traces {
     target: Option<PathBuf>,
     parts: Vec<PathBuf>,
@@ -107,7 +109,7 @@ impl Traces {
         Self { target: target.map(Path::to_path_buf), parts: Vec::new() }
     }
 
-    /// Options of one more node.
+    /// Returns the options with which one more node writes its trace.
     fn options(&mut self) -> Vec<OsString> {
         let Some(target) = &self.target else { return Vec::new() };
         let part = target.with_extension(format!("part{}", self.parts.len()));
@@ -115,7 +117,7 @@ impl Traces {
         vec!["--trace".into(), part.into()]
     }
 
-    /// Puts the parts together. That of a node that was killed is missing.
+    /// Merges the nodes' traces into one file. A node that was killed has written none.
     fn join(self) -> Result<()> {
         let Some(target) = self.target else { return Ok(()) };
         let mut events: Vec<serde_json::Value> = Vec::new();
@@ -157,7 +159,7 @@ impl Run {
     }
 }
 
-/// Starts both nodes, 0 first.
+/// Starts both nodes. Returns node 0 first.
 fn spawn_both(device: &str, work: &Work, poster: Poster, traces: &mut Traces) -> Result<[Process; 2]> {
     let mut target = spawn(device, work, &["--listen", "127.0.0.1:0"], traces)?;
     let Listening { listening } = target.line().context("starting node 1")?;
@@ -167,7 +169,7 @@ fn spawn_both(device: &str, work: &Work, poster: Poster, traces: &mut Traces) ->
     Ok([writer, target])
 }
 
-/// Both nodes as processes.
+/// Runs both nodes to their end and returns their reports.
 fn run(device: &str, work: &Work, poster: Poster, traces: &mut Traces) -> Result<Vec<NodeReport>> {
     let [mut writer, mut target] = spawn_both(device, work, poster, traces)?;
     let first = report(&mut writer).context("node 0")?;
@@ -175,7 +177,7 @@ fn run(device: &str, work: &Work, poster: Poster, traces: &mut Traces) -> Result
     Ok(vec![first, second])
 }
 
-/// Both nodes as processes, of which node 1 is killed once the first writes have arrived. What node 0 says.
+/// Runs both nodes, and kills node 1 after the first writes have arrived. Returns node 0's report.
 fn run_and_kill(device: &str, work: &Work, poster: Poster, traces: &mut Traces) -> Result<NodeReport> {
     let [mut writer, mut target] = spawn_both(device, work, poster, traces)?;
     std::thread::sleep(Duration::from_secs(1));
@@ -183,7 +185,7 @@ fn run_and_kill(device: &str, work: &Work, poster: Poster, traces: &mut Traces) 
     writer.line().context("node 0")
 }
 
-/// Starts a node.
+/// Starts a node as a process.
 fn spawn(device: &str, work: &Work, role: &[&str], traces: &mut Traces) -> Result<Process> {
     let Work { size, count, seed, timeout } = work;
     let numbers = [("--size", size), ("--count", count), ("--seed", seed), ("--timeout", timeout)];
@@ -192,7 +194,7 @@ fn spawn(device: &str, work: &Work, role: &[&str], traces: &mut Traces) -> Resul
     Process::spawn(fixed.chain(work).map(OsString::from).chain(traces.options()))
 }
 
-/// A node's report, once it has ended.
+/// Waits until a node has ended and returns its report.
 fn report(node: &mut Process) -> Result<NodeReport> {
     let report = node.line()?;
     io::copy(&mut node.output, &mut io::sink())?;

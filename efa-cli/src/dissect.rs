@@ -1,10 +1,10 @@
-//! `efa dissect`: bytes in, fields out.
+//! `efa dissect`: shows the fields of a ring entry.
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use efa_io::{Cqe16, Cqe32, RxDesc, Wqe64, Wqe128};
 
-/// What `efa dissect` takes.
+/// Options of `efa dissect`.
 #[derive(Args)]
 pub(crate) struct Options {
     /// What the bytes are.

@@ -1,4 +1,4 @@
-//! Writes that a kernel posts: on a GPU if there is one, in the executor otherwise.
+//! RDMA writes posted by a kernel, which runs on a GPU if there is one and in the executor otherwise.
 
 use anyhow::{Context, Result, anyhow, ensure};
 use efa_direct::cuda::{Gpu, Module, PinnedMemory, Shape};
@@ -9,32 +9,32 @@ use efa_gpu_kernels::traffic::{Job, Sending, Sent, send_by_thread};
 use efa_io::{CompletionRingHandle, Destination, SendRingHandle};
 use std::time::Duration;
 
-/// Jobs of a launch, at most. Each launch has the time of one completion.
+/// The maximum number of jobs of a launch. The timeout holds for each launch.
 const MAX_JOBS: usize = 1 << 10;
 
-/// Whoever runs kernels here.
+/// The place where kernels run on this machine.
 pub(crate) enum Launcher {
     Gpu(Box<(Gpu, Module)>),
-    /// None, and why.
+    /// The executor, with the reason why there is no GPU.
     Executor(String),
 }
 
-/// What came of jobs.
+/// The result of a kernel's jobs.
 pub(crate) struct Outcome {
-    /// By job: 0 if it did not complete, else its status plus 1.
+    /// For each job 0 if it did not complete, or else its status plus 1.
     pub(crate) statuses: Vec<u32>,
-    /// How far the queues are.
+    /// The positions of the queues after the kernel.
     pub(crate) sent: Sent,
 }
 
-/// Queues that a kernel has.
+/// The queues that a kernel uses.
 pub(crate) struct Queues {
     pub(crate) send: GpuSendQueue<8>,
     pub(crate) cq: GpuCompletionQueue,
 }
 
 impl Launcher {
-    /// A GPU with kernels for it, or the executor.
+    /// Finds a GPU and loads the kernels, or else chooses the executor.
     pub(crate) fn find() -> Self {
         let gpu = || -> Result<(Gpu, Module)> {
             let gpu = Gpu::open(0)?;
@@ -44,7 +44,7 @@ impl Launcher {
         gpu().map_or_else(|error| Self::Executor(format!("{error:#}")), |found| Self::Gpu(Box::new(found)))
     }
 
-    /// Which it is.
+    /// Returns a phrase for the report that says where the kernel runs.
     pub(crate) fn describe(&self) -> String {
         match self {
             Self::Gpu(found) => format!("a kernel on the GPU, {}", found.0.info().name),
@@ -52,7 +52,8 @@ impl Launcher {
         }
     }
 
-    /// Has a kernel post all jobs, `batch` to a doorbell, and take their completions.
+    /// Runs a kernel that posts all jobs, `batch` for each doorbell, and polls their completions. Returns the queues
+    /// with the result.
     pub(crate) fn run(
         &self,
         queues: Queues,
@@ -81,7 +82,7 @@ impl Launcher {
     }
 }
 
-/// Has `round` do the jobs, some at a time, until one fails.
+/// Calls `round` with up to [`MAX_JOBS`] jobs at a time, until all are done or one has failed.
 fn in_rounds(
     jobs: &[Job],
     mut arguments: Sending,
@@ -103,7 +104,7 @@ fn in_rounds(
     Ok(all)
 }
 
-/// What the kernel is arguments, but for jobs and addresses.
+/// Returns the kernel's arguments without jobs and addresses.
 fn arguments_of(send: SendRingHandle, cq: CompletionRingHandle, to: Destination, batch: u32) -> Sending {
     let watchdog = WatchdogHandle { report: 0, timeout_ns: 0 };
     let (ah, qpn, qkey) = (to.ah.into(), to.qpn.into(), to.qkey);
@@ -124,6 +125,7 @@ fn arguments_of(send: SendRingHandle, cq: CompletionRingHandle, to: Destination,
     }
 }
 
+/// Runs the kernel once in the executor.
 fn in_executor(arguments: Sending, jobs: &[Job], patience: Duration) -> Result<Outcome> {
     let (mut statuses, mut sent, mut waited) = (vec![0u32; jobs.len()], Sent::default(), [0u32; 4]);
     let arguments = Sending {
@@ -133,7 +135,8 @@ fn in_executor(arguments: Sending, jobs: &[Job], patience: Duration) -> Result<O
         outcome: &raw mut sent as u64,
         ..arguments
     };
-    // SAFETY: the addresses are those of values that live on in this function, and of rings that were handed over to this kernel alone.
+    // SAFETY: the addresses are those of locals with the sizes that the kernel expects, which outlive the run, and of
+    // rings in `queues` that only this kernel uses.
     let run = Executor::new(1).timeout(patience * 2).launch(1, 1, || unsafe { send_by_thread(arguments) }).run();
     run.context("the executor")?;
     let waited: TimeoutReport = bytemuck::cast(waited);
@@ -141,7 +144,7 @@ fn in_executor(arguments: Sending, jobs: &[Job], patience: Duration) -> Result<O
     Ok(Outcome { statuses, sent })
 }
 
-/// A kernel on a GPU, and memory for what it is arguments and says.
+/// A kernel on a GPU, and pinned memory for its jobs and results.
 struct OnGpu<'a> {
     gpu: &'a Gpu,
     module: &'a Module,
@@ -162,6 +165,7 @@ impl<'a> OnGpu<'a> {
         })
     }
 
+    /// Runs the kernel once.
     fn round(&self, arguments: Sending, jobs: &[Job], patience: Duration) -> Result<Outcome> {
         let mut statuses = vec![0u32; jobs.len()];
         self.jobs.write(0, bytemuck::cast_slice(jobs))?;
@@ -175,11 +179,14 @@ impl<'a> OnGpu<'a> {
             ..arguments
         };
         let kernel = self.module.kernel("send_by_thread")?;
-        // SAFETY: the kernel takes this; the addresses are those of memory that lives on until it is over, and of rings that were handed over to it alone.
+        // SAFETY: `send_by_thread` takes a `Sending`. The addresses are those of pinned memory with the sizes that the
+        // kernel expects, and of rings that only this kernel uses. All of it lives until the kernel has ended: below,
+        // the process exits if it has not.
         let running = unsafe { kernel.launch(&stream, Shape::new(1, 1), (arguments,)) }?;
         let outcome = running.wait_watched(&watchdog);
         if !running.is_done() {
-            // It may still reach all of that: none of it can be taken back, and nothing be done but to end.
+            // The kernel may still access the memory and the rings, so none of it can be freed. The only way out is to
+            // exit.
             eprintln!("efa: {:#}", anyhow!(outcome.unwrap_err()));
             std::process::exit(1);
         }

@@ -3,13 +3,14 @@
 //! | subcommand | what it does |
 //! | --- | --- |
 //! | `efa devices` | lists devices |
-//! | `efa node` | one of two nodes that exchange an RDMA write; the other may be on another host |
-//! | `efa demo` | both nodes as processes on this machine, over a good network and a bad one |
-//! | `efa run` | a program on software devices, through the vendor's own libibverbs and libefa |
-//! | `efa soak` | the same two processes with all kinds of traffic, for a long time, while faults come and go |
-//! | `efa dissect` | lays a WQE, a receive descriptor or a completion entry out field by field |
+//! | `efa node` | runs one of two nodes that exchange an RDMA write; the other may be on another host |
+//! | `efa demo` | runs both nodes as processes on this machine, over a good network and over a bad one |
+//! | `efa run` | runs a program on software devices, through its own libibverbs and libefa |
+//! | `efa soak` | runs two processes with all kinds of traffic for a long time, while faults come and go |
+//! | `efa dissect` | shows a WQE, a receive descriptor or a completion entry field by field |
 //!
-//! Unsafe code: `kernel.rs` (launches a kernel), `node.rs` (takes a ring back from it), `run.rs` (what a child does before it becomes another program).
+//! Unsafe code: `kernel.rs` (launches a kernel), `node.rs` (takes a ring back from it), `run.rs` (runs code in a child
+//! between fork and exec).
 
 mod demo;
 mod dissect;
@@ -83,12 +84,14 @@ fn main() -> ExitCode {
     })
 }
 
+/// Runs `efa devices`.
 fn devices(json: bool) -> Result<()> {
     let devices = efa_direct::devices();
     if json {
         let row = |device: &efa_direct::DeviceInfo| {
             serde_json::json!({
-                "name": device.name, "description": device.description, "missing": device.missing, "usable": device.usable,
+                "name": device.name, "description": device.description,
+                "missing": device.missing, "usable": device.usable,
             })
         };
         println!("{}", serde_json::to_string_pretty(&devices.iter().map(row).collect::<Vec<_>>())?);

@@ -1,7 +1,8 @@
-//! `efa node`: one of two nodes. Node 0 writes into node 1's memory; node 1 learns of it from its completion queue alone.
+//! `efa node`: one of two nodes. Node 0 writes into node 1's memory, and node 1 learns of it from its completion queue
+//! alone.
 //!
-//! The nodes tell each other where they are over TCP, a line of JSON each way, as perftest does. What the other node says is checked, and
-//! whoever else connects meanwhile changes nothing.
+//! The nodes exchange their addresses over TCP, as perftest does: each sends a line of JSON. A node checks what the
+//! other sends. Other connections are refused and have no effect.
 
 use crate::kernel::{Launcher, Queues};
 use crate::report::{EndpointReport, Entry, Failure, NodeReport, Packets, RegionReport, Words};
@@ -20,20 +21,21 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// The immediate of the first write; the others count on from here.
+/// The immediate of the first write. Each further write's is larger by one.
 const FIRST_IMM: u32 = 0x1000;
-/// Sends and receives that may be outstanding.
+/// The number of sends and of receives that may be outstanding.
 const DEPTH: u32 = 128;
-/// Writes for a doorbell, of a kernel.
+/// The number of writes for which a kernel rings once.
 const KERNEL_BATCH: u32 = 16;
 
-/// What `efa node` takes.
+/// Options of `efa node`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
     /// The device to open; `efa devices` lists names.
     #[arg(long, default_value = "soft:udp=127.0.0.1:0")]
     pub(crate) device: String,
-    /// Be node 1: wait at this address (port 0 takes a free one) and be written to. Whoever connects and is no node 0 is refused.
+    /// Be node 1: wait at this address (port 0 takes a free one) and be written to. Whoever connects and is no node 0
+    /// is refused.
     #[arg(long, conflicts_with = "connect", value_name = "HOST:PORT")]
     pub(crate) listen: Option<String>,
     /// Be node 0: go to the node at this address and write to it.
@@ -52,7 +54,7 @@ pub(crate) struct Options {
     pub(crate) trace: Option<PathBuf>,
 }
 
-/// Who posts.
+/// The processor that posts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Poster {
     /// This processor.
@@ -62,7 +64,7 @@ pub(crate) enum Poster {
     Gpu,
 }
 
-/// What is to be done; node 0's word counts, of all but the time.
+/// The work of both nodes. Node 1 uses node 0's values, except the timeout.
 #[derive(Args, Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Work {
     /// Bytes of each write, a multiple of 8.
@@ -86,7 +88,7 @@ pub(crate) struct Listening {
     pub(crate) listening: SocketAddr,
 }
 
-/// What a node says to the other.
+/// The first message of a node to the other.
 #[derive(Serialize, Deserialize)]
 struct Hello {
     endpoint: EndpointReport,
@@ -94,7 +96,7 @@ struct Hello {
     work: Work,
 }
 
-/// Runs `efa node`; whether all went well.
+/// Runs `efa node`. Returns `true` if all writes succeeded and all words match.
 pub(crate) fn main(options: &Options) -> Result<bool> {
     let (report, good) = match (options.listen.as_deref(), options.connect.as_deref()) {
         (Some(at), _) => run_target(options, at)?,
@@ -110,10 +112,10 @@ pub(crate) fn main(options: &Options) -> Result<bool> {
 }
 
 impl Work {
-    /// Bytes of all writes together.
+    /// Returns the number of bytes of all writes together.
     ///
     /// # Errors
-    /// Work that makes no sense.
+    /// A value is invalid, or there are more than 4 GiB.
     pub(crate) fn total(&self) -> Result<usize> {
         ensure!(
             self.size > 0 && self.size.is_multiple_of(8),
@@ -130,19 +132,19 @@ impl Work {
         Duration::from_secs(self.timeout)
     }
 
-    /// The word at this place of the whole.
+    /// Returns the word at this index of all bytes.
     fn word(&self, index: u64) -> u64 {
         split_mix((self.seed << 40).wrapping_add(index))
     }
 
-    /// The bytes of write number `k`.
+    /// Returns the bytes of write number `k`.
     fn block(&self, k: u64) -> Vec<u8> {
         let words = self.size / 8;
         (k * words..(k + 1) * words).flat_map(|index| self.word(index).to_le_bytes()).collect()
     }
 }
 
-/// SplitMix64 of an index: no word equals its neighbours, and a shifted block matches nowhere.
+/// Returns the SplitMix64 hash of an index. With such words, a block that was written to a wrong place does not match.
 pub(crate) fn split_mix(index: u64) -> u64 {
     let mut z = index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -150,6 +152,8 @@ pub(crate) fn split_mix(index: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// Returns a queue key that depends on the seed. Its highest bit is clear, because InfiniBand reserves keys with that
+/// bit to privileged users.
 pub(crate) fn qkey(seed: u64) -> u32 {
     (seed as u32).wrapping_mul(0x9e37_79b9) & 0x7fff_ffff | 1
 }
@@ -164,12 +168,12 @@ fn describe(endpoint: &Endpoint, region: &Region<'_>) -> (EndpointReport, Region
 impl Hello {
     fn endpoint(&self) -> Result<Endpoint> {
         let EndpointReport { gid, qpn, qkey } = &self.endpoint;
-        // A line is short enough to be repeated, escaped.
+        // The GID is escaped (`{:?}`), and it is short, because a line is.
         let gid = gid.parse().map_err(|error| anyhow!("the other node's GID {gid:?}: {error}"))?;
         Ok(Endpoint { gid, qpn: *qpn, qkey: *qkey })
     }
 
-    /// The memory that it offers for so many bytes.
+    /// Returns the memory that the other node offers, which must have this many bytes.
     fn region(&self, total: usize) -> Result<RemoteRegion> {
         let RegionReport { addr, len, rkey, .. } = self.region;
         ensure!(len == total as u64, "the other node's memory has {len} bytes, asked were {total}");
@@ -198,7 +202,7 @@ fn open(options: &Options) -> Result<(Device, ProtectionDomain, Watch)> {
     Ok((device, pd, watch))
 }
 
-/// Node 0.
+/// Runs node 0.
 fn run_writer(options: &Options, to: &str) -> Result<(NodeReport, bool)> {
     let work = options.work;
     let total = work.total()?;
@@ -259,7 +263,7 @@ fn run_writer(options: &Options, to: &str) -> Result<(NodeReport, bool)> {
     Ok((report, good))
 }
 
-/// Node 0's writes.
+/// The writes of node 0.
 struct Writes<'a> {
     work: Work,
     peer: &'a Peer,
@@ -268,7 +272,7 @@ struct Writes<'a> {
     device: &'a Device,
 }
 
-/// What came of them.
+/// The result of node 0's writes.
 struct Posted {
     poster: Option<String>,
     wqe: Option<Entry>,
@@ -280,14 +284,14 @@ struct Posted {
 }
 
 impl Writes<'_> {
-    /// Write number `k`.
+    /// Returns write number `k`.
     fn request(&self, k: u64) -> Result<RdmaWrite<'_>> {
         let range = k * self.work.size..(k + 1) * self.work.size;
         let write = RdmaWrite::new(self.region.slice(range.clone())?, self.remote.slice(range)?);
         Ok(write.imm(FIRST_IMM.wrapping_add(k as u32)))
     }
 
-    /// Posts them from here.
+    /// Posts the writes from this processor.
     fn by_cpu(&self, send: SendQueue<8>, cq: CompletionQueue) -> Result<Posted> {
         let work = self.work;
         let (mut sq, mut cq) = (send.into_cpu(), cq.into_cpu());
@@ -323,7 +327,7 @@ impl Writes<'_> {
         Ok(Posted { poster: None, wqe, doorbell, completion, completed, failure, microseconds })
     }
 
-    /// Has a kernel post them, which is given both rings for as long.
+    /// Posts the writes from a kernel, which owns both rings meanwhile.
     fn by_kernel(&self, send: SendQueue<8>, cq: CompletionQueue) -> Result<Posted> {
         let launcher = Launcher::find();
         let poster = Some(launcher.describe());
@@ -347,7 +351,8 @@ impl Writes<'_> {
         let start = Instant::now();
         let (queues, outcome) = launcher.run(queues, to, &jobs, KERNEL_BATCH, self.work.patience())?;
         let microseconds = start.elapsed().as_micros() as u64;
-        // SAFETY: the kernel has ended, and told how many it took.
+        // SAFETY: the kernel has ended, so nothing else polls the queue, and it has reported the number of entries that
+        // it consumed.
         let entry = unsafe { queues.cq.into_idle(outcome.sent.consumed) }.into_cpu().peek_back(1);
         let failed = outcome.statuses.iter().position(|&status| status > 1);
         let failure = failed.map(|k| Failure::new(k as u64, Status::from_code((outcome.statuses[k] - 1) as u8)));
@@ -357,16 +362,16 @@ impl Writes<'_> {
     }
 }
 
-/// What node 1 has for one node 0.
+/// The objects of node 1 for one node 0.
 struct Target<'a> {
     work: Work,
     region: Region<'a>,
     cq: CompletionQueue,
     endpoint: Endpoint,
     rq: CpuRecvQueue,
-    /// A write with immediate consumes a receive, though it puts nothing there.
+    /// The buffer of the receives. A write with immediate consumes a receive but writes nothing to its buffer.
     unused: Region<'a>,
-    /// Without it the device refuses the writer's RDMA.
+    /// The device refuses RDMA from a peer without an address handle.
     _peer: Peer,
 }
 
@@ -387,7 +392,7 @@ impl<'a> Target<'a> {
     }
 }
 
-/// Node 1.
+/// Runs node 1.
 fn run_target(options: &Options, at: &str) -> Result<(NodeReport, bool)> {
     let (device, pd, watch) = open(options)?;
     let at_once = resolve(at).and_then(|all| Ok(TcpListener::bind(&all[..])?));
@@ -429,7 +434,7 @@ fn run_target(options: &Options, at: &str) -> Result<(NodeReport, bool)> {
     }
     let microseconds = start.elapsed().as_micros() as u64;
     wire.send(&words)?;
-    // Node 0 may still miss an acknowledgement: stay until it has all of them.
+    // The device must stay until node 0 has received all acknowledgements.
     let _: String = wire.receive()?;
     let report = NodeReport {
         node: 1,
@@ -453,7 +458,7 @@ fn run_target(options: &Options, at: &str) -> Result<(NodeReport, bool)> {
     Ok((report, words.matching == words.total))
 }
 
-/// Compares write number `k`, word by word.
+/// Compares the words of write number `k`.
 fn check(region: &Region<'_>, work: &Work, k: u64, words: &mut Words) -> Result<()> {
     let bytes = region.read_vec(k * work.size..(k + 1) * work.size)?;
     let expected = work.block(k);

@@ -1,4 +1,4 @@
-//! Nodes as processes of this program, which speak in lines of JSON.
+//! Nodes as processes of this program, which write and read lines of JSON.
 
 use crate::wire::read_line;
 use anyhow::{Context, Result, ensure};
@@ -6,17 +6,17 @@ use serde::de::DeserializeOwned;
 use std::io::BufReader;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-/// This program once more, ended with this value.
+/// A child process that runs this program. Dropping it kills the process.
 pub(crate) struct Process {
     child: Child,
-    /// What it says.
+    /// The process's standard output.
     pub(crate) output: BufReader<ChildStdout>,
-    /// What it is told, until dropped.
+    /// The process's standard input, until it is closed.
     pub(crate) input: Option<ChildStdin>,
 }
 
 impl Process {
-    /// Starts it with these arguments.
+    /// Starts the program with these arguments.
     pub(crate) fn spawn<A: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = A>) -> Result<Self> {
         let program = std::env::current_exe().context("finding this program")?;
         let mut child = Command::new(program)
@@ -30,17 +30,17 @@ impl Process {
         Ok(Self { child, output: BufReader::new(output), input })
     }
 
-    /// The next thing that it says.
+    /// Reads the next line that the process writes.
     pub(crate) fn line<T: DeserializeOwned>(&mut self) -> Result<T> {
         read_line(&mut self.output)?.context("it ended without a word (its complaint is above)")
     }
 
-    /// Ends it now.
+    /// Kills the process.
     pub(crate) fn kill(&mut self) -> Result<()> {
         self.child.kill().context("killing a node")
     }
 
-    /// Waits until it has ended by itself, and well.
+    /// Closes the process's input and waits until it ends. An exit code other than 0 is an error.
     pub(crate) fn wait(&mut self) -> Result<()> {
         self.input = None;
         let status = self.child.wait()?;
@@ -51,7 +51,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Nothing to kill where it has ended by itself.
+        // Killing fails if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,44 +1,44 @@
-//! What a node did, for people and for programs.
+//! The report of a node, printed as text or as JSON.
 
 use efa_direct::{Counters, LinkCounters, Status};
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display, Formatter, Write};
 
-/// What one node did.
+/// The report of one node.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct NodeReport {
-    /// 0 writes, 1 is written to.
+    /// The node's number: node 0 writes into node 1's memory.
     pub(crate) node: u8,
-    /// The device, as it was opened.
+    /// The name with which the device was opened.
     pub(crate) device: String,
     pub(crate) endpoint: EndpointReport,
     pub(crate) region: RegionReport,
-    /// Writes posted, or arrived.
+    /// The number of writes that have completed (node 0) or arrived (node 1).
     pub(crate) operations: u64,
-    /// Bytes of each.
+    /// The length of each write in bytes.
     pub(crate) size: u64,
-    /// Who posted them, if not this processor (node 0).
+    /// What posted the writes, if it was not this processor (node 0).
     pub(crate) poster: Option<String>,
     /// The first WQE (node 0).
     pub(crate) wqe: Option<Entry>,
-    /// Value of the doorbell after the first WQE (node 0).
+    /// The value of the doorbell after the first WQE (node 0).
     pub(crate) doorbell: Option<u32>,
-    /// The first completion entry, or the one that failed.
+    /// The first completion entry, or the one with an error.
     pub(crate) completion: Option<Entry>,
-    /// Completion entries in all.
+    /// The number of all completion entries.
     pub(crate) completions: u64,
     /// The first write that failed, which ended the run (node 0).
     pub(crate) failure: Option<Failure>,
-    /// Words compared, and equal (node 1).
+    /// The numbers of words that were compared and that matched (node 1).
     pub(crate) words: Option<Words>,
     pub(crate) packets: Packets,
-    /// How it went, event by event.
+    /// The first and the last events of the device.
     pub(crate) timeline: Timeline,
-    /// From the first post (node 0) or the exchange of addresses (node 1) to the last completion.
+    /// The time from the first post (node 0) or from the exchange of addresses (node 1) to the last completion.
     pub(crate) microseconds: u64,
 }
 
-/// Where a node can be reached.
+/// The address of a node's queue pair.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct EndpointReport {
     pub(crate) gid: String,
@@ -46,7 +46,7 @@ pub(crate) struct EndpointReport {
     pub(crate) qkey: u32,
 }
 
-/// A node's memory.
+/// A node's memory region.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct RegionReport {
     pub(crate) addr: u64,
@@ -55,7 +55,7 @@ pub(crate) struct RegionReport {
     pub(crate) rkey: u32,
 }
 
-/// A ring entry.
+/// A ring entry: its bytes in hexadecimal, and its dissection.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Entry {
     pub(crate) hex: String,
@@ -63,7 +63,7 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// An entry, from its bytes and its dissection.
+    /// Creates an entry from its bytes and its dissection.
     pub(crate) fn new(bytes: &[u8], fields: &impl Display) -> Self {
         let hex = bytes.iter().fold(String::new(), |mut hex, byte| {
             let _ = write!(hex, "{byte:02x}");
@@ -83,7 +83,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// The failure of write number `write`.
+    /// Creates the failure of write number `write`.
     pub(crate) fn new(write: u64, status: Status) -> Self {
         Self {
             write,
@@ -94,21 +94,21 @@ impl Failure {
     }
 }
 
-/// How many words were right.
+/// The numbers of words that match and of all words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Words {
     pub(crate) matching: u64,
     pub(crate) total: u64,
 }
 
-/// What travelled.
+/// The numbers of packets.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Packets {
     pub(crate) sent: u64,
     pub(crate) received: u64,
     pub(crate) retransmitted: u64,
     pub(crate) duplicates_dropped: u64,
-    /// Of this node's packets, by the simulated network, if it is one.
+    /// How many of this node's packets the simulated network has lost, if there is one.
     pub(crate) lost: Option<u64>,
     pub(crate) doubled: Option<u64>,
     pub(crate) overtaken: Option<u64>,
@@ -128,19 +128,19 @@ impl Packets {
     }
 }
 
-/// What a device did, at first and at last.
+/// The first and the last events of a device.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Timeline {
     pub(crate) head: Vec<Moment>,
-    /// Events in between.
+    /// The number of events in between.
     pub(crate) between: usize,
     pub(crate) tail: Vec<Moment>,
 }
 
-/// Something that a device did.
+/// An event of a device.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Moment {
-    /// Since the first.
+    /// The time since the first event.
     pub(crate) microseconds: f64,
     pub(crate) what: String,
 }
@@ -159,7 +159,7 @@ impl Display for Timeline {
     }
 }
 
-/// Lines with a margin that says whose they are.
+/// A text that is printed with the node's number in front of each line.
 struct Margin<'a>(u8, &'a str);
 
 impl Display for Margin<'_> {

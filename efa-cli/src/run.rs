@@ -1,4 +1,4 @@
-//! `efa run`: a program on software devices, through the vendor's own libibverbs and libefa.
+//! `efa run`: runs a program on software devices, through its own libibverbs and libefa.
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -24,11 +24,13 @@ pub(crate) struct Options {
     /// This host's address, for nodes on other hosts; 127.0.0.1 if not given.
     #[arg(long)]
     address: Option<Ipv4Addr>,
-    /// What the devices and their network are like, as after `soft:` in a device's name: loss=0.1,delay=50us,profile=p5,…
+    /// What the devices and their network are like, as after `soft:` in a device's name:
+    /// loss=0.1,delay=50us,profile=p5,…
     #[arg(long, value_name = "KEY=VALUE,…", default_value = "")]
     soft: String,
-    /// What one process may have of the devices at once, so that it leaves room for others: opens=128,descriptors=8192,objects=90 (percent of what a
-    /// device has),mapped=16g,registered=1t (bytes). What is not named keeps its default.
+    /// What one process may have of the devices at once, so that it leaves room for others:
+    /// opens=128,descriptors=8192,objects=90 (percent of what a device has),mapped=16g,registered=1t (bytes). What is
+    /// not named keeps its default.
     #[arg(long, value_name = "KEY=NUMBER,…", default_value = "")]
     quota: Quotas,
     /// Shows the devices before the program starts.
@@ -39,7 +41,7 @@ pub(crate) struct Options {
     program: Vec<OsString>,
 }
 
-/// Runs a program on a node; how it ended.
+/// Runs a program on a node. Returns the program's exit code.
 pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     let spec: SoftSpec = options.soft.parse().map_err(anyhow::Error::msg).context("--soft")?;
     let specs: Result<Vec<_>> = (0..options.devices).map(|number| device(&spec, options.address, number)).collect();
@@ -51,17 +53,17 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
         }
         eprintln!("efa: counters below {}", node.sysfs().display());
     }
-    let [program, arguments @ ..] = &options.program[..] else { unreachable!("clap sees to it") };
+    let [program, arguments @ ..] = &options.program[..] else { unreachable!("clap requires a program") };
     let mut command = node.command(program);
     command.args(arguments);
     bind_to_this_process(&mut command, files);
-    // From here on: what comes before the program is there waits for it.
+    // Signals are caught from here on. Those that arrive before the program has started are passed on later.
     let signals = SignalsInfo::<WithOrigin>::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])?;
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
             eprintln!("efa: starting {}: {error}", program.display());
-            // As shells say it.
+            // The exit codes of shells.
             return Ok(ExitCode::from(if error.kind() == ErrorKind::NotFound { 127 } else { 126 }));
         }
     };
@@ -72,7 +74,7 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::from(code.unwrap_or(1) as u8))
 }
 
-/// One of a node's devices.
+/// Returns the specification of the device with this number.
 fn device(spec: &SoftSpec, address: Option<Ipv4Addr>, number: u8) -> Result<SoftSpec> {
     let mut spec = spec.clone();
     let udp = spec.udp.bind;
@@ -82,7 +84,7 @@ fn device(spec: &SoftSpec, address: Option<Ipv4Addr>, number: u8) -> Result<Soft
         }
         address => address.unwrap_or(*udp.ip()),
     };
-    // Port 0 takes a free one.
+    // Port 0 stands for a free port.
     let port = if udp.port() == 0 { Some(0) } else { udp.port().checked_add(number.into()) };
     let Some(port) = port else { bail!("udp={udp}: {number} devices on, there is no such port") };
     spec.udp.bind = SocketAddrV4::new(ip, port);
@@ -90,24 +92,25 @@ fn device(spec: &SoftSpec, address: Option<Ipv4Addr>, number: u8) -> Result<Soft
     Ok(spec)
 }
 
-/// Lets this process, which keeps descriptors for the objects of all programs, have as many as it may; what it was before.
+/// Raises this process's limit of descriptors to the maximum, because the node keeps descriptors for all programs.
+/// Returns the limit before.
 fn raise_file_limit() -> Rlimit {
     let before = getrlimit(Resource::Nofile);
-    // If not, it has to do with those it has.
+    // If this fails, the node works with a smaller limit.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: before.maximum, ..before });
     before
 }
 
-/// Has the program end with this process, and have as many descriptors as this process was allowed.
+/// Makes the program end with this process, and gives it the limit of descriptors that this process had before.
 fn bind_to_this_process(command: &mut Command, files: Rlimit) {
     let launcher = getpid();
-    // SAFETY: between fork and exec there are system calls, and nothing else.
+    // SAFETY: between fork and exec, the closure only makes system calls and allocates nothing, as `pre_exec` requires.
     unsafe {
         command.pre_exec(move || {
-            // Whoever kills this process means the program.
+            // A user who kills this process wants to end the program.
             rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
             if getppid() != Some(launcher) {
-                return Err(std::io::Error::from(ErrorKind::Interrupted)); // too late for that
+                return Err(std::io::Error::from(ErrorKind::Interrupted)); // this process has ended already
             }
             setrlimit(Resource::Nofile, files)?;
             Ok(())
@@ -115,12 +118,12 @@ fn bind_to_this_process(command: &mut Command, files: Rlimit) {
     }
 }
 
-/// The program gets the signals that this process gets, and what becomes of them is its affair.
+/// Passes this process's signals on to the program, which decides what to do about them.
 fn pass_on(mut signals: SignalsInfo<WithOrigin>, child: &Child) {
     let pid = Pid::from_child(child);
     std::thread::spawn(move || {
         for origin in signals.forever() {
-            // What a terminal sends, it has sent to the program as well.
+            // A terminal sends its signals to the program, too.
             if origin.cause != Cause::Kernel
                 && let Some(signal) = Signal::from_named_raw(origin.signal)
             {

@@ -1,4 +1,4 @@
-//! Watching what a software device does.
+//! Recording the events of a software device.
 
 use crate::report::{Moment, Timeline};
 use anyhow::{Context, Result};
@@ -8,18 +8,18 @@ use parking_lot::Mutex;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Most events that are kept.
-const MOST: usize = 1_000_000;
-/// Events at either end that a report has.
+/// The maximum number of events that are recorded.
+const MAX_EVENTS: usize = 1_000_000;
+/// The number of events that a report shows, from the beginning and from the end.
 const SHOWN: usize = 9;
 
-/// What a device did since it was watched; nothing, for one that is no software device.
+/// The recorded events of a device. There are none if it is not a software device.
 pub(crate) struct Watch {
     events: Arc<Mutex<Vec<TraceEvent>>>,
 }
 
 impl Watch {
-    /// Watches a device from here on.
+    /// Starts recording a device's events.
     pub(crate) fn over(device: &Device) -> Self {
         let events: Arc<Mutex<Vec<TraceEvent>>> = Arc::default();
         if let Some(port) = device.soft_port() {
@@ -27,7 +27,7 @@ impl Watch {
                 let events = events.clone();
                 device.subscribe(Box::new(move |event: &TraceEvent| {
                     let mut events = events.lock();
-                    if events.len() < MOST {
+                    if events.len() < MAX_EVENTS {
                         events.push(*event);
                     }
                 }));
@@ -36,7 +36,7 @@ impl Watch {
         Self { events }
     }
 
-    /// How it began and ended.
+    /// Returns the first and the last events.
     pub(crate) fn timeline(&self) -> Timeline {
         let events = self.events.lock();
         let start = events.first().map_or_else(Default::default, |event| event.at);
@@ -50,7 +50,7 @@ impl Watch {
         Timeline { head, between: between.len(), tail }
     }
 
-    /// Writes all of it to a file.
+    /// Writes all events to a file, if one is given.
     pub(crate) fn export(&self, file: Option<&Path>, node: u32) -> Result<()> {
         let Some(file) = file else { return Ok(()) };
         let mut trace = ChromeTrace::new();

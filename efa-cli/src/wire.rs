@@ -1,11 +1,11 @@
-//! Lines of JSON between processes and between hosts, bounded whoever speaks: in length, in time as a whole (not from byte to byte), and
-//! in what an error repeats of them.
+//! Lines of JSON between processes and between hosts. Three things are bounded: the length of a line, the time for a
+//! whole line, and the part of it that an error message repeats.
 //!
-//! | what | between whom |
+//! | item | use |
 //! | --- | --- |
 //! | [`write_line`], [`read_line`] | this program and its own processes, through pipes |
 //! | [`Wire`] | two nodes, over TCP |
-//! | [`accept_peer`] | a node that listens and whoever connects to it: the first who introduces itself well is its peer |
+//! | [`accept_peer`] | a node that listens: the first connection with a valid introduction is its peer |
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,15 +15,15 @@ use std::io::{BufRead, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-/// Most bytes of a line between processes of this program. Their longest is a report, of some 10 KiB.
+/// The maximum length in bytes of a line between processes of this program. The longest is a report of some 10 KiB.
 const LONGEST_REPORT: usize = 1 << 20;
-/// Most bytes of a line of another host. They are shorter than 1 KiB.
+/// The maximum length in bytes of a line from another host. Valid lines are shorter than 1 KiB.
 const LONGEST: usize = 16 << 10;
-/// Connections that may be silent at a time; with one more, the oldest goes.
+/// The maximum number of connections that have not introduced themselves. One more closes the oldest.
 const MAX_SILENT: usize = 64;
-/// Refusals that the terminal is reported of; the connections learn of them in any case.
+/// The maximum number of refusals that are printed. Each refused connection gets the reason in any case.
 const MAX_REPORTED: usize = 20;
-/// Characters that an error repeats of what was said.
+/// The number of characters of a line that an error message repeats.
 const REPEATED: usize = 200;
 
 /// Writes a line of JSON.
@@ -32,7 +32,7 @@ pub(crate) fn write_line(to: &mut impl Write, what: &impl Serialize) -> Result<(
     Ok(to.flush()?)
 }
 
-/// Reads a line of JSON; `None` at the end.
+/// Reads a line of JSON. Returns `None` at the end.
 pub(crate) fn read_line<T: DeserializeOwned>(from: &mut impl BufRead) -> Result<Option<T>> {
     let mut line = Vec::new();
     from.take(LONGEST_REPORT as u64 + 1).read_until(b'\n', &mut line)?;
@@ -51,24 +51,24 @@ fn line_of(what: &impl Serialize) -> Result<Vec<u8>> {
 }
 
 fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T> {
-    // What the parser complains about may quote all of it.
+    // The parser's message may quote the whole line.
     let complaint = |error: serde_json::Error| anyhow!("it said {}: {}", Excerpt(line), Plain(&error.to_string()));
     serde_json::from_slice(line).map_err(complaint)
 }
 
-/// The beginning of what somebody else said, in quotes, fit for a terminal.
+/// Prints the beginning of a received line in quotes, safe for a terminal.
 struct Excerpt<'a>(&'a [u8]);
 
 impl Display for Excerpt<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        // A character takes at most 4 bytes.
+        // A character has at most 4 bytes.
         let start = &self.0[..self.0.len().min(4 * REPEATED + 4)];
         write!(f, "\"{}\"", Plain(&String::from_utf8_lossy(start)))?;
         if start.len() < self.0.len() { write!(f, " of {} bytes", self.0.len()) } else { Ok(()) }
     }
 }
 
-/// The beginning of a text, what a terminal would act on escaped.
+/// Prints the beginning of a text. Everything but printable ASCII is escaped, so that a terminal does not interpret it.
 pub(crate) struct Plain<'a>(pub(crate) &'a str);
 
 impl Display for Plain<'_> {
@@ -84,12 +84,12 @@ impl Display for Plain<'_> {
     }
 }
 
-/// What a listening node answers to an introduction.
+/// The answer of a listening node to an introduction.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Answer<T> {
-    /// Be my peer; here is where I am.
+    /// The connection is accepted. Contains the node's own introduction.
     Welcome(T),
-    /// Why not.
+    /// The connection is refused, for this reason.
     Refused(String),
 }
 
@@ -97,9 +97,9 @@ pub(crate) enum Answer<T> {
 #[derive(Debug)]
 pub(crate) struct Wire {
     stream: TcpStream,
-    /// Longest that a whole line may take, either way.
+    /// The timeout for sending or receiving a whole line.
     patience: Duration,
-    /// What came and was not taken.
+    /// Received bytes after the last line.
     buffer: Vec<u8>,
 }
 
@@ -109,7 +109,7 @@ impl Wire {
         let deadline = Instant::now() + patience;
         let mut failure = None;
         for address in resolve(to).with_context(|| format!("connecting to {to}"))? {
-            // The time that is left may be none, which the call below would refuse.
+            // `connect_timeout` refuses a timeout of zero.
             let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
             match TcpStream::connect_timeout(&address, left) {
                 Ok(stream) => return Ok(Self::new(stream, patience)?),
@@ -125,12 +125,12 @@ impl Wire {
         Ok(Self { stream, patience, buffer: Vec::new() })
     }
 
-    /// Says something.
+    /// Sends a line.
     pub(crate) fn send(&mut self, what: &impl Serialize) -> Result<()> {
         self.send_bytes(&line_of(what)?).context("telling the other node")
     }
 
-    /// Hears the next thing.
+    /// Receives the next line.
     pub(crate) fn receive<T: DeserializeOwned>(&mut self) -> Result<T> {
         let line = self.receive_line().context("waiting for the other node's word")?;
         parse(&line).context("the other node's word")
@@ -160,14 +160,14 @@ impl Wire {
         }
     }
 
-    /// What is left until the deadline.
+    /// Returns the time until the deadline, or an error with the text `otherwise` if it has passed.
     fn left(&self, deadline: Instant, otherwise: &str) -> Result<Duration> {
         let left = deadline.saturating_duration_since(Instant::now());
         ensure!(!left.is_zero(), "{otherwise} within {:?} (--timeout)", self.patience);
         Ok(left)
     }
 
-    /// Takes the next line of what came, if it is whole.
+    /// Takes the next line out of the received bytes, if it is complete.
     fn next_line(&mut self) -> Result<Option<Vec<u8>>> {
         let end = self.buffer.iter().position(|byte| *byte == b'\n');
         ensure!(
@@ -182,7 +182,7 @@ impl Wire {
         Ok(Some(line))
     }
 
-    /// Reads once; whether the other end can still say something.
+    /// Reads once. Returns `false` if the other end has closed the connection.
     fn read(&mut self) -> Result<bool> {
         let mut chunk = [0; 4096];
         match self.stream.read(&mut chunk) {
@@ -197,12 +197,12 @@ impl Wire {
     }
 }
 
-/// Whether it only says that there was nothing to do in time, or that a signal came.
+/// Returns `true` for errors after which a call can be repeated: there was nothing to do in time, or a signal arrived.
 fn is_passing(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 
-/// The addresses that `HOST:PORT` means.
+/// Looks up the addresses of `HOST:PORT`.
 pub(crate) fn resolve(name: &str) -> Result<Vec<SocketAddr>> {
     let port = name.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
     ensure!(port.is_some(), "{name:?} is not HOST:PORT, with a port from 0 to 65535");
@@ -210,7 +210,7 @@ pub(crate) fn resolve(name: &str) -> Result<Vec<SocketAddr>> {
     Ok(addresses.collect())
 }
 
-/// A connection whose introduction is awaited.
+/// A connection that has not introduced itself yet.
 struct Candidate {
     wire: Wire,
     from: SocketAddr,
@@ -218,7 +218,7 @@ struct Candidate {
 }
 
 impl Candidate {
-    /// Tells it, if it listens, and the terminal why it is not welcome. `reported`: of how many refusals the terminal was.
+    /// Closes the connection after sending the reason, which is also printed. `reported` counts the printed refusals.
     fn refuse(self, why: &anyhow::Error, reported: &mut usize) {
         report(reported, &format_args!("a connection from {} was refused: {why:#}", self.from));
         self.dismiss(format!("{why:#}"));
@@ -229,7 +229,7 @@ impl Candidate {
         let _ = self.wire.stream.write(&refused); // it does not block
     }
 
-    /// Its introduction, once it is whole.
+    /// Returns the introduction if it has arrived completely.
     fn introduction<T: DeserializeOwned>(&mut self, readable: bool) -> Result<Option<T>> {
         let open = if readable { self.wire.read()? } else { true };
         if let Some(line) = self.wire.next_line()? {
@@ -241,7 +241,7 @@ impl Candidate {
     }
 }
 
-/// Says on the terminal that something did not end the wait for a peer, but not without end.
+/// Prints an event that does not end the wait for a peer. Only the first [`MAX_REPORTED`] are printed.
 fn report(reported: &mut usize, what: &dyn Display) {
     *reported += 1;
     match *reported {
@@ -253,8 +253,10 @@ fn report(reported: &mut usize, what: &dyn Display) {
     }
 }
 
-/// Waits for a peer, however long that takes: for a connection that introduces itself, by a line within `patience`, and that `welcome`
-/// makes something of. Others are reported why they are refused, do not hold it up, and end nothing.
+/// Waits without limit for a peer: a connection that sends an introduction (a line) within `patience`, for which
+/// `welcome` succeeds. Returns it with `welcome`'s result.
+///
+/// All other connections are refused with a reason. They neither delay nor end the wait.
 pub(crate) fn accept_peer<T: DeserializeOwned, R>(
     listener: &TcpListener,
     patience: Duration,
@@ -289,10 +291,10 @@ pub(crate) fn accept_peer<T: DeserializeOwned, R>(
             }
             Err(error) if is_passing(&error) => false,
             Err(error) => {
-                // Of one connection that broke, or for want of descriptors.
+                // The connection broke before it was accepted, or this process has no descriptor left.
                 report(&mut reported, &format_args!("a connection did not come about: {error}"));
                 if candidates.is_empty() {
-                    std::thread::sleep(Duration::from_millis(100)); // others may yet come, but not at once
+                    std::thread::sleep(Duration::from_millis(100)); // no connection can be closed to free a descriptor
                 }
                 !candidates.is_empty()
             }
@@ -303,14 +305,15 @@ pub(crate) fn accept_peer<T: DeserializeOwned, R>(
     }
 }
 
-/// Waits until somebody connects or says something, or a deadline has come; who of these said something.
+/// Waits until there is a new connection, a candidate has sent something, or the deadline has passed. Returns for each
+/// candidate whether it is readable.
 fn wait(listener: &TcpListener, candidates: &[Candidate], deadline: Option<Instant>) -> Result<Vec<bool>> {
     let mut fds = vec![PollFd::new(listener, PollFlags::IN)];
     fds.extend(candidates.iter().map(|candidate| PollFd::new(&candidate.wire.stream, PollFlags::IN)));
     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
     let left = left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
     match poll(&mut fds, left.as_ref()) {
-        // A signal: the caller looks again, by the same deadlines.
+        // After a signal, the caller checks all deadlines and waits again.
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(fds[1..].iter().map(|fd| !fd.revents().is_empty()).collect()),
         Err(error) => Err(error).context("waiting for a connection"),
     }
@@ -324,14 +327,14 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(20);
 
-    /// Two ends of a connection; the first is patient for so long.
+    /// Returns both ends of a connection. The first has this timeout.
     fn pair(patience: Duration) -> (Wire, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let near = Wire::connect(&listener.local_addr().unwrap().to_string(), patience).unwrap();
         (near, listener.accept().unwrap().0)
     }
 
-    /// Listens, and takes numbers for introductions; 0 is not welcome.
+    /// Waits in a thread for a peer that introduces itself with a number other than 0.
     fn listening(patience: Duration) -> (String, thread::JoinHandle<(Wire, u64)>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -359,7 +362,7 @@ mod tests {
     #[test]
     fn bytes_that_trickle_do_not_extend_the_time_for_a_line() {
         let (mut near, mut far) = pair(Duration::from_millis(300));
-        // Each byte comes well within the time for the whole.
+        // Each byte arrives long before the timeout.
         let trickle = thread::spawn(move || {
             while far.write_all(b"1").is_ok() {
                 thread::sleep(Duration::from_millis(10));
@@ -390,7 +393,7 @@ mod tests {
         assert!(near.buffer.len() <= LONGEST + 4096);
         drop(near);
         flood.join().unwrap();
-        // The same of a pipe.
+        // The same holds for a pipe.
         let endless = std::io::repeat(b'7').take(1 << 30);
         let error = format!("{:#}", read_line::<Value>(&mut std::io::BufReader::new(endless)).unwrap_err());
         assert!(error.contains("a line of more than 1048576 bytes") && error.len() < 300, "{error}");
@@ -443,7 +446,7 @@ mod tests {
             stream.read_to_string(&mut told).unwrap();
             assert!(told.contains("another node came first"), "{told}");
         }
-        // The connection is an ordinary one again.
+        // The connection is a blocking one again.
         theirs.send(&Answer::Welcome(8)).unwrap();
         assert!(matches!(peer.receive::<Answer<u64>>().unwrap(), Answer::Welcome(8)));
     }

@@ -1,4 +1,4 @@
-//! The demonstration, as a user runs it: two processes, UDP between them.
+//! Tests of `efa demo` and other subcommands as a user runs them: two processes with UDP between them.
 
 use serde_json::Value;
 use std::process::{Command, Output};
@@ -7,7 +7,7 @@ fn efa(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_efa")).args(args).output().unwrap()
 }
 
-/// Runs the demonstration and gives what it says as JSON; fails unless it succeeded.
+/// Runs the demonstration, asserts that it succeeded, and returns its JSON.
 fn demo(args: &[&str]) -> Value {
     let output = efa(&[&["demo", "--json"], args].concat());
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -33,7 +33,7 @@ fn two_processes_exchange_a_write_over_a_good_network_and_over_a_bad_one() {
         assert_eq!(writer["wqe"]["hex"].as_str().unwrap().len(), 128);
         assert!(writer["completion"]["fields"].as_str().unwrap().contains("send queue, ok"));
         assert!(target["completion"]["fields"].as_str().unwrap().contains("receive queue, ok"));
-        // The WQE names the other node's memory.
+        // The WQE contains the address of the other node's memory.
         let rkey = format!("remote_mem.rkey          {:#x}", target["region"]["rkey"].as_u64().unwrap());
         assert!(writer["wqe"]["fields"].as_str().unwrap().contains(&rkey));
     }
@@ -78,7 +78,7 @@ fn the_trace_shows_what_the_counters_say() {
     };
     assert_eq!(count("process_name"), 4, "two runs of two nodes");
     assert_eq!((count("doorbell"), count("WQE"), count("completion")), (2, 2, 4));
-    // A node may still acknowledge something after it has counted.
+    // A node may send an acknowledgement after it has read its counters.
     assert!(count("packet again") >= sum("retransmitted") && sum("retransmitted") > 0);
     assert!(events.iter().all(|event| event["ph"] == "M" || event["ts"].is_f64()));
     let first = &demo["runs"][0]["nodes"][0]["timeline"]["head"];

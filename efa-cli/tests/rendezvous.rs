@@ -1,4 +1,4 @@
-//! How two nodes find each other, as users and strangers meet it: whatever else connects, and whatever the other node says.
+//! Tests of how two nodes meet: with strangers that connect, and with another node that sends wrong messages.
 
 use serde_json::{Value, json};
 use std::fs;
@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// Longer than anything here takes.
+/// A timeout that no passing test reaches.
 const SOON: Duration = Duration::from_secs(60);
 
 fn efa(args: &[&str]) -> Command {
@@ -16,7 +16,7 @@ fn efa(args: &[&str]) -> Command {
     command
 }
 
-/// A node that listens, and its port; ended with this value.
+/// A listening node and its port. Dropping it kills the node.
 struct Listener {
     child: Child,
     port: u16,
@@ -26,7 +26,7 @@ impl Listener {
     fn start(args: &[&str]) -> Self {
         let mut child = efa(&[&["node", "--listen", "localhost:0", "--json"], args].concat()).spawn().unwrap();
         let mut line = Vec::new();
-        // Byte by byte: what comes after the line is the report.
+        // Read byte by byte, because the report follows this line.
         let out = child.stdout.as_mut().unwrap();
         while line.last() != Some(&b'\n') {
             let mut byte = [0];
@@ -44,13 +44,13 @@ impl Listener {
         stream
     }
 
-    /// A node that connects by a name; how it ended.
+    /// Runs a node that connects to this one by name, and returns its output.
     fn peer(&self, args: &[&str]) -> Output {
         let to = format!("localhost:{}", self.port);
         efa(&[&["node", "--connect", &to, "--json"], args].concat()).output().unwrap()
     }
 
-    /// Its code, report and complaints, once it has ended by itself.
+    /// Waits until the node has ended. Returns its exit code, its output and its error output.
     fn end(mut self) -> (Option<i32>, String, String) {
         let start = Instant::now();
         let status = loop {
@@ -74,7 +74,7 @@ impl Drop for Listener {
     }
 }
 
-/// What node 0 says first, with work that is changed so.
+/// Returns node 0's introduction with this work.
 fn hello(work: Value) -> Vec<u8> {
     let mut hello = json!({
         "endpoint": {"gid": "fe80::2ef:1234:7f00:1", "qpn": 256, "qkey": 1},
@@ -85,7 +85,7 @@ fn hello(work: Value) -> Vec<u8> {
     format!("{hello}\n").into_bytes()
 }
 
-/// What the node answers, in a line.
+/// Returns the line that the node answers.
 fn answer(stream: TcpStream) -> String {
     let mut line = String::new();
     let _ = BufReader::new(stream).read_line(&mut line);
@@ -163,7 +163,7 @@ fn a_listening_node_that_runs_out_of_descriptors_lets_silent_connections_go() {
     let listener = Listener::start(&[]);
     let pid = listener.child.id();
     let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as u64;
-    // Of util-linux; the node's own descriptors, and a few for connections.
+    // `prlimit` of util-linux leaves the node its own descriptors and a few for connections.
     let limit = Command::new("prlimit").args([format!("--pid={pid}"), format!("--nofile={}:", open + 5)]).status();
     assert!(limit.unwrap().success());
     let crowd: Vec<_> = (0..30).map(|_| listener.connect()).collect();
@@ -171,7 +171,7 @@ fn a_listening_node_that_runs_out_of_descriptors_lets_silent_connections_go() {
     peer.write_all(&hello(json!({}))).unwrap();
     let answer = answer(peer);
     drop(crowd);
-    // The device may want a descriptor as well; what matters is that the peer has an answer.
+    // The device may lack a descriptor, too. The peer must get an answer in any case.
     assert!(answer.starts_with("{\"Welcome\"") || answer.starts_with("{\"Refused\""), "{answer}");
 }
 

@@ -1,4 +1,4 @@
-//! `efa run` as the parent of a program.
+//! Tests of `efa run`: exit codes, limits, options and signals.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};

@@ -1,4 +1,4 @@
-//! The soak, as a user runs it: two processes, all kinds of traffic, faults that come and go.
+//! Tests of `efa soak` as a user runs it: two processes with all kinds of traffic while faults come and go.
 
 use serde_json::Value;
 use std::fs;
@@ -11,7 +11,7 @@ fn efa(args: &[&str]) -> Command {
     command
 }
 
-/// Runs the soak and gives what it says as JSON; fails unless it succeeded.
+/// Runs the soak, asserts that it succeeded, and returns its JSON.
 fn soak(args: &[&str]) -> Value {
     let output = efa(&[&["soak", "--json"], args].concat()).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -23,7 +23,7 @@ fn number(node: &Value, field: &str) -> u64 {
     node.pointer(field).and_then(Value::as_u64).unwrap_or_else(|| panic!("no {field} in {node:#}"))
 }
 
-/// Longer with `EFA_SOAK=1h`, say.
+/// The environment variable `EFA_SOAK` sets another duration, for example `EFA_SOAK=1h`.
 #[test]
 fn a_soak_of_two_minutes_loses_nothing_and_memory_stays_flat() {
     let duration = std::env::var("EFA_SOAK").unwrap_or("2m".into());
@@ -60,7 +60,7 @@ fn a_short_soak_reports_every_kind_of_operation() {
         }
     }
     for (from, to) in [(a, b), (b, a)] {
-        // What a message was shows at its sender only; that all arrived, the nodes have compared.
+        // Only the sender knows the kind of a message. The nodes have compared that all have arrived.
         let sends = number(from, "/operations/sends") + number(from, "/operations/inline_sends");
         assert!(number(to, "/arrivals/messages") >= sends + number(from, "/operations/writes_with_immediate"));
         let datagrams = number(to, "/arrivals/datagrams") + number(to, "/arrivals/datagrams_lost");
@@ -68,7 +68,7 @@ fn a_short_soak_reports_every_kind_of_operation() {
     }
 }
 
-/// Waits until `done`.
+/// Calls `done` until it returns a value, and returns it.
 fn within_seconds<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {

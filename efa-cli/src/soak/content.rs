@@ -1,13 +1,13 @@
-//! What travels, so that whoever receives it can check every byte; and which messages have come.
+//! The contents of messages, which the receiver can compute and compare, and the set of messages that have arrived.
 
 use crate::node::split_mix;
 use anyhow::{Result, ensure};
 use std::collections::VecDeque;
 
-/// What a number counts. Each node counts each of these from 0.
+/// A series of numbers. Each node numbers the items of each series from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Series {
-    /// Sends, and RDMA writes with immediate: what the other node learns of.
+    /// Sends and RDMA writes with immediate, which the other node learns of.
     Message,
     /// RDMA writes without immediate.
     SilentWrite,
@@ -15,7 +15,8 @@ pub(super) enum Series {
     Datagram,
 }
 
-/// The bytes that follow from seed, sender, number and length: the number itself, if there is room for it, and noise.
+/// The content of a message, computed from seed, sender, number and length: the number itself, if there is room for it,
+/// and then random bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Content {
     number: u64,
@@ -26,7 +27,7 @@ pub(super) struct Content {
 impl Content {
     pub(super) fn new(seed: u64, from: usize, series: Series, number: u64, len: usize) -> Self {
         let words = [from as u64, series as u64, number, len as u64];
-        // The length takes part, so that a message cut short matches nowhere.
+        // The key depends on the length, so that a message that was cut off does not match.
         let key = words.into_iter().fold(split_mix(seed), |key, word| split_mix(key ^ word).wrapping_add(key));
         Self { number, key, len }
     }
@@ -35,7 +36,7 @@ impl Content {
         self.len
     }
 
-    /// Something from 0 to `most` that follows from the rest.
+    /// Returns a number from 0 to `most` that depends on the content.
     pub(super) fn choose(&self, most: usize) -> usize {
         (self.key % (most as u64 + 1)) as usize
     }
@@ -46,7 +47,7 @@ impl Content {
         word.to_le_bytes()
     }
 
-    /// Writes it over the start of `into`, and gives that part.
+    /// Writes the content to the beginning of `into`, and returns that part.
     pub(super) fn fill<'a>(&self, into: &'a mut [u8]) -> &'a [u8] {
         let bytes = &mut into[..self.len];
         for (index, chunk) in bytes.chunks_mut(8).enumerate() {
@@ -55,7 +56,7 @@ impl Content {
         bytes
     }
 
-    /// Compares every byte.
+    /// Compares every byte with the content.
     pub(super) fn check(&self, bytes: &[u8]) -> Result<()> {
         ensure!(bytes.len() == self.len, "{} bytes of number {} where {} belong", bytes.len(), self.number, self.len);
         for (index, chunk) in bytes.chunks(8).enumerate() {
@@ -73,19 +74,19 @@ impl Content {
     }
 }
 
-/// Which numbers have come: all below `low`, and those whose bit is set.
+/// The set of numbers that have arrived: all below `low`, and those whose bit is set.
 #[derive(Default)]
 pub(super) struct Seen {
     low: u64,
-    /// A bit for each number from `low` on, rounded down to 64.
+    /// A bit for each number, beginning at `low` rounded down to a multiple of 64.
     words: VecDeque<u64>,
 }
 
 impl Seen {
-    /// Most that the newest number may be ahead of the oldest that is missing.
+    /// The maximum distance of the newest number from the oldest missing one.
     pub(super) const SPAN: u64 = 1 << 23;
 
-    /// Notes a number; whether it is new. `None`: it is too far ahead to be anything that was sent.
+    /// Adds a number. Returns `Some(true)` if it is new, and `None` if it is too far ahead to have been sent.
     pub(super) fn insert(&mut self, number: u64) -> Option<bool> {
         if number >= self.low + Self::SPAN {
             return None;
@@ -104,7 +105,7 @@ impl Seen {
         Some(true)
     }
 
-    /// Gives up the numbers that are this far or farther behind `newest`.
+    /// Treats all numbers that are `span` or more behind `newest` as arrived.
     pub(super) fn give_up(&mut self, newest: u64, span: u64) {
         let low = newest.saturating_sub(span);
         if low <= self.low {
@@ -127,20 +128,20 @@ impl Seen {
         }
     }
 
-    /// The number of which only the low `bits` are known, if it is one that may come now.
+    /// Returns the full number of which only the low `bits` are known: the one nearest to the oldest missing number.
     pub(super) fn complete(&self, short: u32, bits: u32) -> u64 {
-        // From half a turn behind to half a turn ahead.
+        // The range is from half of 2^bits behind to half of it ahead.
         let turn = 1 << bits;
         let from = self.low.saturating_sub(turn / 2);
         from + (u64::from(short).wrapping_sub(from) & (turn - 1))
     }
 
-    /// The lowest number that has not come.
+    /// Returns the lowest missing number.
     pub(super) fn low(&self) -> u64 {
         self.low
     }
 
-    /// Whether the first `count` numbers have come, and no others.
+    /// Returns `true` if the first `count` numbers have arrived, and no others.
     pub(super) fn is_exactly(&self, count: u64) -> bool {
         let mut words = self.words.iter();
         let first = words.next().map_or(0, |word| word >> (self.low % 64));

@@ -1,4 +1,4 @@
-//! What goes wrong meanwhile: one thing after the other, at random.
+//! The faults of a soak: one after the other, at random.
 
 use anyhow::{Context, Result};
 use efa_direct::Device;
@@ -7,16 +7,17 @@ use efa_soft::{Faults, LinkConfig};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The nodes take turns of this length in having outages, so that no two of them join into a silence that a peer gives up on.
+/// The length of a turn. Only one node may have outages in each turn: two outages in a row could be so long that a peer
+/// is considered dead.
 const TURN: Duration = Duration::from_secs(4);
-/// Longest outage. It begins in the first half of a turn.
+/// The longest outage. It begins in the first half of a turn.
 const LONGEST_OUTAGE: Duration = Duration::from_millis(1200);
 
-/// What is wrong at some time.
+/// A fault that holds for some time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Trouble {
     name: &'static str,
-    /// What the link is like, but for its seed.
+    /// The configuration of the link, without its seed.
     link: LinkConfig,
     device: Faults,
     port_up: bool,
@@ -28,12 +29,12 @@ impl Trouble {
         Self { name: "none", link: LinkConfig::default(), device: Faults::default(), port_up: true, length }
     }
 
-    /// Whether nothing at all gets through.
+    /// Returns `true` if no packets get through.
     fn is_outage(&self) -> bool {
         self.link.cut || !self.port_up
     }
 
-    /// Something, for 1 to 3 seconds if it is no outage.
+    /// Returns a random fault. It takes 1 to 3 seconds, or less if it is an outage.
     fn any(rng: &mut fastrand::Rng, outages: bool) -> Self {
         let millis = |rng: &mut fastrand::Rng, range| Duration::from_millis(rng.u64(range));
         let mut trouble = Self::none(millis(rng, 1000..3000));
@@ -81,7 +82,7 @@ impl Trouble {
     }
 }
 
-/// A device's faults, one after the other.
+/// The schedule of a device's faults.
 pub(super) struct Schedule {
     port: Arc<dyn Port>,
     rng: fastrand::Rng,
@@ -99,7 +100,7 @@ impl Schedule {
         Ok(Self { port, rng, node, now: "none", was_outage: false, until: Duration::from_secs(1), applied: 0 })
     }
 
-    /// Goes on to the next fault once its time has come.
+    /// Starts the next fault if the current one is over.
     pub(super) fn tick(&mut self, elapsed: Duration) {
         if elapsed < self.until {
             return;
@@ -112,7 +113,7 @@ impl Schedule {
         self.apply(&trouble);
     }
 
-    /// Nothing is wrong from here on.
+    /// Ends all faults.
     pub(super) fn end(&mut self) {
         self.until = Duration::MAX;
         self.apply(&Trouble::none(Duration::MAX));
@@ -127,18 +128,18 @@ impl Schedule {
         });
     }
 
-    /// What is wrong now.
+    /// Returns the name of the current fault.
     pub(super) fn now(&self) -> &'static str {
         self.now
     }
 
-    /// How many faults there were.
+    /// Returns the number of faults so far.
     pub(super) fn applied(&self) -> u64 {
         self.applied
     }
 }
 
-/// Whether it is this node's turn to have an outage that begins now.
+/// Returns `true` if an outage of this node may begin now.
 fn may_go_silent(node: usize, elapsed: Duration) -> bool {
     let turns = (elapsed.as_nanos() / TURN.as_nanos()) as usize;
     turns % 2 == node && elapsed.as_nanos() % TURN.as_nanos() < TURN.as_nanos() / 2

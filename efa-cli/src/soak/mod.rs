@@ -1,14 +1,15 @@
-//! `efa soak`: two processes that exchange everything there is, while faults come and go, and check all of it.
+//! `efa soak`: two processes that exchange all kinds of traffic while faults come and go, and check every byte.
 //!
-//! | file | what is in it |
+//! | file | contents |
 //! | --- | --- |
-//! | `mod.rs` | the parent: starts the nodes, passes their words on, prints |
-//! | `node.rs` | a node: its loop and its way to the end |
-//! | `traffic.rs` | what a node asks of its device, and what must come of it |
+//! | `mod.rs` | the parent: starts the nodes, passes their messages on, and prints |
+//! | `work.rs` | options that the parent passes on to the nodes |
+//! | `node.rs` | the loop of a node, and its phases |
+//! | `traffic.rs` | the requests of a node, and the checks of their results |
 //! | `setup.rs` | a node's device, queue pairs and memory |
-//! | `content.rs` | the bytes of a message, and which messages have come |
-//! | `faults.rs` | what goes wrong meanwhile |
-//! | `report.rs` | what a node did |
+//! | `content.rs` | the bytes of a message, and the set of messages that have arrived |
+//! | `faults.rs` | the faults and their schedule |
+//! | `report.rs` | the report of a node |
 
 mod content;
 mod faults;
@@ -30,12 +31,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 use work::Work;
 
-/// How often a line of progress appears.
+/// The interval between lines of progress.
 const EVERY: Duration = Duration::from_secs(10);
-/// A node that says nothing for so long is stuck in some call. One that waits for a completion says so itself before.
+/// The time after which a silent node is considered stuck in a call. A node that waits for a completion reports an
+/// error earlier.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// What `efa soak` takes.
+/// Options of `efa soak`.
 #[derive(Args)]
 pub(crate) struct Options {
     #[command(flatten)]
@@ -45,7 +47,7 @@ pub(crate) struct Options {
     json: bool,
 }
 
-/// Runs `efa soak`; whether all was right.
+/// Runs `efa soak`. Returns `true` if memory stayed flat. Every other failure is an error.
 pub(crate) fn main(options: &Options) -> Result<bool> {
     let Options { work, json } = options;
     ensure!(!work.duration.is_zero(), "--duration 0s: give at least a second");
@@ -62,14 +64,14 @@ pub(crate) fn main(options: &Options) -> Result<bool> {
     Ok(report.ok)
 }
 
-/// Both nodes. They end when this value does, since they are told nothing any more.
+/// Both nodes. Dropping it closes their inputs, which ends them.
 struct Nodes {
     inputs: [ChildStdin; 2],
-    /// What they say, with the node's number.
+    /// The nodes' messages, each with the node's number.
     messages: Receiver<(usize, Result<FromNode>)>,
 }
 
-/// Starts a node, and a thread that passes on what it says until it ends.
+/// Starts a node, and a thread that forwards its messages until it ends. Returns the node's input.
 fn spawn(node: usize, work: &Work, messages: Sender<(usize, Result<FromNode>)>) -> Result<ChildStdin> {
     let role = ["soak-node".into(), "--node".into(), node.to_string()];
     let mut process = Process::spawn(role.into_iter().chain(work.args()))?;
@@ -96,7 +98,7 @@ impl Nodes {
         write_line(&mut self.inputs[node], message).with_context(|| format!("telling node {node}"))
     }
 
-    /// Waits for the same kind of word from both, and for `each` word until then.
+    /// Waits for one message from each node that `pick` accepts. Calls `each` with every report of progress meanwhile.
     fn both<T>(
         &mut self,
         mut each: impl FnMut(usize, Progress),
@@ -119,7 +121,7 @@ impl Nodes {
         }
     }
 
-    /// Brings both through the run.
+    /// Leads both nodes through all phases of the run.
     fn run(mut self, work: &Work, json: bool) -> Result<Report> {
         let mut progress = Lines { latest: Default::default(), start: Instant::now(), next: EVERY, quiet: json };
         let mut each = |node, latest| progress.note(node, latest);
@@ -145,7 +147,7 @@ impl Nodes {
     }
 }
 
-/// The lines of progress.
+/// The printer of progress.
 struct Lines {
     latest: [Progress; 2],
     start: Instant,

@@ -1,13 +1,13 @@
-//! One of the two processes: traffic, faults, and a word to the parent now and then.
+//! One of the two processes of a soak. It exchanges these messages with its parent:
 //!
-//! | what a node says | what it is told | meaning |
+//! | from the node | to the node | meaning |
 //! | --- | --- | --- |
-//! | `Hello` | `Peer` | where the nodes are |
-//! | `Ready` | `Start` | each knows the other, without which a device refuses its RDMA |
+//! | `Hello` | `Peer` | the addresses of the nodes |
+//! | `Ready` | `Start` | each device knows the other, without which it refuses RDMA |
 //! | `Progress` | | once a second |
-//! | `Stopped` | `Drain` | its time is over and nothing of its own is under way; nor of the other's |
-//! | `Totals` | `Totals` | what was sent in all |
-//! | `Report` | `Bye` | all of it has arrived; at the other node too |
+//! | `Stopped` | `Drain` | the time is over, and none of the node's requests are outstanding; nor are the other's |
+//! | `Totals` | `Totals` | the numbers of everything that was sent |
+//! | `Report` | `Bye` | everything has arrived; at the other node, too |
 
 use super::faults::Schedule;
 use super::report::{NodeReport, Packets, Rss};
@@ -22,12 +22,12 @@ use std::io::{BufReader, stdin, stdout};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
-/// Longest that a node sleeps when there is nothing to do.
+/// The longest time that a node sleeps when there is nothing to do.
 const NAP: Duration = Duration::from_millis(1);
-/// Most requests posted between two looks at the completion queues.
+/// The maximum number of requests that are posted between two polls.
 const BURST: usize = 64;
 
-/// What `efa soak-node` takes.
+/// Options of `efa soak-node`.
 #[derive(Args)]
 pub(crate) struct Options {
     #[arg(long)]
@@ -36,7 +36,7 @@ pub(crate) struct Options {
     work: Work,
 }
 
-/// What a node says.
+/// A message from a node to its parent.
 #[derive(Serialize, Deserialize)]
 pub(super) enum FromNode {
     Hello(Hello),
@@ -47,7 +47,7 @@ pub(super) enum FromNode {
     Report(Box<NodeReport>),
 }
 
-/// What a node is told.
+/// A message from the parent to a node.
 #[derive(Serialize, Deserialize)]
 pub(super) enum ToNode {
     Peer(Hello),
@@ -57,7 +57,7 @@ pub(super) enum ToNode {
     Bye,
 }
 
-/// How far a node is.
+/// The progress of a node.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Progress {
     pub(super) operations: u64,
@@ -66,19 +66,20 @@ pub(super) struct Progress {
     pub(super) fault: String,
 }
 
-/// Where a node is on its way to the end.
+/// A phase of a node's run.
 #[derive(Debug, PartialEq)]
 enum Phase {
     Running,
-    /// No new traffic; slots are released and read back.
+    /// There is no new traffic; slots are still released and read back.
     Stopping,
     Stopped,
-    /// Neither node begins anything any more.
+    /// Neither node starts new work.
     Draining,
-    /// The other node's totals are awaited.
+    /// The node waits for the other node's totals.
     Drained,
     Comparing(Totals),
-    /// This node has all, but the other may miss an acknowledgement.
+    /// The node has received everything, but its device must stay: the other node may still wait for an
+    /// acknowledgement.
     Done,
 }
 
@@ -89,7 +90,7 @@ pub(crate) fn main(options: &Options) -> Result<()> {
     Runner::new(*node, work).and_then(Runner::run).with_context(|| format!("node {node}, seed {}", work.seed))
 }
 
-/// What the parent says, as it says it. This process ends when the parent does.
+/// Starts a thread that receives the parent's messages. It ends this process when the parent ends.
 fn listen() -> Result<Receiver<ToNode>> {
     let (sender, receiver) = channel();
     std::thread::Builder::new().name("parent".into()).spawn(move || {
@@ -102,7 +103,7 @@ fn listen() -> Result<Receiver<ToNode>> {
                         return;
                     }
                 }
-                Ok(None) => std::process::exit(1), // it is gone, and nobody would read why
+                Ok(None) => std::process::exit(1), // the parent has ended, and nobody would read a message
                 Err(error) => {
                     eprintln!("efa: what the parent says: {error:#}");
                     std::process::exit(1);
@@ -113,6 +114,7 @@ fn listen() -> Result<Receiver<ToNode>> {
     Ok(receiver)
 }
 
+/// The state of a node's loop.
 struct Runner<'a> {
     work: &'a Work,
     parent: Receiver<ToNode>,
@@ -121,10 +123,10 @@ struct Runner<'a> {
     phase: Phase,
     rng: fastrand::Rng,
     start: Instant,
-    /// When something last completed, or the phase changed.
+    /// The time of the last completion or change of phase.
     active: Instant,
     next_second: Duration,
-    /// Requests that may be posted now.
+    /// The number of requests that the pace allows now.
     budget: f64,
     budget_at: Duration,
     events: u64,
@@ -183,7 +185,7 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Posts as much as the pace allows; how much that was.
+    /// Posts as many requests as the pace allows, and returns their number.
     fn post(&mut self, elapsed: Duration) -> Result<usize> {
         match self.phase {
             Phase::Running => {}
@@ -193,7 +195,7 @@ impl<'a> Runner<'a> {
         let pace = self.work.pace as f64;
         let earned = (elapsed - self.budget_at).as_secs_f64() * pace;
         self.budget_at = elapsed;
-        // What was missed for longer than a moment is not made up for.
+        // A node that was late for longer than a moment does not catch up.
         self.budget = (self.budget + earned).min((pace / 50.0).max(1.0));
         let allowed = if self.work.pace == 0 { BURST } else { (self.budget as usize).min(BURST) };
         let mut posted = 0;
@@ -207,7 +209,7 @@ impl<'a> Runner<'a> {
         Ok(posted)
     }
 
-    /// Sleeps a little, in one of the ways there are.
+    /// Sleeps for a moment: at random by waiting for a completion event, or by yielding or sleeping.
     fn idle(&mut self) -> Result<()> {
         if self.rng.bool() {
             let which = self.rng.usize(..2);
@@ -242,7 +244,7 @@ impl<'a> Runner<'a> {
 
     fn read_parent(&mut self) -> Result<()> {
         if self.phase == Phase::Done {
-            return Ok(()); // the last word ends the run
+            return Ok(()); // `run` takes the last message itself
         }
         let message = match self.parent.try_recv() {
             Ok(message) => message,
@@ -262,7 +264,7 @@ impl<'a> Runner<'a> {
         self.active = Instant::now();
     }
 
-    /// Goes on to the next phase once this one is over.
+    /// Moves to the next phase if this one is over.
     fn advance(&mut self, elapsed: Duration) -> Result<()> {
         match &self.phase {
             Phase::Running if elapsed >= self.work.duration => {

@@ -1,27 +1,27 @@
-//! What a node did, and how much memory it took.
+//! The report of a node: its operations, packets, faults and memory.
 
 use anyhow::{Context, Result};
 use efa_direct::{Counters, LinkCounters};
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display, Formatter};
 
-/// Kibibytes that a node may grow by in any case.
+/// The number of KiB by which a node may always grow.
 const GROWTH: u64 = 16 << 10;
 
-/// What one node did.
+/// The report of one node.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct NodeReport {
     pub(super) operations: Operations,
     pub(super) arrivals: Arrivals,
     pub(super) packets: Packets,
-    /// Faults that were in force, one after the other.
+    /// The number of faults.
     pub(super) faults: u64,
-    /// Times that waiting for a completion event brought a completion.
+    /// The number of waits that a completion event has ended.
     pub(super) events: u64,
     pub(super) rss: Rss,
 }
 
-/// Requests that were posted and have completed.
+/// The numbers of completed requests.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Operations {
     pub(super) sends: u64,
@@ -31,7 +31,7 @@ pub(super) struct Operations {
     pub(super) writes_with_immediate: u64,
     pub(super) reads: u64,
     pub(super) datagrams: u64,
-    /// Payload bytes of all of these.
+    /// The number of payload bytes of all requests.
     pub(super) bytes: u64,
 }
 
@@ -42,20 +42,20 @@ impl Operations {
     }
 }
 
-/// What arrived, was checked, and was new.
+/// The numbers of messages and datagrams that have arrived and were checked.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Arrivals {
     pub(super) messages: u64,
-    /// Payload bytes of messages.
+    /// The number of payload bytes of the messages.
     pub(super) bytes: u64,
     pub(super) datagrams: u64,
-    /// Datagrams that came once more.
+    /// The number of datagrams that arrived once more.
     pub(super) datagrams_again: u64,
-    /// Datagrams that the other node sent and that never came.
+    /// The number of datagrams that the other node sent and that never arrived.
     pub(super) datagrams_lost: u64,
 }
 
-/// What travelled.
+/// The numbers of packets.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Packets {
     pub(super) sent: u64,
@@ -63,9 +63,9 @@ pub(super) struct Packets {
     pub(super) resent: u64,
     pub(super) duplicates_dropped: u64,
     pub(super) corrupt_dropped: u64,
-    /// Times that this node had no receive posted for a message.
+    /// How often this node had no receive posted for a message.
     pub(super) not_ready: u64,
-    /// Of this node's packets, by the simulated network.
+    /// How many of this node's packets the simulated network has lost.
     pub(super) lost: u64,
 }
 
@@ -83,18 +83,18 @@ impl Packets {
     }
 }
 
-/// Resident set, in kibibytes.
+/// The resident set size in KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Rss {
-    /// Once the node was warm.
+    /// The first sample after the node was warm.
     pub(super) warm: u64,
-    /// The largest after that.
+    /// The largest sample after that.
     pub(super) largest: u64,
     pub(super) last: u64,
 }
 
 impl Rss {
-    /// Takes a sample; with `warm`, one that counts.
+    /// Takes a sample. `warm` says whether the node is warm.
     pub(super) fn sample(&mut self, warm: bool) -> Result<()> {
         let status = std::fs::read_to_string("/proc/self/status").context("reading the resident set's size")?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -113,13 +113,13 @@ impl Rss {
         }
     }
 
-    /// Whether it grew more than a program that holds no more and no more may.
+    /// Returns `true` if memory has grown more than a fifth and [`GROWTH`], so that there may be a leak.
     pub(super) fn grew(&self) -> bool {
         self.largest > self.warm + GROWTH.max(self.warm / 5)
     }
 }
 
-/// How a run went, as `--json` prints it.
+/// The result of a run, as `--json` prints it.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     pub(super) ok: bool,

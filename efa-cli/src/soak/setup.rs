@@ -1,4 +1,4 @@
-//! A node's objects: its device, queue pairs, memory, and the other node.
+//! The objects of a node: its device, queue pairs and memory, and the other node's addresses.
 
 use crate::node::qkey;
 use anyhow::{Context, Result};
@@ -7,36 +7,38 @@ use efa_io::{SendWqe, Wqe};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Queue pairs that are reliable; the one after them is not.
+/// The number of reliable queue pairs, which have the first indices.
 pub(super) const RELIABLE: usize = 3;
-/// The one with 128-byte WQEs, at which writes with immediate consume no receive.
+/// The index of the queue pair with 128-byte WQEs, at which writes with immediate consume no receive.
 pub(super) const WIDE: usize = 1;
-/// The one with completion counters.
+/// The index of the queue pair with completion counters.
 pub(super) const COUNTED: usize = 2;
-/// The one for unreliable datagrams.
+/// The index of the queue pair for unreliable datagrams.
 pub(super) const UNRELIABLE: usize = 3;
 
-/// Sends that each queue pair may have outstanding.
+/// The number of sends that each queue pair may have outstanding.
 const SENDS: u32 = 128;
-/// Receives that each queue pair has posted.
+/// The number of receives that each queue pair has posted.
 const RECEIVES: u32 = 64;
-/// Entries of a completion queue: enough for what completes there, and for a write with immediate into every slot besides.
+/// The number of entries of a completion queue: enough for all sends and receives there, and for a write with immediate
+/// into every slot.
 const COMPLETIONS: u32 = 1024;
-/// Buffers that sends are made from.
+/// The number of buffers for sends.
 pub(super) const LETTERS: u16 = 192;
 
-/// Slots of the memory that the other node writes and reads: small ones, and after them large ones.
+/// The number of slots of the memory that the other node writes and reads. The small slots come first, then the large
+/// ones.
 pub(super) const SLOTS: u8 = 255;
 const SMALL_SLOTS: u8 = 240;
 pub(super) const SMALL: usize = 8 << 10;
 pub(super) const LARGE: usize = 1 << 20;
 
-/// Whether a slot is a large one.
+/// Returns `true` if a slot is a large one.
 pub(super) fn is_large(slot: u8) -> bool {
     slot >= SMALL_SLOTS
 }
 
-/// Where a slot begins, and how long it is.
+/// Returns the offset and the length of a slot, in bytes.
 pub(super) fn place(slot: u8) -> (u64, usize) {
     let small = u64::from(slot.min(SMALL_SLOTS)) * SMALL as u64;
     match slot.checked_sub(SMALL_SLOTS) {
@@ -45,23 +47,23 @@ pub(super) fn place(slot: u8) -> (u64, usize) {
     }
 }
 
-/// What a node tells the other.
+/// The addresses of a node, for the other node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Hello {
     gid: String,
-    /// Numbers and keys of the queue pairs.
+    /// The numbers and queue keys of the queue pairs.
     qps: Vec<(u16, u32)>,
-    /// Address, key and length of the board.
+    /// The address, the remote key and the length of the board.
     board: (u64, u32, u64),
 }
 
-/// A send ring of either kind.
+/// A send queue of either WQE size.
 pub(super) enum SendRing {
     Narrow(CpuSendQueue<8>),
     Wide(CpuSendQueue<16>),
 }
 
-/// Calls a method that both kinds of rings have.
+/// Calls a method that both kinds of send queues have.
 macro_rules! either {
     ($ring:expr, $sq:ident => $call:expr) => {
         match $ring {
@@ -94,7 +96,7 @@ impl Qp {
         either!(&self.sq, sq => sq.outstanding())
     }
 
-    /// Longest inline message.
+    /// Returns the maximum length of an inline message in bytes.
     pub(super) fn inline_bytes(&self, attributes: &DeviceAttributes) -> usize {
         match self.sq {
             SendRing::Narrow(_) => attributes.inline_bytes.into(),
@@ -111,14 +113,14 @@ impl Qp {
         either!(&mut self.sq, sq => sq.post(peer, request, id))
     }
 
-    /// Rings for everything posted.
+    /// Rings the doorbells for everything that was posted.
     pub(super) fn ring(&mut self) {
         either!(&mut self.sq, sq => sq.ring());
         self.rq.ring();
     }
 }
 
-/// A counter, and what it must have counted.
+/// A completion counter, and the value that it should have.
 pub(super) struct Tally {
     pub(super) counter: CompletionCounter,
     pub(super) kind: CounterOps,
@@ -126,28 +128,28 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// How far the counter is ahead.
+    /// Returns the difference between the counter and its expected value.
     pub(super) fn ahead(&self) -> u64 {
         self.counter.completions_since(self.expected & COUNTER_MAX)
     }
 }
 
-/// All of a node's objects.
+/// All objects of a node.
 pub(super) struct Objects {
     pub(super) device: Device,
     pub(super) cqs: [CpuCompletionQueue; 2],
     pub(super) qps: Vec<Qp>,
-    /// Of the counted queue pair.
+    /// The counters of queue pair [`COUNTED`].
     pub(super) tallies: Vec<Tally>,
-    /// What sends are made from, in pieces of an MTU.
+    /// The source of sends, in pieces of one MTU.
     pub(super) letters: Region<'static>,
-    /// What writes are made from, by slot.
+    /// The source of writes, by slot.
     pub(super) stage: Region<'static>,
-    /// What the other node writes and reads.
+    /// The memory that the other node writes and reads, by slot.
     pub(super) board: Region<'static>,
-    /// Where reads land, by slot.
+    /// The target of reads, by slot.
     pub(super) shelf: Region<'static>,
-    /// Where messages land, in pieces of `piece` bytes.
+    /// The buffers of receives, in pieces of `piece` bytes.
     tray: Region<'static>,
     piece: u64,
     pd: Arc<ProtectionDomain>,
@@ -155,7 +157,7 @@ pub(super) struct Objects {
 
 impl Objects {
     pub(super) fn new(node: usize, seed: u64) -> Result<Self> {
-        // Two devices that differ where they may.
+        // The two devices have request ids of different sizes.
         let ids = ["off", "on"][node % 2];
         let device =
             Device::open(&format!("soft:udp=127.0.0.1:0,seed={},reqid64={ids}", seed.wrapping_add(node as u64)))?;
@@ -164,7 +166,7 @@ impl Objects {
         let cqs = [cq()?, cq()?];
         let narrow = QpConfig::new(SENDS, RECEIVES).recv_bufs(2);
         let qkey = |q: u64| qkey(seed.wrapping_add(4 * node as u64 + q));
-        // Every queue pair has another pair of completion queues.
+        // Each queue pair has a different combination of completion queues.
         let plain = pd.create_qp(&cqs[0], &cqs[0], narrow)?.activate(qkey(0))?;
         let wide = pd.create_qp(&cqs[0], &cqs[1], narrow.wqe_128().unsolicited_write_recv())?.activate(qkey(1))?;
         let counted = pd.create_qp(&cqs[1], &cqs[0], narrow)?;
@@ -193,7 +195,7 @@ impl Objects {
         ];
         let region = |len: u64, access| -> Result<Region<'static>> {
             let region = pd.allocate_shared(len as usize, access)?;
-            // Every page is there from the start, so that none looks like growth later.
+            // Every page is touched now, so that none looks like growth later.
             for page in (0..len).step_by(4096) {
                 region.write(page, &[0xff])?;
             }
@@ -223,7 +225,7 @@ impl Objects {
         Ok(objects)
     }
 
-    /// What the other node must know.
+    /// Returns the addresses for the other node.
     pub(super) fn hello(&self) -> Hello {
         let qps: Vec<Endpoint> = self.qps.iter().map(|qp| qp.endpoint).collect();
         let board = self.board.remote();
@@ -234,7 +236,7 @@ impl Objects {
         }
     }
 
-    /// The other node's queue pairs and board.
+    /// Creates peers for the other node's queue pairs. Returns them with the other node's board.
     pub(super) fn meet(&self, hello: &Hello) -> Result<(Vec<(Peer, u16)>, RemoteRegion)> {
         let gid = hello.gid.parse().with_context(|| format!("the GID {:?}", hello.gid))?;
         let peer = |&(qpn, qkey): &(u16, u32)| Ok((self.pd.peer(&Endpoint { gid, qpn, qkey })?, qpn));
@@ -246,14 +248,14 @@ impl Objects {
         (q as u64 * u64::from(RECEIVES) + receive) * self.piece
     }
 
-    /// Posts a receive of queue pair `q`: two buffers, of which the first has `cut` bytes.
+    /// Posts a receive with two buffers to queue pair `q`. The first buffer has `cut` bytes.
     pub(super) fn post_receive(&mut self, q: usize, receive: u64, cut: u32) -> Result<()> {
         let start = self.piece(q, receive);
         let (head, tail) = self.tray.slice(start..start + self.piece)?.split_at(cut);
         Ok(self.qps[q].rq.post(&[head, tail], receive)?)
     }
 
-    /// Copies what landed in a receive.
+    /// Copies the bytes of a receive to `into`.
     pub(super) fn read_receive(&self, q: usize, receive: u64, into: &mut [u8]) -> Result<()> {
         Ok(self.tray.read(self.piece(q, receive), into)?)
     }

@@ -1,9 +1,11 @@
-//! What a node asks of its device, and what must come of it.
+//! The requests of a node, and the checks of their results.
 //!
-//! Sends and writes with immediate are *messages*: the other node learns of each, exactly once, and compares its bytes. A write goes
-//! into a *slot* of the other node's board, which nothing else touches until the write has completed and, if it had an immediate,
-//! until the other node has *released* it after its own look: the release is part of some message's immediate. Then the slot
-//! is read back, which proves the read and, where there was no immediate, the write; and is free again.
+//! Sends and writes with immediate are *messages*: the other node learns of each exactly once, and compares its bytes.
+//!
+//! A write goes into a *slot* of the other node's board. Nothing else accesses the slot until the write has completed.
+//! If the write had an immediate, the other node must also check the slot and *release* it; the release is in the
+//! immediate of one of its messages. Then the slot is read back. This checks the read and, for a write without
+//! immediate, the write. After that, the slot is free again.
 
 use super::content::{Content, Seen, Series};
 use super::report::{Arrivals, Operations};
@@ -14,26 +16,27 @@ use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// Longest that a request may take.
+/// The longest time that a request may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
-/// In an immediate, the slot of a message that is about none.
+/// The slot in the immediate of a message that releases none.
 const NO_SLOT: u8 = SLOTS;
-/// Bits of an immediate that are the message's number; the others are a slot.
+/// The number of bits of an immediate that contain the message's number. The other bits are a slot.
 const NUMBER_BITS: u32 = 24;
-/// How far datagrams may be behind the newest.
+/// The number of datagrams by which one may be behind the newest.
 const DATAGRAM_SPAN: u64 = 1 << 16;
-/// Completions taken in one go.
+/// The maximum number of completions of one poll.
 const BATCH: usize = 64;
 
+/// Returns the immediate of a message.
 fn imm(slot: u8, number: u64) -> u32 {
     u32::from(slot) << NUMBER_BITS | (number as u32 & ((1 << NUMBER_BITS) - 1))
 }
 
-/// A request under way.
+/// An outstanding request.
 #[derive(Clone, Copy, Debug)]
 struct Pending {
     what: What,
-    /// Queue pair, by index.
+    /// The index of the queue pair.
     q: usize,
     len: usize,
     since: Instant,
@@ -41,7 +44,7 @@ struct Pending {
 
 #[derive(Clone, Copy, Debug)]
 enum What {
-    /// With its buffer, if it is not inline.
+    /// A send, with its buffer if it is not inline.
     Send(Option<u16>),
     Datagram(Option<u16>),
     Write {
@@ -54,28 +57,28 @@ enum What {
     },
 }
 
-/// What is known of a slot of the other node's board.
+/// The state of a slot of the other node's board.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     content: Content,
-    /// The write has completed.
+    /// `true` after the write has completed.
     completed: bool,
-    /// The other node has seen it, or never will.
+    /// `true` after the other node has released the slot, or from the start if the write had no immediate.
     released: bool,
 }
 
-/// What a node has sent in all, for the other to compare.
+/// The numbers of everything that a node has sent, which the other node compares with what has arrived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Totals {
     messages: u64,
     bytes: u64,
     datagrams: u64,
-    /// RDMA through the other node's counted queue pair.
+    /// The number of RDMA reads from the other node's queue pair with counters.
     reads_counted: u64,
     writes_counted: u64,
 }
 
-/// A node's requests, and its knowledge of the other's.
+/// A node's requests, and what it knows about the other node's.
 pub(super) struct Traffic {
     pub(super) objects: Objects,
     peers: Vec<(Peer, u16)>,
@@ -87,11 +90,11 @@ pub(super) struct Traffic {
     next_id: u64,
     letters: Vec<u16>,
     slots: Vec<Option<Slot>>,
-    /// Slots without content, small and large.
+    /// The free slots, small and large ones.
     free: [Vec<u8>; 2],
-    /// Slots to be read back.
+    /// The slots to read back.
     written: Vec<u8>,
-    /// Slots of this node's board to be released.
+    /// The slots of this node's board to release.
     releases: VecDeque<u8>,
     silent_writes: u64,
     sent: Totals,
@@ -130,7 +133,7 @@ impl Traffic {
         })
     }
 
-    /// Posts something at random; whether there was room for it.
+    /// Posts a random request. Returns `false` if there was no room for it.
     pub(super) fn post_any(&mut self) -> Result<bool> {
         match self.rng.u8(..16) {
             0..3 => self.post_write(),
@@ -140,18 +143,19 @@ impl Traffic {
         }
     }
 
-    /// Posts what brings the traffic to its end; whether there was anything, and room for it.
+    /// Posts a request that finishes the traffic: a message with a release, or a read. Returns `false` if there is
+    /// none, or no room for it.
     pub(super) fn post_last(&mut self) -> Result<bool> {
         if self.releases.is_empty() { self.post_read() } else { self.post_send(Series::Message) }
     }
 
-    /// A queue pair with room in its send ring; `None` if this one has none.
+    /// Chooses a queue pair. Returns `None` if its send ring is full.
     fn queue(&mut self, series: Series) -> Option<usize> {
         let q = if series == Series::Datagram { UNRELIABLE } else { self.rng.usize(..RELIABLE) };
         self.objects.qps[q].room().then_some(q)
     }
 
-    /// The queue pair at the other node that a request goes to.
+    /// Chooses the other node's queue pair that a request goes to.
     fn target(&mut self, series: Series) -> usize {
         if series == Series::Datagram { UNRELIABLE } else { self.rng.usize(..RELIABLE) }
     }
@@ -160,7 +164,7 @@ impl Traffic {
         Content::new(self.seed, self.node, series, number, len)
     }
 
-    /// What the other node sent.
+    /// Returns the content that the other node sends.
     fn their_content(&self, series: Series, number: u64, len: usize) -> Content {
         Content::new(self.seed, 1 - self.node, series, number, len)
     }
@@ -184,7 +188,7 @@ impl Traffic {
         let is_message = series == Series::Message;
         let number = if is_message { self.sent.messages } else { self.sent.datagrams };
         let release = if is_message { self.releases.pop_front() } else { None };
-        // The number is in the immediate or in the first bytes.
+        // The message's number is in the immediate or in the first bytes.
         let with_imm = release.is_some() || len < 8 || self.rng.bool();
         let imm = with_imm.then(|| imm(release.unwrap_or(NO_SLOT), number));
         let content = self.content(series, number, len);
@@ -285,12 +289,12 @@ impl Traffic {
         known.with_context(|| format!("slot {slot} has nothing in it"))
     }
 
-    /// Rings for everything that was posted.
+    /// Rings the doorbells for everything that was posted.
     pub(super) fn ring(&mut self) {
         self.objects.qps.iter_mut().for_each(Qp::ring);
     }
 
-    /// Takes and checks what has completed; whether anything has.
+    /// Polls the completion queues and checks each completion. Returns `true` if there was one.
     pub(super) fn poll(&mut self) -> Result<bool> {
         let mut any = false;
         for cq in 0..self.objects.cqs.len() {
@@ -327,7 +331,7 @@ impl Traffic {
         }
     }
 
-    /// Notes what a counter must count.
+    /// Adds one to the expected value of a counter.
     fn count(&mut self, q: usize, kind: CounterOps) {
         if q == COUNTED {
             let tally = self.objects.tallies.iter_mut().find(|tally| tally.kind == kind);
@@ -335,7 +339,7 @@ impl Traffic {
         }
     }
 
-    /// A request of this node has completed.
+    /// Handles the completion of a request of this node.
     fn completed(&mut self, pending: &Pending, op: OpCode) -> Result<()> {
         let (expected, kind) = match pending.what {
             What::Send(_) | What::Datagram(_) => (OpCode::Send, CounterOps::SEND),
@@ -377,7 +381,7 @@ impl Traffic {
         Ok(())
     }
 
-    /// A slot may be read back once its write has ended at both nodes.
+    /// Queues a slot to be read back if its write has ended at both nodes.
     fn queue_if_done(&mut self, slot: u8) -> Result<()> {
         let Slot { completed, released, .. } = *self.slot(slot)?;
         if completed && released {
@@ -386,7 +390,7 @@ impl Traffic {
         Ok(())
     }
 
-    /// Something of the other node has arrived.
+    /// Handles the arrival of a message or datagram of the other node.
     fn arrived(&mut self, q: usize, received: &Received, receive: u64) -> Result<()> {
         let from_known =
             self.peers.iter().any(|(peer, qpn)| *qpn == received.src_qpn && Some(peer.ah()) == received.ah);
@@ -464,7 +468,8 @@ impl Traffic {
         Ok(())
     }
 
-    /// What must hold at any time: nothing takes too long, no counter is behind, and the device complains of nothing.
+    /// Checks what must hold at any time: no request takes too long, no counter is behind, and the device reports no
+    /// errors.
     pub(super) fn check(&mut self) -> Result<()> {
         while let Some(event) = self.objects.device.next_event() {
             ensure!(matches!(event, AsyncEvent::PortActive | AsyncEvent::PortError), "the device says {event:?}");
@@ -487,24 +492,25 @@ impl Traffic {
         Ok(())
     }
 
-    /// The device counts a completion in the same step that it writes the entry in: once it can be called, that step is over.
+    /// Waits until the device has counted every completion that was polled. The device counts in the same step in which
+    /// it writes the entry, and a call of the device waits until that step is over.
     fn sync_counters(&self) {
         if let Some(port) = self.objects.device.soft_port() {
             port.with(&mut |_| {});
         }
     }
 
-    /// Whether nothing of this node is under way, nor waits for the other.
+    /// Returns `true` if none of this node's requests are outstanding and no slot waits for the other node.
     pub(super) fn is_quiet(&self) -> bool {
         self.pending.is_empty() && self.releases.is_empty() && self.slots.iter().all(Option::is_none)
     }
 
-    /// What was sent in all.
+    /// Returns the numbers of everything that was sent.
     pub(super) fn sent(&self) -> Totals {
         self.sent
     }
 
-    /// Whether all that the other node sent has arrived, and every counter says so. What it counts is final.
+    /// Returns `true` if everything that the other node sent has arrived and has been counted.
     pub(super) fn has_all(&mut self, theirs: &Totals) -> Result<bool> {
         self.arrivals.datagrams_lost = theirs.datagrams.saturating_sub(self.arrivals.datagrams);
         ensure!(self.arrivals.messages <= theirs.messages, "{} messages came, {theirs:?}", self.arrivals.messages);
@@ -524,7 +530,7 @@ impl Traffic {
         self.pending.values().min_by_key(|pending| pending.since)
     }
 
-    /// What is under way, in words.
+    /// Describes what is outstanding, for error messages.
     pub(super) fn outstanding(&self) -> String {
         let rings: Vec<_> = self.objects.qps.iter().map(Qp::outstanding).collect();
         let oldest = self.oldest().map_or("none".into(), |Pending { what, q, len, since }| {
@@ -546,7 +552,7 @@ impl Traffic {
     }
 }
 
-/// The bytes of the board that content in a slot takes.
+/// Returns the range of the board that content in a slot takes.
 fn extent(slot: u8, content: &Content) -> std::ops::Range<u64> {
     let (start, room) = place(slot);
     let at = start + content.choose(room - content.len()) as u64;

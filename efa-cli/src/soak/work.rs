@@ -1,9 +1,9 @@
-//! The work of both nodes of a soak.
+//! The options of a soak that both nodes need.
 
 use clap::Args;
 use std::time::Duration;
 
-/// What the nodes are to do.
+/// The work of both nodes.
 #[derive(Args, Clone, Copy)]
 pub(crate) struct Work {
     /// How long, for example 90s, 2m or 1h.
@@ -18,7 +18,7 @@ pub(crate) struct Work {
 }
 
 impl Work {
-    /// The same, as arguments.
+    /// Returns the options as arguments of a command line.
     pub(super) fn args(&self) -> [String; 6] {
         let duration = humantime::format_duration(self.duration).to_string();
         let [seed, pace] = [self.seed, self.pace].map(|number| number.to_string());
