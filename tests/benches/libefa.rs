@@ -1,12 +1,14 @@
-//! What posting one RDMA write and polling one completion cost: this project's queues and the vendor's libefa, in one process, in turn, on
-//! the same rings.
+//! What posting one RDMA write and polling one completion cost: this project's queues and the vendor's libefa, in one
+//! process, in turn, on the same rings.
 //!
-//! `cargo xtask bench libefa` starts it. It starts itself once more on a software device, through the packaged loader, since libefa wants a device
-//! to make a queue pair of. Then rings of plain memory are mapped over those that libefa has mapped, so that both write and read the same
-//! pages; nothing is behind them but this bench, which plays the device between samples, untimed. A sample is a lap of 4096 entries. The
-//! floor is a ready-made WQE stored in eight words, and the doorbell; that of a poll is the entry loaded.
+//! `cargo xtask bench libefa` starts it. It starts itself once more on a software device, through the packaged loader,
+//! since libefa wants a device to make a queue pair of. Then rings of plain memory are mapped over those that libefa
+//! has mapped, so that both write and read the same pages; nothing is behind them but this bench, which plays the
+//! device between samples, untimed. A sample is a lap of 4096 entries. The floor is a ready-made WQE stored in eight
+//! words, and the doorbell; that of a poll is the entry loaded.
 //!
-//! Both order stores to the send ring before the doorbell by a fence, as for a ring that is device memory, once per batch.
+//! Both order stores to the send ring before the doorbell by a fence, as for a ring that is device memory, once per
+//! batch.
 
 #[allow(dead_code, reason = "another bench uses the rest")]
 #[path = "../../efa-direct/benches/plain/mod.rs"]

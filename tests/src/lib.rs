@@ -1,4 +1,5 @@
-//! What the tests across crates share: a network of software devices in simulated time, under the host API; and the vendor's programs.
+//! Shared code of the tests across crates: software devices in simulated time under the host API, a simulation with an
+//! oracle, traffic for GPU kernels, and the vendor's programs.
 
 use efa_direct::Device;
 use efa_soft::driver::{Port, Waker};
@@ -15,17 +16,17 @@ pub mod vendor;
 
 pub use side::Side;
 
-/// Names of devices, with commas between: tests that can run on any device run on these, in their own time, instead of software devices.
+/// The environment variable with names of devices, separated by commas. Tests that can run on any device use these, in
+/// real time, instead of software devices.
 pub const DEVICES: &str = "EFA_TEST_DEVICES";
 
-/// The names in [`DEVICES`], if there are any.
+/// Returns the names in [`DEVICES`], if the variable is set.
 fn given() -> Option<Vec<String>> {
     let names = std::env::var(DEVICES).ok()?;
     Some(names.split(',').map(str::to_owned).collect())
 }
 
-/// Opens one of the devices that this process has: number `index` of those in [`DEVICES`], which start again behind the last one, or the
-/// software device of this number.
+/// Opens a device: one of those in [`DEVICES`] (`index` modulo their number), or the software device with this number.
 pub fn open(index: usize) -> Device {
     let name = given().map_or(format!("soft{index}"), |names| names[index % names.len()].clone());
     Device::open(&name).unwrap_or_else(|error| panic!("{name}: {error}"))
@@ -33,7 +34,7 @@ pub fn open(index: usize) -> Device {
 
 /// Devices on a simulated network. Nothing happens, and no time passes, except in [`step`](Self::step).
 ///
-/// Where [`DEVICES`] names others, those, and a network that nothing can be done to.
+/// If [`DEVICES`] is set, these are the devices instead, time is real, and changes of the network have no effect.
 pub struct Sim {
     net: Arc<Mutex<Net>>,
     now: Time,
@@ -47,7 +48,7 @@ struct SimPort {
 }
 
 impl Sim {
-    /// A network without devices.
+    /// Creates a network without devices.
     pub fn new(link: LinkConfig) -> Self {
         Self { net: Arc::new(Mutex::new(Net::new(link))), now: Time::ZERO, is_real: given().is_some() }
     }
@@ -64,12 +65,12 @@ impl Sim {
         Device::from_soft_port(&format!("sim{index}"), Arc::new(port)).expect("the device was just added")
     }
 
-    /// The process that has the device added as number `nth` (from 0) dies: the device and all in it are gone.
+    /// Removes the device that was added as number `nth` (from 0) with all its objects, as if its process had died.
     pub fn kill(&self, nth: usize) {
         self.net.lock().remove(nth);
     }
 
-    /// Lets the network do what there is to do, and time pass to the next moment at which there is more, at most `most`.
+    /// Delivers what is due, then advances time to the next event, by at most `most`.
     pub fn step(&mut self, most: Duration) {
         if self.is_real {
             return std::thread::sleep(most);
@@ -80,7 +81,7 @@ impl Sim {
         self.now = next.clamp(self.now + Duration::from_nanos(100), self.now + most);
     }
 
-    /// Steps until `done`, at most `most` of simulated time; whether it got there.
+    /// Steps until `done` returns `true`, for at most `most` of simulated time. Returns `false` if time ran out.
     pub fn run_until(&mut self, most: Duration, mut done: impl FnMut() -> bool) -> bool {
         if self.is_real {
             return wait_until(most, done);
@@ -95,23 +96,23 @@ impl Sim {
         true
     }
 
-    /// The time in the simulation.
+    /// Returns the simulated time.
     pub fn now(&self) -> Time {
         self.now
     }
 
-    /// From here on the network treats packets so.
+    /// Changes the configuration of the network.
     pub fn set_link(&self, change: impl FnOnce(&mut LinkConfig)) {
         change(self.net.lock().link_config_mut());
     }
 
-    /// What the network did.
+    /// Returns the counters of the network.
     pub fn link_counters(&self) -> LinkCounters {
         self.net.lock().link_counters()
     }
 }
 
-/// Waits in real time until `done`, at most `most`; whether it got there.
+/// Waits in real time until `done` returns `true`, for at most `most`. Returns `false` if time ran out.
 fn wait_until(most: Duration, mut done: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     while !done() {

@@ -1,4 +1,4 @@
-//! One side of a conversation: a device, and one of everything that it takes to talk.
+//! One of two communicating sides: a device with one object of each kind.
 
 use efa_direct::*;
 use std::sync::Arc;
@@ -13,14 +13,14 @@ pub struct Side {
     pub rq: CpuRecvQueue,
     pub endpoint: Endpoint,
     pub control: QpControl,
-    /// The other side, once the two have [met](Self::meet).
+    /// The other side, after [`meet`](Self::meet).
     pub peer: Option<Peer>,
-    /// A megabyte that everyone may access.
+    /// One MiB of registered memory with all access rights.
     pub memory: Region<'static>,
 }
 
 impl Side {
-    /// One on this device, whose queue pair `prepare` sees before it is active.
+    /// Creates a side on this device. `prepare` is called with the queue pair before it is activated.
     pub fn new(
         device: Device,
         qkey: u32,
@@ -38,7 +38,7 @@ impl Side {
         Self { device, pd, cq, sq, rq, endpoint: qp.endpoint, control: qp.control, peer: None, memory }
     }
 
-    /// Makes the other side's acquaintance: requests go there from here on.
+    /// Sets the other side, to which all requests go.
     pub fn meet(&mut self, other: &Endpoint) {
         self.peer = Some(self.pd.peer(other).unwrap());
     }
@@ -46,7 +46,7 @@ impl Side {
     /// Posts a request to the other side.
     ///
     /// # Errors
-    /// As the queue answers.
+    /// The send queue's error.
     pub fn post(&mut self, request: impl Request<8>, wr_id: u64) -> Result<(), PostError> {
         self.sq.post(self.peer.as_ref().unwrap(), request, wr_id)
     }

@@ -1,6 +1,8 @@
-//! What the host API makes of memory that this process cannot touch, as that of a GPU: a memory file stands for it, that the tests look into.
+//! Tests of memory that this process cannot access, such as a GPU's. A memory file takes its place, which the tests can
+//! read.
 //!
-//! On software devices the tests say what these lack; on libefa (see `vendor/provider.rs`) they do it.
+//! Software devices do not support such memory: there, the tests check the errors. On libefa's devices (see
+//! `vendor/provider.rs`) they use it.
 
 use efa_direct::*;
 use efa_io::{Cqe32, Event};
@@ -11,22 +13,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const PAGE: u64 = 4096;
-/// Where regions are for work requests: nowhere in this process.
+/// The address of regions in work requests. This process has nothing mapped there.
 const ELSEWHERE: u64 = 0x10_0000_0000;
 
-/// A piece of the file of this memory.
+/// Returns a range of this memory's file.
 fn piece<U: Unit>(memory: &Shared<U>, offset: u64, len: u64) -> DmabufRange<'_> {
     DmabufRange { fd: memory.file().expect("it is shareable"), offset, len }
 }
 
-/// A device, and whether it can do this: one in software in this process cannot.
+/// Opens a device. Returns it with `true` if it supports external memory, which a software device of this process does
+/// not.
 fn device(index: usize) -> (Device, bool) {
     let device = efa_tests::open(index);
     let is_able = device.soft_port().is_none();
     (device, is_able)
 }
 
-/// Waits for the entry at this place of a ring that nobody has polled.
+/// Waits for the entry at this index of a ring that has not been polled.
 fn entry(ring: &RingMemory, at: usize) -> efa_io::Completion {
     let start = Instant::now();
     loop {
@@ -120,7 +123,7 @@ fn a_completion_counter_in_memory_of_others_counts_there_or_is_refused() {
     assert_eq!(Arc::strong_count(&memory), 1, "what was given is given back");
 }
 
-/// A region of a memory file that begins 100 bytes into its second page, and is elsewhere for work requests.
+// A region of a memory file that begins 100 bytes into its second page, and has another address in work requests.
 fn region(pd: &ProtectionDomain, memory: &Arc<SharedMemory>) -> Result<ExternalRegion, Error> {
     let external = ExternalMemory::dmabuf(piece(memory, PAGE + 100, 5000), ELSEWHERE + 100);
     pd.register_external(external.owned_by(memory.clone()), Access::ALL)
@@ -144,7 +147,8 @@ fn a_region_of_a_dma_buf_is_source_and_target_or_refused() {
     exchange(&mut a, &mut b, &region, &*memory, PAGE as usize + 100);
 }
 
-/// Writes from the region into the other side's memory and back, to another place of the region, of which byte 0 is byte `at` of `memory`.
+/// Writes from the region to the other side's memory, and back to another place of the region. Byte 0 of the region is
+/// byte `at` of `memory`.
 #[test]
 fn a_piece_of_a_dma_buf_keeps_its_place_of_a_page() {
     let pd = device(0).0.alloc_pd().unwrap();
@@ -190,17 +194,17 @@ fn memory_whose_dma_buf_is_refused_is_registered_by_address_or_told_with_both_an
     let addr = memory.as_ptr() as u64;
     let error = pd.register_external(at(addr), Access::ALL).unwrap_err().to_string();
     assert!(error.starts_with("ibv_reg_dmabuf_mr: "), "{error}");
-    // SAFETY: the memory is its owner, and is only accessed atomically.
+    // SAFETY: the region keeps `memory`, which is its own owner, and `SharedMemory` only accesses its bytes atomically.
     let region = pd.register_external(unsafe { at(addr).by_address() }, Access::ALL).unwrap();
     assert_eq!((region.addr(), region.len()), (addr, 100));
-    // SAFETY: nobody has access to a region that cannot be: no memory is there.
+    // SAFETY: nothing is mapped at this address, so registering fails and nothing accesses the memory.
     let nowhere = unsafe { at(PAGE).by_address() };
     let error = pd.register_external(nowhere, Access::ALL).unwrap_err().to_string();
     assert!(error.contains("as a DMA-BUF (ibv_reg_dmabuf_mr: "), "{error}");
     assert!(error.contains("nor by address (ibv_reg_mr: ") && error.contains("peer-memory module"), "{error}");
 }
 
-/// Memory that a software device reaches by calls alone.
+/// Memory that a software device can access only by calls.
 struct Distant(Arc<SharedMemory>);
 
 impl Backing for Distant {
@@ -217,7 +221,7 @@ impl Backing for Distant {
     }
 }
 
-/// A pair of software devices, whatever others there are.
+/// Creates two sides on software devices, even if other devices were chosen.
 fn soft(first: u32) -> [Side; 2] {
     let [mut a, mut b] = [first, first + 1].map(|index| {
         let device = Device::open(&format!("soft{index}")).unwrap();

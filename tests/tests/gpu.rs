@@ -1,5 +1,5 @@
-//! The same on a GPU, a million times: kernels that post, between two nodes on software devices and on the NIC that is a kernel itself.
-//! `cargo xtask gpu` compiles the kernels and runs these.
+//! Traffic by kernels on a GPU, a million operations each: between two nodes on software devices, and on the NIC that
+//! is a kernel itself. `cargo xtask gpu` compiles the kernels and runs these tests.
 
 use efa_direct::cuda::Gpu;
 use efa_direct::{Device, QpConfig};
@@ -7,19 +7,19 @@ use efa_tests::traffic::{KernelNic, Mix, Nodes, OnGpu, Place, Poster, Traffic, k
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// Small, 4 KiB and odd ones; and a megabyte now and then.
+/// Jobs of small and random sizes, and rarely one of a megabyte.
 const MIX: Mix = Mix { jobs: 4096, rarely: 2000, long: 1 << 20 };
 const AREA: usize = 24 << 20;
 const POSTERS: [Poster; 3] = [Poster::Thread, Poster::Warp, Poster::Many(3, 3)];
 
-/// One at a time, each with the GPU.
+/// Serializes the tests: each needs the GPU for itself.
 fn gpu() -> (Gpu, MutexGuard<'static, ()>) {
     static ONE: Mutex<()> = Mutex::new(());
     let one = ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     (Gpu::open(0).expect("a GPU"), one)
 }
 
-/// Operations of a test: a million, unless `EFA_GPU_OPS` says otherwise.
+/// Returns the number of operations of a test: a million, or the value of `EFA_GPU_OPS`.
 fn operations() -> u64 {
     std::env::var("EFA_GPU_OPS").ok().and_then(|ops| ops.parse().ok()).unwrap_or(1_000_000)
 }
@@ -92,7 +92,7 @@ fn a_million_operations_through_the_nic_that_is_a_kernel() {
         let order = if seed == 0 { "in order" } else { "reordered" };
         let (posters, entries) = if wide { (&[Poster::Wide][..], 128) } else { (&POSTERS[..], 64) };
         run(&mut traffic, posters, MIX, operations() / share, &format!("NIC kernel, {entries}-byte WQEs, {order}"));
-        // What is freed while a kernel runs waits for it.
+        // Freeing memory waits until all kernels have ended.
         let ends = traffic.into_ends();
         world.stop();
         drop(ends);

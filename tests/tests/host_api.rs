@@ -1,4 +1,4 @@
-//! What the host API promises, on simulated devices: limits, ownership, completions, statuses.
+//! Tests of the host API's promises on simulated devices: limits, ownership, completions and statuses.
 
 use efa_direct::*;
 use efa_soft::LinkConfig;
@@ -6,14 +6,15 @@ use efa_tests::{Side, Sim};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Two nodes with a queue pair each, and each other's address.
+/// Two nodes with one queue pair each, which know each other.
 struct Pair {
     sim: Sim,
     a: Side,
     b: Side,
 }
 
-/// Device number `index` with a queue pair like this, which offers a message three times again.
+/// Creates a side on device number `index`. Its queue pair retransmits a message three times if the receiver is not
+/// ready.
 fn side(sim: &Sim, index: u32, config: QpConfig<8>, cq_entries: u32) -> Side {
     let device = sim.add(index, |config| config.req_id_64 = index >= 10);
     Side::new(device, 0x100 + index, CqConfig::new(cq_entries), config.rnr_retry(3), |_| ())
@@ -33,7 +34,7 @@ impl Pair {
         Self::with(QpConfig::new(16, 16), 64, LinkConfig { delay: Duration::from_micros(5), ..LinkConfig::default() })
     }
 
-    /// The next completion of node A.
+    /// Returns the next completion of node A.
     fn completion_a(&mut self) -> Completion {
         let (sim, cq) = (&mut self.sim, &mut self.a.cq);
         let mut completion = None;
@@ -51,14 +52,14 @@ impl Pair {
         completion
     }
 
-    /// Posts and rings a write of nothing, and waits for nothing.
+    /// Posts a write of zero bytes and rings, without waiting.
     fn write_nothing(&mut self, wr_id: u64) {
         let (local, remote) = (self.a.memory.slice(..0).unwrap(), self.b.memory.remote().slice(..0).unwrap());
         self.a.sq.post(self.a.peer.as_ref().unwrap(), RdmaWrite::new(local, remote), wr_id).unwrap();
         self.a.sq.ring();
     }
 
-    /// Posts a write of these ranges from A to B and gives its status.
+    /// Posts a write of these ranges from A to B and returns its status.
     fn status_of_write(&mut self, length: u64, remote: RemoteRegion, at: std::ops::Range<u64>) -> Status {
         let slice = self.a.memory.slice(..length).unwrap();
         let write = RdmaWrite::new(slice, remote.slice(at).unwrap());
@@ -216,9 +217,10 @@ fn a_ring_changes_hands_only_when_drained_and_keeps_its_counter() {
     let gpu = refused.queue.into_idle().unwrap().into_gpu();
     let handle = gpu.handle();
     assert_eq!((handle.producer, handle.mask, handle.credits, handle.wqe_size), (3, 15, 16, 64));
-    // SAFETY: nobody drives the ring, and the device was told of nothing more.
+    // SAFETY: no GPU uses the ring, and the doorbell was not rung after the three requests that have completed. The
+    // positions are wrong on purpose; they are refused before they are used.
     let gpu = unsafe { gpu.into_idle(10, 9) }.unwrap_err().queue;
-    // SAFETY: as above.
+    // SAFETY: no GPU uses the ring, and nothing is outstanding.
     let mut sq = unsafe { gpu.into_idle(10, 10) }.unwrap().into_cpu();
     assert_eq!(sq.room(), 16);
     sq.post(a.peer.as_ref().unwrap(), SendInline::new(b"x"), 1).unwrap();
@@ -232,7 +234,7 @@ fn a_number_is_not_given_out_again_while_completions_of_its_last_life_lie_unpoll
         let sim = Sim::new(LinkConfig::default());
         let device = sim.add(0, |config| {
             config.req_id_64 = wide_ids;
-            config.attributes.max_qp = 1 << 14; // which leaves two bits to tell lives apart by
+            config.attributes.max_qp = 1 << 14; // a number has two bits left to distinguish queue pairs of one index
         });
         let pd = device.alloc_pd().unwrap();
         let nobody = pd.peer(&Endpoint { gid: Gid::local(99), qpn: 5, qkey: 5 }).unwrap();
@@ -258,7 +260,7 @@ fn a_number_is_not_given_out_again_while_completions_of_its_last_life_lie_unpoll
         sq.post(&nobody, SendInline::new(b"x"), 222).unwrap();
         sq.ring();
         assert_eq!((cq.poll_one(), cq.skipped(), sq.outstanding(), sq.room()), (None, 3, 1, 1));
-        // The ring was empty, so the numbers are free: a device that has no others gives them out again.
+        // The ring was empty, so the numbers are free, and a device with no other numbers uses them again.
         assert!(device.attributes().max_qp != 1 << 14 || numbers.contains(&life(&cq, false)));
         qp.control.fail().unwrap();
         let done = cq.poll_one().unwrap();
@@ -385,7 +387,7 @@ fn rdma_needs_an_address_handle_on_both_sides() {
     pair.b.peer = None;
     let remote = pair.b.memory.remote();
     assert_eq!(pair.status_of_write(8, remote, 0..8), Status::RemoteUnknownPeer);
-    // A send does not; the receiver then learns the sender's GID instead of a handle.
+    // A send does not need one. The receiver then gets the sender's GID instead of a handle.
     pair.b.rq.post(&[pair.b.memory.slice(..8).unwrap()], 3).unwrap();
     pair.b.rq.ring();
     pair.a.post(SendInline::new(b"hi"), 2).unwrap();
@@ -416,7 +418,7 @@ fn failing_a_queue_pair_flushes_what_is_outstanding_and_lets_its_rings_go() {
     }
     pair.a.rq.ring();
     pair.a.sq.ring();
-    pair.sim.step(Duration::from_micros(1)); // under way, and nobody receives
+    pair.sim.step(Duration::from_micros(1)); // outstanding, without a receive
     pair.a.control.fail().unwrap();
     let mut ids: Vec<u64> = (0..8)
         .map(|_| {
@@ -497,7 +499,7 @@ fn what_was_under_way_to_a_peer_that_restarts_is_aborted_and_what_follows_works(
     let mut pair = Pair::new();
     let remote = pair.b.memory.remote();
     assert_eq!(pair.status_of_write(8, remote, 0..8), Status::Ok);
-    // A write that the peer's first life cannot finish, and its second life knows nothing of.
+    // A write that the peer's first life does not finish, and that its second life does not know.
     let write = RdmaWrite::new(pair.a.memory.slice(..1 << 19).unwrap(), remote.slice(..1 << 19).unwrap());
     pair.a.sq.post(pair.a.peer.as_ref().unwrap(), write, 9).unwrap();
     pair.a.sq.ring();
@@ -537,7 +539,7 @@ fn a_partition_that_heals_in_time_costs_retransmissions_and_nothing_else() {
 #[test]
 fn packets_that_are_silently_dropped_show_in_the_counters_of_one_side_only() {
     let mut pair = Pair::new();
-    pair.sim.set_link(|link| link.cut = true); // as a security group without the self-referencing rule does
+    pair.sim.set_link(|link| link.cut = true); // like a security group without the self-referencing rule
     let remote = pair.b.memory.remote();
     assert_eq!(pair.status_of_write(8, remote, 0..8), Status::UnreachableRemote);
     assert!(pair.a.device.counters().tx_pkts > 1);
@@ -553,7 +555,7 @@ fn a_damaged_packet_is_never_delivered() {
     pair.a.memory.write(0, &pattern).unwrap();
     assert_eq!(pair.status_of_write(200_000, remote, 0..200_000), Status::Ok);
     assert!(pair.b.memory.read_vec(..200_000).unwrap() == pattern);
-    pair.sim.run_until(Duration::from_millis(10), || false); // until the last acknowledgement is there
+    pair.sim.run_until(Duration::from_millis(10), || false); // until the last acknowledgement has arrived
     let (a, b) = (pair.a.device.counters(), pair.b.device.counters());
     assert!(b.corrupt_pkts > 5 && a.retrans_pkts > 5, "{a:?} {b:?}");
     assert_eq!(a.rx_drops + b.rx_drops, pair.sim.link_counters().corrupted);

@@ -1,4 +1,4 @@
-//! Devices that run by the real clock: a thread in this process, and UDP on loopback.
+//! Tests of devices in real time: with a thread in this process, and over UDP on loopback.
 
 use efa_direct::*;
 use efa_tests::{Side, open};
@@ -23,7 +23,8 @@ fn a_wait_ends_at_its_deadline_when_nothing_comes() {
 #[test]
 fn a_sleeper_sleeps_on_when_signals_come_and_ends_at_its_deadline() {
     extern "C" fn nothing(_: libc::c_int) {}
-    // SAFETY: the action is filled in, and its handler does nothing; no other test uses this signal.
+    // SAFETY: zeros are a valid `sigaction`, and the handler has the right signature and does nothing. No other test
+    // uses this signal.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
@@ -37,7 +38,7 @@ fn a_sleeper_sleeps_on_when_signals_come_and_ends_at_its_deadline() {
             (cq.wait_event(while_).unwrap(), start.elapsed())
         });
         while !sleeper.is_finished() {
-            // SAFETY: the thread was not joined: its handle is valid, if only as that of one that has ended.
+            // SAFETY: the thread has not been joined yet, so its handle is valid even if the thread has ended.
             unsafe { libc::pthread_kill(sleeper.as_pthread_t(), libc::SIGUSR2) };
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -61,7 +62,7 @@ fn the_event_of_a_completion_that_was_polled_already_wakes_nobody() {
     sq.post(&peer, RdmaWrite::new(local.slice(..).unwrap(), remote.remote().slice(..).unwrap()), 1).unwrap();
     sq.ring();
     assert_eq!(cq.wait(PATIENCE).map(|completion| completion.wr_id), Some(1));
-    // Its event is there, or comes in a moment.
+    // The event has arrived or arrives in a moment.
     let (while_, start) = (Duration::from_millis(300), Instant::now());
     assert!(!cq.wait_event(while_).unwrap());
     assert!(start.elapsed() >= while_);
@@ -82,7 +83,7 @@ fn a_sleeper_is_woken_by_every_completion() {
     for i in 0..50 {
         rq.post(&[memory.slice(..).unwrap()], i).unwrap();
         rq.ring();
-        // Sometimes the message is there before the sleep, sometimes it comes in the middle of it.
+        // Sometimes the message arrives before the sleep, sometimes during it.
         let sender = std::thread::scope(|scope| {
             let sender = scope.spawn(|| {
                 std::thread::sleep(Duration::from_micros(i % 5 * 100));
@@ -239,7 +240,7 @@ fn devices_of_different_mtus_understand_each_other() {
     assert!(far.read_vec(..).unwrap() == [9; 65_536]);
 }
 
-/// Two sides, of which the first talks to the second.
+/// Creates two sides. The first sends to the second.
 fn sides([a, b]: [Device; 2], cqs: [CqConfig; 2], config: QpConfig<8>) -> [Side; 2] {
     let mut a = Side::new(a, 1, cqs[0], config, |_| ());
     let b = Side::new(b, 2, cqs[1], config, |_| ());
@@ -274,7 +275,7 @@ fn an_event_that_was_asked_for_survives_polling() {
     };
     for i in 0..20 {
         send(&mut b.rq);
-        // The poll says how far the reader is in the register that has just asked for an event.
+        // The poll writes its position to the register with which the event was just requested.
         b.cq.arm().unwrap();
         assert!(b.cq.poll_one().is_some());
         send(&mut b.rq);
@@ -284,7 +285,7 @@ fn an_event_that_was_asked_for_survives_polling() {
             std::thread::yield_now();
         }
         assert!(b.cq.poll_one().is_some());
-        let _ = b.cq.take_event().unwrap(); // one more for nothing is allowed
+        let _ = b.cq.take_event().unwrap(); // one event more than necessary is allowed
     }
 }
 
@@ -313,7 +314,7 @@ fn completions_of_a_queue_pair_that_is_gone_take_no_room_from_the_next() {
                 assert!(cq.wait(PATIENCE).unwrap().status.is_ok(), "round {round}");
             }
         }
-        // In the other rounds nobody polls before the queue pair goes.
+        // In the other rounds, the queue pair is dropped before anything is polled.
         drop((sq, qp.recv, qp.control));
         assert_eq!(cq.poll_one(), None);
     }

@@ -1,13 +1,13 @@
-//! Random operations on several devices over a network that misbehaves, and an oracle.
+//! Simulations of random operations on several devices over a bad network, with an oracle.
 //!
-//! `EFA_SIM_OPS` sets the number of operations, `EFA_SIM_SEED` the seed of a single run. Each seed is a run of its own.
+//! `EFA_SIM_OPS` sets the number of operations. `EFA_SIM_SEED` runs only the simulation with this seed.
 
 use efa_soft::LinkConfig;
 use efa_tests::oracle::{Outcome, Plan, run};
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// Operations of one run among several.
+/// The number of operations of one of several runs.
 const SHARE: u64 = 125_000;
 
 fn number(name: &str) -> Option<u64> {
@@ -15,7 +15,7 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text:?} is no whole number")))
 }
 
-/// What a run is like follows from its seed.
+/// Returns the plan of a run. It depends only on the seed.
 fn plan(seed: u64, operations: u64) -> Plan {
     let mut rng = fastrand::Rng::with_seed(seed ^ 0x5eed);
     let link = LinkConfig {
@@ -31,14 +31,15 @@ fn plan(seed: u64, operations: u64) -> Plan {
     Plan { seed, operations, link, chaos: true, churn: false }
 }
 
-/// Runs so many operations, unless the environment says otherwise, as one run for each seed; `check` gets what came of each.
+/// Runs this many operations in several runs with different seeds, unless the environment sets another number or one
+/// seed. Calls `check` with each result.
 fn simulate(operations: u64, plan: impl Fn(u64, u64) -> Plan + Sync, check: impl Fn(&Outcome) + Sync) {
     let operations = number("EFA_SIM_OPS").unwrap_or(operations);
     let (seeds, share) = match number("EFA_SIM_SEED") {
         Some(seed) => (seed..=seed, operations),
         None => (1..=operations.div_ceil(SHARE), SHARE.min(operations)),
     };
-    // Two at a time: a run has one thread.
+    // Two runs at a time, each in one thread.
     let seeds = Mutex::new(seeds);
     let next = || seeds.lock().unwrap().next();
     let work = || {
@@ -47,7 +48,7 @@ fn simulate(operations: u64, plan: impl Fn(u64, u64) -> Plan + Sync, check: impl
             println!("seed {seed}: {outcome:?}");
             let Outcome { sends, writes, reads, datagrams, refused, .. } = outcome;
             assert_eq!(sends + writes + reads + datagrams + refused, share);
-            // The simulation proves nothing if nothing went wrong.
+            // Without faults, the simulation would prove nothing.
             if share > 50_000 {
                 check(&outcome);
             }

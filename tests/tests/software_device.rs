@@ -1,5 +1,5 @@
-//! What the host API makes of what software devices can do: queues of several rings, datagrams, counters, events, and programs that
-//! fork.
+//! Tests of the host API with features of software devices: completion queues with several sub-queues, datagrams,
+//! counters, events, and programs that fork.
 
 use efa_direct::*;
 use efa_soft::driver::{IdleMode, Local};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Has two sides meet.
+/// Makes two sides know each other.
 fn meet(a: &mut Side, b: &mut Side) {
     a.meet(&b.endpoint);
     b.meet(&a.endpoint);
@@ -19,7 +19,8 @@ fn side(device: Device, config: QpConfig<8>) -> Side {
     Side::new(device, 5, CqConfig::new(32), config, |_| ())
 }
 
-/// Two devices on a network of their own, which runs by the real clock; the first one with completion queues of so many rings.
+/// Creates two sides on devices with a network of their own, in real time. The first device's completion queues have
+/// this many sub-queues.
 fn local(sub_cqs: u16) -> (Local, [Device; 2]) {
     let network = Local::start(LinkConfig::default(), IdleMode::Nap).unwrap();
     let devices = [(0, sub_cqs), (1, 1)].map(|(index, sub_cqs)| {
@@ -36,7 +37,7 @@ fn write(sq: &mut CpuSendQueue<8>, peer: &Option<Peer>, from: &Region<'_>, to: &
     sq.ring();
 }
 
-/// The send rings of further queue pairs of a side.
+/// Creates further queue pairs of a side and returns their send queues.
 fn more_rings<const N: usize>(side: &Side) -> [CpuSendQueue<8>; N] {
     [(); N].map(|()| {
         let qp = side.pd.create_qp(&side.cq, &side.cq, QpConfig::new(8, 1)).unwrap();
@@ -44,7 +45,7 @@ fn more_rings<const N: usize>(side: &Side) -> [CpuSendQueue<8>; N] {
     })
 }
 
-/// The next completion in simulated time.
+/// Returns the next completion in simulated time.
 fn next(sim: &mut Sim, cq: &mut CpuCompletionQueue) -> Option<Completion> {
     let mut completion = None;
     sim.run_until(Duration::from_secs(1), || {
@@ -65,14 +66,14 @@ fn a_completion_queue_of_several_rings_is_read_as_one() {
     let mut rings: [_; 3] = more_rings(&a);
     let Side { mut cq, peer, memory, pd: _pd, .. } = a;
     for lap in 0..40 {
-        // Different numbers in each ring, so that their laps part.
+        // Different numbers of entries in each sub-queue, so that they wrap at different times.
         for (i, ring) in (0..).zip(&mut rings) {
             (0..=2 * i).for_each(|wr_id| write(ring, &peer, &memory, &b.memory, lap * 100 + 10 * i + wr_id));
         }
         let mut ids: Vec<u64> = (0..9).map(|_| next(&mut sim, &mut cq).unwrap().wr_id).collect();
         ids.sort();
         assert_eq!(ids, [0, 10, 11, 12, 20, 21, 22, 23, 24].map(|id| lap * 100 + id));
-        cq = cq.into_idle().unwrap().into_cpu(); // each ring's counter is carried over
+        cq = cq.into_idle().unwrap().into_cpu(); // the position in each sub-queue is kept
     }
     assert_eq!((cq.poll_one(), cq.skipped()), (None, 0));
 }
@@ -178,10 +179,10 @@ fn a_program_may_fork_in_the_middle_of_its_traffic() {
     for round in 0..20u64 {
         a.memory.write(0, &round.to_le_bytes()).unwrap();
         (0..16).for_each(|wr_id| write(&mut a.sq, &a.peer, &a.memory, &b.memory, wr_id));
-        // SAFETY: the child has one thread and calls nothing but `_exit`, which is safe whatever the others were doing.
+        // SAFETY: the child calls only `_exit`, which is safe whatever the other threads of the parent were doing.
         let child = unsafe { libc::fork() };
         if child == 0 {
-            // SAFETY: ends the process without running anything else of it.
+            // SAFETY: `_exit` ends the child without running anything else of it.
             unsafe { libc::_exit(7) };
         }
         assert!(child > 0);
@@ -190,7 +191,7 @@ fn a_program_may_fork_in_the_middle_of_its_traffic() {
         }
         assert_eq!(b.memory.read_vec(..8).unwrap(), round.to_le_bytes());
         let mut status = 0;
-        // SAFETY: `status` is a place for an int.
+        // SAFETY: `status` is a local to write to.
         assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
         assert_eq!((libc::WIFEXITED(status), libc::WEXITSTATUS(status)), (true, 7));
     }

@@ -1,4 +1,5 @@
-//! Kernels that post sends, writes, reads and immediates between two nodes, by thread, warp and many warps: in the executor, in every test run.
+//! Traffic by kernels in the executor: sends, writes, reads and immediates between two nodes, posted by a thread, a
+//! warp or many warps.
 
 use efa_direct::cuda::Mappable;
 use efa_direct::{GpuSendQueue, QpConfig};
@@ -15,7 +16,7 @@ where
     let mut nodes = Nodes::new(devices, config, [64, 32], 200_000, None, Place::Host);
     let mut machine = OnExecutor::new(seed);
     let mut traffic = Traffic::new(&mut machine, nodes.ends(), seed);
-    // The ring comes round several times.
+    // Enough rounds for the ring to wrap several times.
     for _ in 0..40 {
         traffic.round(poster, MIX);
     }

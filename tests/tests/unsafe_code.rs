@@ -1,13 +1,13 @@
-//! Each crate says in its first lines where its `unsafe` is, so that people know where to look.
+//! A check that each crate's documentation names the files with unsafe code, so that readers know where to look.
 //!
-//! In the documentation of `lib.rs`, or of `main.rs`, a paragraph begins with "Unsafe code: " and names files and folders of `src`. A crate
-//! without it forbids unsafe code.
+//! In the documentation of `lib.rs` or `main.rs`, a paragraph begins with "Unsafe code: " and names files and folders
+//! of `src`. A crate without such a paragraph forbids unsafe code.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Files of Rust below a folder.
+/// Returns the Rust files in a folder and its subfolders.
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries
@@ -20,7 +20,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Whether the keyword is in this text, other than in comments and in strings of one line.
+/// Returns `true` if the keyword is in this text, except in comments and in strings of one line.
 fn has_unsafe(text: &str) -> bool {
     text.lines().any(|line| {
         let outside_strings: String = line.replace("\\\"", "").split('"').step_by(2).collect();
@@ -29,7 +29,7 @@ fn has_unsafe(text: &str) -> bool {
     })
 }
 
-/// What the paragraph names, if there is one.
+/// Returns the files and folders that the paragraph names, if there is one.
 fn named(docs: &str) -> Option<BTreeSet<String>> {
     let lines = docs.lines().map(|line| line.trim_start_matches("//!").trim());
     let paragraph = lines.skip_while(|line| !line.starts_with("Unsafe code: ")).take_while(|line| !line.is_empty());

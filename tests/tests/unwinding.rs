@@ -1,4 +1,5 @@
-//! Code of others unwinds inside the library: a `Port`, what listens to `tracing`, what is dropped. Memory that was lent is its owner's again all the same.
+//! Tests that foreign code may panic inside the library: a `Port`, a subscriber of `tracing`, a value that is dropped.
+//! Memory that was lent returns to its owner in any case.
 
 use efa_direct::*;
 use efa_memory::SharedMemory;
@@ -11,12 +12,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use std::time::Duration;
 
-/// When a port panics.
+/// The moments when a port panics.
 const NEVER: u8 = 0;
 const BEFORE: u8 = 1;
 const AFTER: u8 = 2;
 
-/// A port that panics before it has called the device, or after.
+/// A port that panics before or after it calls the device.
 struct Moody {
     inner: Arc<dyn Port>,
     when: AtomicU8,
@@ -47,7 +48,7 @@ impl Port for Moody {
     }
 }
 
-/// To whom every error is the end.
+/// A subscriber that panics at every error.
 struct Panics;
 
 impl tracing::Subscriber for Panics {
@@ -70,7 +71,7 @@ impl tracing::Subscriber for Panics {
     fn exit(&self, _: &tracing::span::Id) {}
 }
 
-/// A node whose memory is written to, and one that writes.
+/// Two nodes: one writes into the other's memory.
 struct Nodes {
     _net: Local,
     port: Arc<Moody>,
@@ -105,7 +106,7 @@ impl Nodes {
 }
 
 impl Writer {
-    /// Writes other bytes there, and gives the status.
+    /// Writes different bytes to the memory, and returns the status.
     fn write(&mut self, to: RemoteRegion) -> Status {
         let source = self.pd.allocate(to.len as usize, Access::LOCAL_READ).unwrap();
         source.write(0, &vec![0x66; to.len as usize]).unwrap();
@@ -153,7 +154,7 @@ fn borrowed_bytes_are_their_owners_again_when_the_log_unwinds_over_a_device_that
     assert!(bytes.iter().all(|&byte| byte == 7));
 }
 
-/// Memory of which `owner` knows whether it is kept.
+/// Memory with an owner that shows whether the memory is kept.
 fn external<'f>(owner: &Arc<()>, null: &'f std::fs::File) -> ExternalMemory<'f> {
     let backing = SharedMemory::zeroed(4096).unwrap();
     let owner: Arc<dyn Any + core::marker::Send + Sync> = Arc::new(owner.clone());

@@ -1,6 +1,7 @@
-//! From a post to its completion: posted by the kernel itself, or by way of a proxy, a thread of the processor that takes requests from a queue in
-//! host memory and posts them. The NIC is another thread in both cases, which completes at once whatever it is rung for. And through the NIC that is a
-//! kernel, with everything in the GPU's memory, which moves the bytes, too.
+//! From a post to its completion: posted by the kernel itself, or by way of a proxy, a thread of the processor that
+//! takes requests from a queue in host memory and posts them. The NIC is another thread in both cases, which completes
+//! at once whatever it is rung for. And through the NIC that is a kernel, with everything in the GPU's memory, which
+//! moves the bytes, too.
 
 use crate::gpu::Arg::{Address, Completions, Number, Send};
 use crate::gpu::{Gpu, Place, Plain};
@@ -24,7 +25,8 @@ const BATCH: u32 = 512;
 const PROXY_BATCH: u32 = 32;
 
 fn word(at: u64) -> &'static AtomicU64 {
-    // SAFETY: the callers' addresses are of aligned words in pinned memory that is never freed, and only accessed atomically meanwhile.
+    // SAFETY: the callers' addresses are of aligned words in pinned memory that is never freed, and only accessed
+    // atomically meanwhile.
     unsafe { AtomicU64::from_ptr(at as *mut u64) }
 }
 
@@ -145,7 +147,8 @@ impl Bench<'_> {
         })
     }
 
-    /// Runs a kernel several times with the NIC behind it. `prepare` gives kernel and arguments; it learns how many requests came before.
+    /// Runs a kernel several times with the NIC behind it. `prepare` gives kernel and arguments; it learns how many
+    /// requests came before.
     fn measure(
         &self,
         mut prepare: impl FnMut(u32) -> Result<(&'static str, Vec<crate::gpu::Arg>), Box<dyn Error>>,

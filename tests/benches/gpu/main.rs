@@ -1,15 +1,16 @@
 //! What posting and polling cost a GPU, by who does it.
 //!
-//! Rings lie in pinned host memory, where a NIC's would be behind the same PCIe link, or in the GPU's own. Each kernel times itself by the GPU's
-//! clock; a figure is the median of several launches. After each launch the ring's bytes are decoded on the host and compared with what should be
-//! there. The floor is the same without the fence in front of the doorbell, which no NIC could do with.
+//! Rings lie in pinned host memory, where a NIC's would be behind the same PCIe link, or in the GPU's own. Each kernel
+//! times itself by the GPU's clock; a figure is the median of several launches. After each launch the ring's bytes are
+//! decoded on the host and compared with what should be there. The floor is the same without the fence in front of the
+//! doorbell, which no NIC could do with.
 //!
 //! ```text
 //! gpu KERNELS.ptx [--json FILE] [--dp-direct VENDOR.ptx]
 //! ```
 //!
-//! `--dp-direct` takes [`dp_direct.cu`](dp_direct.cu) compiled with the vendor's library (efa-dp-direct): its device functions then post to the same
-//! rings beside ours. `cargo xtask bench gpu -- --dp-direct FOLDER` compiles it.
+//! `--dp-direct` takes [`dp_direct.cu`](dp_direct.cu) compiled with the vendor's library (efa-dp-direct): its device
+//! functions then post to the same rings beside ours. `cargo xtask bench gpu -- --dp-direct FOLDER` compiles it.
 //!
 //! | file | what is measured |
 //! | --- | --- |

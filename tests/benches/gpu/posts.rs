@@ -12,7 +12,8 @@ pub(crate) const ENTRIES: usize = 4096;
 const LAUNCHES: usize = 9;
 /// Queues at most: a warp on each multiprocessor.
 const QUEUES: usize = 132;
-/// WQEs between two doorbells at most, as the handles say: the ring, which is what libefa says of a device that states nothing.
+/// WQEs between two doorbells at most, as the handles say: the ring, which is what libefa says of a device that states
+/// nothing.
 const MAX_BATCH: u32 = ENTRIES as u32;
 
 /// `Work` of the kernels.
@@ -110,7 +111,8 @@ impl Ring {
     }
 }
 
-/// Nanoseconds for a WQE: medians over launches of a kernel that posts `each` to every ring, and writes how long that took, by ring.
+/// Nanoseconds for a WQE: medians over launches of a kernel that posts `each` to every ring, and writes how long that
+/// took, by ring.
 #[expect(clippy::too_many_arguments, reason = "a case is what it is made of")]
 fn posts(
     gpu: &Gpu,

@@ -1,17 +1,20 @@
-//! Random operations between simulated nodes, and an oracle that knows what must come of them.
+//! A simulation of random operations between nodes, and an oracle that knows the correct result of each.
 //!
-//! Every node has a *stage* (bytes to send and write from), a *board* (peers write and read it), a *shelf* (reads land
-//! there) and a *tray* (receives). Stage, board and shelf are cut into slots. An operation has its slots to itself while it is under
-//! way, since SRD orders nothing; when it completes, the slot must hold exactly what it should, on both sides of the bytes that
-//! were meant, too. A message must arrive once: its number is in its immediate or in its first bytes.
+//! Every node has four regions: a *stage* (the source of sends and writes), a *board* (peers write and read it), a
+//! *shelf* (the target of reads) and a *tray* (the buffers of receives). Stage, board and shelf consist of slots. An
+//! operation has its slots for itself while it is outstanding, because SRD guarantees no order. When it completes, the
+//! slot must have exactly the expected bytes, also around those that were written. A message must arrive exactly once;
+//! its number is in its immediate or in its first bytes.
 //!
-//! Meanwhile the weather (`weather.rs`) changes: the network loses, delays, damages or stops, receivers and devices are slow, ports go
-//! down. Queue pairs fail and are replaced, and nodes die and come back as another life of themselves. What that leaves
-//! undecided, an operation that may or may not have happened, is *doomed*: whatever status it ends with is right, its message
-//! arrives once or not at all, and its slots rest until no late packet can reach them.
+//! Meanwhile faults come and go (`weather.rs`): the network loses, delays, damages or stops packets, receivers and
+//! devices are slow, ports go down. Queue pairs fail and are replaced. Nodes die and come back; each period is a *life*
+//! of the node. After such an event, an outstanding operation may or may not have been executed. It is then *doomed*:
+//! every status is correct, its message arrives once or not at all, and its slots rest until no late packet can reach
+//! them.
 //!
-//! With *churn*, queue pairs live for a few messages only, and go while their completions lie unpolled. Devices then have few numbers for
-//! them, and completion queues are polled now and then, so that a number comes round while completions of its last life are there.
+//! With *churn*, queue pairs exist for a few messages only and are destroyed with completions unpolled. Devices then
+//! have few queue pair numbers, and completion queues are polled rarely. So a number is reused while completions of its
+//! previous queue pair are still in the queue.
 
 mod node;
 mod op;
@@ -29,80 +32,80 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use weather::Weather;
 
-/// What to simulate.
+/// The parameters of a simulation.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// Seed of the operations, and of the network.
+    /// The seed of the operations and of the network.
     pub seed: u64,
-    /// Number of operations.
+    /// The number of operations.
     pub operations: u64,
-    /// What the network does at all times.
+    /// The configuration of the network when there are no further faults.
     pub link: LinkConfig,
-    /// Whether further faults come and go, queue pairs fail and nodes die.
+    /// `true` if further faults come and go, queue pairs fail and nodes die.
     pub chaos: bool,
-    /// Whether queue pairs live for a few messages only.
+    /// `true` if queue pairs exist for a few messages only.
     pub churn: bool,
 }
 
-/// How it went.
+/// The result of a simulation. All fields are numbers of events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Operations that were posted, by kind: sends.
+    /// Posted sends.
     pub sends: u64,
-    /// RDMA writes.
+    /// Posted RDMA writes.
     pub writes: u64,
-    /// RDMA reads.
+    /// Posted RDMA reads.
     pub reads: u64,
-    /// Unreliable datagrams.
+    /// Posted unreliable datagrams.
     pub datagrams: u64,
-    /// Operations that had to fail, and did.
+    /// Posted operations with an error, which failed as they must.
     pub refused: u64,
-    /// Operations that a failed queue pair or a dead node left undecided.
+    /// Operations whose result a failed queue pair or a dead node left open.
     pub doomed: u64,
     /// Reliable messages that arrived.
     pub arrivals: u64,
     /// Datagrams that arrived.
     pub datagram_arrivals: u64,
-    /// Packets sent again.
+    /// Retransmitted packets.
     pub resent: u64,
     /// Packets that arrived twice.
     pub duplicates: u64,
-    /// Packets that were dropped because they were damaged.
+    /// Damaged packets that were dropped.
     pub corrupt: u64,
-    /// Times a receiver was not ready.
+    /// Messages for which a receiver was not ready.
     pub not_ready: u64,
-    /// Times a post found its ring full.
+    /// Posts that found their ring full.
     pub full: u64,
     /// Queue pairs that failed and were replaced.
     pub qp_failures: u64,
     /// Nodes that died and came back.
     pub deaths: u64,
-    /// Queue pairs that were dropped, whatever they had under way.
+    /// Queue pairs that were dropped with requests outstanding.
     pub dropped: u64,
-    /// Queue pairs with the number of an earlier one.
+    /// Queue pairs that got the number of an earlier one.
     pub numbers_again: u64,
-    /// Completions of queue pairs that were gone.
+    /// Completions of queue pairs that did not exist any more.
     pub skipped: u64,
 }
 
-/// An operation under way.
+/// An outstanding operation.
 #[derive(Clone, Copy, Debug)]
 struct Pending {
     op: Op,
     stage: Option<usize>,
     board: Option<usize>,
     shelf: Option<usize>,
-    /// The lives of the poster and of its peer when it was posted, and when that was.
+    /// The lives of the poster and of its peer when the operation was posted.
     lives: [u64; 2],
     posted_at: Time,
     completed: bool,
-    /// Its message is still to arrive.
+    /// `true` while its message has not arrived.
     expected: bool,
-    /// Anything may come of it.
+    /// `true` if its result is open.
     doomed: bool,
 }
 
-/// A slot that rests.
+/// A slot that rests before it can be used again.
 struct Resting {
     until: Time,
     node: usize,
@@ -111,6 +114,7 @@ struct Resting {
     slot: usize,
 }
 
+/// The state of a running simulation.
 struct Simulation {
     seed: u64,
     operations: u64,
@@ -122,20 +126,21 @@ struct Simulation {
     nodes: Vec<SimNode>,
     pending: BTreeMap<u64, Pending>,
     resting: VecDeque<Resting>,
-    /// Messages of doomed operations that are over: until when they may still arrive.
+    /// The messages of doomed operations that have ended, with the time until which they may still arrive.
     late_messages: BTreeMap<u64, Time>,
-    /// The operation to be posted next.
+    /// The next operation to post.
     next: Op,
     outcome: Outcome,
-    /// For bytes as they should be, and as they are.
+    /// A buffer for expected bytes.
     expected: Vec<u8>,
+    /// A buffer for the bytes that were found.
     found: Vec<u8>,
 }
 
-/// Runs a plan.
+/// Runs a simulation.
 ///
 /// # Panics
-/// With the plan, if anything went otherwise than it must.
+/// Something is wrong. The plan is printed.
 pub fn run(plan: Plan) -> Outcome {
     let guard = PrintOnPanic(plan);
     let outcome = Simulation::new(&plan).run();
@@ -143,6 +148,7 @@ pub fn run(plan: Plan) -> Outcome {
     outcome
 }
 
+/// Prints the plan when it is dropped, which happens only if the simulation panics.
 struct PrintOnPanic(Plan);
 
 impl Drop for PrintOnPanic {
@@ -178,7 +184,7 @@ impl Simulation {
         simulation
     }
 
-    /// Tells every node where node `n`'s queue pairs are, and the node where theirs are.
+    /// Creates the peers between node `n` and every other node, in both directions.
     fn introduce(&mut self, n: usize) {
         for other in (0..NODES).filter(|&other| other != n) {
             for (here, there) in [(n, other), (other, n)] {
@@ -220,7 +226,8 @@ impl Simulation {
             self.sim.step(Duration::from_micros(200));
             let mut progress = false;
             for n in 0..NODES {
-                // With churn the queue is looked at now and then, so that completions lie there while their queue pairs go.
+                // With churn the queue is polled rarely, so that queue pairs are destroyed while their completions are
+                // in it.
                 let looks = !(self.churn && posting) || self.rng.u8(..) < 16;
                 let most = if looks { usize::MAX } else { 0 };
                 for _ in 0..most {
@@ -239,7 +246,7 @@ impl Simulation {
         self.drain_and_check()
     }
 
-    /// Lets the last packets settle, and looks at everything once more.
+    /// Waits until no packets are left, and checks everything a last time.
     fn drain_and_check(mut self) -> Outcome {
         let late = self.sim.now() + Duration::from_secs(10);
         while self.sim.now() < late {
@@ -269,14 +276,14 @@ impl Simulation {
         self.outcome.numbers_again += self.nodes[n].numbers_again;
     }
 
-    /// A queue pair goes, with whatever it has under way or unpolled, and another takes its place.
+    /// Drops a random queue pair, with everything that is outstanding or unpolled, and creates another in its place.
     fn drop_qp(&mut self) {
         let (n, q) = (self.rng.usize(..NODES), self.rng.usize(..QPS));
         self.outcome.dropped += 1;
         self.doom(|op| op.involves(n, q));
         self.nodes[n].replace_qp(q);
         self.introduce(n);
-        // Nobody is told how its own operations went: a completion that says so would be taken for another's.
+        // The completions of its own operations will be skipped, so these operations end here.
         let own = |p: &Pending| !p.completed && (p.op.from, p.op.qp_index()) == (n, q);
         let own: Vec<u64> = self.pending.iter().filter(|(_, p)| own(p)).map(|(&id, _)| id).collect();
         for id in own {
@@ -287,7 +294,7 @@ impl Simulation {
         }
     }
 
-    /// Now and then a queue pair fails, or a node dies.
+    /// Makes a queue pair fail or a node die, rarely. Replaces failed queue pairs that have drained.
     fn inject_failures(&mut self) {
         if self.rng.u32(..) < u32::MAX / 2000 {
             let (n, q) = (self.rng.usize(..NODES), self.rng.usize(..QPS));
@@ -314,30 +321,30 @@ impl Simulation {
         }
     }
 
-    /// Operations for which `which` holds may end in any way from here on.
+    /// Marks all operations for which `which` returns `true` as doomed.
     fn doom(&mut self, which: impl Fn(&Op) -> bool) {
         for pending in self.pending.values_mut().filter(|pending| which(&pending.op)) {
             self.outcome.doomed += u64::from(!pending.doomed);
             pending.doomed = true;
         }
-        // Those that only a message's arrival was missing of are over: it may come, and need not.
+        // Completed operations were only waiting for their message, which may now be missing: they end here.
         let over: Vec<u64> = self.pending.iter().filter(|(_, p)| p.doomed && p.completed).map(|(&id, _)| id).collect();
         for id in over {
             self.finish(id);
         }
     }
 
-    /// A node dies, with all that it has, and comes back.
+    /// Kills a node with all its objects, and starts it again.
     fn kill(&mut self, n: usize) {
         self.outcome.deaths += 1;
         self.add_counters(n);
         self.doom(|op| op.to == n || op.from == n);
         self.sim.kill(n);
-        // What the dead node's objects do when they go must not meet its successor.
+        // The dead node's objects are dropped before the new node exists, so that they cannot affect it.
         let life = self.nodes.remove(n).life + 1;
         self.nodes.insert(n, SimNode::new(&self.sim, n, life, self.churn));
         self.introduce(n);
-        // Nobody is left who could be told how the node's own operations went.
+        // Nobody polls the completions of the dead node's own operations, so these operations end here.
         let own: Vec<u64> = self.pending.iter().filter(|(_, p)| p.op.from == n).map(|(&id, _)| id).collect();
         own.into_iter().for_each(|id| self.finish(id));
     }
@@ -384,7 +391,7 @@ impl Simulation {
                 match bad {
                     Bad::Rkey => board.rkey ^= 0x40,
                     Bad::Bounds => board.len += 1,
-                    Bad::Qkey => to.qkey ^= 1 << 31, // nobody else's, whose number it may become
+                    Bad::Qkey => to.qkey ^= 1 << 31, // no queue pair has such a key, not even a later one with this number
                     Bad::Number => to.qpn ^= 0x1000,
                 }
                 Some(board.slice(board.len - op.len as u64..).unwrap())
@@ -414,7 +421,7 @@ impl Simulation {
         }
     }
 
-    /// The slots that an operation needs, if all of them are to be had.
+    /// Takes the slots that an operation needs. Returns `None` if one of them is not available.
     fn take_slots(&mut self, op: Op) -> Option<Pending> {
         let needs = |room| match (room, op.kind) {
             (Room::Stage, Kind::Send | Kind::Write | Kind::Datagram | Kind::Bad(_)) => Some(op.from),
@@ -427,7 +434,7 @@ impl Simulation {
             return None;
         }
         let [stage, board, shelf] = rooms.map(|room| {
-            // Any slot, so that stale bytes of every age are around.
+            // A random slot, so that its old bytes are of different ages.
             let free = &mut self.nodes[needs(room)?].slots(room).free;
             Some(free.swap_remove(self.rng.usize(..free.len())))
         });
@@ -437,7 +444,7 @@ impl Simulation {
         Some(Pending { op, stage, board, shelf, lives, posted_at, completed: false, expected, doomed: false })
     }
 
-    /// An operation's slots.
+    /// Returns the slots of an operation.
     fn slots_of(pending: &Pending) -> impl Iterator<Item = (usize, Room, usize)> {
         let Op { from, to, .. } = pending.op;
         let all =
@@ -451,7 +458,7 @@ impl Simulation {
         }
     }
 
-    /// Gives slots back that have rested enough, and forgets messages that can arrive no more.
+    /// Frees the slots that have rested long enough, and forgets messages that cannot arrive any more.
     fn release_slots(&mut self) {
         let now = self.sim.now();
         while self.resting.front().is_some_and(|resting| resting.until <= now)
@@ -477,7 +484,7 @@ impl Simulation {
                 assert_eq!((pending.op.from, pending.completed), (n, false), "{pending:?} completed by {completion:?}");
                 assert_eq!(code, pending.op.kind.op_code());
                 pending.completed = true;
-                // A sender that has not heard yet that its peer died may still post to the peer's earlier life.
+                // A sender that does not know yet that its peer died may still post to the peer's previous life.
                 let reborn_at = self.nodes[pending.op.to].born_at;
                 let to_the_dead =
                     completion.status == Status::RemoteAbort && pending.posted_at < reborn_at + DEATH_NOTICE;
@@ -529,7 +536,7 @@ impl Simulation {
         let ah = self.nodes[n].peers[&(op.from, 0)].ah();
         assert_eq!(received.ah, Some(ah));
         if is_write {
-            // An immediate is delivered only after every byte has been placed.
+            // The receive completes only after every byte has been written.
             let pending = *pending;
             self.check_landed(&pending);
         } else {
@@ -541,7 +548,7 @@ impl Simulation {
         self.finish(id);
     }
 
-    /// A datagram arrived; its bytes say whether it is intact.
+    /// Checks the bytes of a datagram that has arrived.
     fn datagram_arrived(&mut self) {
         self.outcome.datagram_arrivals += 1;
         let (prefix, message) = self.found.split_at(UD_PREFIX as usize);
@@ -551,7 +558,7 @@ impl Simulation {
         assert!(self.expected == message && id < self.next.id, "datagram {id} arrived altered");
     }
 
-    /// The operation's bytes are where they should be, and nowhere else in the slot.
+    /// Checks that the operation's bytes are in their place, and that the rest of the slot is unchanged.
     fn check_landed(&mut self, pending: &Pending) {
         let op = pending.op;
         let (slots, slot) = match (op.kind, pending.board, pending.shelf) {
@@ -569,7 +576,7 @@ impl Simulation {
         };
         let from = slot * SLOT + op.offset;
         slots.expected[from..from + op.len].copy_from_slice(&self.expected);
-        // The bytes around them every time, the whole slot now and then (and everything at the end).
+        // Every time the bytes around them, rarely the whole slot. Everything is checked at the end.
         let guard = if self.rng.u8(..) < 4 { SLOT } else { 32 };
         let (start, end) =
             ((slot * SLOT).max(from.saturating_sub(guard)), ((slot + 1) * SLOT).min(from + op.len + guard));
@@ -578,7 +585,7 @@ impl Simulation {
         assert!(self.found == slots.expected[start..end], "slot {slot} after {pending:?}");
     }
 
-    /// Forgets an operation that has ended at both ends.
+    /// Removes an operation if it has ended at both nodes.
     fn finish(&mut self, id: u64) {
         let Some(&pending) = self.pending.get(&id) else { return };
         if pending.doomed && (pending.completed || self.nodes[pending.op.from].life != pending.lives[0]) {

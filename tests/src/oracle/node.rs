@@ -1,4 +1,4 @@
-//! A node: a device with every kind of object, and what its memory must hold.
+//! A node: a device with objects of every kind, and the expected content of its memory.
 
 use super::sizes::{MTU, QPS, RECEIVES, SLOT, SLOTS, SQ};
 use crate::Sim;
@@ -8,7 +8,7 @@ use efa_soft::Time;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// Bytes of a receive.
+/// The size of a receive in bytes.
 const TRAY: usize = MTU + UD_PREFIX as usize;
 
 /// A send queue of either size.
@@ -26,26 +26,27 @@ impl SendQ {
     }
 }
 
+/// An active queue pair with its counter.
 pub(super) struct Qp {
     pub(super) sq: SendQ,
     pub(super) rq: CpuRecvQueue,
     pub(super) endpoint: Endpoint,
     pub(super) control: QpControl,
-    /// Receives that are not posted, by number.
+    /// The numbers of receives that are not posted.
     pub(super) idle: Vec<u64>,
-    /// It is in the error state, to be replaced once nothing of it is outstanding.
+    /// `true` if it is in the error state. It is replaced when nothing is outstanding.
     pub(super) failed: bool,
-    /// Its completions, and what they come to.
+    /// The device's counter of its completions. `good` and `bad` are the polled ones.
     pub(super) counter: CompletionCounter,
     pub(super) good: u64,
     pub(super) bad: u64,
 }
 
-/// The slots of a region, and which of them are not in use.
+/// The slots of a region, and the free ones among them.
 pub(super) struct Slots {
     pub(super) region: Region<'static>,
     pub(super) free: Vec<usize>,
-    /// What the region must hold, where that is known.
+    /// The expected content of the region, unless it is not known.
     pub(super) expected: Vec<u8>,
 }
 
@@ -56,7 +57,7 @@ impl Slots {
         Self { region, free: (0..SLOTS).collect(), expected }
     }
 
-    /// A slot whose bytes became anything they like: from here on they are what they are.
+    /// Takes the current bytes of a slot as the expected ones, after an operation with an open result.
     pub(super) fn accept_content(&mut self, slot: usize) {
         if !self.expected.is_empty() {
             let at = slot * SLOT;
@@ -65,40 +66,42 @@ impl Slots {
     }
 }
 
-/// Which of a node's regions.
+/// Selects one of a node's regions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Room {
-    /// Bytes to send and write from.
+    /// The source of sends and writes.
     Stage,
-    /// Peers write and read it.
+    /// The region that peers write and read.
     Board,
-    /// Reads land there.
+    /// The target of reads.
     Shelf,
 }
 
+/// A node of the simulation.
 pub(super) struct SimNode {
     pub(super) device: Device,
     pub(super) pd: Arc<ProtectionDomain>,
     pub(super) cq: CpuCompletionQueue,
     pub(super) qps: [Qp; QPS],
-    /// By node and queue pair.
+    /// The peers by node and queue pair.
     pub(super) peers: HashMap<(usize, usize), Peer>,
     pub(super) stage: Slots,
     pub(super) board: Slots,
     pub(super) shelf: Slots,
     tray: Region<'static>,
-    /// How often the node was born before.
+    /// The number of the node's previous lives.
     pub(super) life: u64,
     pub(super) born_at: Time,
-    /// Numbers that queue pairs had, and how often one came again.
+    /// The numbers that its queue pairs have had.
     numbers: HashSet<u16>,
+    /// How often a queue pair got a number again.
     pub(super) numbers_again: u64,
 }
 
 impl SimNode {
-    /// SimNode number `n`, in its life number `life`. With few numbers, those of its queue pairs come round after some lives.
+    /// Creates node `n` in this life. With `few_numbers`, queue pair numbers are soon reused.
     pub(super) fn new(sim: &Sim, n: usize, life: u64, few_numbers: bool) -> Self {
-        // Every kind of device meets every other: 16- and 64-bit request ids, one and several sub-queues, one and several paths.
+        // The devices differ: 16- and 64-bit request ids, one and several sub-queues, one and several paths.
         let device = sim.add(n as u32, |config| {
             config.attributes.mtu = MTU as u32;
             config.incarnation = life + 1;
@@ -106,7 +109,7 @@ impl SimNode {
             config.sub_cqs = [1, 1, 3][n];
             config.paths = [4, 1, 2][n];
             if few_numbers {
-                config.attributes.max_qp = 1 << 14; // which leaves two bits to tell lives apart by
+                config.attributes.max_qp = 1 << 14; // a number has two bits left to distinguish queue pairs of one index
             }
         });
         let pd = Arc::new(device.alloc_pd().unwrap());
@@ -135,7 +138,7 @@ impl SimNode {
         let new = Qp::new(device, pd, cq, q);
         self.numbers_again += u64::from(!self.numbers.insert(new.endpoint.qpn));
         let old = std::mem::replace(&mut self.qps[q], new);
-        // Of one that goes with completions unpolled, nobody knows how many there were.
+        // The number of completions is not known if some were unpolled.
         if old.failed {
             old.check_counter();
         }
@@ -154,11 +157,11 @@ impl SimNode {
         }
     }
 
-    /// Posts what receives are not posted.
+    /// Posts all receives that are not posted.
     pub(super) fn post_receives(&mut self, rng: &mut fastrand::Rng) {
         for qp in self.qps.iter_mut().filter(|qp| !qp.failed) {
             while let Some(slot) = qp.idle.pop() {
-                // One to three buffers that hold a message together.
+                // Three buffers, some of which may be empty, hold a message together.
                 let base = slot * TRAY as u64;
                 let mut cuts = [0, rng.u64(..=TRAY as u64), rng.u64(..=TRAY as u64), TRAY as u64];
                 cuts.sort_unstable();
@@ -169,13 +172,13 @@ impl SimNode {
         }
     }
 
-    /// The bytes that receive number `slot` got.
+    /// Reads the bytes that receive `slot` got.
     pub(super) fn received(&self, slot: u64, len: usize, into: &mut Vec<u8>) {
         into.resize(len, 0);
         self.tray.read(slot * TRAY as u64, into).unwrap();
     }
 
-    /// Everything is where it must be, and nothing elsewhere.
+    /// Checks the whole board and shelf, and all counters.
     pub(super) fn check(&self, n: usize) {
         for (name, slots) in [("board", &self.board), ("shelf", &self.shelf)] {
             assert!(slots.region.read_vec(..).unwrap() == slots.expected, "{name} of node {n}");
@@ -224,7 +227,7 @@ impl Qp {
         (qp.send.into_cpu(), qp.recv.into_cpu(), qp.endpoint, qp.control)
     }
 
-    /// Notes a completion.
+    /// Counts a polled completion.
     pub(super) fn count(&mut self, ok: bool) {
         if ok {
             self.good += 1;
@@ -233,7 +236,7 @@ impl Qp {
         }
     }
 
-    /// Nothing of it is outstanding.
+    /// Returns `true` if nothing is outstanding.
     pub(super) fn is_drained(&self) -> bool {
         let sends = match &self.sq {
             SendQ::Narrow(sq) => sq.outstanding(),
@@ -243,7 +246,7 @@ impl Qp {
     }
 
     fn check_counter(&self) {
-        // Receives may have been flushed or filled that nobody has polled.
+        // Completions of receives may be unpolled.
         assert!(self.counter.completions() >= self.good && self.counter.errors() >= self.bad, "{:?}", self.counter);
         if self.is_drained() {
             assert_eq!((self.counter.completions(), self.counter.errors()), (self.good, self.bad));

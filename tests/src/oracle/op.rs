@@ -1,37 +1,37 @@
-//! Operations: what each is follows from its number and the seed, and so does every byte that it carries.
+//! Operations. Number and seed determine everything about an operation, including its bytes.
 
 use super::sizes::{MTU, NODES, SLOT, UD};
 use efa_direct::{OpCode, Status};
 
-/// What an operation does.
+/// The kind of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A send from memory.
     Send,
-    /// A send from the WQE.
+    /// An inline send.
     SendInline,
     /// An RDMA write from memory.
     Write,
-    /// An RDMA write from the WQE.
+    /// An inline RDMA write.
     WriteInline,
     /// An RDMA read.
     Read,
     /// An unreliable datagram.
     Datagram,
-    /// An RDMA write that has to fail.
+    /// An RDMA write that must fail.
     Bad(Bad),
 }
 
-/// What is wrong with an operation that has to fail.
+/// The error in an operation that must fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Bad {
-    /// No such remote key.
+    /// The remote key does not exist.
     Rkey,
-    /// It passes the end of the remote region by one byte.
+    /// The write exceeds the remote region by one byte.
     Bounds,
-    /// Not the destination's queue key.
+    /// The queue key is not the destination's.
     Qkey,
-    /// No such queue pair.
+    /// The queue pair does not exist.
     Number,
 }
 
@@ -44,7 +44,7 @@ impl Kind {
         matches!(self, Self::Send | Self::SendInline)
     }
 
-    /// What its completion says.
+    /// Returns the operation code in its completion.
     pub(super) fn op_code(self) -> OpCode {
         match self {
             Self::Send | Self::SendInline | Self::Datagram => OpCode::Send,
@@ -53,7 +53,7 @@ impl Kind {
         }
     }
 
-    /// How it ends, if nothing comes in between.
+    /// Returns the status of its completion, unless it is doomed.
     pub(super) fn status(self) -> Status {
         match self {
             Self::Bad(Bad::Rkey | Bad::Bounds) => Status::RemoteBadAddress,
@@ -63,28 +63,31 @@ impl Kind {
     }
 }
 
-/// An operation to be posted.
+/// An operation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Op {
     pub(super) id: u64,
     pub(super) kind: Kind,
-    /// Nodes.
+    /// The posting node.
     pub(super) from: usize,
+    /// The destination node.
     pub(super) to: usize,
-    /// Queue pairs at either.
+    /// The index of the posting queue pair.
     pub(super) qp: usize,
+    /// The index of the destination's queue pair.
     pub(super) peer_qp: usize,
     pub(super) imm: bool,
     pub(super) len: usize,
-    /// Where in the slot that is written, and in the local one.
+    /// The offset of the bytes in the slot that is written.
     pub(super) offset: usize,
+    /// The offset of the bytes in the slot that they are taken from.
     pub(super) local_offset: usize,
-    /// Where a send from two buffers is cut.
+    /// The length of the first of a send's two buffers.
     pub(super) cut: u32,
 }
 
 impl Op {
-    /// Operation number `id`.
+    /// Creates operation number `id`.
     pub(super) fn new(seed: u64, id: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed ^ id.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let from = rng.usize(..NODES);
@@ -108,7 +111,7 @@ impl Op {
             Kind::Write | Kind::Read if rng.u8(..) < 8 => SLOT,
             Kind::Write | Kind::Read | Kind::Bad(_) => [8, 100, MTU, 3 * MTU][rng.usize(..4)],
         };
-        // A message without immediate is known by its first bytes, and a datagram by them alone.
+        // A message without immediate has its number in its first eight bytes; a datagram always has.
         let least = match kind {
             Kind::Send | Kind::SendInline if !imm => 8,
             Kind::Datagram => 8,
@@ -131,33 +134,33 @@ impl Op {
         }
     }
 
-    /// The sending queue pair, as the node numbers it.
+    /// Returns the index of the posting queue pair.
     pub(super) fn qp_index(&self) -> usize {
         if self.kind == Kind::Datagram { UD } else { self.qp }
     }
 
-    /// The queue pair that it is for.
+    /// Returns the index of the destination's queue pair.
     pub(super) fn peer_qp_index(&self) -> usize {
         if self.kind == Kind::Datagram { UD } else { self.peer_qp }
     }
 
-    /// Whether it is between this queue pair and any other.
+    /// Returns `true` if the operation is from or to this queue pair.
     pub(super) fn involves(&self, node: usize, qp: usize) -> bool {
         (self.from, self.qp_index()) == (node, qp) || (self.to, self.peer_qp_index()) == (node, qp)
     }
 
-    /// Whether a receiver learns of it.
+    /// Returns `true` if the receiver gets a completion.
     pub(super) fn arrives(&self) -> bool {
         self.kind.is_send() || (self.kind.is_write() && self.imm && self.kind.status().is_ok())
     }
 
-    /// Puts the bytes that it carries in `into`.
+    /// Fills `into` with the operation's bytes.
     pub(super) fn content(&self, into: &mut Vec<u8>) {
         content(self.id, self.len, into);
     }
 }
 
-/// Puts the `len` bytes that message `id` carries in `into`: its number first, if they are enough.
+/// Fills `into` with the `len` bytes of message `id`. The first eight are its number.
 pub(super) fn content(id: u64, len: usize, into: &mut Vec<u8>) {
     into.clear();
     let mut word = id;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 /// The number of nodes.
 pub(super) const NODES: usize = 3;
-/// The number of queue pairs of a node. Queue pairs 0 and 1 are reliable: 0 has 64-byte WQEs, 1 has 128-byte WQEs and unsolicited writes.
+/// The number of queue pairs of a node. Queue pairs 0 and 1 are reliable: 0 has 64-byte WQEs, 1 has 128-byte WQEs and
+/// unsolicited writes.
 pub(super) const QPS: usize = 3;
 /// The index of the unreliable queue pair.
 pub(super) const UD: usize = 2;

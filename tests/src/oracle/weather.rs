@@ -1,4 +1,4 @@
-//! Faults that come and go.
+//! The weather of a simulation: random faults of the network and of devices that come and go.
 
 use super::node::SimNode;
 use super::sizes::{NODES, REST};
@@ -6,10 +6,11 @@ use crate::Sim;
 use efa_soft::{Faults, LinkConfig, PathConfig, Time};
 use std::time::Duration;
 
-/// Which faults there are, and until when.
+/// The current faults.
 pub(super) struct Weather {
-    /// What the network does at all times.
+    /// The configuration of the network without further faults.
     base: LinkConfig,
+    /// The end of the current faults.
     until: Time,
 }
 
@@ -18,7 +19,7 @@ impl Weather {
         Self { base, until: Time::ZERO }
     }
 
-    /// Changes the weather when its time has come.
+    /// Starts other faults if the current ones are over.
     pub(super) fn pass(&mut self, sim: &Sim, nodes: &[SimNode], rng: &mut fastrand::Rng) {
         if sim.now() < self.until {
             return;
@@ -45,7 +46,7 @@ impl Weather {
             }),
             9 => set_faults(&nodes[somebody], |faults| faults.wqe_time = Duration::from_nanos(rng.u64(..50_000))),
             10 => {
-                // What is under way waits meanwhile, for less than slots rest.
+                // Outstanding packets wait meanwhile. This must take less time than slots rest.
                 self.until = self.until.min(sim.now() + REST / 2);
                 set_port(&nodes[somebody], false);
             }
@@ -55,7 +56,7 @@ impl Weather {
         sim.set_link(|now| *now = link);
     }
 
-    /// Nothing is wrong any more, but for the base.
+    /// Ends all faults.
     pub(super) fn clear(&self, sim: &Sim, nodes: &[SimNode]) {
         sim.set_link(|now| *now = self.base);
         for node in nodes {

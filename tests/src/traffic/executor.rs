@@ -1,4 +1,4 @@
-//! Kernels on this processor, in the executor.
+//! Running kernels on this processor, in the executor.
 
 use super::{KernelRunner, Poster};
 use efa_gpu_device::simt::Executor;
@@ -13,14 +13,14 @@ struct Line {
     _words: [u64; 16],
 }
 
-/// Runs kernels in the executor, each run with another seed.
+/// A runner of kernels in the executor. Each run has another seed.
 pub struct OnExecutor {
     seed: u64,
     report: Option<u64>,
 }
 
 impl OnExecutor {
-    /// From this seed on.
+    /// Creates a runner. Its first run has the seed after this one.
     pub fn new(seed: u64) -> Self {
         Self { seed, report: None }
     }
@@ -28,7 +28,7 @@ impl OnExecutor {
 
 impl KernelRunner for OnExecutor {
     fn allocate(&mut self, bytes: usize) -> u64 {
-        // For ever: queues and kernels know it by its address.
+        // Leaked, because queues and kernels have its address.
         Box::leak(vec![Line { _words: [0; 16] }; bytes.div_ceil(size_of::<Line>())].into_boxed_slice()).as_mut_ptr()
             as u64
     }
@@ -55,9 +55,10 @@ impl KernelRunner for OnExecutor {
             Poster::Many(..) => send_by_many,
         };
         let executor = Executor::new(self.seed)
-            // SAFETY: all addresses are those of memory and queues that live on, and are the kernels' own.
+            // SAFETY: `Traffic` passes addresses of memory that this runner has leaked, and of queues that `Traffic`
+            // owns. Only these two kernels use them until `run` returns.
             .launch(blocks, threads, move || unsafe { post(sending) })
-            // SAFETY: as above.
+            // SAFETY: the same holds for the receiving kernel.
             .launch(1, 1, move || unsafe { receive(receiving) });
         executor.run().map_err(|fault| fault.to_string())?;
         let [waited]: [TimeoutReport; 1] = super::load(sending.watchdog.report, 1).try_into().expect("one");

@@ -1,4 +1,4 @@
-//! Kernels on a GPU.
+//! Running kernels on a GPU.
 
 use super::{KernelRunner, Poster};
 use efa_direct::cuda::{Gpu, GpuMemory, Kernel, Module, PinnedMemory, Shape, Stream, Watchdog};
@@ -7,15 +7,15 @@ use efa_gpu_kernels::traffic::{Receiving, Sending};
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// The project's kernels, which [`efa_gpu_kernels::ptx`] finds.
+/// Loads the project's kernels, which [`efa_gpu_kernels::ptx`] finds.
 ///
 /// # Panics
-/// There are none.
+/// There are no kernels, or they do not load.
 pub fn kernels(gpu: &Gpu) -> Module {
     gpu.load(&efa_gpu_kernels::ptx().unwrap_or_else(|problem| panic!("{problem}"))).expect("the kernels load")
 }
 
-/// Runs kernels on a GPU.
+/// A runner of kernels on a GPU.
 pub struct OnGpu {
     gpu: Gpu,
     kernels: HashMap<&'static str, Kernel>,
@@ -26,14 +26,14 @@ pub struct OnGpu {
 }
 
 impl OnGpu {
-    /// With the project's kernels, which may wait so long.
+    /// Creates a runner with the project's kernels. `patience` is how long they may wait.
     ///
     /// # Panics
-    /// Whatever CUDA refuses.
+    /// A call of CUDA fails.
     pub fn new(gpu: &Gpu, patience: Duration) -> Self {
         let stream = || gpu.stream().expect("a stream");
         let module = kernels(gpu);
-        // All of them now: CUDA loads a kernel when it is first asked for, and may wait for those that run.
+        // All kernels are loaded now: CUDA loads a kernel at its first use, and may wait for running kernels to end.
         let names = ["send_by_thread", "send_by_thread_128", "send_by_warp", "send_by_many", "receive"];
         let kernels = names.map(|name| (name, module.kernel(name).expect("a kernel of ours"))).into();
         Self {
@@ -68,7 +68,9 @@ impl KernelRunner for OnGpu {
         let (name, blocks, threads) = poster.kernel();
         let [sender, receiver] = [name, "receive"].map(|name| &self.kernels[name]);
         receiving.watchdog = self.watchdogs[1].handle();
-        // SAFETY: the kernels take these, and all addresses are those of memory and queues that live on and are theirs.
+        // SAFETY: the kernels take these arguments. `Traffic` passes addresses of memory that this runner keeps, and of
+        // queues that `Traffic` owns. Only these two kernels use them until both have ended, which `wait_watched` below
+        // waits for. If a kernel hangs, it returns an error, and efa-direct frees no memory while a kernel runs.
         let running = unsafe {
             [
                 sender.launch(&self.streams[0], Shape::new(blocks, threads), (sending,)),

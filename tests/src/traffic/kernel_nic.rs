@@ -1,4 +1,4 @@
-//! Two nodes on the NIC that runs as a kernel, everything in the memory of a GPU, or of two.
+//! Two nodes on the NIC that runs as a kernel, with all memory in one GPU or in two.
 
 use super::{Area, Bytes, Ends};
 use efa_direct::cuda::{Gpu, GpuMemory, Module, PinnedWords, Running, Shape, Stream};
@@ -6,7 +6,7 @@ use efa_gpu_nic::host::{Access, Builder, DeviceConfig, Memory, MemoryError, QpCo
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::time::Duration;
 
-/// A NIC that runs.
+/// A running NIC kernel with two nodes.
 pub struct KernelNic {
     ends: Option<Ends>,
     running: Running,
@@ -15,7 +15,7 @@ pub struct KernelNic {
     _memory: OnGpu,
 }
 
-/// The GPU's memory, piece by piece.
+/// Allocations in a GPU's memory.
 struct OnGpu {
     gpu: Gpu,
     pieces: Vec<GpuMemory>,
@@ -58,11 +58,12 @@ impl Bytes for GpuMemory {
 }
 
 impl KernelNic {
-    /// Starts a NIC with two nodes, which executes and completes in the order that `seed` gives; send queues of `entries`, areas of `bytes`. Node B's
-    /// areas are in the memory of `far`, which may be another GPU.
+    /// Starts a NIC with two nodes. `seed` determines the order in which it executes and completes requests. Send
+    /// queues have `entries` entries, areas have `bytes` bytes. Node B's areas are in the memory of `far`, which may be
+    /// another GPU.
     ///
     /// # Panics
-    /// Whatever CUDA refuses.
+    /// A call of CUDA fails.
     pub fn start(
         [gpu, far]: [&Gpu; 2],
         module: &Module,
@@ -97,7 +98,8 @@ impl KernelNic {
         let placed = builder.place_with_control(&mut memory, control.addr()).expect("memory");
         let stream = gpu.stream().expect("a stream");
         let kernel = module.kernel("nic").expect("a kernel of ours");
-        // SAFETY: the world and all that is in it lives on until the NIC has stopped, or, if it cannot be stopped, with the process.
+        // SAFETY: the kernel takes these arguments. `Self` keeps the memory of the NIC's tables and areas, and `stop`
+        // waits until the kernel has ended; if it does not end, the test panics with `Self` still in use.
         let running = unsafe { kernel.launch(&stream, Shape::new(placed.warps, 32), (placed.tables, seed)) };
         let ends = Ends {
             send: qp_a.send,
@@ -117,15 +119,15 @@ impl KernelNic {
         Self { ends: Some(ends), running: running.expect("it starts"), control, _stream: stream, _memory: memory }
     }
 
-    /// What traffic needs to know. For one traffic.
+    /// Returns the ends for one [`Traffic`](super::Traffic).
     pub fn ends(&mut self) -> Ends {
         self.ends.take().expect("once")
     }
 
-    /// Stops the NIC.
+    /// Stops the NIC and waits until its kernel has ended.
     ///
     /// # Panics
-    /// It failed, or had given up.
+    /// The kernel failed, timed out, or does not end.
     pub fn stop(self) {
         self.control[0].store(1, Release);
         let mut looks = 0;

@@ -1,8 +1,8 @@
-//! Jobs for kernels that post, between two nodes; and the check of every byte and every completion when they are done.
+//! Traffic that GPU kernels post between two nodes, with a check of every byte and every completion.
 //!
-//! | file | what it has |
+//! | file | contents |
 //! | --- | --- |
-//! | `mod.rs` | jobs, and what must have come of them |
+//! | `mod.rs` | jobs of kernels, and the check of their results |
 //! | `nodes.rs` | two nodes on software devices |
 //! | `kernel_nic.rs` | two nodes on the NIC that runs as a kernel |
 //! | `executor.rs` | kernels on this processor |
@@ -23,7 +23,7 @@ use efa_gpu_kernels::traffic::{Arrival, Job, Receiving, Sending, Sent, Taken};
 use efa_io::{CompletionRingHandle, RecvRingHandle, SendRingHandle};
 use std::collections::HashMap;
 
-/// Who posts.
+/// The kernel that posts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Poster {
     /// One thread.
@@ -32,12 +32,12 @@ pub enum Poster {
     Wide,
     /// One warp.
     Warp,
-    /// So many blocks of so many warps, of which the last takes completions.
+    /// This many blocks of this many warps, at one shared queue. The last warp polls.
     Many(u32, u32),
 }
 
 impl Poster {
-    /// The kernel, its blocks and their threads.
+    /// Returns the name of the kernel, its number of blocks and the number of threads of a block.
     pub fn kernel(self) -> (&'static str, u32, u32) {
         match self {
             Self::Thread => ("send_by_thread", 1, 1),
@@ -48,84 +48,85 @@ impl Poster {
     }
 }
 
-/// Bytes that a node has registered.
+/// The bytes of a node's registered memory.
 pub trait Bytes {
-    /// Copies bytes in.
+    /// Writes bytes to the memory.
     fn write(&self, offset: u64, bytes: &[u8]);
-    /// Copies bytes out.
+    /// Reads bytes from the memory.
     fn read(&self, offset: u64, into: &mut [u8]);
 }
 
-/// A registered piece of memory.
+/// A piece of registered memory.
 pub struct Area {
-    /// Address of its first byte.
+    /// The address of its first byte.
     pub addr: u64,
     /// Its local key.
     pub lkey: u32,
     /// Its remote key.
     pub rkey: u32,
-    /// Bytes.
+    /// Its length in bytes.
     pub len: u64,
     /// Its bytes.
     pub bytes: Box<dyn Bytes>,
 }
 
-/// Node A, which posts, and node B, which is posted to.
+/// The queues and memory of node A, which posts, and of node B, which receives.
 pub struct Ends {
-    /// A's send queue, and where it completes.
+    /// A's send queue.
     pub send: SendRingHandle,
-    /// See `send`.
+    /// The completion queue of A's send queue.
     pub send_cq: CompletionRingHandle,
-    /// B's receive queue, and where it completes.
+    /// B's receive queue.
     pub recv: RecvRingHandle,
-    /// See `recv`.
+    /// The completion queue of B's receive queue.
     pub recv_cq: CompletionRingHandle,
-    /// B, as A's requests name it: address handle, queue pair, key.
+    /// B's address in A's requests: address handle, queue pair number and queue key.
     pub to: (u16, u16, u32),
-    /// A's queue pair, as B's completions name it.
+    /// The number of A's queue pair, which B's completions contain.
     pub from_qpn: u16,
-    /// Where A's requests take bytes from, and where its reads go to.
+    /// A's source of sends and writes.
     pub source: Area,
-    /// See `source`.
+    /// A's target of reads.
     pub sink: Area,
-    /// Where A's writes go to at B, and where its reads take bytes from.
+    /// B's target of writes.
     pub target: Area,
-    /// See `target`.
+    /// B's source of reads.
     pub origin: Area,
     /// B's receive buffers.
     pub inbox: Area,
-    /// Longest send.
+    /// The maximum length of a send in bytes.
     pub mtu: u32,
-    /// Longest inline message.
+    /// The maximum length of an inline message in bytes.
     pub inline: u32,
 }
 
-/// Who runs kernels.
+/// A place where kernels run: a GPU, or the executor.
 pub trait KernelRunner {
-    /// Zeroed memory that kernels and this process reach under one address. It is never freed.
+    /// Allocates zeroed memory that kernels and this process access at the same address. It lives as long as the
+    /// runner.
     fn allocate(&mut self, bytes: usize) -> u64;
 
-    /// The words of a shared queue's state, where the kernels' atomics work on them; gives their address.
+    /// Stores the words of a shared queue's state where the kernels' atomics work, and returns their address.
     fn state(&mut self, words: &[u32]) -> u64;
 
-    /// How long a kernel may wait.
+    /// Returns the watchdog, which limits how long a kernel may wait.
     fn watchdog(&mut self) -> WatchdogHandle;
 
-    /// Runs both kernels side by side; says what went wrong.
+    /// Runs both kernels side by side until both have ended.
     ///
     /// # Errors
-    /// A kernel waited in vain, or failed.
+    /// A kernel timed out or failed.
     fn run(&mut self, poster: Poster, sending: Sending, receiving: Receiving) -> Result<(), String>;
 }
 
-/// Sizes of jobs.
+/// The number and sizes of jobs.
 #[derive(Clone, Copy, Debug)]
 pub struct Mix {
-    /// Jobs of a round, at most.
+    /// The maximum number of jobs of a round.
     pub jobs: usize,
-    /// One of so many reads and writes has `long` bytes.
+    /// One of this many reads and writes is `long`.
     pub rarely: u32,
-    /// See `rarely`.
+    /// The length of long reads and writes in bytes.
     pub long: u32,
 }
 
@@ -134,31 +135,31 @@ pub struct Traffic<'m> {
     runner: &'m mut dyn KernelRunner,
     ends: Ends,
     rng: fastrand::Rng,
-    /// Where kernels find and leave things.
+    /// The addresses of the kernels' inputs and outputs, from here to `inline`.
     jobs: u64,
     statuses: u64,
     arrivals: u64,
     sent: u64,
     taken: u64,
     inline: u64,
-    /// What the areas hold, or should.
+    /// The expected contents of the areas, from here to `origin`.
     source: Vec<u8>,
     sink: Vec<u8>,
     target: Vec<u8>,
     origin: Vec<u8>,
-    /// Jobs done so far.
+    /// The number of jobs done so far.
     pub done: u64,
-    /// Bytes that they moved.
+    /// The number of bytes that they moved.
     pub moved: u64,
 }
 
-/// A message as it should arrive: whether it is a write, its immediate, its length, and its bytes if it is a send.
+/// A message that must arrive: `true` if it is a write, its immediate, its length, and its bytes if it is a send.
 type Message = (bool, Option<u32>, u32, Vec<u8>);
 
-/// Bytes for an inline message of each job.
+/// The size of the buffer for each job's inline message, in bytes.
 const INLINE: u64 = 80;
-/// Jobs of a round, at most: request ids have 16 bits.
-const MOST: usize = 1 << 14;
+/// The maximum number of jobs of a round. Request ids have 16 bits.
+const MAX_JOBS: usize = 1 << 14;
 
 fn random(rng: &mut fastrand::Rng, len: u64) -> Vec<u8> {
     let mut bytes = vec![0; len as usize];
@@ -166,30 +167,33 @@ fn random(rng: &mut fastrand::Rng, len: u64) -> Vec<u8> {
     bytes
 }
 
-/// What is at an address of such memory.
+/// Reads values from a runner's memory.
 fn load<T: bytemuck::Pod>(at: u64, count: usize) -> Vec<T> {
-    // SAFETY: the runner's memory, in which no kernel is at work.
+    // SAFETY: the callers pass addresses of memory that the runner has allocated with this size, and call this only
+    // while no kernel runs.
     (0..count).map(|i| unsafe { std::ptr::read_volatile((at as *const T).add(i)) }).collect()
 }
 
+/// Writes values to a runner's memory.
 fn store<T: bytemuck::Pod>(at: u64, values: &[T]) {
     for (i, value) in values.iter().enumerate() {
-        // SAFETY: the runner's memory, in which no kernel is at work.
+        // SAFETY: the callers pass addresses of memory that the runner has allocated with this size, and call this only
+        // while no kernel runs.
         unsafe { std::ptr::write_volatile((at as *mut T).add(i), *value) };
     }
 }
 
 impl<'m> Traffic<'m> {
-    /// Traffic between these two, by kernels of this runner.
+    /// Creates traffic between these two nodes, by kernels of this runner.
     pub fn new(runner: &'m mut dyn KernelRunner, ends: Ends, seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let [jobs, statuses, arrivals, sent, taken, inline] = [
-            MOST * size_of::<Job>(),
-            MOST * 4,
-            MOST * size_of::<Arrival>(),
+            MAX_JOBS * size_of::<Job>(),
+            MAX_JOBS * 4,
+            MAX_JOBS * size_of::<Arrival>(),
             size_of::<Sent>(),
             size_of::<Taken>(),
-            MOST * INLINE as usize,
+            MAX_JOBS * INLINE as usize,
         ]
         .map(|bytes| runner.allocate(bytes));
         let [source, sink, target, origin] = [&ends.source, &ends.sink, &ends.target, &ends.origin].map(|area| {
@@ -217,12 +221,12 @@ impl<'m> Traffic<'m> {
         }
     }
 
-    /// The ends, how far their queues are: for who takes them back.
+    /// Returns the ends with the current positions of their queues.
     pub fn into_ends(self) -> Ends {
         self.ends
     }
 
-    /// A round of jobs; checks all that came of them.
+    /// Runs a round of random jobs and checks all results.
     pub fn round(&mut self, poster: Poster, mix: Mix) {
         let (jobs, messages) = self.plan(mix);
         store(self.jobs, &jobs);
@@ -269,18 +273,18 @@ impl<'m> Traffic<'m> {
         self.moved += jobs.iter().map(|job| u64::from(job.length)).sum::<u64>();
     }
 
-    /// Bytes of a receive buffer.
+    /// Returns the size of a receive buffer in bytes.
     fn stride(&self) -> u32 {
         (self.ends.inbox.len / u64::from(self.ends.recv.credits)).min(self.ends.mtu.into()) as u32
     }
 
-    /// Draws jobs, and works out what they do to `sink` and `target`, and which messages arrive.
+    /// Chooses random jobs, and computes the expected `sink`, `target` and messages.
     fn plan(&mut self, mix: Mix) -> (Vec<Job>, Vec<Message>) {
         let (mut jobs, mut messages) = (Vec::new(), Vec::new());
         let (mut at_sink, mut at_target) = (0, 0);
         let ends = &self.ends;
         let stride = self.stride();
-        while jobs.len() < mix.jobs.min(MOST) {
+        while jobs.len() < mix.jobs.min(MAX_JOBS) {
             let rng = &mut self.rng;
             let mut kind = rng.u32(..Job::KINDS);
             let is_message = matches!(kind, Job::SEND | Job::SEND_IMM | Job::INLINE | Job::WRITE_IMM);
@@ -345,7 +349,7 @@ impl<'m> Traffic<'m> {
         (jobs, messages)
     }
 
-    /// Compares everything with what should be there, and moves the queues on.
+    /// Compares everything with the expected values, and updates the positions of the queues.
     fn check(&mut self, jobs: &[Job], messages: Vec<Message>) {
         let statuses: Vec<u32> = load(self.statuses, jobs.len());
         for (number, (job, status)) in jobs.iter().zip(statuses).enumerate() {

@@ -9,7 +9,7 @@ use efa_direct::{
 use efa_io::{CompletionRingHandle, RecvRingHandle, SendRingHandle, SendWqe, Wqe};
 use std::sync::Arc;
 
-/// Where the nodes' bytes are.
+/// The place of the nodes' bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Place {
     /// In host memory.
@@ -18,7 +18,7 @@ pub enum Place {
     Gpu,
 }
 
-/// Two nodes with a queue pair each, their rings given to a GPU, or to whoever stands in for one.
+/// Two nodes on software devices with a queue pair each, whose rings belong to a GPU or to the executor.
 pub struct Nodes {
     rings: Box<dyn Rings>,
     areas: Vec<Area>,
@@ -29,10 +29,10 @@ pub struct Nodes {
     _keep: Box<dyn std::any::Any>,
 }
 
-/// The rings, mapped or not.
+/// The four rings, mapped into a GPU or not.
 trait Rings {
     fn handles(&self) -> (SendRingHandle, CompletionRingHandle, RecvRingHandle, CompletionRingHandle);
-    /// Takes them back, drained at these counters.
+    /// Takes the rings back to the CPU, drained at these positions.
     fn take_back(self: Box<Self>, ends: &Ends);
 }
 
@@ -40,7 +40,7 @@ struct Plain<const W: usize>(GpuSendQueue<W>, GpuCompletionQueue, GpuRecvQueue, 
 where
     Wqe<W>: SendWqe;
 
-/// A send queue that can be mapped, as both kinds can.
+/// A send queue that can be mapped. Both WQE sizes can.
 trait Send: Mappable<Handle = SendRingHandle> {}
 impl<Q: Mappable<Handle = SendRingHandle>> Send for Q {}
 
@@ -75,7 +75,8 @@ macro_rules! rings {
                     $back
                 };
                 let Ends { recv: handle, .. } = ends;
-                // SAFETY: the kernels have ended; these are the counters that they left, when everything had completed.
+                // SAFETY: the kernels have ended, so nothing else uses the rings. They wrote these positions when
+                // everything had completed.
                 unsafe {
                     let send = send.into_idle(ends.send.producer, ends.send.producer);
                     send.expect("nothing is outstanding").into_cpu();
@@ -98,7 +99,8 @@ macro_rules! rings {
                         ends.recv_cq.consumer,
                     ),
                 ] {
-                    // SAFETY: as above.
+                    // SAFETY: the kernels have ended, so nothing else polls the queue. They wrote this position at
+                    // their end.
                     let mut cq = unsafe { cq.into_idle(consumer) }.into_cpu();
                     assert_eq!(cq.poll_one(), None, "everything was taken");
                 }
@@ -151,7 +153,8 @@ where
 }
 
 impl Nodes {
-    /// Nodes on these two devices, with send queues of `entries` and areas of `bytes`. Their rings are mapped into `gpu`, if there is one.
+    /// Creates nodes on these two devices. Send queues have `entries` entries, areas have `bytes` bytes. The rings are
+    /// mapped into `gpu`, if there is one.
     pub fn new<const W: usize>(
         devices: [&str; 2],
         config: QpConfig<W>,
@@ -215,7 +218,7 @@ impl Nodes {
         }
     }
 
-    /// What traffic needs to know. For one traffic.
+    /// Returns the ends for one [`Traffic`](super::Traffic).
     pub fn ends(&mut self) -> Ends {
         let (send, send_cq, recv, recv_cq) = self.rings.handles();
         let mut areas = self.areas.drain(..);
@@ -237,7 +240,8 @@ impl Nodes {
         }
     }
 
-    /// Takes the rings back, as far as traffic has come with them: every counter must be right.
+    /// Takes the rings back to the CPU at the positions that the traffic has reached, and checks that nothing is left
+    /// in them.
     pub fn take_back(self, ends: &Ends) {
         self.rings.take_back(ends);
     }

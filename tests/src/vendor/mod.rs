@@ -1,7 +1,8 @@
-//! The vendor's library and the programs that use it, run unmodified on software devices.
+//! The vendor's unmodified library and programs, on software devices.
 //!
-//! `cargo xtask vendor` brings them ([`Vendor`]); `efa run` puts a software device under them ([`EfaRun`]); [`Peer`] is a program of ours
-//! on the vendor's library. Their C library is newer than the machine's may be, so all of them run through the loader that came along.
+//! `cargo xtask vendor` brings them ([`Vendor`]), and `efa run` runs them on software devices ([`EfaRun`]). [`Peer`] is
+//! our own program on the vendor's library. Their C library may be newer than the machine's, so all of them run through
+//! the loader of their packages.
 
 mod node;
 mod packages;

@@ -1,4 +1,4 @@
-//! Nodes: programs under `efa run`, each with software devices of its own.
+//! Programs that run under `efa run`, on software devices.
 
 use super::packages::Vendor;
 use std::ffi::{OsStr, OsString};
@@ -11,27 +11,27 @@ use std::sync::OnceLock;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How programs are started: with `efa run` and its options.
+/// The command `efa run` with its options. Every program that it starts has a node of its own.
 #[derive(Clone, Debug)]
 pub struct EfaRun {
     options: Vec<String>,
 }
 
-/// A program that runs on a node, ended with this value.
+/// A running program. Dropping it kills the program.
 pub struct Process {
     child: Child,
     name: String,
-    /// They read what it says, so that it never waits for a reader.
+    /// The threads that read its output and its errors, so that it never waits for a reader.
     outputs: [Option<JoinHandle<String>>; 2],
 }
 
 impl EfaRun {
-    /// One with these options of `efa run`.
+    /// Creates the command with these options.
     pub fn new(options: &[&str]) -> Self {
         Self { options: options.iter().map(|option| option.to_string()).collect() }
     }
 
-    /// The command that runs this command line on the node.
+    /// Returns the command that runs this command line on a node.
     pub fn command(&self, line: &[OsString]) -> Command {
         let mut command = Command::new(efa());
         let (key, value) = Vendor::get().environment();
@@ -39,7 +39,7 @@ impl EfaRun {
         command
     }
 
-    /// The command that runs a shell script on the node, with what [`Vendor::prelude`] defines.
+    /// Returns the command that runs a shell script on a node, with the definitions of [`Vendor::prelude`].
     pub fn script(&self, script: &str) -> Command {
         self.command(&["sh".into(), "-c".into(), (Vendor::get().prelude() + script).into()])
     }
@@ -50,24 +50,25 @@ impl EfaRun {
         Process::start(command.args(args), format!("{program} {}", args.join(" ")))
     }
 
-    /// Runs one of the packaged programs and gives what it prints.
+    /// Runs one of the packaged programs and returns its output.
     ///
     /// # Panics
-    /// It failed, or took longer than `most`.
+    /// The program failed, or took longer than `most`.
     pub fn run(&self, program: &str, args: &[&str], most: Duration) -> String {
         self.start(program, args).finish(most)
     }
 }
 
+/// Reads everything until the end or an error.
 fn read(mut out: impl Read) -> String {
     let mut bytes = Vec::new();
-    // What came until an error is what there is to show.
+    // After an error, the bytes before it are used.
     let _ = out.read_to_end(&mut bytes);
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 impl Process {
-    /// Starts this command; `name` is for people.
+    /// Starts this command. `name` is for messages.
     pub fn start(command: &mut Command, name: impl Into<String>) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
         let outputs = [
@@ -77,10 +78,10 @@ impl Process {
         Self { child, name: name.into(), outputs }
     }
 
-    /// Waits until it listens at this TCP port.
+    /// Waits until the program listens at this TCP port.
     ///
     /// # Panics
-    /// It does not within ten seconds, or ends.
+    /// The program ends, or does not listen within ten seconds.
     pub fn wait_until_listening(&mut self, port: u16) {
         let start = Instant::now();
         while !is_listening(port) {
@@ -92,10 +93,10 @@ impl Process {
         }
     }
 
-    /// Waits until it has ended by itself, and well; gives what it printed.
+    /// Waits until the program has succeeded, and returns its output.
     ///
     /// # Panics
-    /// It failed, or took longer than `most`.
+    /// The program failed, or took longer than `most`.
     pub fn finish(mut self, most: Duration) -> String {
         let status = self.wait(most);
         match status.success() {
@@ -104,10 +105,10 @@ impl Process {
         }
     }
 
-    /// Waits until it has failed; gives what it printed and what it complained of.
+    /// Waits until the program has failed, and returns its output and errors.
     ///
     /// # Panics
-    /// It ended well, or took longer than `most`.
+    /// The program succeeded, or took longer than `most`.
     pub fn finish_failing(mut self, most: Duration) -> String {
         match self.wait(most).success() {
             true => self.fail("did not fail"),
@@ -115,10 +116,10 @@ impl Process {
         }
     }
 
-    /// Waits until it has ended; whether well.
+    /// Waits until the program has ended. Returns `true` if it succeeded.
     ///
     /// # Panics
-    /// It took longer than `most`.
+    /// The program took longer than `most`.
     pub fn has_worked(mut self, most: Duration) -> bool {
         self.wait(most).success()
     }
@@ -134,7 +135,7 @@ impl Process {
         }
     }
 
-    /// Kills it at once, with no chance to tidy up.
+    /// Kills the program with SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().expect("it has not ended");
     }
@@ -144,7 +145,7 @@ impl Process {
     }
 
     fn fail(&mut self, why: &str) -> ! {
-        // Its output ends with it, and here too, where it has ended already.
+        // Killing ends its output, too. It fails if the program has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let (out, errors) = (self.output(0), self.output(1));
@@ -154,13 +155,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Nothing to kill where it has ended by itself.
+        // Killing fails if the program has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A command as a shell script says it.
+/// Formats a command as a line of a shell script.
 pub fn words(command: &Command) -> String {
     let quoted = |word: &OsStr| format!(" '{}'", word.display());
     let set =
@@ -170,15 +171,15 @@ pub fn words(command: &Command) -> String {
     format!("env{environment}{}", words.map(quoted).collect::<String>())
 }
 
-/// A TCP port of this host that was free a moment ago.
+/// Returns a TCP port of this host that is free at the moment.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
     listener.local_addr().expect("a bound socket has an address").port()
 }
 
-/// Whether some process of this host listens at a TCP port.
+/// Returns `true` if a process of this host listens at a TCP port.
 pub fn is_listening(port: u16) -> bool {
-    // Asking the kernel, since a connection would be taken for the other side's.
+    // Read from `/proc`, because the listening process would take a connection for the other side's.
     let listening = |table| {
         let table = fs::read_to_string(table).unwrap_or_default();
         let address = format!(":{port:04X}");
@@ -190,18 +191,19 @@ pub fn is_listening(port: u16) -> bool {
     listening("/proc/net/tcp") || listening("/proc/net/tcp6")
 }
 
-/// The command `efa`.
+/// Builds the command `efa` and returns its path.
 pub fn efa() -> &'static Path {
     static EFA: OnceLock<PathBuf> = OnceLock::new();
     EFA.get_or_init(|| built(&["build", "--package", "efa-cli"]))
 }
 
-/// The test executable of this name of this package.
+/// Builds this package's test executable of this name and returns its path.
 pub fn test_executable(name: &str) -> PathBuf {
     built(&["test", "--no-run", "--package", "efa-tests", "--test", name])
 }
 
-/// The executable that cargo builds with these arguments: by itself it builds the programs of a package for that package's tests only.
+/// Returns the path of the executable that cargo builds with these arguments. Cargo builds a package's programs
+/// automatically only for that package's own tests.
 fn built(args: &[&str]) -> PathBuf {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(args).args(["--quiet", "--message-format", "json-render-diagnostics"]);
@@ -211,7 +213,7 @@ fn built(args: &[&str]) -> PathBuf {
     let output = cargo.stderr(Stdio::inherit()).output().expect("cargo runs");
     assert!(output.status.success(), "{cargo:?} failed");
     let messages = String::from_utf8_lossy(&output.stdout).into_owned();
-    // One message says where the executable is; the others have null there.
+    // One message has the path of the executable; in the others it is null.
     let executable = messages.lines().find_map(|line| line.split_once(r#""executable":""#)?.1.split('"').next());
     executable.expect("cargo says where the executable is").into()
 }

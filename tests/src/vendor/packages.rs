@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::{env, fs};
 
-/// What `cargo xtask vendor` brought.
+/// The folders of the packages that `cargo xtask vendor` brought.
 #[derive(Debug)]
 pub struct Vendor {
     /// The folder of programs.
@@ -19,10 +19,10 @@ pub struct Vendor {
 }
 
 impl Vendor {
-    /// Finds it, once per process.
+    /// Finds the packages, once per process.
     ///
     /// # Panics
-    /// It is not there.
+    /// They are not there.
     pub fn get() -> &'static Self {
         static VENDOR: OnceLock<Vendor> = OnceLock::new();
         VENDOR.get_or_init(|| {
@@ -42,23 +42,25 @@ impl Vendor {
         Some(Self { bin: root.join("bin"), include: root.join("include"), lib, loader })
     }
 
-    /// The command line that starts one of the packaged programs.
+    /// Returns the command line that starts one of the packaged programs.
     pub fn program(&self, name: &str) -> Vec<OsString> {
         self.loaded(&self.bin.join(name))
     }
 
-    /// The command line that starts a program built here with the packaged libraries.
+    /// Returns the command line that starts a program with the packaged libraries.
     pub fn loaded(&self, program: &Path) -> Vec<OsString> {
         [self.loader.as_path(), Path::new("--library-path"), &self.lib, program].map(|word| word.into()).into()
     }
 
-    /// The environment that these programs need: libibverbs looks for providers at fixed places, unless told one.
+    /// Returns the environment variable that these programs need. Without it, libibverbs looks for providers only at
+    /// fixed places.
     pub fn environment(&self) -> (&'static str, PathBuf) {
         ("RDMAV_DRIVERS", self.lib.join("libibverbs/libefa"))
     }
 
-    /// What a shell script needs to start these programs: `loaded PROGRAM ARGUMENTS…` becomes one, `$BIN` is the packaged ones' folder, and
-    /// `$PEER` is [ours](super::Peer). None of them gets more than two minutes of a processor, if its test has lost sight of it.
+    /// Returns the beginning of a shell script that starts these programs. `loaded PROGRAM ARGUMENTS…` executes one,
+    /// `$BIN` is the folder of the packaged programs, and `$PEER` is [ours](super::Peer). Each gets at most two minutes
+    /// of processor time, in case a test leaves it behind.
     pub fn prelude(&self) -> String {
         let [loader, lib, bin, peer] = [&self.loader, &self.lib, &self.bin, self.peer()].map(|path| path.display());
         format!(
@@ -72,19 +74,19 @@ impl Vendor {
         PROGRAM.get_or_init(|| self.compile("peer", &["peer.c", "external.c", "processes.c"]))
     }
 
-    /// Compiles a C program of this package, made of these sources, against the vendor's library.
+    /// Compiles a C program of this package from these sources, against the vendor's library.
     ///
     /// # Panics
-    /// It does not compile.
+    /// The program does not compile.
     pub fn compile(&self, name: &str, sources: &[&str]) -> PathBuf {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("c");
         let program = target().join("vendor").join(name);
-        // Under a name of its own until it is complete: other tests may be about to start it.
+        // It has a temporary name until it is complete, because other tests may start it at the same time.
         let partial = program.with_extension(std::process::id().to_string());
         let mut cc = Command::new("cc");
         cc.args(["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-I"]).arg(&self.include);
         cc.args(sources.iter().map(|source| folder.join(source))).arg("-o").arg(&partial).arg("-L").arg(&self.lib);
-        // The libraries need a newer C library than the one linked against here; the packaged loader has it.
+        // The libraries need a newer C library than the one linked here. The packaged loader provides it.
         cc.args(["-libverbs", "-lefa", "-Wl,--allow-shlib-undefined"]);
         let output = cc.output().expect("the peer takes a C compiler named cc");
         assert!(output.status.success(), "{cc:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -93,14 +95,14 @@ impl Vendor {
     }
 }
 
-/// Says that this machine cannot do what a test needs, past the test harness, which would keep it to itself.
+/// Prints that this machine does not support what a test needs. The test harness would hide ordinary output.
 pub fn skip(why: &str) {
     let name = std::thread::current().name().unwrap_or("a test").to_owned();
-    // Where nobody can be told, nobody is there.
+    // If writing fails, nobody reads it.
     let _ = writeln!(std::io::stderr(), "{name} SKIPPED: {why}");
 }
 
-/// The workspace's target folder.
+/// Returns the workspace's target folder.
 fn target() -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package is in a workspace");
     workspace.join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))

@@ -1,4 +1,4 @@
-//! A peer on the vendor's library: `c/peer.c` and what is beside it, which does what lines tell it.
+//! A peer on the vendor's library: the program in `c/`, which executes commands that it reads line by line.
 
 use super::node::EfaRun;
 use super::packages::Vendor;
@@ -10,17 +10,17 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The program, running; ended with this value.
+/// The running program. Dropping it ends the program.
 pub struct Peer {
     child: Child,
-    /// Until this is dropped; then the program ends.
+    /// The program's input. The program ends when it is closed.
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
-    /// What its node says of a folder.
+    /// The folder of counters that its node prints.
     folder: Receiver<PathBuf>,
 }
 
-/// A peer's queue pair and the send ring that it got.
+/// A peer's queue pair and the size of its send ring.
 #[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "each is what its name says")]
 pub struct QueuePairInfo {
@@ -37,22 +37,22 @@ pub struct WorkCompletion {
     pub wr_id: u64,
     /// `enum ibv_wc_status`.
     pub status: u32,
-    /// The status that the device gave.
+    /// The device's own status.
     pub vendor_err: u32,
     /// `enum ibv_wc_opcode`.
     pub opcode: u32,
     pub qp_num: u16,
     pub byte_len: u32,
     pub src_qp: u16,
-    /// The source's address handle; 0xffff where there is none.
+    /// The number of the source's address handle, or 0xffff if there is none.
     pub slid: u16,
     pub imm: Option<u32>,
     pub unsolicited: bool,
-    /// The source's address, where there is no address handle.
+    /// The source's GID, if there is no address handle.
     pub sgid: Option<Gid>,
 }
 
-/// Byte after byte of the pattern that the peer fills memory with and checks memory against.
+/// Returns the bytes of the pattern with which the peer fills and compares memory.
 pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
     let base = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let byte = |index| (base.wrapping_add(index).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 56) as u8;
@@ -60,14 +60,14 @@ pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
 }
 
 impl Peer {
-    /// Starts one on this node and opens its device.
+    /// Starts a peer under this `efa run` and opens its first device. Returns the peer and the device's GID.
     pub fn start(node: &EfaRun) -> (Self, Gid) {
         let mut peer = Self::spawn(&mut node.command(&Vendor::get().loaded(Vendor::get().peer())));
         let gid = peer.open("");
         (peer, gid)
     }
 
-    /// Starts one with this command.
+    /// Starts a peer with this command.
     pub fn spawn(command: &mut Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("efa run starts");
@@ -79,7 +79,7 @@ impl Peer {
         thread::spawn(move || {
             for line in BufReader::new(errors).lines().map_while(Result::ok) {
                 match line.strip_prefix("efa: counters below ") {
-                    // Nobody may want to know.
+                    // Fails if the peer is dropped already.
                     Some(folder) => _ = sender.send(folder.into()),
                     None => eprintln!("{line}"),
                 }
@@ -89,44 +89,44 @@ impl Peer {
         Self { child, stdin, lines, folder }
     }
 
-    /// Opens the device of this name, or the first one; gives its address.
+    /// Opens the device of this name, or the first one if the name is empty. Returns its GID.
     pub fn open(&mut self, name: &str) -> Gid {
         let answer = self.ask(&format!("open {name}"));
         word_after(&answer, "gid").parse().expect("a GID is written like an IPv6 address")
     }
 
-    /// The folder that stands for `/sys` on the node, which was started with `--verbose`.
+    /// Returns the folder that programs of the node see as `/sys`.
     ///
     /// # Panics
-    /// The node does not say so.
+    /// The node was not started with `--verbose`.
     pub fn sysfs(&self) -> PathBuf {
         self.folder.recv_timeout(Duration::from_secs(10)).expect("efa run --verbose says where counters are")
     }
 
-    /// Kills the node; its program gets SIGTERM.
+    /// Kills the node with SIGKILL. Its program gets SIGTERM.
     pub fn kill_node(&mut self) {
         self.child.kill().expect("it has not ended");
     }
 
-    /// Says a line that has no answer.
+    /// Sends a line that has no answer.
     pub fn tell(&mut self, line: &str) {
         let stdin = self.stdin.as_mut().expect("it is there as long as this");
         writeln!(stdin, "{line}").expect("the peer runs");
     }
 
-    /// The next line that it says.
+    /// Receives the next line.
     ///
     /// # Panics
-    /// None came.
+    /// There is none within 60 seconds.
     pub fn hear(&mut self) -> String {
         let line = self.lines.recv_timeout(Duration::from_secs(60));
         line.unwrap_or_else(|_| panic!("the peer says nothing: {:?}", self.child.try_wait()))
     }
 
-    /// Says a line and gives the answer, an error too.
+    /// Sends a line and returns the answer or the peer's error.
     ///
     /// # Panics
-    /// No answer came.
+    /// There is no answer.
     pub fn try_ask(&mut self, line: &str) -> Result<String, String> {
         self.tell(line);
         let answer = self.hear();
@@ -136,10 +136,10 @@ impl Peer {
         }
     }
 
-    /// Says a line and gives the answer.
+    /// Sends a line and returns the answer.
     ///
     /// # Panics
-    /// It is an error, or did not come.
+    /// The answer is an error, or there is none.
     pub fn ask(&mut self, line: &str) -> String {
         self.try_ask(line).unwrap_or_else(|error| panic!("the peer, told {line:?}, says: {error}"))
     }
@@ -156,49 +156,49 @@ impl Peer {
         }
     }
 
-    /// Registers this much memory: where it is, its local key, its remote key.
+    /// Registers this many bytes of memory. Returns the address, the local key and the remote key.
     pub fn create_memory(&mut self, len: usize) -> (u64, u32, u32) {
         self.register(&format!("memory len={len}"))
     }
 
-    /// Registers memory as this line says: where it is for the device, its local key, its remote key.
+    /// Registers memory with this line. Returns the device's address of it, the local key and the remote key.
     pub fn register(&mut self, line: &str) -> (u64, u32, u32) {
         let answer = self.ask(line);
         let numbers: Vec<u64> = answer.split(' ').skip(1).map(|word| word.parse().expect("it is a number")).collect();
         (numbers[0], numbers[1] as u32, numbers[2] as u32)
     }
 
-    /// Bytes of the buffer that others can map.
+    /// Returns bytes of the peer's shared buffer.
     pub fn bytes(&mut self, at: usize, len: usize) -> Vec<u8> {
         let answer = self.ask(&format!("bytes at={at} len={len}"));
         let hex = word_after(&answer, "bytes");
         (0..len).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).expect("the peer says digits")).collect()
     }
 
-    /// Has requests go to this endpoint; gives the number of the address handle.
+    /// Sets the destination of the peer's requests. Returns the number of the address handle.
     pub fn meet(&mut self, endpoint: &Endpoint) -> u16 {
         let Endpoint { gid, qpn, qkey } = endpoint;
         let answer = self.ask(&format!("peer {gid} qpn={qpn} qkey={qkey}"));
         word_after(&answer, "ah").parse().expect("it is a number")
     }
 
-    /// The next completion, through the extended calls.
+    /// Polls the next completion by the extended calls (`ibv_start_poll` and so on).
     ///
     /// # Panics
-    /// None came within 30 seconds.
+    /// There is none within 30 seconds.
     pub fn poll(&mut self) -> WorkCompletion {
         WorkCompletion::parse(&self.ask("poll ms=30000"))
     }
 
-    /// The next completion, through `ibv_poll_cq`.
+    /// Polls the next completion by `ibv_poll_cq`.
     ///
     /// # Panics
-    /// None came within 30 seconds.
+    /// There is none within 30 seconds.
     pub fn poll_plain(&mut self) -> WorkCompletion {
         WorkCompletion::parse(&self.ask("poll ms=30000 plain"))
     }
 
-    /// An entry of the send ring in words, as it stands there.
+    /// Returns the words of an entry of the send ring.
     pub fn wqe(&mut self, slot: u32) -> Vec<u64> {
         let answer = self.ask(&format!("wqes first={slot} count=1"));
         let hex = word_after(&answer, "wqes");
@@ -209,7 +209,7 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // It ends by itself once nobody can tell it anything, and its node tidies up behind it.
+        // The program ends when its input is closed, and its node then removes its folder.
         self.stdin = None;
         let start = Instant::now();
         while matches!(self.child.try_wait(), Ok(None)) && start.elapsed() < Duration::from_secs(5) {
@@ -247,7 +247,7 @@ impl WorkCompletion {
     }
 }
 
-/// In an answer made of names and values, the value of this name.
+/// Returns the value of this name in an answer of names and values.
 fn word_after<'a>(answer: &'a str, name: &str) -> &'a str {
     let mut words = answer.split(' ');
     words.find(|word| *word == name).and(words.next()).unwrap_or_else(|| panic!("no {name} in {answer:?}"))

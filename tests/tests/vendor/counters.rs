@@ -140,7 +140,8 @@ fn commands_are_counted_and_those_that_fail_by_their_kind() {
     assert_eq!(before.keys().collect::<Vec<_>>(), DEVICE_NAMES);
     assert_eq!(before["cmds_err"], 0, "{before:?}");
     assert_eq!(before["submitted_cmds"], before["completed_cmds"]);
-    // A protection domain, a completion queue, a region, a queue pair and three changes of its state, an address handle.
+    // A protection domain, a completion queue, a region, a queue pair and three changes of its state, an address
+    // handle.
     assert!(before["submitted_cmds"] >= 8, "{before:?}");
     pair.peer.create_memory(4096);
     // No more than there can be.

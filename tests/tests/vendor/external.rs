@@ -133,8 +133,8 @@ fn memory_that_does_not_do_is_refused() {
     assert_eq!(peer.ask("close"), "ok", "nothing was left of what was refused");
 }
 
-/// Messages, writes and reads from and to memory that was registered by its DMA-BUF, from the middle of a page on, and that is
-/// elsewhere for the device.
+/// Messages, writes and reads from and to memory that was registered by its DMA-BUF, from the middle of a page on, and
+/// that is elsewhere for the device.
 fn exchange_in_a_dma_buf(options: &str) {
     let (len, at, iova) = (MEMORY + 2 * PAGE, 5000, 0x10_0000_0000 + 5000 % PAGE);
     let (mut peer, gid) = peer_with_buffer(len, options);

@@ -1,4 +1,5 @@
-//! More than a program, a device, a host: several processes on a node, several devices of a process, nodes in network namespaces.
+//! More than a program, a device, a host: several processes on a node, several devices of a process, nodes in network
+//! namespaces.
 
 use crate::interop::{MEMORY, PEER_QKEY, Pair, QKEY};
 use efa_direct::{CompletionKind, Endpoint, RdmaWrite, RemoteRegion};
@@ -9,7 +10,8 @@ use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Perftest's programs in a script, all at once: each with these words after its own. The script fails where one of them does.
+/// Perftest's programs in a script, all at once: each with these words after its own. The script fails where one of
+/// them does.
 fn all_at_once(ports: &[u16], server: &str) -> String {
     let programs = ["ib_write_bw", "ib_read_bw", "ib_send_bw"];
     let starts = ports.iter().zip(programs.iter().cycle()).map(|(port, program)| {
@@ -126,8 +128,8 @@ fn a_process_opens_a_device_twice_and_talks_on_both() {
     talk_on("2", &["rdmap80s0", "rdmap80s0", "rdmap79s0"]);
 }
 
-/// Two hosts: this script's own network namespace, where it is 10.77.0.1, and another, which `far` enters and which is 10.77.0.2.
-/// They go when it ends.
+/// Two hosts: this script's own network namespace, where it is 10.77.0.1, and another, which `far` enters and which is
+/// 10.77.0.2. They go when it ends.
 const TWO_HOSTS: &str = r#"set -e
 unshare --net sleep 100 & other=$!
 while [ "$(readlink /proc/$other/ns/net)" = "$(readlink /proc/$$/ns/net)" ]; do sleep 0.01; done

@@ -28,8 +28,8 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// A peer on this node and a device of this name. The options are those of the peer's queue pair, and `channel` for a completion
-    /// channel or `counter` for a completion counter.
+    /// A peer on this node and a device of this name. The options are those of the peer's queue pair, and `channel` for
+    /// a completion channel or `counter` for a completion counter.
     pub(crate) fn new(node: &EfaRun, device: &str, options: &str) -> Self {
         Self::prepared(node, device, options, |peer| {
             peer.ask(if options.contains("channel") { "cq entries=256 channel" } else { "cq entries=256" });

@@ -1,6 +1,7 @@
 //! The vendor's library and its users, unmodified, on software devices; and our own API at the other end of the wire.
 //!
-//! They need what `cargo xtask vendor` brings, and are ignored unless asked for: `cargo xtask test` asks, once it has brought it.
+//! They need what `cargo xtask vendor` brings, and are ignored unless asked for: `cargo xtask test` asks, once it has
+//! brought it.
 //!
 //! | module | who runs |
 //! | --- | --- |

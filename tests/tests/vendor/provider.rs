@@ -53,8 +53,8 @@ fn completion_queues_counters_and_regions_are_in_memory_of_others_on_libefa() {
     ours("external_memory", &[]);
 }
 
-/// EfaRun 1 of `efa demo` on the first device and node 0 on the second, which writes: each a program, on a node of its own where its device is
-/// libefa's.
+/// EfaRun 1 of `efa demo` on the first device and node 0 on the second, which writes: each a program, on a node of its
+/// own where its device is libefa's.
 fn demo(devices: [&str; 2]) {
     let port = free_port();
     let there = format!("127.0.0.1:{port}");

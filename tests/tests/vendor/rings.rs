@@ -91,8 +91,8 @@ fn set_up(device: &str, options: &str) -> (Pair, QueuePairInfo, Places) {
     (pair, queue, places)
 }
 
-/// Has the peer post the cases again and again, for three laps and a bit, with ids from `first_id` on, and compares what stands in its
-/// ring. Gives the request ids that the library chose; all else in a WQE is given.
+/// Has the peer post the cases again and again, for three laps and a bit, with ids from `first_id` on, and compares
+/// what stands in its ring. Gives the request ids that the library chose; all else in a WQE is given.
 fn compare<const W: usize>(mut pair: Pair, queue: QueuePairInfo, cases: &[Case<W>], first_id: u64) -> Vec<u64>
 where
     Wqe<W>: SendWqe,
