@@ -1,12 +1,13 @@
-//! How fast the software device is, beside what bounds it on the same machine in the same run.
+//! A benchmark of the software device. Each figure stands beside the one that bounds it on the same machine, measured
+//! in the same run.
 //!
 //! ```text
 //! cargo bench -p efa-tests --bench soft
 //! ```
 //!
-//! | figure | set-up | beside |
+//! | figure | set-up | bound |
 //! | --- | --- | --- |
-//! | small writes | 8-byte RDMA writes, one posting thread and one device thread in one process | a message handed from thread to thread |
+//! | small writes | 8-byte RDMA writes, a posting thread and a device thread | a message from thread to thread |
 //! | large writes | 1 MiB RDMA writes, the same | `memcpy` of the same bytes |
 //! | large writes over UDP | two devices on loopback, each with its thread | the same bytes through bare UDP sockets |
 //! | idle | a device on UDP that nobody uses, in each of its three modes | one core |
@@ -15,12 +16,12 @@ use efa_direct::*;
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-/// Seconds that each figure may take.
+/// The time for each figure in seconds.
 const BUDGET: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() {
-    // `cargo bench … -- small` and the like pick figures.
+    // `cargo bench … -- small` and similar arguments select figures.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let figures: [(&str, fn()); 4] =
         [("small", small_writes), ("large", large_writes), ("udp", writes_over_udp), ("idle", idle)];
@@ -72,16 +73,16 @@ fn idle() {
     }
 }
 
-/// Processor time that this process took so far, to 10 ms.
+/// Returns the processor time that this process has used, with a resolution of 10 ms.
 fn processor_time() -> Duration {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     let fields: Vec<&str> = stat[stat.rfind(')').unwrap()..].split_whitespace().collect();
-    // User and system time are fields 14 and 15 of all, in hundredths of a second (proc(5)).
+    // User and system time are fields 14 and 15, in hundredths of a second (proc(5)).
     let ticks: u64 = fields[12..14].iter().map(|field| field.parse::<u64>().unwrap()).sum();
     Duration::from_millis(ticks * 10)
 }
 
-/// RDMA writes of `size` bytes a second, `depth` of them outstanding.
+/// Measures RDMA writes of `size` bytes per second, with `depth` outstanding.
 fn writes_per_second(from: &str, to: &str, size: u64, depth: u32) -> f64 {
     let (a, b) = (Device::open(from).unwrap(), Device::open(to).unwrap());
     let (pd_a, pd_b) = (a.alloc_pd().unwrap(), b.alloc_pd().unwrap());
@@ -112,7 +113,7 @@ fn writes_per_second(from: &str, to: &str, size: u64, depth: u32) -> f64 {
     done as f64 / start.elapsed().as_secs_f64()
 }
 
-/// Words handed to another thread and back through two shared counters, a batch of 32 in flight.
+/// Measures words that go to another thread and back through two shared counters, with 32 outstanding.
 fn hand_offs() -> f64 {
     use std::sync::atomic::{AtomicU64, Ordering::*};
     let (there, back) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -143,7 +144,7 @@ fn hand_offs() -> f64 {
     })
 }
 
-/// Bytes a second that `memcpy` moves, 1 MiB at a time.
+/// Measures the bytes per second that `memcpy` copies, 1 MiB at a time.
 fn memcpy() -> f64 {
     let (source, mut target) = (vec![1u8; 1 << 20], vec![0u8; 1 << 20]);
     let (mut bytes, start) = (0, Instant::now());
@@ -155,7 +156,7 @@ fn memcpy() -> f64 {
     bytes as f64 / start.elapsed().as_secs_f64()
 }
 
-/// Bytes a second through two bare sockets, in datagrams of `size` bytes, a few in flight.
+/// Measures the bytes per second through two plain sockets, in datagrams of `size` bytes, with a few outstanding.
 fn bare_udp(size: usize) -> f64 {
     let (a, b) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
     for socket in [&a, &b] {

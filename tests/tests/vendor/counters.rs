@@ -1,4 +1,4 @@
-//! The files that count, below the folder that stands for `/sys`, as a process outside of the node reads them.
+//! Tests of the counter files in the folder that programs see as `/sys`, read by a process outside of the node.
 
 use crate::interop::Pair;
 use efa_tests::vendor::EfaRun;
@@ -8,7 +8,7 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Of a port, as `efa_verbs.c` has them.
+/// The counters of a port, as in `efa_verbs.c`.
 const PORT_NAMES: [&str; 22] = [
     "impaired_remote_conn_events",
     "rdma_read_bytes",
@@ -34,7 +34,7 @@ const PORT_NAMES: [&str; 22] = [
     "unresponsive_remote_events",
 ];
 
-/// Of a device, as `efa_verbs.c` has them.
+/// The counters of a device, as in `efa_verbs.c`.
 const DEVICE_NAMES: [&str; 12] = [
     "alloc_pd_err",
     "alloc_ucontext_err",
@@ -50,7 +50,7 @@ const DEVICE_NAMES: [&str; 12] = [
     "submitted_cmds",
 ];
 
-/// All numbers in a folder, by name.
+/// Reads all numbers in a folder, by name.
 fn read(folder: &Path) -> BTreeMap<String, u64> {
     let file = |entry: fs::DirEntry| {
         let number = fs::read_to_string(entry.path()).unwrap().trim().parse().unwrap();
@@ -59,7 +59,7 @@ fn read(folder: &Path) -> BTreeMap<String, u64> {
     fs::read_dir(folder).unwrap().map(|entry| file(entry.unwrap())).collect()
 }
 
-/// Waits until these numbers are what they should be: they are written every 100 ms.
+/// Waits until these numbers have the expected values. They are written every 100 ms.
 fn expect(folder: &Path, expected: &[(&str, u64)]) {
     let start = Instant::now();
     loop {
@@ -95,7 +95,7 @@ fn what_is_sent_written_and_read_is_counted_where_everyone_can_read_it() {
         // The same number of bytes each way.
         pair.read_both_ways(5000, i);
     }
-    // Failures are requests too.
+    // Failed requests are counted, too.
     let remote = pair.side.memory.remote();
     for request in ["write", "read"] {
         pair.peer.ask(&format!("{request} id=1 at=0 len=8 to={} rkey={}", remote.addr, remote.rkey ^ 0xffff));
@@ -121,7 +121,7 @@ fn what_is_sent_written_and_read_is_counted_where_everyone_can_read_it() {
     );
     let counters = read(&port);
     assert_eq!(counters.keys().collect::<Vec<_>>(), PORT_NAMES);
-    // Headers come on top of what programs send.
+    // The counters of bytes include headers.
     assert!(counters["tx_bytes"] > 116_000 && counters["rx_bytes"] > 142_000, "{counters:?}");
     assert!(counters["tx_pkts"] > 18 && counters["rx_pkts"] > 14, "{counters:?}");
     let idle = read(&class.join("rdmap80s0/ports/1/hw_counters"));
@@ -131,7 +131,7 @@ fn what_is_sent_written_and_read_is_counted_where_everyone_can_read_it() {
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn commands_are_counted_and_those_that_fail_by_their_kind() {
-    // All objects for one program: it is the device that refuses one more.
+    // The quota allows all objects, so the device itself refuses one more.
     let node = EfaRun::new(&["--verbose", "--quota", "objects=100"]);
     let mut pair = Pair::new(&node, "soft:udp=127.0.0.1:0", "sq=64 rq=64");
     let folder = pair.peer.sysfs().join("class/infiniband/rdmap79s0/hw_counters");
@@ -144,7 +144,7 @@ fn commands_are_counted_and_those_that_fail_by_their_kind() {
     // handle.
     assert!(before["submitted_cmds"] >= 8, "{before:?}");
     pair.peer.create_memory(4096);
-    // No more than there can be.
+    // As many as the device has.
     let full = pair.peer.ask("room");
     let room = |kind: &str| {
         let mut words = full.split(' ').skip_while(|word| *word != kind);

@@ -1,11 +1,11 @@
-//! What ibverbs-utils say of software devices.
+//! Tests of software devices with the programs of ibverbs-utils.
 
 use efa_tests::vendor::EfaRun;
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// In `ibv_devinfo`'s report, the values of this field.
+/// Returns the values of this field in `ibv_devinfo`'s report.
 fn fields<'a>(report: &'a str, name: &str) -> Vec<&'a str> {
     let field = |line: &'a str| line.trim().strip_prefix(name)?.strip_prefix(':');
     report.lines().filter_map(field).map(str::trim).collect()
@@ -54,6 +54,6 @@ fn every_device_has_an_address_of_its_own() {
     let mut gids: Vec<_> = reports.iter().flat_map(|report| fields(report, "GID[  0]")).collect();
     gids.sort();
     gids.dedup();
-    // A node that has ended may have left its ports to the next one.
+    // Nodes that run after each other may have the same ports.
     assert!(gids.len() >= 2 && fields(&reports[0], "GID[  0]").len() == 2, "{reports:?}");
 }

@@ -1,4 +1,4 @@
-//! Completion queues, counters and registered memory that libefa is given from outside, by DMA-BUF or address.
+//! Tests of libefa with completion queues, counters and regions in external memory, given by DMA-BUF or by address.
 
 use crate::interop::{MEMORY, Pair};
 use efa_direct::{Gid, RdmaWrite, RemoteRegion, Status};
@@ -6,11 +6,11 @@ use efa_io::{Completion, Cqe32};
 use efa_tests::vendor::{EfaRun, Peer, skip};
 use std::time::{Duration, Instant};
 
-/// Bytes of a completion entry, and of pages.
+/// The sizes of a completion entry and of a page in bytes.
 const ENTRY: usize = 32;
 const PAGE: usize = 4096;
 
-/// A peer that has opened a device, and its buffer of so many bytes.
+/// Starts a peer that has opened a device and has a shared buffer of this many bytes.
 fn peer_with_buffer(len: usize, options: &str) -> (Peer, Gid) {
     let (mut peer, gid) = Peer::start(&EfaRun::new(&[]));
     peer.ask(&format!("buffer len={len} {options}"));
@@ -21,21 +21,21 @@ fn pair(peer: Peer, gid: Gid, memory: (u64, u32, u32)) -> Pair {
     Pair::of(peer, gid, memory, "soft:udp=127.0.0.1:0", "sq=64 rq=64")
 }
 
-/// Words of the peer's buffer.
+/// Returns words of the peer's shared buffer.
 fn word(peer: &mut Peer, at: usize) -> u64 {
     u64::from_le_bytes(peer.bytes(at, 8).try_into().expect("eight were asked for"))
 }
 
-/// A completion entry as it stands in memory.
+/// Returns a completion entry as it is in memory.
 fn decode(entry: &[u8]) -> Completion {
     let words = entry.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("words have eight bytes")));
     let words: Vec<_> = words.collect();
     Cqe32::from_words(words.try_into().expect("an entry has four words")).decode().expect("it is an entry")
 }
 
-/// Everything that goes over a completion queue which libefa polls in memory that it was given.
+/// Runs all kinds of traffic over a completion queue in external memory, which libefa polls.
 fn exchange_over_an_external_queue(options: &str) {
-    // So few that the ring wraps.
+    // Few entries, so that the ring wraps.
     let (entries, at) = (64, PAGE);
     let (mut peer, gid) = peer_with_buffer(4 * PAGE, options);
     peer.ask(&format!("cq entries={entries} external at={at} len={PAGE}"));
@@ -43,7 +43,7 @@ fn exchange_over_an_external_queue(options: &str) {
     let mut pair = pair(peer, gid, memory);
     pair.exchange_all(1);
     pair.exchange_all(5000);
-    // The last entries are in the file, next to each other, and nothing is beside the ring.
+    // The last entries are in the file next to each other, and the bytes around the ring are untouched.
     let ring = pair.peer.bytes(at, entries * ENTRY);
     for entry in ring.chunks_exact(ENTRY) {
         let completion = decode(entry);
@@ -60,7 +60,7 @@ fn a_completion_queue_in_a_dma_buf_is_polled_there() {
     exchange_over_an_external_queue("");
 }
 
-/// Whether this machine makes real DMA-BUFs.
+/// Returns `true` if this machine can create real DMA-BUFs.
 fn has_udmabuf() -> bool {
     let is_there = std::fs::File::options().read(true).write(true).open("/dev/udmabuf").is_ok();
     if !is_there {
@@ -96,10 +96,10 @@ fn completions_are_in_memory_that_libefa_cannot_see() {
     pair.close();
 }
 
-/// What the C library says of `EINVAL`.
+/// The C library's text for `EINVAL`.
 const EINVAL: &str = "Invalid argument";
 
-/// The peer is refused what this line asks for.
+/// Sends a line to the peer and asserts that it is refused.
 fn assert_refused(peer: &mut Peer, line: &str) {
     let error = peer.try_ask(line).expect_err(line);
     assert!(error.ends_with(EINVAL), "{line}: {error}");
@@ -119,7 +119,7 @@ fn memory_that_does_not_do_is_refused() {
         "counter external at=0 errors=9",
         "dmabuf at=0 len=8193 iova=0",
         "dmabuf at=8192 len=1 iova=0",
-        "dmabuf at=16 len=16 iova=32", // elsewhere in a page
+        "dmabuf at=16 len=16 iova=32", // another offset in the page
         "dmabuf at=0 len=0 iova=0",
     ] {
         assert_refused(&mut peer, line);
@@ -133,8 +133,8 @@ fn memory_that_does_not_do_is_refused() {
     assert_eq!(peer.ask("close"), "ok", "nothing was left of what was refused");
 }
 
-/// Messages, writes and reads from and to memory that was registered by its DMA-BUF, from the middle of a page on, and
-/// that is elsewhere for the device.
+/// Runs messages, writes and reads with memory that was registered by its DMA-BUF. It begins in the middle of a page,
+/// and its address for the device differs.
 fn exchange_in_a_dma_buf(options: &str) {
     let (len, at, iova) = (MEMORY + 2 * PAGE, 5000, 0x10_0000_0000 + 5000 % PAGE);
     let (mut peer, gid) = peer_with_buffer(len, options);
@@ -143,11 +143,11 @@ fn exchange_in_a_dma_buf(options: &str) {
     assert_eq!(memory.0, iova as u64);
     let mut pair = pair(peer, gid, memory);
     pair.exchange_all(1);
-    // Not a byte outside of what was registered.
+    // No byte outside the registered range has changed.
     let end = at + MEMORY;
     let around = [pair.peer.bytes(0, at), pair.peer.bytes(end, len - end)].concat();
     assert!(around.iter().all(|&byte| byte == 0), "the device wrote past the region");
-    // Nor may anyone: the first byte after it, and the one in front of it.
+    // Access to the first byte after the range and to the last one in front of it is refused.
     for addr in [memory.0 + MEMORY as u64 - 7, memory.0 - 1] {
         let beyond = RemoteRegion { addr, rkey: memory.2, len: 8 };
         let done = pair.post(|sq, peer, memory| {
@@ -184,7 +184,7 @@ fn completion_counters_count_in_memory_of_the_program() {
         peer.ask(&format!("counter external {by} at={COUNT} errors={ERRORS}"));
         let memory = peer.create_memory(MEMORY);
         let mut pair = pair(peer, gid, memory);
-        // In memory, and as the library reads it.
+        // The numbers in memory, and those that the library reads.
         let assert_count = |peer: &mut Peer, count: u64, errors: u64| {
             assert_eq!((word(peer, COUNT), word(peer, ERRORS)), (count, errors), "{by}");
             assert_eq!(peer.ask("count"), format!("count {count} {errors}"), "{by}");

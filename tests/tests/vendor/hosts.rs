@@ -1,5 +1,4 @@
-//! More than a program, a device, a host: several processes on a node, several devices of a process, nodes in network
-//! namespaces.
+//! Tests with several processes on a node, several devices of a process, and several hosts (network namespaces).
 
 use crate::interop::{MEMORY, PEER_QKEY, Pair, QKEY};
 use efa_direct::{CompletionKind, Endpoint, RdmaWrite, RemoteRegion};
@@ -10,8 +9,8 @@ use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Perftest's programs in a script, all at once: each with these words after its own. The script fails where one of
-/// them does.
+/// Returns a script that runs perftest's programs at the same time, each with these words at the end of its command
+/// line. The script fails if one of them fails.
 fn all_at_once(ports: &[u16], server: &str) -> String {
     let programs = ["ib_write_bw", "ib_read_bw", "ib_send_bw"];
     let starts = ports.iter().zip(programs.iter().cycle()).map(|(port, program)| {
@@ -34,7 +33,7 @@ fn processes_of_a_node_share_its_device_and_do_not_meet() {
     assert_eq!(rows, ports.len(), "{report}");
 }
 
-/// One of a peer's open devices, and the device here that it talks to.
+/// One of a peer's open devices, with the device of this process that it communicates with.
 struct Rail {
     side: Side,
     /// The peer's memory.
@@ -42,11 +41,11 @@ struct Rail {
     qpn: u16,
 }
 
-/// Bytes of a message.
+/// The length of a message in bytes.
 const LEN: usize = 20_000;
 
 impl Rail {
-    /// The peer's `index`th, on the device of this name.
+    /// Creates the peer's rail with this index, on the device of this name.
     fn new(peer: &mut Peer, index: usize, name: &str) -> Self {
         peer.ask(&format!("use {index}"));
         let gid = peer.open(name);
@@ -60,7 +59,8 @@ impl Rail {
         Self { side, remote: RemoteRegion { addr, rkey, len: MEMORY as u64 }, qpn }
     }
 
-    /// Posts a write with immediate at either end: the peer's to the front of our memory, ours to the middle of theirs.
+    /// Posts a write with immediate at both ends: the peer's to the beginning of our memory, ours to the middle of the
+    /// peer's.
     fn post(&mut self, peer: &mut Peer, seed: u64) {
         let there = self.side.memory.remote();
         let inbox = self.side.memory.slice(..0).unwrap();
@@ -78,7 +78,7 @@ impl Rail {
         self.side.sq.ring();
     }
 
-    /// Both have completed, on this rail and no other.
+    /// Asserts that both writes complete on this rail.
     fn check(&mut self, peer: &mut Peer, seed: u64) {
         for _ in 0..2 {
             let wc = peer.poll();
@@ -94,7 +94,7 @@ impl Rail {
     }
 }
 
-/// One process that uses all of these devices at once.
+/// Runs one process that uses all of these devices at the same time.
 fn talk_on(devices: &str, names: &[&str]) {
     let mut peer = Peer::spawn(&mut EfaRun::new(&["--devices", devices]).script("loaded \"$PEER\""));
     let open = |(index, name): (usize, &&str)| Rail::new(&mut peer, index, name);
@@ -128,8 +128,8 @@ fn a_process_opens_a_device_twice_and_talks_on_both() {
     talk_on("2", &["rdmap80s0", "rdmap80s0", "rdmap79s0"]);
 }
 
-/// Two hosts: this script's own network namespace, where it is 10.77.0.1, and another, which `far` enters and which is
-/// 10.77.0.2. They go when it ends.
+/// The beginning of a script with two hosts: the script's own network namespace (10.77.0.1), and another one
+/// (10.77.0.2), which `far` enters. Both disappear when the script ends.
 const TWO_HOSTS: &str = r#"set -e
 unshare --net sleep 100 & other=$!
 while [ "$(readlink /proc/$other/ns/net)" = "$(readlink /proc/$$/ns/net)" ]; do sleep 0.01; done
@@ -141,7 +141,7 @@ far ip addr add 10.77.0.2/24 dev efa-far
 far ip link set efa-far up
 "#;
 
-/// Runs a script in namespaces of its own.
+/// Runs a script in its own namespaces.
 fn in_namespaces(script: &str) -> Process {
     let mut unshare = Command::new("unshare");
     unshare.args(["--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"]);

@@ -1,35 +1,35 @@
-//! A C program on libefa at one end of the wire, `efa_direct` at the other.
+//! Tests with a C program on libefa at one end of the wire and `efa_direct` at the other.
 
 use efa_direct::*;
 use efa_tests::Side;
 use efa_tests::vendor::{EfaRun, Peer, QueuePairInfo, WorkCompletion, pattern};
 use std::time::Duration;
 
-/// Of `enum ibv_wc_opcode`.
+/// Values of `enum ibv_wc_opcode`.
 const RECV: u32 = 128;
 const RECV_RDMA_WITH_IMM: u32 = 129;
 
 pub(crate) const QKEY: u32 = 0x1234_5678;
 pub(crate) const PEER_QKEY: u32 = 0x7654_3210;
-/// Bytes of memory at the peer.
+/// The size of the peer's memory in bytes.
 pub(crate) const MEMORY: usize = 1 << 20;
-/// Where `efa_direct`'s side puts what it receives; what it sends stands in front.
+/// The offset at which this side receives. The memory in front of it is for sending.
 const INBOX: u64 = 512 << 10;
 
-/// The two, which have met.
+/// The peer and this side, which know each other.
 pub(crate) struct Pair {
     pub(crate) peer: Peer,
     pub(crate) queue: QueuePairInfo,
-    /// The peer's memory: address, local key, remote key.
+    /// The peer's memory: its address, local key and remote key.
     pub(crate) memory: (u64, u32, u32),
-    /// The address handle that the peer has for this side.
+    /// The number of the peer's address handle for this side.
     pub(crate) ah: u16,
     pub(crate) side: Side,
 }
 
 impl Pair {
-    /// A peer on this node and a device of this name. The options are those of the peer's queue pair, and `channel` for
-    /// a completion channel or `counter` for a completion counter.
+    /// Creates a peer under this `efa run`, and this side on a device of this name. The options are those of the peer's
+    /// queue pair, and `channel` for a completion channel or `counter` for a completion counter.
     pub(crate) fn new(node: &EfaRun, device: &str, options: &str) -> Self {
         Self::prepared(node, device, options, |peer| {
             peer.ask(if options.contains("channel") { "cq entries=256 channel" } else { "cq entries=256" });
@@ -40,7 +40,7 @@ impl Pair {
         })
     }
 
-    /// The same where `prepare` gives the peer a completion queue and memory.
+    /// Creates both sides. `prepare` creates the peer's completion queue and memory.
     pub(crate) fn prepared(
         node: &EfaRun,
         device: &str,
@@ -52,7 +52,7 @@ impl Pair {
         Self::of(peer, gid, memory, device, options)
     }
 
-    /// With a peer that has opened a device of this address, and has all but a queue pair.
+    /// Creates both sides with a peer that has opened the device with this GID and has everything but a queue pair.
     pub(crate) fn of(mut peer: Peer, gid: Gid, memory: (u64, u32, u32), device: &str, options: &str) -> Self {
         let mut side = Self::side(device, options);
         let queue = peer.create_qp(&format!("{options} qkey={PEER_QKEY}"));
@@ -61,7 +61,7 @@ impl Pair {
         Self { peer, queue, memory, ah, side }
     }
 
-    /// This side, for a peer whose queue pair has these options.
+    /// Creates this side, for a peer whose queue pair has these options.
     pub(crate) fn side(device: &str, options: &str) -> Side {
         let config = QpConfig::new(64, 64);
         let config = if options.contains("ud ") { config.unreliable() } else { config };
@@ -69,18 +69,18 @@ impl Pair {
         Side::new(Device::open(device).unwrap(), QKEY, CqConfig::new(512), config, |_| ())
     }
 
-    /// On a good network.
+    /// Creates both sides on a good network.
     pub(crate) fn good(options: &str) -> Self {
         Self::new(&EfaRun::new(&[]), "soft:udp=127.0.0.1:0", options)
     }
 
-    /// On one that loses a tenth of all packets in either direction, and has them overtake each other.
+    /// Creates both sides on a network that loses a tenth of all packets in both directions and reorders them.
     fn bad(options: &str) -> Self {
         let node = EfaRun::new(&["--soft", "loss=0.1,jitter=500us,seed=5"]);
         Self::new(&node, "soft:udp=127.0.0.1:0,loss=0.1,jitter=500us,seed=6", options)
     }
 
-    /// The peer's memory, as this side writes to it.
+    /// Returns the peer's memory as the target of this side's requests.
     pub(crate) fn remote(&self) -> RemoteRegion {
         RemoteRegion { addr: self.memory.0, rkey: self.memory.2, len: MEMORY as u64 }
     }
@@ -103,7 +103,7 @@ impl Pair {
         cq.wait(Duration::from_secs(30)).expect("the request completes")
     }
 
-    /// What this side received next.
+    /// Returns what this side receives next.
     pub(crate) fn received(&mut self) -> Received {
         let completion = self.side.cq.wait(Duration::from_secs(30)).expect("a message arrives");
         assert!(completion.status.is_ok(), "{completion:?}");
@@ -113,7 +113,7 @@ impl Pair {
         }
     }
 
-    /// The peer's next completion, which is that of this request.
+    /// Returns the peer's next completion and asserts that it belongs to this request.
     pub(crate) fn peer_done(&mut self, wr_id: u64) {
         let wc = self.peer.poll();
         assert_eq!((wc.wr_id, wc.status, wc.qp_num), (wr_id, 0, self.queue.qpn), "{wc:?}");
@@ -132,12 +132,12 @@ impl Pair {
         assert_eq!(self.peer.ask(&format!("check at={at} len={len} seed={seed}")), "match", "{len} bytes of {seed}");
     }
 
-    /// One message from the peer: its length, and its immediate.
+    /// Sends a message of this length and with this immediate from the peer to this side.
     pub(crate) fn send_from_peer(&mut self, len: usize, imm: Option<u32>, how: &str, seed: u64) {
         self.post_recv(seed);
         self.peer.ask(&format!("fill at=100 len={len} seed={seed}"));
         let imm_word = imm.map(|imm| format!("imm={imm}")).unwrap_or_default();
-        // Two pieces one after the other are one message.
+        // Two buffers next to each other make one message.
         let (head, tail) = (len / 3, len - len / 3);
         let place = match how.contains("inline") {
             true => format!("at=100 len={len}"),
@@ -150,7 +150,7 @@ impl Pair {
         self.peer_done(seed);
     }
 
-    /// One message to the peer.
+    /// Sends a message from this side to the peer.
     pub(crate) fn send_to_peer(&mut self, len: usize, imm: Option<u32>, inline: bool, seed: u64) {
         let at = 256 << 10;
         self.peer.ask(&format!("recv id={seed} at={at} len=5 at2={} len2=9000", at + 5));
@@ -182,7 +182,7 @@ impl Pair {
         self.assert_there(at, len, seed);
     }
 
-    /// A write of the peer into this side's memory.
+    /// Writes from the peer into this side's memory.
     pub(crate) fn write_from_peer(&mut self, len: usize, imm: Option<u32>, how: &str, seed: u64) {
         if imm.is_some() {
             self.post_recv(seed);
@@ -200,7 +200,7 @@ impl Pair {
         self.assert_here(0, len, seed);
     }
 
-    /// A write of this side into the peer's memory.
+    /// Writes from this side into the peer's memory.
     pub(crate) fn write_to_peer(&mut self, len: usize, imm: Option<u32>, seed: u64) {
         if imm.is_some() {
             self.peer.ask(&format!("recv id={seed} at=0 len=0"));
@@ -224,7 +224,7 @@ impl Pair {
         self.assert_there(0, len, seed);
     }
 
-    /// Each side reads the other's memory.
+    /// Reads the other side's memory from both sides.
     pub(crate) fn read_both_ways(&mut self, len: usize, seed: u64) {
         self.fill(0, len, seed);
         let remote = self.side.memory.remote();
@@ -242,7 +242,7 @@ impl Pair {
         self.assert_here(0, len, seed + 1);
     }
 
-    /// Everything once, in sizes around the packet's.
+    /// Runs every operation once, in sizes around that of a packet.
     pub(crate) fn exchange_all(&mut self, seed: u64) {
         for (i, len) in [0, 1, 33, 4096, 8192].into_iter().enumerate() {
             let seed = seed + 10 * i as u64;
@@ -262,7 +262,7 @@ impl Pair {
         }
     }
 
-    /// The peer takes everything down, each part without an error.
+    /// Makes the peer destroy all its objects, and asserts that each is destroyed without an error.
     pub(crate) fn close(mut self) {
         assert_eq!(self.peer.ask("close"), "ok");
     }
@@ -379,7 +379,7 @@ fn failures_have_the_status_that_the_hardware_gives_them() {
     let mut pair = Pair::good("sq=64 rq=64");
     let here = pair.side.endpoint;
     let remote = pair.side.memory.remote();
-    // A key that is none, at either end.
+    // An invalid key, at both ends.
     pair.peer.ask(&format!("write id=1 at=0 len=8 to={} rkey={}", remote.addr, remote.rkey ^ 0xffff));
     assert_eq!(pair.peer.poll_plain().vendor_err, 7);
     let wrong = RemoteRegion { rkey: pair.memory.2 ^ 0xffff, ..pair.remote() }.slice(..8).unwrap();
@@ -394,7 +394,7 @@ fn failures_have_the_status_that_the_hardware_gives_them() {
     assert_eq!(done.status, Status::RemoteBadLength);
     let wc = pair.peer.poll();
     assert_eq!((wc.wr_id, wc.vendor_err), (2, 6), "bad length: {wc:?}");
-    // A queue pair that is none.
+    // A queue pair that does not exist.
     pair.peer.meet(&Endpoint { qpn: here.qpn ^ 0xff, ..here });
     pair.peer.ask("send id=3 at=0 len=8");
     let wc = pair.peer.poll();

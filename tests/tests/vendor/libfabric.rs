@@ -1,12 +1,12 @@
-//! libfabric's EFA provider: its two fabrics, with fi_info and fi_pingpong.
+//! Tests of libfabric's EFA provider with fi_info and fi_pingpong, on both of its fabrics.
 
 use efa_tests::vendor::{EfaRun, free_port};
 use std::time::Duration;
 
-/// Runs fi_pingpong on two nodes and gives the sizes that the client reports.
+/// Runs fi_pingpong on two nodes and returns the sizes that the client reports.
 fn pingpong(node: &EfaRun, args: &[&str]) -> Vec<String> {
     let port = free_port().to_string();
-    // -c: compare what arrives with what was sent.
+    // -c: compare the data that arrives with the data that was sent.
     let args = [&["-p", "efa", "-c"], args].concat();
     let mut server = node.start("fi_pingpong", &[&args[..], &["-B", &port]].concat());
     server.wait_until_listening(port.parse().expect("it is a port"));
@@ -14,7 +14,7 @@ fn pingpong(node: &EfaRun, args: &[&str]) -> Vec<String> {
     let most = Duration::from_secs(60);
     let report = client.finish(most);
     server.finish(most);
-    // A heading, then a line for each size.
+    // The output is a heading, then a line for each size.
     let sizes: Vec<_> =
         report.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(String::from).collect();
     assert!(!sizes.is_empty(), "fi_pingpong reports nothing: {report}");
@@ -42,7 +42,7 @@ fn pingpong_over_the_efa_fabric() {
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn pingpong_over_the_efa_direct_fabric() {
-    // One message is one packet there.
+    // On this fabric, a message is one packet.
     for size in ["64", "4096", "8192"] {
         pingpong(&EfaRun::new(&[]), &["-f", "efa-direct", "-e", "rdm", "-S", size, "-I", "100"]);
     }

@@ -1,15 +1,15 @@
-//! perftest over SRD: two processes on two nodes, a report on either side.
+//! Tests with perftest over SRD: two processes on two nodes, each with a report.
 
 use efa_tests::vendor::{EfaRun, free_port};
 use std::time::Duration;
 
-/// A line of a report: bytes, iterations, then what was measured.
+/// A line of a report: bytes, iterations, then the measured values.
 type Row = Vec<f64>;
 
-/// Runs one of perftest's programs on two nodes and gives what the client reports.
+/// Runs one of perftest's programs on two nodes and returns the client's report.
 fn measure(node: &EfaRun, program: &str, args: &[&str]) -> Vec<Row> {
     let port = free_port().to_string();
-    // A GID, since the link layer does not say so; and no complaint about clocks of processors that vary.
+    // -x: use a GID, which perftest does not choose by itself here. -F: ignore that the processor's clock varies.
     let args = [&["-c", "SRD", "-x", "0", "-F", "-p", &port], args].concat();
     let mut server = node.start(program, &args);
     server.wait_until_listening(port.parse().expect("it is a port"));
@@ -28,7 +28,7 @@ fn check_bw(rows: &[Row], sizes: &[u64], iterations: u64) {
     assert_eq!(rows.iter().map(|row| row[0] as u64).collect::<Vec<_>>(), sizes, "{rows:?}");
     for row in rows {
         assert_eq!(row[1] as u64, iterations, "{row:?}");
-        // Few small messages may come to 0.00 MB/s.
+        // A few small messages may be reported as 0.00 MB/s.
         assert!(row[4] > 0.0 && row[3] < 100_000.0, "a rate that cannot be: {row:?}");
     }
 }
@@ -41,7 +41,7 @@ fn check_lat(rows: &[Row], size: u64, iterations: u64) {
     assert!(least > 0.0 && least <= typical && typical <= most, "{row:?}");
 }
 
-/// Sizes of `-a`: powers of two up to this one.
+/// Returns the sizes of `-a`: the powers of two up to this one.
 fn all_sizes(most: u64) -> Vec<u64> {
     (1..64).map(|log2| 1 << log2).take_while(|size| *size <= most).collect()
 }
@@ -54,7 +54,7 @@ fn sends_of_all_sizes_up_to_the_mtu() {
     for mode in [&["-a"][..], &["-a", "-b"]] {
         let rows = measure(&node, "ib_send_bw", &[mode, &["-n", "200"]].concat());
         assert!(rows.len() >= all.len(), "{rows:?}");
-        // A message of the whole MTU, which is no power of two, may follow.
+        // A message of one MTU, which is not a power of two, may follow.
         check_bw(&rows[..all.len()], &all, 200);
     }
 }
@@ -86,7 +86,7 @@ fn writes_and_reads_in_both_directions_at_once() {
 fn latency_of_sends_writes_and_reads() {
     let node = EfaRun::new(&[]);
     for program in ["ib_send_lat", "ib_write_lat", "ib_read_lat"] {
-        // Inline; one packet; and many, where there may be many.
+        // Inline, one packet, and many packets if the operation allows it.
         let large = if program == "ib_send_lat" { 8192 } else { 1 << 20 };
         for (size, iterations) in [(2, 200), (4096, 200), (large, 20)] {
             let args = ["-s", &size.to_string(), "-n", &iterations.to_string()];
@@ -95,7 +95,7 @@ fn latency_of_sends_writes_and_reads() {
     }
 }
 
-/// This perftest has small writes go inline and does not ask for a queue pair that can, which libefa then refuses.
+/// This perftest posts small writes inline without asking for a queue pair that supports it, so libefa refuses them.
 fn inline(program: &str) -> &'static [&'static str] {
     if program == "ib_write_lat" { &["-I", "0"] } else { &[] }
 }
@@ -110,7 +110,7 @@ fn several_queue_pairs_several_requests_a_doorbell_and_events_instead_of_polling
         let rows = measure(&node, program, &["-q", "4", "-s", "4096", "-n", "200"]);
         check_bw(&rows, &[4096], 800);
     }
-    // Sends alone can do that, says perftest.
+    // Perftest supports this for sends only.
     let rows = measure(&node, "ib_send_bw", &["-e", "-s", "4096", "-n", "200"]);
     check_bw(&rows, &[4096], 200);
 }
@@ -137,7 +137,7 @@ fn devices_of_every_generation_do_what_theirs_did() {
     for profile in ["p4d", "p5", "p5en", "p6-b200"] {
         let node = EfaRun::new(&["--soft", &format!("profile={profile}")]);
         for program in ["ib_send_bw", "ib_read_bw", "ib_write_bw"] {
-            // The oldest has no RDMA write; perftest would say so, and end.
+            // The oldest device has no RDMA write, and perftest would end with an error.
             if (profile, program) != ("p4d", "ib_write_bw") {
                 let rows = measure(&node, program, &["-q", "2", "-s", "4096", "-n", "100"]);
                 check_bw(&rows, &[4096], 200);

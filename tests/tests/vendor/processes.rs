@@ -1,4 +1,4 @@
-//! Programs that fork, programs that are killed, and nodes that are.
+//! Tests with programs that fork, programs that are killed, and nodes that are killed.
 
 use crate::interop::{MEMORY, Pair};
 use efa_direct::{RdmaWrite, Status};
@@ -9,17 +9,17 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How long a device tries to reach a peer, and some more for a machine that is busy.
+/// The time for which a device tries to reach a peer, plus some time for a busy machine.
 const PEER_TIMEOUT: Duration = Duration::from_secs(5 + 5);
 const UDP: &str = "soft:udp=127.0.0.1:0";
 const OPTIONS: &str = "sq=64 rq=64";
 
-/// A peer that has not opened a device yet.
+/// Starts a peer that has not opened a device yet.
 fn program(node: &EfaRun) -> Peer {
     Peer::spawn(&mut node.script("loaded \"$PEER\""))
 }
 
-/// Opens the first device and talks to a device here.
+/// Makes the peer open its first device and exchange messages with a device of this process.
 fn introduce(mut peer: Peer) -> Pair {
     let gid = peer.open("");
     peer.ask("cq entries=256");
@@ -39,7 +39,7 @@ fn a_program_goes_on_while_children_come_and_go() {
         for round in 0..3 {
             assert_eq!(pair.peer.ask("system true"), "exited 0");
             assert_eq!(pair.peer.ask("fork"), "forked");
-            // Pages that both processes have are the parent's for the device.
+            // The device accesses the parent's pages, not the child's copies.
             pair.fill(0, 100_000, round);
             let there = pair.remote().slice(..100_000).unwrap();
             let done = pair.post(|sq, peer, memory| {
@@ -95,12 +95,12 @@ fn a_child_that_is_killed_takes_its_own_objects_with_it_and_no_others() {
     parent.close();
 }
 
-/// The command line of perftest's `ib_write_bw` in a script, with traffic for longer than any test.
+/// Returns the command line of perftest's `ib_write_bw` in a script, with traffic for longer than any test.
 fn endless_writes(port: u16) -> String {
     format!("loaded \"$BIN/ib_write_bw\" -c SRD -x 0 -F -s 65536 -D 100 -p {port}")
 }
 
-/// A node whose program is killed by SIGKILL when it is told a line, and which then runs a peer.
+/// Starts a node whose program is killed by SIGKILL after a line was sent, and which then runs a peer.
 fn victim(writes: &str) -> Peer {
     let node = EfaRun::new(&["--verbose"]);
     Peer::spawn(&mut node.script(&format!(
@@ -110,7 +110,7 @@ fn victim(writes: &str) -> Peer {
     )))
 }
 
-/// Waits until a port's counter has reached this.
+/// Waits until a port's counter has reached this value.
 fn wait_until_counted(sysfs: &Path, name: &str, least: u64) {
     let file = sysfs.join("class/infiniband/rdmap79s0/ports/1/hw_counters").join(name);
     let start = Instant::now();
@@ -120,7 +120,7 @@ fn wait_until_counted(sysfs: &Path, name: &str, least: u64) {
     }
 }
 
-/// Waits until some process listens at this TCP port.
+/// Waits until a process listens at this TCP port.
 fn wait_until_listening(port: u16) {
     let start = Instant::now();
     while !is_listening(port) {
@@ -133,7 +133,7 @@ fn survivor(writes: &str) -> Process {
     Process::start(&mut EfaRun::new(&[]).script(writes), "the other side")
 }
 
-/// The next program on the node of one that was killed finds everything free, and talks.
+/// Asserts that the next program on the node of a killed one finds all objects free, and that its traffic works.
 fn assert_as_new(peer: Peer) {
     let mut pair = introduce(peer);
     let mut fresh = introduce(program(&EfaRun::new(&[])));
@@ -172,7 +172,7 @@ fn a_client_that_is_killed_leaves_its_node_as_new() {
 #[test]
 #[ignore = "needs `cargo xtask vendor`"]
 fn requests_to_a_node_that_is_killed_fail_in_time() {
-    // Ours, to a peer on libefa.
+    // Our requests to a peer on libefa.
     let mut pair = introduce(program(&EfaRun::new(&[])));
     pair.write_to_peer(8, None, 1);
     pair.peer.kill_node();
@@ -185,7 +185,7 @@ fn requests_to_a_node_that_is_killed_fail_in_time() {
     assert_eq!(done.status, Status::UnresponsiveRemote);
     assert!(start.elapsed() < PEER_TIMEOUT, "{:?}", start.elapsed());
 
-    // libefa's, in the midst of traffic.
+    // libefa's requests, in the middle of traffic.
     let port = free_port();
     let server = survivor(&endless_writes(port));
     wait_until_listening(port);
@@ -219,7 +219,7 @@ fn the_folder_of_a_node_that_is_killed_goes_with_the_next_node() {
         assert!(began.elapsed() < Duration::from_secs(10), "nodes have folders");
         sleep(Duration::from_millis(10));
     }
-    // They are locked a moment after they are made.
+    // The folders are locked a moment after they are created.
     sleep(Duration::from_millis(200));
     killed.kill();
     assert_eq!(nodes(), 2, "nobody has tidied up yet");

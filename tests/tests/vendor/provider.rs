@@ -1,11 +1,11 @@
-//! Our own tests and demo once more, with `efa_direct` on libefa's objects instead of the software device's.
+//! Our own tests and demo again, with `efa_direct` on libefa's objects instead of a software device's.
 
 use efa_tests::DEVICES;
 use efa_tests::vendor::{EfaRun, Process, Vendor, efa, free_port, test_executable};
 use std::process::Command;
 use std::time::Duration;
 
-/// These do something to the network, or stop time in the right moment.
+/// Tests to leave out: they change the network, or stop simulated time.
 const SIMULATED: &[&str] = &[
     "a_completion_queue_whose_events_cannot_be_had_leaves_nothing_behind",
     "a_damaged_packet_is_never_delivered",
@@ -16,10 +16,10 @@ const SIMULATED: &[&str] = &[
     "packets_that_are_silently_dropped_show_in_the_counters_of_one_side_only",
     "what_was_under_way_to_a_peer_that_restarts_is_aborted_and_what_follows_works",
 ];
-/// These are about devices that lack something.
+/// Tests to leave out: they are about devices that lack a feature.
 const CONFIGURED: &[&str] =
     &["an_operation_that_the_device_lacks_is_refused_when_posted", "wide_wqes_need_a_device_that_has_them"];
-/// These count on completion queues of 32 entries; libefa's are made in pages, of 128.
+/// Tests to leave out: they need completion queues of 32 entries, and libefa's have at least 128, a page.
 const SMALL: &[&str] = &[
     "rings_that_a_completion_queue_cannot_hold_are_not_created",
     "the_share_of_a_queue_pair_that_is_gone_is_free_once_its_completions_were_polled",
@@ -53,8 +53,8 @@ fn completion_queues_counters_and_regions_are_in_memory_of_others_on_libefa() {
     ours("external_memory", &[]);
 }
 
-/// EfaRun 1 of `efa demo` on the first device and node 0 on the second, which writes: each a program, on a node of its
-/// own where its device is libefa's.
+/// Runs node 1 of `efa demo` on the first device and node 0, which writes, on the second. Each is a program; if its
+/// device is libefa's, it runs under its own `efa run`.
 fn demo(devices: [&str; 2]) {
     let port = free_port();
     let there = format!("127.0.0.1:{port}");

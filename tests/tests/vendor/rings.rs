@@ -1,4 +1,4 @@
-//! What libefa writes into a send ring, beside what this project would write.
+//! A comparison of the WQEs that libefa writes into a send ring with those that this project encodes.
 
 use crate::interop::Pair;
 use efa_io::op::{Bufs, Operation};
@@ -8,10 +8,10 @@ use efa_io::{
 };
 use efa_tests::vendor::{EfaRun, QueuePairInfo, pattern};
 
-/// A request as the peer is told of it, and its WQE as we build it, without request id and phase.
+/// A request: the line for the peer, and the WQE that this project encodes, without request id and phase.
 type Case<const W: usize> = (String, Wqe<W>);
 
-/// What requests are made of: where they go, and memory on either side.
+/// The destination of requests, and the memory on both sides.
 struct Places {
     dest: Destination,
     local: LocalBuf,
@@ -19,7 +19,7 @@ struct Places {
 }
 
 impl Places {
-    /// So many bytes of the local memory, from `offset` on.
+    /// Returns this many bytes of the local memory, beginning at `offset`.
     fn at(&self, offset: u64, length: u32) -> LocalBuf {
         LocalBuf { addr: self.local.addr + offset, length, ..self.local }
     }
@@ -31,7 +31,7 @@ impl Places {
         op.encode(&Limits::of_queue(8192, 1 << 30), self.dest).expect("the request is within the limits")
     }
 
-    /// Every operation in every form that either size of WQE has.
+    /// Returns every operation in every form that both WQE sizes have.
     fn cases<const W: usize>(&self) -> Result<Vec<Case<W>>, EncodeError>
     where
         Wqe<W>: SendWqe,
@@ -56,12 +56,12 @@ impl Places {
             (format!("send at=0 len={full} inline plain imm=9"), inline(full, Some(9))),
             (format!("write at=16 len=4000 {to}"), write(self.at(16, 4000), None)),
             (format!("write at=0 len=1 {to} imm=0x80000001"), write(self.at(0, 1), Some(0x8000_0001))),
-            // Not to where the other requests have their bytes from.
+            // To other memory than that from which the other requests take their bytes.
             (format!("read at=8192 len=4096 {to}"), read(self.at(8192, 4096))),
         ])
     }
 
-    /// What 128-byte WQEs alone have.
+    /// Returns the operations that only 128-byte WQEs have.
     fn wide_cases(&self) -> Vec<Case<16>> {
         let data = pattern(1, 80);
         let write = |len: usize, imm| {
@@ -75,7 +75,7 @@ impl Places {
     }
 }
 
-/// A peer on libefa and a device like this, whose requests come here, and what they are made of.
+/// Starts a peer on libefa with such a device. Returns it with the destination and memory of its requests.
 fn set_up(device: &str, options: &str) -> (Pair, QueuePairInfo, Places) {
     let mut pair = Pair::new(&EfaRun::new(&["--soft", device]), "soft:udp=127.0.0.1:0", options);
     pair.peer.ask("fill at=0 len=4096 seed=1");
@@ -91,8 +91,8 @@ fn set_up(device: &str, options: &str) -> (Pair, QueuePairInfo, Places) {
     (pair, queue, places)
 }
 
-/// Has the peer post the cases again and again, for three laps and a bit, with ids from `first_id` on, and compares
-/// what stands in its ring. Gives the request ids that the library chose; all else in a WQE is given.
+/// Makes the peer post the cases repeatedly, for more than three laps, with ids from `first_id` on, and compares the
+/// entries of its ring. Returns the request ids that the library chose; all other fields are known.
 fn compare<const W: usize>(mut pair: Pair, queue: QueuePairInfo, cases: &[Case<W>], first_id: u64) -> Vec<u64>
 where
     Wqe<W>: SendWqe,
@@ -143,7 +143,7 @@ fn wqes_of_128_bytes_are_equal_on_every_lap() {
 fn wqes_with_64_bits_of_request_id_are_equal() {
     let (pair, queue, places) = set_up("reqid64=on", "sq=32 rq=32 hints");
     let cases = places.cases::<8>().expect("two buffers are not too many");
-    // Such an id is the program's own.
+    // A 64-bit id is the program's own.
     let first_id = 0xfedc_ba98_7654_3210;
     let ids = compare(pair, queue, &cases, first_id);
     assert!(ids.iter().zip(first_id..).all(|(id, expected)| *id == expected), "{ids:x?}");
