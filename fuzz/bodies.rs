@@ -1,6 +1,7 @@
-//! What must hold of the decoders of `efa-io` whatever the bytes: one body per fuzz target.
+//! The properties of `efa-io`'s decoders that must hold for all bytes: one body for each fuzz target.
 //!
-//! The fuzz targets run these bodies on new inputs, and the test `corpora` of `efa-io` runs them on the inputs kept here.
+//! The fuzz targets run these bodies on new inputs, and the test `corpora` of `efa-io` runs them on the inputs kept
+//! here.
 
 #![allow(dead_code, reason = "a fuzz target runs one of the bodies")]
 
@@ -8,17 +9,17 @@ use efa_io::rx::RxBuf;
 use efa_io::*;
 use std::fmt::{Debug, Display};
 
-/// The 64-byte send WQE.
+/// Checks the 64-byte send WQE.
 pub(crate) fn wqe64(data: &[u8]) {
     decodes_or_names_a_field(Wqe64::from_words(words(data)));
 }
 
-/// The 128-byte send WQE.
+/// Checks the 128-byte send WQE.
 pub(crate) fn wqe128(data: &[u8]) {
     decodes_or_names_a_field(Wqe128::from_words(words(data)));
 }
 
-/// The receive descriptor. Each of its bits means something, so what decodes also encodes to the very same entry.
+/// Checks the receive descriptor. All its bits have a meaning, so a decoded value encodes to the same bytes.
 pub(crate) fn rx_desc(data: &[u8]) {
     let desc = RxDesc::from_words(words(data));
     decodes_or_names_a_field(desc);
@@ -27,24 +28,25 @@ pub(crate) fn rx_desc(data: &[u8]) {
     }
 }
 
-/// The 16-byte completion entry.
+/// Checks the 16-byte completion entry.
 pub(crate) fn cqe16(data: &[u8]) {
     decodes_or_names_a_field(Cqe16::from_words(words(data)));
 }
 
-/// The 32-byte completion entry.
+/// Checks the 32-byte completion entry.
 pub(crate) fn cqe32(data: &[u8]) {
     decodes_or_names_a_field(Cqe32::from_words(words(data)));
 }
 
-/// The words of an entry that starts with `data`: the rest is zero, and bytes beyond its end are left out.
+/// Returns the words of an entry that begins with `data`. The rest is zero, and bytes beyond the entry's end are left
+/// out.
 fn words<const W: usize>(data: &[u8]) -> [u64; W] {
     let byte = |at: usize| data.get(at).copied().unwrap_or(0);
     std::array::from_fn(|word| u64::from_le_bytes(std::array::from_fn(|i| byte(word * 8 + i))))
 }
 
-/// A value means the same after encoding it again, an error names a field of the entry with the value that stands there,
-/// and the dissection complains exactly when the decoder does.
+/// Checks three properties: a decoded value is the same after encoding and decoding it again, an error names a field of
+/// the entry with its value, and the dissection reports an error exactly if the decoder does.
 fn decodes_or_names_a_field<E: Entry>(entry: E) {
     let text = entry.to_string();
     match entry.decoded() {
@@ -64,7 +66,8 @@ fn decodes_or_names_a_field<E: Entry>(entry: E) {
     }
 }
 
-/// A field that a decoder checks, placed as the vendor's header places it: its first byte, its lowest bit in that byte, its width.
+/// A field that a decoder checks, at its place in the vendor's header: the first byte, the lowest bit in that byte, the
+/// width in bits.
 struct Checked {
     name: &'static str,
     byte: usize,
@@ -77,7 +80,7 @@ const fn at(name: &'static str, byte: usize, bit: u32, width: u32) -> Checked {
 }
 
 impl Checked {
-    /// The field's value in an entry's bytes, read without the help of the crate under test.
+    /// Returns the field's value in an entry's bytes, without using the crate under test.
     fn value(&self, entry: &[u8]) -> u64 {
         let from_first_byte = entry[self.byte..].iter().take(4).rev().fold(0, |value, &b| value << 8 | u64::from(b));
         from_first_byte >> self.bit & ((1 << self.width) - 1)
@@ -86,19 +89,19 @@ impl Checked {
 
 /// An entry with a checked decoder.
 trait Entry: Debug + Display {
-    /// What it decodes to.
+    /// The decoded value.
     type Value<'a>: Copy + Debug + PartialEq
     where
         Self: 'a;
 
-    /// The fields that can be wrong.
+    /// The fields that can be invalid.
     const CHECKED: &'static [Checked];
 
     fn bytes(&self) -> &[u8];
 
     fn decoded(&self) -> Result<Self::Value<'_>, DecodeError>;
 
-    /// The entry of a value, `None` where the format holds more than the encoder takes.
+    /// Encodes a value. Returns `None` if the format can hold values that the encoder refuses.
     fn encoded(value: &Self::Value<'_>) -> Option<Self>
     where
         Self: Sized;
@@ -154,7 +157,7 @@ where
         };
         let given = request.op.total_bytes();
         if given > u32::MAX.into() {
-            // Two buffers can hold more than a message may have.
+            // Two buffers can be longer than a message may be.
             assert_eq!(wqe, Err(EncodeError::MessageTooLong { op: OpCode::Send, given, max: u32::MAX }));
             return None;
         }

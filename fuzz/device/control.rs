@@ -1,7 +1,7 @@
-//! Whatever control calls come, in whichever order.
+//! Arbitrary control calls in any order.
 
+use super::harness::{Cq, Harness, LOCAL, OPEN, OWN, PEER, QKEY, READ_ONLY, REMOTE};
 use super::script::Script;
-use super::world::{Cq, LOCAL, OPEN, OWN, PEER, QKEY, READ_ONLY, REMOTE, World};
 use efa_memory::RingMemory;
 use efa_soft::wire::Packet;
 use efa_soft::*;
@@ -9,7 +9,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Bytes of the memory that counters are given, and what stands there beside them.
+/// The size in bytes of the memory for counters, and the value of all bytes beside them.
 const PAGE: usize = 4096;
 const CANARY: u64 = 0x5c5c_5c5c_5c5c_5c5c;
 
@@ -17,14 +17,14 @@ thread_local! {
     static PAGE_OF_COUNTERS: Arc<RingMemory> = RingMemory::zeroed(PAGE).expect("a page");
 }
 
-/// A counter: its number, and where its completions and its errors are.
+/// A counter: its number, and the places of its two numbers.
 struct Counter {
     id: u32,
     memory: Arc<RingMemory>,
     offsets: [usize; 2],
 }
 
-/// Objects of one kind: those that exist, as often as they were created, and all that ever did.
+/// Objects of one kind: those that exist, each as often as it was created, and all that have ever existed.
 struct Book<T> {
     live: Vec<T>,
     ever: Vec<u32>,
@@ -38,7 +38,7 @@ impl<T: Copy + PartialEq + Debug + Into<u64>> Book<T> {
         self.ever.push(object.into() as u32);
     }
 
-    /// Notes how destroying an object went; whether it is gone.
+    /// Notes the result of destroying an object. Returns `true` if the object is gone.
     fn destroyed(&mut self, object: T, outcome: Result<(), ControlError>) -> bool {
         let existed = self.live.iter().position(|live| *live == object);
         match outcome {
@@ -58,17 +58,17 @@ impl<T: Copy + PartialEq + Debug + Into<u64>> Book<T> {
     }
 }
 
-/// A world, and what its program believes to exist.
+/// A harness, and the objects that its program believes to exist.
 struct Program {
-    world: World,
+    harness: Harness,
     pds: Book<u32>,
     cqs: Book<u32>,
     qps: Book<u16>,
     regions: Book<u32>,
-    /// Handles by domain and number, in one number.
+    /// Address handles: domain and number combined in one number.
     ahs: Book<u64>,
     counters: Book<u32>,
-    /// Where each counter is.
+    /// The places of each counter.
     infos: Vec<Counter>,
     page: Arc<RingMemory>,
     kept: Vec<Packet<'static>>,
@@ -83,7 +83,7 @@ pub(crate) fn control(data: &[u8]) {
     let page = PAGE_OF_COUNTERS.with(Arc::clone);
     (0..PAGE).step_by(8).for_each(|at| page.store_word(at, CANARY));
     let mut program = Program {
-        world: World::new(DeviceConfig { loopback: has(0), sub_cqs, ..World::config() }),
+        harness: Harness::new(DeviceConfig { loopback: has(0), sub_cqs, ..Harness::config() }),
         pds: Book::EMPTY,
         cqs: Book::EMPTY,
         qps: Book::EMPTY,
@@ -94,7 +94,7 @@ pub(crate) fn control(data: &[u8]) {
         page,
         kept: vec![],
     };
-    let device = &mut program.world.device;
+    let device = &mut program.harness.device;
     program.pds.created(device.alloc_pd().expect("the first domain"));
     for place in [READ_ONLY, OPEN, LOCAL, REMOTE] {
         program.register(1, place);
@@ -104,35 +104,35 @@ pub(crate) fn control(data: &[u8]) {
     program.create_cq(CqAttributes { entries: 16, entry_size: CqeSize::Large, events: has(2) });
     if !has(3) {
         program.create_qp(&mut Script(&[]));
-        let _ = program.world.activate(program.world.qps[0].info.qpn);
+        let _ = program.harness.activate(program.harness.qps[0].info.qpn);
     }
     while !script.is_over() {
         program.step(&mut script);
-        program.world.now = program.world.now + Duration::from_micros(1);
+        program.harness.now = program.harness.now + Duration::from_micros(1);
     }
-    program.world.device.set_port(true);
+    program.harness.device.set_port(true);
     if has(4) {
-        program.world.settle();
+        program.harness.settle();
     }
-    program.world.check_memory(&program.writable());
+    program.harness.check_memory(&program.writable());
     program.destroy_everything();
     program.check_page();
-    // What is still under way finds nothing to write to any more.
+    // Outstanding requests find no memory to write to any more.
     for packet in &program.kept {
-        program.world.device.handle_packet(program.world.now, packet);
+        program.harness.device.handle_packet(program.harness.now, packet);
     }
-    program.world.settle();
-    program.world.check_memory(&[]);
+    program.harness.settle();
+    program.harness.check_memory(&[]);
 }
 
 impl Program {
     fn step(&mut self, script: &mut Script<'_>) {
-        let world = &mut self.world;
+        let harness = &mut self.harness;
         match script.below(32) {
-            0 => self.pds.ever.extend(world.device.alloc_pd().inspect(|&pd| self.pds.live.push(pd))),
+            0 => self.pds.ever.extend(harness.device.alloc_pd().inspect(|&pd| self.pds.live.push(pd))),
             1 => {
                 let pd = script.number(&self.pds.ever);
-                self.pds.destroyed(pd, world.device.dealloc_pd(pd));
+                self.pds.destroyed(pd, harness.device.dealloc_pd(pd));
             }
             2 => {
                 let entry_size = script.pick(&[CqeSize::Small, CqeSize::Large]);
@@ -141,8 +141,8 @@ impl Program {
             }
             3 => {
                 let cqn = script.number(&self.cqs.ever);
-                if self.cqs.destroyed(cqn, world.device.destroy_cq(cqn)) {
-                    world.cqs.retain(|cq| cq.info.cqn != cqn);
+                if self.cqs.destroyed(cqn, harness.device.destroy_cq(cqn)) {
+                    harness.cqs.retain(|cq| cq.info.cqn != cqn);
                 }
             }
             4 | 5 => self.create_qp(script),
@@ -155,13 +155,13 @@ impl Program {
                 let to = script.pick(&[Reset, Init, ReadyToReceive, ReadyToSend, Error]);
                 let qkey = script.pick(&[Some(QKEY), Some(0), None]);
                 let qpn = script.number(&self.qps.ever) as u16;
-                if world.device.modify_qp(qpn, to, qkey).is_ok() && to == Reset {
-                    world.qps.iter_mut().filter(|qp| qp.info.qpn == qpn).for_each(|qp| qp.was_reset());
+                if harness.device.modify_qp(qpn, to, qkey).is_ok() && to == Reset {
+                    harness.qps.iter_mut().filter(|qp| qp.info.qpn == qpn).for_each(|qp| qp.was_reset());
                 }
             }
             10 => {
-                if let Some(index) = world.some_qp(script) {
-                    let _ = world.activate(world.qps[index].info.qpn);
+                if let Some(index) = harness.some_qp(script) {
+                    let _ = harness.activate(harness.qps[index].info.qpn);
                 }
             }
             11 => {
@@ -184,32 +184,35 @@ impl Program {
             }
             16 => {
                 let retry = script.byte() % 9;
-                let _ = world.device.set_rnr_retry(script.number(&self.qps.ever) as u16, retry);
+                let _ = harness.device.set_rnr_retry(script.number(&self.qps.ever) as u16, retry);
             }
             17 => self.create_counter(script),
             18 => {
                 let (qpn, id) = (script.number(&self.qps.ever) as u16, script.number(&self.counters.ever));
-                let _ =
-                    world.device.attach_counter(qpn, id, CounterOps::from_bits(script.number(&[1, 2, 63, 0, 21, 42])));
+                let _ = harness.device.attach_counter(
+                    qpn,
+                    id,
+                    CounterOps::from_bits(script.number(&[1, 2, 63, 0, 21, 42])),
+                );
             }
             19 => self.change_counter(script),
             20 => {
                 let id = script.number(&self.counters.ever);
-                self.counters.destroyed(id, world.device.destroy_counter(id));
+                self.counters.destroyed(id, harness.device.destroy_counter(id));
             }
-            21 | 22 => world.post_send(script),
-            23 => world.post_receive(script),
-            24 | 25 => world.receive(script),
-            26..29 => world.transmit(script, &mut self.kept),
-            29 => world.arrive_late(script, &self.kept),
-            30 => world.pass(script),
-            _ => world.device.set_port(script.byte() & 1 == 0),
+            21 | 22 => harness.post_send(script),
+            23 => harness.post_receive(script),
+            24 | 25 => harness.receive(script),
+            26..29 => harness.transmit(script, &mut self.kept),
+            29 => harness.arrive_late(script, &self.kept),
+            30 => harness.pass(script),
+            _ => harness.device.set_port(script.byte() & 1 == 0),
         }
-        while self.world.device.poll_event().is_some() {}
+        while self.harness.device.poll_event().is_some() {}
     }
 
     fn create_cq(&mut self, config: CqAttributes) {
-        self.cqs.ever.extend(self.world.create_cq(config).inspect(|&cqn| self.cqs.live.push(cqn)));
+        self.cqs.ever.extend(self.harness.create_cq(config).inspect(|&cqn| self.cqs.live.push(cqn)));
     }
 
     fn create_qp(&mut self, script: &mut Script<'_>) {
@@ -228,49 +231,49 @@ impl Program {
             unsolicited_write_recv: traits & 0x20 != 0,
             rnr_retry: None,
         };
-        if let Ok(qpn) = self.world.create_qp(config) {
+        if let Ok(qpn) = self.harness.create_qp(config) {
             self.qps.created(qpn);
         }
     }
 
     fn destroy_qp(&mut self, qpn: u16) {
-        if self.qps.destroyed(qpn, self.world.device.destroy_qp(qpn)) {
-            self.world.qps.retain(|qp| qp.info.qpn != qpn);
+        if self.qps.destroyed(qpn, self.harness.device.destroy_qp(qpn)) {
+            self.harness.qps.retain(|qp| qp.info.qpn != qpn);
         }
     }
 
-    /// The places that may be written now: a region is registered there.
+    /// Returns the places that may be written now, because a region is registered there.
     fn writable(&self) -> Vec<usize> {
-        let place = |lkey: &u32| self.world.keys.iter().rfind(|keys| keys.lkey == *lkey).map(|keys| keys.place);
+        let place = |lkey: &u32| self.harness.keys.iter().rfind(|keys| keys.lkey == *lkey).map(|keys| keys.place);
         let live: Vec<_> = self.regions.live.iter().filter_map(place).collect();
         [OPEN, LOCAL, REMOTE].into_iter().filter(|place| live.contains(place)).collect()
     }
 
     fn register(&mut self, pd: u32, place: usize) {
-        self.world.check_memory(&self.writable());
-        if let Ok(keys) = self.world.register(pd, place) {
+        self.harness.check_memory(&self.writable());
+        if let Ok(keys) = self.harness.register(pd, place) {
             self.regions.created(keys.lkey);
         }
     }
 
-    /// Deregisters a region. What is written to it later is noticed.
+    /// Deregisters a region. A later write to it is noticed.
     fn deregister(&mut self, lkey: u32) {
         let before = self.writable();
-        if self.regions.destroyed(lkey, self.world.device.deregister(lkey)) {
+        if self.regions.destroyed(lkey, self.harness.device.deregister(lkey)) {
             let after = self.writable();
-            before.iter().filter(|place| !after.contains(place)).for_each(|&place| self.world.clear(place));
+            before.iter().filter(|place| !after.contains(place)).for_each(|&place| self.harness.clear(place));
         }
     }
 
     fn create_ah(&mut self, pd: u32, gid: Gid) {
-        if let Ok(number) = self.world.device.create_ah(pd, gid) {
-            self.world.ahs.push(number);
+        if let Ok(number) = self.harness.device.create_ah(pd, gid) {
+            self.harness.ahs.push(number);
             self.ahs.created(u64::from(pd) << 32 | u64::from(number));
         }
     }
 
     fn destroy_ah(&mut self, pd: u32, number: u16) {
-        let outcome = self.world.device.destroy_ah(pd, number);
+        let outcome = self.harness.device.destroy_ah(pd, number);
         self.ahs.destroyed(u64::from(pd) << 32 | u64::from(number), outcome);
     }
 
@@ -283,7 +286,7 @@ impl Program {
             (RingMemory::zeroed(PAGE).expect("a page"), [0, 64])
         };
         let [completions, errors] = offsets.map(|offset| CounterPlace::Shared(memory.clone(), offset));
-        if let Ok(id) = self.world.device.create_counter(completions, errors) {
+        if let Ok(id) = self.harness.device.create_counter(completions, errors) {
             self.counters.created(id);
             self.infos.push(Counter { id, memory, offsets });
         }
@@ -294,7 +297,7 @@ impl Program {
         let (id, choice) = (script.number(&self.counters.ever), script.byte());
         let value = script.pick(&[0, 1, COUNTER_MAX, COUNTER_MAX + 1, u64::MAX]);
         let which = if choice & 1 == 0 { CounterValue::Completions } else { CounterValue::Errors };
-        let device = &mut self.world.device;
+        let device = &mut self.harness.device;
         if choice & 2 != 0 {
             let _ = device.add_to_counter(id, which, value);
         } else if device.set_counter(id, which, value).is_ok() {
@@ -303,7 +306,7 @@ impl Program {
         }
     }
 
-    /// In the right order everything can be destroyed, and once.
+    /// Checks that all objects can be destroyed in the right order, once.
     fn destroy_everything(&mut self) {
         for qpn in self.qps.live.clone() {
             self.destroy_qp(qpn);
@@ -311,14 +314,14 @@ impl Program {
         for lkey in self.regions.live.clone() {
             self.deregister(lkey);
         }
-        let device = &mut self.world.device;
+        let device = &mut self.harness.device;
         for ah in self.ahs.live.clone() {
             self.ahs.destroyed(ah, device.destroy_ah((ah >> 32) as u32, ah as u16));
         }
         for id in self.counters.live.clone() {
             self.counters.destroyed(id, device.destroy_counter(id));
         }
-        self.world.cqs.iter().filter(|cq| cq.info.entries <= 16).for_each(Cq::check);
+        self.harness.cqs.iter().filter(|cq| cq.info.entries <= 16).for_each(Cq::check);
         for cqn in self.cqs.live.clone() {
             self.cqs.destroyed(cqn, device.destroy_cq(cqn));
         }
@@ -336,7 +339,7 @@ impl Program {
         assert_eq!(left, [0; 6], "queue pairs, regions, handles, counters, completion queues or domains are left");
     }
 
-    /// Counters have changed nothing beside their words.
+    /// Checks that counters have changed nothing beside their words.
     fn check_page(&self) {
         for info in self.infos.iter().filter(|info| !Arc::ptr_eq(&info.memory, &self.page)) {
             let words: Vec<_> = (0..PAGE).step_by(8).map(|at| info.memory.load_word(at)).collect();

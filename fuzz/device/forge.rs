@@ -1,7 +1,7 @@
-//! Packets as peers might send them, and as nobody should.
+//! Forged packets: valid ones of a peer, and invalid ones.
 
+use super::harness::{Harness, LOCAL, MTU, OWN, PEER, QKEY, REMOTE};
 use super::script::Script;
-use super::world::{LOCAL, MTU, OWN, PEER, QKEY, REMOTE, World};
 use efa_io::Status;
 use efa_soft::Gid;
 use efa_soft::wire::{Ack, Body, Data, Envelope, Hello, Lane, MessageHeader, Packet, WireOp};
@@ -16,12 +16,12 @@ const CHECKSUM: Range<usize> = 8..12;
 const KIND: usize = 5;
 const HELLO: u8 = 2;
 const HELLO_LEN: usize = 80;
-/// What forged packets carry.
+/// The payload of forged packets.
 const PAYLOAD: [u8; 4096] = [0x77; 4096];
-/// Most numbers of own messages that are remembered.
+/// The maximum number of the device's message numbers that are remembered.
 const REMEMBERED: usize = 64;
 
-/// Makes the checksum right.
+/// Corrects the checksum.
 fn seal(packet: &mut [u8]) {
     if packet.len() >= CHECKSUM.end {
         let mut hasher = crc32fast::Hasher::new();
@@ -31,7 +31,7 @@ fn seal(packet: &mut [u8]) {
     }
 }
 
-/// Changes some bytes of a packet, and mostly makes its checksum right again.
+/// Changes some bytes of a packet, and corrects its checksum most of the time.
 fn damage(script: &mut Script<'_>, packet: &mut Vec<u8>) {
     let choice = script.byte();
     for _ in 0..=choice % 3 {
@@ -48,7 +48,7 @@ fn damage(script: &mut Script<'_>, packet: &mut Vec<u8>) {
     }
 }
 
-/// Somebody who may send packets.
+/// A possible sender of packets.
 fn some_gid(script: &mut Script<'_>) -> Gid {
     match script.byte() {
         0..0xe0 => PEER,
@@ -60,7 +60,7 @@ fn some_gid(script: &mut Script<'_>) -> Gid {
 
 fn some_envelope(script: &mut Script<'_>) -> Envelope {
     let src = some_gid(script);
-    let known = World::config().incarnation_for(src);
+    let known = Harness::config().incarnation_for(src);
     match script.byte() {
         path @ 0..0xe0 => {
             let dst_incarnation = if path % 2 == 0 { 0 } else { known };
@@ -75,7 +75,7 @@ fn some_envelope(script: &mut Script<'_>) -> Envelope {
     }
 }
 
-impl World {
+impl Harness {
     fn some_header(&self, script: &mut Script<'_>, op: WireOp) -> MessageHeader {
         let target = self.some_target(script);
         let flags = script.byte();
@@ -98,7 +98,7 @@ impl World {
         assert!(Packet { envelope, body }.emit(&mut self.packet), "the payload is at hand");
     }
 
-    /// Part of a message.
+    /// Creates a packet with a part of a message.
     fn forge_data(&mut self, script: &mut Script<'_>) {
         use WireOp::*;
         let envelope = some_envelope(script);
@@ -152,7 +152,7 @@ impl World {
         self.forge(envelope, Body::Acks { lane, congested: choice & 0x80 != 0, acks });
     }
 
-    /// A packet comes from somewhere.
+    /// Delivers an arbitrary packet.
     pub(crate) fn receive(&mut self, script: &mut Script<'_>) {
         let choice = script.byte();
         match choice % 16 {
@@ -203,13 +203,13 @@ impl World {
         // The peer is in its first life, and knows ours.
         self.packet[SRC_INCARNATION].copy_from_slice(&1u64.to_le_bytes());
         if self.packet[KIND] == HELLO && self.packet.len() == HELLO_LEN {
-            self.packet[DST_INCARNATION.end..].rotate_left(8); // what was a challenge becomes the echo
+            self.packet[DST_INCARNATION.end..].rotate_left(8); // the challenge becomes the echo
         }
         seal(&mut self.packet);
         self.deliver();
     }
 
-    /// Lets the device send. Packets are lost, or come back as the peer's, or as they are, or go to `kept`.
+    /// Lets the device send. Its packets are lost, come back as the peer's or unchanged, or are stored in `kept`.
     pub(crate) fn transmit(&mut self, script: &mut Script<'_>, kept: &mut Vec<Packet<'static>>) {
         for _ in 0..64 {
             let Some(packet) = self.next_packet() else { return };
@@ -243,7 +243,7 @@ impl World {
         }
     }
 
-    /// One of the packets that were kept arrives, perhaps not for the last time.
+    /// Delivers one of the stored packets, and removes it only sometimes.
     pub(crate) fn arrive_late(&mut self, script: &mut Script<'_>, kept: &[Packet<'_>]) {
         if kept.is_empty() {
             return;

@@ -1,23 +1,23 @@
-//! Whatever arrives.
+//! Arbitrary packets.
 
+use super::harness::{Harness, LOCAL, OPEN, REMOTE};
 use super::script::Script;
-use super::world::{LOCAL, OPEN, REMOTE, World};
 use efa_soft::*;
 use std::time::Duration;
 
-/// Executes a script of packets, for a device that has queue pairs, receives and messages of its own under way.
+/// Executes a script of packets for a device with queue pairs, receives and outstanding messages of its own.
 pub(crate) fn packets(data: &[u8]) {
     let mut script = Script(data);
     let traits = script.byte();
     let has = |bit: u8| traits >> bit & 1 != 0;
-    let mut world = World::new(DeviceConfig { loopback: has(0), req_id_64: has(1), ..World::config() });
-    let pd = world.furnish();
+    let mut harness = Harness::new(DeviceConfig { loopback: has(0), req_id_64: has(1), ..Harness::config() });
+    let pd = harness.create_objects();
     let entry_size = if has(2) { CqeSize::Small } else { CqeSize::Large };
-    let cq = world.create_cq(CqAttributes { entries: 512, entry_size, events: false }).expect("the first queue");
+    let cq = harness.create_cq(CqAttributes { entries: 512, entry_size, events: false }).expect("the first queue");
     let transports = if has(3) { &[Transport::Srd, Transport::Ud][..] } else { &[Transport::Srd] };
     for &transport in transports {
         let is_srd = transport == Transport::Srd;
-        let qp = world.create_qp(QpAttributes {
+        let qp = harness.create_qp(QpAttributes {
             transport,
             pd,
             send_cq: cq,
@@ -32,38 +32,38 @@ pub(crate) fn packets(data: &[u8]) {
         });
         let qpn = qp.expect("the first queue pairs");
         if has(6) && is_srd {
-            world.device.set_rnr_retry(qpn, 1).expect("an SRD queue pair that is new");
+            harness.device.set_rnr_retry(qpn, 1).expect("an SRD queue pair that is new");
         }
-        world.activate(qpn).expect("verbs' way");
-        world.post_receive(&mut script);
+        harness.activate(qpn).expect("verbs' way");
+        harness.post_receive(&mut script);
     }
     if has(7) {
-        world.device.subscribe(Box::new(|_: &trace::TraceEvent| {}));
+        harness.device.subscribe(Box::new(|_: &trace::TraceEvent| {}));
     }
     let mut kept = vec![];
     while !script.is_over() {
         match script.below(16) {
-            0..6 => world.receive(&mut script),
-            6 | 7 => world.post_send(&mut script),
-            8 => world.post_receive(&mut script),
-            9..12 => world.transmit(&mut script, &mut kept),
-            12 => world.arrive_late(&mut script, &kept),
-            13 => world.pass(&mut script),
+            0..6 => harness.receive(&mut script),
+            6 | 7 => harness.post_send(&mut script),
+            8 => harness.post_receive(&mut script),
+            9..12 => harness.transmit(&mut script, &mut kept),
+            12 => harness.arrive_late(&mut script, &kept),
+            13 => harness.pass(&mut script),
             14 => {
                 let rx_rate = script.pick(&[None, Some(1), Some(1000), Some(1_000_000)]);
                 let rx_buffer = script.pick(&[0, 300, 2000, 256 << 10]);
-                world.device.set_faults(Faults { rx_rate, rx_buffer, wqe_time: Duration::ZERO });
+                harness.device.set_faults(Faults { rx_rate, rx_buffer, wqe_time: Duration::ZERO });
             }
-            _ => world.device.set_port(script.byte() & 1 == 0),
+            _ => harness.device.set_port(script.byte() & 1 == 0),
         }
-        world.reap();
-        world.now = world.now + Duration::from_micros(1);
+        harness.reap();
+        harness.now = harness.now + Duration::from_micros(1);
     }
-    world.device.set_port(true);
-    world.settle();
-    world.reap();
-    for qp in &world.qps {
+    harness.device.set_port(true);
+    harness.settle();
+    harness.reap();
+    for qp in &harness.qps {
         assert!(!qp.sends.contains(&true), "queue pair {}: a send never ends", qp.info.qpn);
     }
-    world.check_memory(&[OPEN, LOCAL, REMOTE]);
+    harness.check_memory(&[OPEN, LOCAL, REMOTE]);
 }

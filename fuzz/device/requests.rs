@@ -1,12 +1,12 @@
-//! What programs post: WQEs and receives that mean something.
+//! Valid requests of a program: WQEs and receives.
 
+use super::harness::{Harness, QKEY, Qp, Target};
 use super::script::Script;
-use super::world::{QKEY, Qp, Target, World};
 use efa_io::op::Bufs;
 use efa_io::rx::RxBuf;
 use efa_io::*;
 
-/// What inline messages consist of.
+/// The bytes of inline messages.
 const INLINE: [u8; 80] = [0x11; 80];
 
 impl Target {
@@ -20,8 +20,8 @@ impl Target {
     }
 }
 
-impl World {
-    /// A WQE of some operation, without request id and phase.
+impl Harness {
+    /// Returns a WQE of a random operation, without request id and phase.
     pub(crate) fn some_wqe<const W: usize>(&self, script: &mut Script<'_>) -> Wqe<W>
     where
         Wqe<W>: SendWqe,
@@ -61,7 +61,7 @@ impl World {
         wqe.expect("nothing is over the limits")
     }
 
-    /// A buffer of a receive.
+    /// Returns a buffer for a receive.
     pub(crate) fn some_receive(&self, script: &mut Script<'_>) -> RxBuf {
         let LocalBuf { addr, lkey, length } = self.some_target(script).local();
         RxBuf { req_id: 0, addr, lkey, length: length as u16, first: true, last: true }
@@ -101,12 +101,12 @@ impl World {
 }
 
 impl Qp {
-    /// What the request ids of its sends have beyond 16 bits.
+    /// Returns the upper bits of its sends' request ids, beyond the first 16.
     pub(crate) fn high_id_bits(&self) -> u64 {
         if self.info.sq.req_id_64 { 0x1234_5678_9abc << 16 } else { 0 }
     }
 
-    /// Writes a WQE behind those that are there, given the phase of its place.
+    /// Writes a WQE to the next entry of the ring, with the phase of that entry.
     pub(crate) fn put_wqe<const W: usize>(&mut self, wqe: impl FnOnce(bool) -> Wqe<W>) {
         let sq = &self.info.sq;
         let size = RingSize::new(sq.entries).expect("a power of two");
@@ -115,7 +115,7 @@ impl Qp {
         self.sent = self.sent.wrapping_add(1);
     }
 
-    /// Writes a receive descriptor behind those that are there.
+    /// Writes a receive descriptor to the next entry of the ring.
     pub(crate) fn put_receive(&mut self, desc: RxDesc) {
         let rq = &self.info.rq;
         let slot = self.received % rq.entries;
@@ -123,7 +123,7 @@ impl Qp {
         self.received = self.received.wrapping_add(1);
     }
 
-    /// It went to `Reset`, so both rings begin anew.
+    /// Resets the positions in both rings, after a change to `Reset`.
     pub(crate) fn was_reset(&mut self) {
         (self.sent, self.received) = (0, 0);
     }

@@ -1,7 +1,7 @@
-//! Whatever stands in rings and doorbells.
+//! Arbitrary contents of rings and doorbells.
 
+use super::harness::{Harness, LOCAL, OPEN, REMOTE};
 use super::script::Script;
-use super::world::{LOCAL, OPEN, REMOTE, World};
 use efa_io::rx::RxBuf;
 use efa_io::{RxDesc, Wqe};
 use efa_soft::trace::{TraceEvent, Traced};
@@ -10,20 +10,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Executes a script of a program that writes what it likes.
+/// Executes a script of a program that writes arbitrary bytes.
 pub(crate) fn rings(data: &[u8]) {
     let mut script = Script(data);
     let (traits, sizes) = (script.byte(), script.byte());
     let has = |bit: u8| traits >> bit & 1 != 0;
     let sub_cqs = if has(0) { 3 } else { 1 };
-    let mut world = World::new(DeviceConfig { loopback: has(1), req_id_64: has(2), sub_cqs, ..World::config() });
-    let pd = world.furnish();
+    let mut harness = Harness::new(DeviceConfig { loopback: has(1), req_id_64: has(2), sub_cqs, ..Harness::config() });
+    let pd = harness.create_objects();
     let entry_size = if has(3) { CqeSize::Small } else { CqeSize::Large };
     let entries = 1 << (sizes & 3);
-    let cq = world.create_cq(CqAttributes { entries, entry_size, events: has(4) }).expect("the first queue");
+    let cq = harness.create_cq(CqAttributes { entries, entry_size, events: has(4) }).expect("the first queue");
     let transport = if has(5) { Transport::Ud } else { Transport::Srd };
     let is_srd = transport == Transport::Srd;
-    let qp = world.create_qp(QpAttributes {
+    let qp = harness.create_qp(QpAttributes {
         transport,
         pd,
         send_cq: cq,
@@ -37,11 +37,12 @@ pub(crate) fn rings(data: &[u8]) {
         rnr_retry: None,
     });
     let qpn = qp.expect("the first queue pair");
-    world.activate(qpn).expect("verbs' way");
-    // Each doorbell value makes the device fetch one ring full at most, and each WQE completes at most once.
+    harness.activate(qpn).expect("verbs' way");
+    // For each doorbell value, the device fetches at most as many WQEs as the ring has, and each completes at most
+    // once.
     let completions = Arc::new(AtomicU32::new(0));
     let mut doorbells = 0;
-    world.device.subscribe(Box::new({
+    harness.device.subscribe(Box::new({
         let completions = completions.clone();
         move |event: &TraceEvent| {
             let of_send = matches!(event.what, Traced::Completion { receive: false, .. });
@@ -52,39 +53,39 @@ pub(crate) fn rings(data: &[u8]) {
     while !script.is_over() {
         doorbells += 1;
         match script.below(16) {
-            0..4 if world.qps[0].info.sq.entry_size == 64 => world.post_nearly::<8>(&mut script),
-            0..4 => world.post_nearly::<16>(&mut script),
-            4 | 5 => world.post_receive_nearly(&mut script),
-            6 => world.scribble(&mut script),
-            7 => world.ring_anything(&mut script),
-            8 => world.ring_completions(&mut script),
-            9..12 => world.transmit(&mut script, &mut kept),
-            12 => world.receive(&mut script),
-            13 => world.pass(&mut script),
+            0..4 if harness.qps[0].info.sq.entry_size == 64 => harness.post_nearly::<8>(&mut script),
+            0..4 => harness.post_nearly::<16>(&mut script),
+            4 | 5 => harness.post_receive_nearly(&mut script),
+            6 => harness.scribble(&mut script),
+            7 => harness.ring_anything(&mut script),
+            8 => harness.ring_completions(&mut script),
+            9..12 => harness.transmit(&mut script, &mut kept),
+            12 => harness.receive(&mut script),
+            13 => harness.pass(&mut script),
             14 => {
                 let wqe_time = Duration::from_micros(script.pick(&[0, 1, 10, 1000]));
-                world.device.set_faults(Faults { wqe_time, ..Faults::default() });
+                harness.device.set_faults(Faults { wqe_time, ..Faults::default() });
             }
             _ => {
                 let to = script.pick(&[QpState::Error, QpState::Reset, QpState::Reset]);
-                world.device.modify_qp(qpn, to, None).expect("both are allowed in every state");
+                harness.device.modify_qp(qpn, to, None).expect("both are allowed in every state");
                 if to == QpState::Reset {
-                    world.qps[0].was_reset();
-                    world.activate(qpn).expect("verbs' way");
+                    harness.qps[0].was_reset();
+                    harness.activate(qpn).expect("verbs' way");
                 }
             }
         }
-        while world.device.poll_event().is_some() {}
-        world.now = world.now + Duration::from_micros(1);
+        while harness.device.poll_event().is_some() {}
+        harness.now = harness.now + Duration::from_micros(1);
     }
-    world.settle();
-    let most = (doorbells + 1) * world.qps[0].info.sq.entries;
+    harness.settle();
+    let most = (doorbells + 1) * harness.qps[0].info.sq.entries;
     assert!(completions.load(Relaxed) <= most, "{} completions of at most {most} WQEs", completions.load(Relaxed));
-    world.cqs[0].check();
-    world.check_memory(&[OPEN, LOCAL, REMOTE]);
+    harness.cqs[0].check();
+    harness.check_memory(&[OPEN, LOCAL, REMOTE]);
 }
 
-/// How a posted entry differs from a proper one: in its phase, in a bit, in the doorbell's distance.
+/// The differences of a posted entry from a valid one: its phase, a bit, the distance of the doorbell.
 struct Flaws {
     phase: bool,
     bit: Option<usize>,
@@ -106,8 +107,8 @@ impl Flaws {
     }
 }
 
-impl World {
-    /// A WQE that is nearly right.
+impl Harness {
+    /// Posts a WQE that is nearly valid.
     fn post_nearly<const W: usize>(&mut self, script: &mut Script<'_>)
     where
         Wqe<W>: efa_io::SendWqe,
@@ -126,7 +127,7 @@ impl World {
         }
     }
 
-    /// A receive descriptor that is nearly right.
+    /// Posts a receive descriptor that is nearly valid.
     fn post_receive_nearly(&mut self, script: &mut Script<'_>) {
         let kind = script.byte();
         let buf =
@@ -139,7 +140,7 @@ impl World {
         }
     }
 
-    /// Arbitrary bytes in a ring.
+    /// Writes arbitrary bytes to a ring.
     fn scribble(&mut self, script: &mut Script<'_>) {
         let choice = script.byte();
         let info = &self.qps[0].info;
@@ -154,7 +155,7 @@ impl World {
         }
     }
 
-    /// An arbitrary value in a doorbell.
+    /// Writes an arbitrary value to a doorbell.
     fn ring_anything(&mut self, script: &mut Script<'_>) {
         let qp = &mut self.qps[0];
         let (choice, distance) = (script.byte(), script.number(&[0, 1, 2, 3, 4, 8, 9, 64, u32::MAX]));
@@ -173,7 +174,7 @@ impl World {
         }
     }
 
-    /// An arbitrary value in the doorbell of the completion queue.
+    /// Writes an arbitrary value to the doorbell of the completion queue.
     fn ring_completions(&mut self, script: &mut Script<'_>) {
         let value = script.number(&[0, 1, 2, 4, 8, 1 << 31, 1 << 31 | 1, 1 << 31 | 2, 0xffff]);
         if let Some(doorbell) = &self.cqs[0].info.doorbell {

@@ -1,6 +1,6 @@
-//! What a fuzzer's bytes are read as.
+//! The script that a fuzzer's bytes stand for.
 
-/// Reads values off an input; an exhausted one gives zeros.
+/// A reader of values from an input. At its end, it returns zeros.
 pub(crate) struct Script<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Script<'a> {
@@ -18,7 +18,7 @@ impl<'a> Script<'a> {
         }
     }
 
-    /// Below `count`, which is positive.
+    /// Returns a number below `count`, which is positive.
     pub(crate) fn below(&mut self, count: usize) -> usize {
         usize::from(self.byte()) % count
     }
@@ -35,12 +35,12 @@ impl<'a> Script<'a> {
         u64::from(self.u32()) | u64::from(self.u32()) << 32
     }
 
-    /// One of these.
+    /// Returns one of these values.
     pub(crate) fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len())]
     }
 
-    /// One of these, or anything.
+    /// Returns one of these values, or any other.
     pub(crate) fn number(&mut self, likely: &[u32]) -> u32 {
         match self.byte() {
             choice if choice >= 0xf0 || likely.is_empty() => self.u32(),
@@ -48,7 +48,7 @@ impl<'a> Script<'a> {
         }
     }
 
-    /// At most so many bytes.
+    /// Returns up to this many bytes.
     pub(crate) fn bytes(&mut self, most: usize) -> &'a [u8] {
         let (head, rest) = self.0.split_at(most.min(self.0.len()));
         self.0 = rest;

@@ -1,4 +1,4 @@
-//! Fuzzes a software device: whatever control calls come.
+//! Fuzzes a software device with arbitrary control calls.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Fuzzes a software device: whatever arrives.
+//! Fuzzes a software device with arbitrary packets.
 
 #![no_main]
 

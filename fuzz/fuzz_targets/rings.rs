@@ -1,4 +1,4 @@
-//! Fuzzes a software device: whatever stands in rings and doorbells.
+//! Fuzzes a software device with arbitrary contents of rings and doorbells.
 
 #![no_main]
 

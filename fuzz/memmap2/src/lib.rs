@@ -1,5 +1,8 @@
-//! Stands in for `memmap2` while fuzzing, as far as `efa-soft` uses it: anonymous maps, from the heap. A script makes a dozen of them,
-//! which takes longer than all else that it does if the kernel has to; and the address sanitizer sees where they end.
+//! A replacement for the parts of `memmap2` that the software device uses, for fuzzing: anonymous maps are allocated
+//! from the heap.
+//!
+//! A script creates a dozen maps. Real ones would take longer than the rest of the script. The address sanitizer also
+//! sees where heap allocations end.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::fs::File;
@@ -7,7 +10,7 @@ use std::io;
 
 const PAGE: usize = 4096;
 
-/// How a map is to be made.
+/// The options of a map.
 #[derive(Default)]
 pub struct MmapOptions {
     len: usize,
@@ -23,34 +26,36 @@ impl MmapOptions {
         self
     }
 
-    /// Of a file: has no effect, since files are not mapped here.
+    /// Would set the offset in a file. It has no effect, because files are not mapped here.
     pub fn offset(&mut self, _offset: u64) -> &mut Self {
         self
     }
 
-    /// A file is refused.
+    /// Refuses to map a file.
     pub fn map_raw(&self, _file: &File) -> io::Result<MmapRaw> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Zeroed pages.
+    /// Allocates zeroed pages.
     pub fn map_anon(&self) -> io::Result<MmapRaw> {
         let layout = Layout::from_size_align(self.len.max(1), PAGE).map_err(io::Error::other)?;
-        // SAFETY: the layout has a size.
+        // SAFETY: the size of the layout is not zero.
         let ptr = unsafe { alloc_zeroed(layout) };
         if ptr.is_null() { Err(io::ErrorKind::OutOfMemory.into()) } else { Ok(MmapRaw { ptr, layout }) }
     }
 }
 
-/// A piece of memory.
+/// Allocated memory, which is freed when this is dropped.
 pub struct MmapRaw {
     ptr: *mut u8,
     layout: Layout,
 }
 
-// SAFETY: it is memory like any other; whoever asks for its address answers for the accesses.
+// SAFETY: the value only owns memory from the heap, which belongs to no thread. Access through its address is `unsafe`,
+// and the accessing code must synchronize it.
 unsafe impl Send for MmapRaw {}
-// SAFETY: as for `Send`.
+// SAFETY: a shared reference only gives the address. Access through it is `unsafe`, and the accessing code must
+// synchronize it.
 unsafe impl Sync for MmapRaw {}
 
 impl MmapRaw {
@@ -66,7 +71,7 @@ impl MmapRaw {
 
 impl Drop for MmapRaw {
     fn drop(&mut self) {
-        // SAFETY: it was allocated with this layout, and nobody has it any more.
+        // SAFETY: the memory was allocated with this layout, and `drop` has the only owner.
         unsafe { dealloc(self.ptr, self.layout) }
     }
 }

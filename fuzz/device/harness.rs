@@ -1,4 +1,5 @@
-//! A device, the memory that it may touch and that it may not, and a program that looks at its completions.
+//! The harness: a device, memory that it may access and memory that it may not, and a program that checks its
+//! completions.
 
 use super::script::Script;
 use efa_io::{Completion, Cqe16, Cqe32, DecodeError, Event, RingSize};
@@ -14,18 +15,18 @@ pub(crate) const OWN: Gid = Gid::local(1);
 pub(crate) const PEER: Gid = Gid::local(2);
 pub(crate) const MTU: u32 = 256;
 pub(crate) const QKEY: u32 = 7;
-/// Bytes of the memory in which the regions lie.
+/// The size in bytes of the memory that contains the regions.
 const MEMORY: usize = 8192;
 const CANARY: u8 = 0xc5;
 const CANARIES: [u8; MEMORY] = [CANARY; MEMORY];
-/// Most packets that a device sends at once.
+/// The maximum number of packets that a device sends at once.
 const BURST: usize = 1 << 14;
 
 /// A piece of the memory that can be registered.
 pub(crate) struct Place {
-    /// Where it is.
+    /// Its offset in the memory.
     bytes: Range<usize>,
-    /// Where its owner believes it to be; small, so that scripts hit it.
+    /// Its address in requests. It is small, so that scripts often use it.
     pub(crate) addr: u64,
     access: Access,
 }
@@ -34,7 +35,7 @@ const fn place(start: usize, end: usize, addr: u64, access: Access) -> Place {
     Place { bytes: start..end, addr, access }
 }
 
-/// By where they are.
+/// All places, ordered by their offset.
 pub(crate) const PLACES: [Place; 5] = [
     place(1000, 2000, 0x1000, Access::REMOTE_READ),
     place(4003, 5003, 0x4000, Access::ALL),
@@ -46,7 +47,7 @@ pub(crate) const READ_ONLY: usize = 0;
 pub(crate) const OPEN: usize = 1;
 pub(crate) const LOCAL: usize = 2;
 pub(crate) const REMOTE: usize = 3;
-/// Registered in a domain without queue pairs, if at all.
+/// The place that is registered only in a domain without queue pairs, if at all.
 pub(crate) const FOREIGN: usize = 4;
 
 impl Place {
@@ -56,11 +57,11 @@ impl Place {
 }
 
 thread_local! {
-    /// The memory is the same for all scripts: mapping it takes longer than filling it.
+    /// The memory, which all scripts share: mapping it takes longer than filling it.
     static SHARED: Arc<SharedMemory> = SharedMemory::zeroed(MEMORY).expect("two pages");
 }
 
-/// Keys of a region, which may be gone.
+/// The keys of a region, which may not exist any more.
 #[derive(Clone, Copy)]
 pub(crate) struct Keys {
     pub(crate) lkey: u32,
@@ -68,28 +69,28 @@ pub(crate) struct Keys {
     pub(crate) place: usize,
 }
 
-/// Memory that a request may name.
+/// Memory in a request.
 pub(crate) struct Target {
     pub(crate) keys: Keys,
     pub(crate) addr: u64,
     pub(crate) length: u32,
 }
 
-/// A queue pair as its program sees it.
+/// The program's view of a queue pair.
 pub(crate) struct Qp {
     pub(crate) info: QpInfo,
-    /// WQEs and receive descriptors put in the rings so far.
+    /// The numbers of WQEs and of receive descriptors written so far.
     pub(crate) sent: u32,
     pub(crate) received: u32,
-    /// By request id: has not completed.
+    /// For each request id `true` while the request is outstanding.
     pub(crate) sends: Vec<bool>,
     pub(crate) receives: Vec<bool>,
 }
 
-/// A completion queue as its program sees it.
+/// The program's view of a completion queue.
 pub(crate) struct Cq {
     pub(crate) info: CqInfo,
-    /// Entries read so far, by sub-queue.
+    /// The number of entries read so far from each sub-queue.
     consumers: Vec<u32>,
 }
 
@@ -101,7 +102,7 @@ impl Cq {
         }
     }
 
-    /// The next completion. Whatever was never written has phase 0 and counts as none.
+    /// Returns the next completion. An entry that was never written has phase 0 and is none.
     fn take(&mut self) -> Option<Completion> {
         let size = RingSize::new(self.info.entries).expect("a power of two");
         for (sub, consumer) in self.consumers.iter().enumerate() {
@@ -116,7 +117,7 @@ impl Cq {
         None
     }
 
-    /// Whatever was written is a completion.
+    /// Checks that every entry that was written is a valid completion.
     pub(crate) fn check(&self) {
         for place in 0..self.info.entries as usize * usize::from(self.info.sub_queues) {
             let first = self.info.ring.load_word(place * self.info.entry_size as usize);
@@ -125,23 +126,24 @@ impl Cq {
     }
 }
 
-pub(crate) struct World {
+/// A device under test.
+pub(crate) struct Harness {
     pub(crate) device: Device,
     memory: Arc<SharedMemory>,
     pub(crate) now: Time,
     pub(crate) qps: Vec<Qp>,
     pub(crate) cqs: Vec<Cq>,
-    /// Keys that were given out at some time.
+    /// All keys that have ever been valid.
     pub(crate) keys: Vec<Keys>,
-    /// Address handles that were given out at some time.
+    /// All address handles that have ever been valid.
     pub(crate) ahs: Vec<u16>,
-    /// Numbers of messages that the device has sent.
+    /// The numbers of messages that the device has sent.
     pub(crate) messages: Vec<u32>,
-    /// Bytes of the packet at hand.
+    /// The bytes of the current packet.
     pub(crate) packet: Vec<u8>,
 }
 
-impl World {
+impl Harness {
     pub(crate) fn new(config: DeviceConfig) -> Self {
         let memory = SHARED.with(Arc::clone);
         assert!(memory.write(0, &CANARIES));
@@ -158,15 +160,16 @@ impl World {
         }
     }
 
-    /// A small device.
+    /// Returns the configuration of a small device.
     pub(crate) fn config() -> DeviceConfig {
         let config = DeviceConfig::new(OWN);
         let attributes = DeviceAttributes { mtu: MTU, max_qp: 4, max_cqe: 1024, max_counters: 4, ..config.attributes };
         DeviceConfig { attributes, max_pd: 4, max_cq: 4, max_mr: 8, max_ah: 8, ..config }
     }
 
-    /// Two domains, all regions, and address handles of the peer and of the device itself; the number of the first domain.
-    pub(crate) fn furnish(&mut self) -> u32 {
+    /// Creates two domains, all regions, and address handles for the peer and for the device itself. Returns the number
+    /// of the first domain.
+    pub(crate) fn create_objects(&mut self) -> u32 {
         let pd = self.device.alloc_pd().expect("the first domain");
         let foreign = self.device.alloc_pd().expect("the second domain");
         for (place, pd) in [(READ_ONLY, pd), (OPEN, pd), (LOCAL, pd), (REMOTE, pd), (FOREIGN, foreign)] {
@@ -179,7 +182,8 @@ impl World {
     pub(crate) fn register(&mut self, pd: u32, place: usize) -> Result<RegionKeys, ControlError> {
         let Place { bytes, addr, access } = &PLACES[place];
         let ptr = NonNull::new(self.memory.as_ptr().wrapping_add(bytes.start)).expect("the memory is somewhere");
-        // SAFETY: the piece lies inside the memory, which the backing keeps alive and which everyone accesses atomically.
+        // SAFETY: every place is inside the memory, which the backing keeps alive. `SharedMemory` and the device access
+        // its bytes only atomically.
         let backing = unsafe { HostMemory::from_raw(ptr, bytes.len(), Some(self.memory.clone())) };
         let keys = self.device.register(pd, Arc::new(backing), *addr, *access)?;
         self.keys.push(Keys { lkey: keys.lkey, rkey: keys.rkey, place });
@@ -199,19 +203,19 @@ impl World {
         Ok(qpn)
     }
 
-    /// Takes a queue pair as far as `ReadyToSend`.
+    /// Moves a queue pair to `ReadyToSend`.
     pub(crate) fn activate(&mut self, qpn: u16) -> Result<(), ControlError> {
         use QpState::*;
         let mut states = [Init, ReadyToReceive, ReadyToSend].into_iter();
         states.try_for_each(|state| self.device.modify_qp(qpn, state, Some(QKEY)))
     }
 
-    /// One of the queue pairs.
+    /// Returns one of the queue pairs.
     pub(crate) fn some_qp(&self, script: &mut Script<'_>) -> Option<usize> {
         (!self.qps.is_empty()).then(|| script.below(self.qps.len()))
     }
 
-    /// The number of one of the queue pairs, or of none.
+    /// Returns the number of a queue pair, or a number that none has.
     pub(crate) fn some_qpn(&self, script: &mut Script<'_>) -> u16 {
         match (script.byte(), self.qps.len()) {
             (0xf0.., _) | (_, 0) => script.u16(),
@@ -219,7 +223,7 @@ impl World {
         }
     }
 
-    /// Memory by a key of a region: inside it, or just not, or by a key that is just not the right one.
+    /// Returns memory of a region: inside it, just outside, or with a key that is slightly wrong.
     pub(crate) fn some_target(&self, script: &mut Script<'_>) -> Target {
         let choice = script.byte();
         let mut keys = match self.keys.len() {
@@ -248,14 +252,14 @@ impl World {
         Target { keys, addr: place.addr.wrapping_add(offset), length }
     }
 
-    /// Time passes.
+    /// Advances the time.
     pub(crate) fn pass(&mut self, script: &mut Script<'_>) {
         let unit = script.pick(&[1, 100, 10_000, 1_000_000]);
         self.now = self.now + Duration::from_micros(unit * u64::from(script.byte()));
         self.device.on_timeout(self.now);
     }
 
-    /// The next packet that leaves the device, its bytes in `packet`.
+    /// Takes the next packet that the device sends. Its bytes are in `packet`.
     pub(crate) fn next_packet(&mut self) -> Option<Packet<'static>> {
         let packet = self.device.poll_transmit(self.now)?;
         assert!(packet.wire_len() <= DATA_HEADER + MTU as usize, "{packet:?} is too long");
@@ -264,7 +268,7 @@ impl World {
         Some(packet)
     }
 
-    /// Reads all completions. Each is that of one work request, which it ends.
+    /// Reads all completions, and checks that each belongs to one outstanding request, which it ends.
     pub(crate) fn reap(&mut self) {
         for cq in &mut self.cqs {
             while let Some(completion) = cq.take() {
@@ -284,7 +288,7 @@ impl World {
         }
     }
 
-    /// What stands in a place.
+    /// Returns the bytes in a place.
     pub(crate) fn bytes_in(&self, place: usize) -> [u8; 300] {
         let mut bytes = [0; 300];
         assert!(self.memory.read(PLACES[place].bytes.start, &mut bytes));
@@ -297,7 +301,7 @@ impl World {
         assert!(self.memory.write(bytes.start, &CANARIES[bytes.clone()]));
     }
 
-    /// From here on nobody answers, and everything else is well: in time the device has nothing left to do.
+    /// Checks that a device without answers and without faults has nothing left to do after some time.
     pub(crate) fn settle(&mut self) {
         self.device.set_faults(Faults::default());
         let mut rounds = 0..1000;
@@ -312,7 +316,7 @@ impl World {
         }
     }
 
-    /// No byte has changed that is in none of `writable`.
+    /// Checks that no byte outside of `writable` has changed.
     pub(crate) fn check_memory(&self, writable: &[usize]) {
         let mut bytes = [0; MEMORY];
         assert!(self.memory.read(0, &mut bytes));
