@@ -1,14 +1,13 @@
-//! What posting one RDMA write and polling one completion cost: this project's queues and the vendor's libefa, in one
-//! process, in turn, on the same rings.
+//! A benchmark of posting one RDMA write and polling one completion: this project's queues and the vendor's libefa, in
+//! one process, in turn, on the same rings.
 //!
-//! `cargo xtask bench libefa` starts it. It starts itself once more on a software device, through the packaged loader,
-//! since libefa wants a device to make a queue pair of. Then rings of plain memory are mapped over those that libefa
-//! has mapped, so that both write and read the same pages; nothing is behind them but this bench, which plays the
-//! device between samples, untimed. A sample is a lap of 4096 entries. The floor is a ready-made WQE stored in eight
-//! words, and the doorbell; that of a poll is the entry loaded.
+//! `cargo xtask bench libefa` starts it. It starts itself again on a software device, through the packaged loader,
+//! because libefa needs a device to create a queue pair. Then it maps rings of plain memory over those that libefa has
+//! mapped, so that both write and read the same pages. No device is behind the rings; between samples, the benchmark
+//! plays the device, untimed. A sample is 4096 entries, once around the ring. The floor of a post is a ready-made WQE
+//! stored in eight words, with the doorbell; that of a poll is loading the entry.
 //!
-//! Both order stores to the send ring before the doorbell by a fence, as for a ring that is device memory, once per
-//! batch.
+//! Both order stores to the send ring before the doorbell by a fence, once per batch, as for a ring in device memory.
 
 #[allow(dead_code, reason = "another bench uses the rest")]
 #[path = "../../efa-direct/benches/plain/mod.rs"]
@@ -29,7 +28,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Samples of each case.
+/// The number of samples of each case.
 const SAMPLES: usize = 400;
 
 fn main() -> ExitCode {
@@ -41,7 +40,7 @@ fn main() -> ExitCode {
     let rings = Rings::shareable().expect("memory");
     let mut theirs = Libefa::new(&rings);
     let mut ours = Rig::new(false, rings);
-    // From here on both are at the start of the second lap.
+    // Now both are at the beginning of the ring for the second time.
     ours.finish();
     theirs.post(LAP, REQUESTS);
     theirs.finish();
@@ -97,7 +96,7 @@ fn row(name: &str, times: [Vec<Duration>; 3]) {
     println!("{name:28} {floor:7.2} {ours:7.2} {theirs:7.2} {:14.2}", ours / theirs);
 }
 
-/// A request as libefa is told it.
+/// A request in the form that libefa takes.
 struct Request {
     ah: *mut ibv_ah,
     qpn: u32,
@@ -107,7 +106,7 @@ struct Request {
     local: u64,
 }
 
-/// A queue pair of libefa's and its completion queue, on rings that are ours.
+/// A queue pair and a completion queue of libefa, on our rings.
 struct Libefa {
     rings: Rings,
     qp: Arc<Qp>,
@@ -143,13 +142,13 @@ impl Libefa {
         lay_over(sq.buffer, &rings.send, LAP * 64);
         lay_over(ring.buffer, &rings.completions, LAP * Cqe32::SIZE);
         lay_over(sq.doorbell.cast(), &rings.registers, 4096);
-        // libefa posts in this state alone. The device stays in Reset, and does not look.
-        // SAFETY: the queue pair lives, and nobody else changes it.
+        // libefa posts only in this state. The device's queue pair stays in Reset, so the device does not read the
+        // ring. SAFETY: `qp` keeps the queue pair alive, and no other thread uses it.
         unsafe { (*qp.as_ptr()).state = IBV_QPS_RTS };
 
         let memory = Box::leak(vec![0u8; REQUESTS * 8192].into_boxed_slice());
         let start = NonNull::from(&mut *memory).cast::<u8>();
-        // SAFETY: the memory is never freed.
+        // SAFETY: the memory is leaked, so it is never freed, and nothing reads or writes it.
         let mr = unsafe { Mr::register(&pd, start, memory.len(), IBV_ACCESS_LOCAL_WRITE) }.expect("a region");
         let ahs: Vec<_> = (1..=4).map(|i| Ah::create(&pd, [i; 16]).expect("an address handle")).collect();
         let requests = (0..REQUESTS as u64).map(|i| Request {
@@ -165,13 +164,14 @@ impl Libefa {
         Self { rings, qp, cq, qpx, requests, posted: 0, written: 0, _objects: (ahs, mr) }
     }
 
-    /// Posts `count` RDMA writes, `batch` of them to a doorbell.
+    /// Posts `count` RDMA writes, `batch` for each doorbell.
     #[inline(never)]
     fn post(&mut self, count: usize, batch: usize) {
         let qp = self.qpx;
         for _ in 0..count / REQUESTS {
             for batch in black_box(&self.requests[..]).chunks(batch) {
-                // SAFETY: the queue pair lives, was made for RDMA writes, and these are the calls in their order.
+                // SAFETY: `self` keeps the queue pair alive. It was created for RDMA writes, and the calls are in the
+                // order of the manual page.
                 unsafe {
                     ibv_wr_start(qp);
                     for request in batch {
@@ -188,18 +188,18 @@ impl Libefa {
         }
     }
 
-    /// Plays the device.
+    /// Plays the device: writes completions for everything that was posted.
     fn complete(&mut self) {
         complete(&self.rings, &mut self.written, self.posted, self.qp.number() as u16);
     }
 
-    /// Polls a lap of completions, `n` at a time.
+    /// Polls all entries once with `ibv_poll_cq`, `n` at a time.
     #[inline(never)]
     fn poll(&mut self, n: usize) {
         let cq = ibv_cq_ex_to_cq(self.cq.as_ptr());
         let (mut ids, mut into) = (0, [ibv_wc::default(); 32]);
         for _ in 0..LAP / n {
-            // SAFETY: the queue lives, and there is room.
+            // SAFETY: `self` keeps the queue alive, and the array has room for `n` completions.
             let got = unsafe { ibv_poll_cq(cq, n as i32, into.as_mut_ptr()) };
             assert_eq!(got, n as i32, "the ring was filled");
             for completion in &into[..n] {
@@ -210,14 +210,14 @@ impl Libefa {
         black_box(ids);
     }
 
-    /// The same in the extended way.
+    /// Polls all entries once with the extended calls (`ibv_start_poll` and so on).
     #[inline(never)]
     fn poll_extended(&mut self, n: usize) {
         let cq = self.cq.as_ptr();
         let mut ids = 0;
         for _ in 0..LAP / n {
             let mut attr = ibv_poll_cq_attr::default();
-            // SAFETY: the queue lives, and these are the calls in their order.
+            // SAFETY: `self` keeps the queue alive, and the calls are in the order of the manual page.
             unsafe {
                 assert_eq!(ibv_start_poll(cq, &mut attr), 0, "the ring was filled");
                 for i in 0..n {
@@ -245,7 +245,8 @@ fn lay_over<U: Unit>(at: *mut u8, memory: &Shared<U>, len: usize) {
     let page: *mut c_void = at.cast();
     assert_eq!(page as usize & 4095, 0, "libefa's mapping begins with a page");
     let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
-    // SAFETY: the pages are a mapping of libefa's, as long as this one, which libefa goes on to use as before.
+    // SAFETY: the pages are a mapping of libefa's with at least this length. libefa uses only their addresses, so it
+    // then uses the new pages. No Rust object is in them.
     let mapped = unsafe { libc::mmap(page, len, protection, flags, file.as_raw_fd(), 0) };
     assert_eq!(mapped, page, "mapping over libefa's ring");
 }

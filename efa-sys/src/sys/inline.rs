@@ -61,7 +61,10 @@ macro_rules! through {
         pub unsafe fn $name($object: *mut $class $(, $arg: $type)*) $(-> $ret)? {
             // SAFETY: the caller guarantees that the object is live and the pointers are valid. libefa or libibverbs
             // set the function pointer when it created the object, with the signature of the headers.
-            unsafe { (*$object).$field.expect(concat!(stringify!($name), ": the object was not created for this"))($object $(, $arg)*) }
+            unsafe {
+                let function = (*$object).$field;
+                function.expect(concat!(stringify!($name), ": the object was not created for this"))($object $(, $arg)*)
+            }
         }
     )*};
 }
@@ -74,7 +77,8 @@ through! {
     wr_send_imm: fn ibv_wr_send_imm(qp: *mut ibv_qp_ex, imm_data: __be32);
     wr_set_ud_addr: fn ibv_wr_set_ud_addr(qp: *mut ibv_qp_ex, ah: *mut ibv_ah, remote_qpn: u32, remote_qkey: u32);
     wr_set_inline_data: fn ibv_wr_set_inline_data(qp: *mut ibv_qp_ex, addr: *mut c_void, length: usize);
-    wr_set_inline_data_list: fn ibv_wr_set_inline_data_list(qp: *mut ibv_qp_ex, count: usize, list: *const ibv_data_buf);
+    wr_set_inline_data_list:
+        fn ibv_wr_set_inline_data_list(qp: *mut ibv_qp_ex, count: usize, list: *const ibv_data_buf);
     wr_set_sge: fn ibv_wr_set_sge(qp: *mut ibv_qp_ex, lkey: u32, addr: u64, length: u32);
     wr_set_sge_list: fn ibv_wr_set_sge_list(qp: *mut ibv_qp_ex, count: usize, list: *const ibv_sge);
     wr_start: fn ibv_wr_start(qp: *mut ibv_qp_ex);
@@ -114,7 +118,10 @@ macro_rules! through_context {
         pub unsafe fn $name($object: *mut $class $(, $arg: $type)*) -> $ret {
             // SAFETY: the caller guarantees that the object is live and the pointers are valid. A live object's context
             // is open, and its provider filled the table when it opened the context.
-            unsafe { (*(*$object).context).ops.$field.expect(concat!(stringify!($name), ": the provider has none"))($object $(, $arg)*) }
+            unsafe {
+                let function = (*(*$object).context).ops.$field;
+                function.expect(concat!(stringify!($name), ": the provider has none"))($object $(, $arg)*)
+            }
         }
     )*};
 }

@@ -93,15 +93,21 @@ table! {
     12: fn ibv_query_port(context: *mut ibv_context, port: u8, attr: *mut _compat_ibv_port_attr) -> c_int;
     62: fn ibv_query_port_speed(context: *mut ibv_context, port: u32, speed: *mut u64) -> c_int;
     12: fn ibv_query_gid(context: *mut ibv_context, port: u8, index: c_int, gid: *mut ibv_gid) -> c_int;
-    32: fn _ibv_query_gid_ex(context: *mut ibv_context, port: u32, index: u32, entry: *mut ibv_gid_entry, flags: u32, size: usize) -> c_int;
+    32: fn _ibv_query_gid_ex(
+        context: *mut ibv_context, port: u32, index: u32, entry: *mut ibv_gid_entry, flags: u32, size: usize
+    ) -> c_int;
     12: fn ibv_query_pkey(context: *mut ibv_context, port: u8, index: c_int, pkey: *mut __be16) -> c_int;
     12: fn ibv_get_async_event(context: *mut ibv_context, event: *mut ibv_async_event) -> c_int;
     12: fn ibv_ack_async_event(event: *mut ibv_async_event);
     12: fn ibv_alloc_pd(context: *mut ibv_context) -> *mut ibv_pd;
     12: fn ibv_dealloc_pd(pd: *mut ibv_pd) -> c_int;
     12: fn ibv_reg_mr(pd: *mut ibv_pd, addr: *mut c_void, length: usize, access: c_int) -> *mut ibv_mr;
-    28: fn ibv_reg_mr_iova2(pd: *mut ibv_pd, addr: *mut c_void, length: usize, iova: u64, access: c_uint) -> *mut ibv_mr;
-    34: fn ibv_reg_dmabuf_mr(pd: *mut ibv_pd, offset: u64, length: usize, iova: u64, fd: c_int, access: c_int) -> *mut ibv_mr;
+    28: fn ibv_reg_mr_iova2(
+        pd: *mut ibv_pd, addr: *mut c_void, length: usize, iova: u64, access: c_uint
+    ) -> *mut ibv_mr;
+    34: fn ibv_reg_dmabuf_mr(
+        pd: *mut ibv_pd, offset: u64, length: usize, iova: u64, fd: c_int, access: c_int
+    ) -> *mut ibv_mr;
     12: fn ibv_dereg_mr(mr: *mut ibv_mr) -> c_int;
     12: fn ibv_create_ah(pd: *mut ibv_pd, attr: *mut ibv_ah_attr) -> *mut ibv_ah;
     12: fn ibv_destroy_ah(ah: *mut ibv_ah) -> c_int;
@@ -110,7 +116,8 @@ table! {
     12: fn ibv_get_cq_event(channel: *mut ibv_comp_channel, cq: *mut *mut ibv_cq, context: *mut *mut c_void) -> c_int;
     12: fn ibv_ack_cq_events(cq: *mut ibv_cq, count: c_uint);
     12: fn ibv_create_cq(
-        context: *mut ibv_context, entries: c_int, cq_context: *mut c_void, channel: *mut ibv_comp_channel, vector: c_int
+        context: *mut ibv_context, entries: c_int, cq_context: *mut c_void, channel: *mut ibv_comp_channel,
+        vector: c_int
     ) -> *mut ibv_cq;
     12: fn ibv_destroy_cq(cq: *mut ibv_cq) -> c_int;
     12: fn ibv_create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr) -> *mut ibv_qp;
@@ -128,7 +135,9 @@ table! {
     65: fn ibv_inc_err_comp_cntr(counter: *mut ibv_comp_cntr, amount: u64) -> c_int;
     65: fn ibv_read_comp_cntr(counter: *mut ibv_comp_cntr, value: *mut u64) -> c_int;
     65: fn ibv_read_err_comp_cntr(counter: *mut ibv_comp_cntr, value: *mut u64) -> c_int;
-    65: fn ibv_qp_attach_comp_cntr(qp: *mut ibv_qp, counter: *mut ibv_comp_cntr, attr: *mut ibv_qp_attach_comp_cntr_attr) -> c_int;
+    65: fn ibv_qp_attach_comp_cntr(
+        qp: *mut ibv_qp, counter: *mut ibv_comp_cntr, attr: *mut ibv_qp_attach_comp_cntr_attr
+    ) -> c_int;
     12: fn ibv_wc_status_str(status: ibv_wc_status) -> *const c_char;
     12: fn ibv_event_type_str(event: ibv_event_type) -> *const c_char;
     12: fn ibv_node_type_str(node_type: ibv_node_type) -> *const c_char;
@@ -156,7 +165,8 @@ table! {
     43: fn efadv_cq_from_ibv_cq_ex(cq: *mut ibv_cq_ex) -> *mut efadv_cq;
     59: fn efadv_query_cq(cq: *mut ibv_cq, attr: *mut efadv_cq_attr, len: u32) -> c_int;
     65: fn efadv_create_comp_cntr(
-        context: *mut ibv_context, attr: *mut ibv_comp_cntr_init_attr, efa_attr: *mut efadv_comp_cntr_init_attr, len: u32
+        context: *mut ibv_context, attr: *mut ibv_comp_cntr_init_attr, efa_attr: *mut efadv_comp_cntr_init_attr,
+        len: u32
     ) -> *mut ibv_comp_cntr;
 }
 

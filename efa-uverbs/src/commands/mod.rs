@@ -42,7 +42,12 @@ struct Command {
 
 macro_rules! commands {
     ($($module:ident => $run:expr;)*) => {
-        &[$(Command { id: ioctl::$module::ID, name: stringify!($module), attrs: [ioctl::$module::ATTRS, &[]], run: $run }),*]
+        &[$(Command {
+            id: ioctl::$module::ID,
+            name: stringify!($module),
+            attrs: [ioctl::$module::ATTRS, &[]],
+            run: $run,
+        }),*]
     };
 }
 

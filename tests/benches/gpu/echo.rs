@@ -1,7 +1,8 @@
-//! From a post to its completion: posted by the kernel itself, or by way of a proxy, a thread of the processor that
-//! takes requests from a queue in host memory and posts them. The NIC is another thread in both cases, which completes
-//! at once whatever it is rung for. And through the NIC that is a kernel, with everything in the GPU's memory, which
-//! moves the bytes, too.
+//! The time from a post to its completion.
+//!
+//! The kernel posts itself, or through a proxy: a thread of the processor that takes requests from a queue in host
+//! memory and posts them. In both cases, the NIC is another thread, which completes every WQE at once when it is rung
+//! for. The third case is the NIC that runs as a kernel, with everything in the GPU's memory; it also moves the bytes.
 
 use crate::gpu::Arg::{Address, Completions, Number, Send};
 use crate::gpu::{Gpu, Place, Plain};
@@ -14,35 +15,37 @@ use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
 use std::thread;
 
-/// Requests of a launch.
+/// The number of requests of a launch.
 const COUNT: u32 = 4096;
 const LAUNCHES: usize = 9;
-/// Places of the queue between a kernel and its proxy.
+/// The number of entries of the queue between a kernel and its proxy.
 const FIFO: u32 = 1024;
 const FIFO_WORDS: u64 = 8;
-/// Requests that a kernel hands over at a time for the proxy's rate, and WQEs that the proxy posts for a doorbell.
+/// The number of requests that a kernel passes at a time when the proxy's rate is measured; below it the number of WQEs
+/// for which the proxy rings once.
 const BATCH: u32 = 512;
 const PROXY_BATCH: u32 = 32;
 
 fn word(at: u64) -> &'static AtomicU64 {
-    // SAFETY: the callers' addresses are of aligned words in pinned memory that is never freed, and only accessed
-    // atomically meanwhile.
+    // SAFETY: the callers pass addresses of aligned words in pinned memory that is never freed. While threads and
+    // kernels run, all of them access it only atomically.
     unsafe { AtomicU64::from_ptr(at as *mut u64) }
 }
 
 fn half(at: u64) -> &'static AtomicU32 {
-    // SAFETY: as in `word`.
+    // SAFETY: the callers pass addresses of aligned words in pinned memory that is never freed. While threads and
+    // kernels run, all of them access it only atomically.
     unsafe { AtomicU32::from_ptr(at as *mut u32) }
 }
 
-/// Everything in host memory: a ring, a completion ring, and what a proxy takes.
+/// A ring, a completion ring and the proxy's queue, all in host memory.
 struct Bench<'a> {
     gpu: &'a Gpu,
     send: SendRingHandle,
     cq: CompletionRingHandle,
     fifo: u64,
     completed: u64,
-    /// Whether the proxy waits for completions, or counts what it has posted.
+    /// `true` if the proxy waits for completions; `false` if it only counts what it has posted.
     completes: bool,
     stop: AtomicBool,
 }
@@ -81,7 +84,7 @@ pub(crate) fn all(gpu: &Gpu, kernels: &str) -> Result<Vec<Row>, Box<dyn Error>> 
     ])
 }
 
-/// Nanoseconds from a post to its completion, through the NIC that is a kernel.
+/// Measures the nanoseconds from a post to its completion, through the NIC that runs as a kernel.
 fn through_the_nic(gpu: &Gpu, kernels: &str) -> Result<f64, Box<dyn Error>> {
     let ours = efa_direct::cuda::Gpu::open(0)?;
     let module = ours.load(&[(ours.info().arch(), std::fs::read_to_string(kernels)?)])?;
@@ -105,7 +108,7 @@ fn through_the_nic(gpu: &Gpu, kernels: &str) -> Result<f64, Box<dyn Error>> {
     for _ in 0..LAUNCHES {
         let args = [Send(Plain(send)), Completions(Plain(cq)), Address(work), Number(COUNT), Address(elapsed)];
         gpu.start("post_and_wait", 1, 1, &args)?;
-        // Not for all kernels: the NIC runs on.
+        // It waits for this stream only, because the NIC's kernel goes on.
         gpu.finish()?;
         let ns = word(elapsed).load(Acquire);
         assert_ne!(ns, 0, "a completion is missing, or no good");
@@ -118,7 +121,7 @@ fn through_the_nic(gpu: &Gpu, kernels: &str) -> Result<f64, Box<dyn Error>> {
 }
 
 impl Bench<'_> {
-    /// Nanoseconds for a request.
+    /// Measures the nanoseconds for a request.
     fn direct(&self) -> Result<f64, Box<dyn Error>> {
         self.measure(|base| {
             let (producer, consumer) = (base, base);
@@ -128,12 +131,13 @@ impl Bench<'_> {
         })
     }
 
-    /// The same, `batch` at a time.
+    /// Measures the nanoseconds for a request, `batch` at a time.
     fn proxied(&self, batch: u32) -> Result<f64, Box<dyn Error>> {
         thread::scope(|scope| {
             scope.spawn(|| self.proxy());
             let each = self.measure(|_| {
-                // The kernel counts from zero again, and so does the proxy, which sees the first request of a launch.
+                // The kernel counts from zero in each launch, and so does the proxy, which recognizes a launch's first
+                // request.
                 for place in 0..u64::from(FIFO) {
                     word(self.fifo + place * FIFO_WORDS * 8).store(0, Relaxed);
                 }
@@ -147,8 +151,8 @@ impl Bench<'_> {
         })
     }
 
-    /// Runs a kernel several times with the NIC behind it. `prepare` gives kernel and arguments; it learns how many
-    /// requests came before.
+    /// Runs a kernel several times with the NIC behind it. `prepare` returns the kernel and its arguments, given the
+    /// number of earlier requests.
     fn measure(
         &self,
         mut prepare: impl FnMut(u32) -> Result<(&'static str, Vec<crate::gpu::Arg>), Box<dyn Error>>,
@@ -177,7 +181,7 @@ impl Bench<'_> {
         })
     }
 
-    /// Completes whatever it is rung for.
+    /// Plays the NIC: completes every WQE that it is rung for.
     fn nic(&self, done: &AtomicBool) {
         let (size, mut consumer, mut entries) = (self.send.size(), 0u32, 0u32);
         while !done.load(Relaxed) {
@@ -208,7 +212,7 @@ impl Bench<'_> {
         }
     }
 
-    /// Takes requests and posts them.
+    /// Plays the proxy: takes requests and posts them.
     fn proxy(&self) {
         let (mut next, mut placed, mut rung, mut polled, mut counted) = (0u32, 0u32, 0u32, 0u32, 0u32);
         let (sq, cq) = (self.send.size(), self.cq.size());

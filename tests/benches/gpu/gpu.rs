@@ -1,4 +1,4 @@
-//! The GPU, its kernels, and memory.
+//! The GPU, its kernels, and memory for them.
 
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, result, sys,
@@ -8,7 +8,7 @@ use efa_io::{CompletionRingHandle, SendRingHandle};
 use std::error::Error;
 use std::sync::Arc;
 
-/// Kernels that the benchmark launches, or whose registers it tells.
+/// The kernels that the benchmark launches or whose registers it reports.
 const KERNELS: &[&str] = &[
     "post_one",
     "post_thread",
@@ -24,7 +24,7 @@ const KERNELS: &[&str] = &[
     "dormant",
 ];
 
-/// Memory that kernels and this process reach under one address, or kernels alone.
+/// The place of memory: host memory, which kernels access at the same address, or the GPU's memory.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Place {
     Host,
@@ -36,12 +36,12 @@ impl Place {
         if self == Self::Host { "host memory" } else { "GPU memory" }
     }
 
-    /// Zeroed memory, never freed.
+    /// Allocates zeroed memory that is never freed.
     pub(crate) fn allocate(self, bytes: usize) -> Result<u64, Box<dyn Error>> {
-        // SAFETY: the memory is zeroed before anyone looks, and lives as long as the process.
+        // SAFETY: the memory was just allocated with this size, and nothing else uses it yet.
         unsafe {
             match self {
-                // Portable, mapped.
+                // Flags: portable (1) and mapped (2).
                 Self::Host => {
                     let memory = result::malloc_host(bytes, 3)?;
                     std::ptr::write_bytes(memory.cast::<u8>(), 0, bytes);
@@ -57,7 +57,7 @@ impl Place {
     }
 
     pub(crate) fn write<T: bytemuck::Pod>(self, to: u64, values: &[T]) -> Result<(), Box<dyn Error>> {
-        // SAFETY: `to` is such memory, with room for the values, and no kernel runs.
+        // SAFETY: the callers pass an address in memory of `allocate` with room for the values, and no kernel runs.
         unsafe {
             match self {
                 Self::Host => std::ptr::copy_nonoverlapping(values.as_ptr(), to as *mut T, values.len()),
@@ -69,7 +69,7 @@ impl Place {
 
     pub(crate) fn read<T: bytemuck::Pod>(self, from: u64, len: usize) -> Result<Vec<T>, Box<dyn Error>> {
         let mut values = vec![T::zeroed(); len];
-        // SAFETY: `from` is such memory, with as many values, and no kernel runs.
+        // SAFETY: the callers pass an address in memory of `allocate` with this many values, and no kernel runs.
         unsafe {
             match self {
                 Self::Host => std::ptr::copy_nonoverlapping(from as *const T, values.as_mut_ptr(), len),
@@ -89,15 +89,15 @@ pub(crate) enum Arg {
     Completions(Plain<CompletionRingHandle>),
 }
 
-/// Plain data that goes to kernels by value, which so costs them no registers.
+/// Plain data that kernels take by value. It is in constant memory then, and needs no registers.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub(crate) struct Plain<T>(pub(crate) T);
 
-// SAFETY: it has the same layout there.
+// SAFETY: plain data (`Pod`, `#[repr(transparent)]`) has the same layout on the GPU as here.
 unsafe impl<T: bytemuck::Pod> DeviceRepr for Plain<T> {}
 
-/// What a kernel takes of each thread: registers, and bytes of local memory.
+/// The registers and the bytes of local memory that a kernel needs for each thread.
 pub(crate) struct Usage {
     pub(crate) name: &'static str,
     pub(crate) registers: i32,
@@ -109,7 +109,7 @@ pub(crate) struct Gpu {
     pub(crate) driver: String,
     stream: Arc<CudaStream>,
     ours: Arc<CudaModule>,
-    /// The vendor's library, if it came along.
+    /// The vendor's library, if it was given.
     vendor: Option<Arc<CudaModule>>,
 }
 
@@ -133,7 +133,7 @@ impl Gpu {
         self.vendor.is_some()
     }
 
-    /// A kernel, ours or the vendor's, by name.
+    /// Returns one of our kernels or of the vendor's by its name.
     fn kernel(&self, name: &str) -> Result<CudaFunction, Box<dyn Error>> {
         let module =
             if name.starts_with("dp_") { self.vendor.as_ref().ok_or("no kernels of the vendor")? } else { &self.ours };
@@ -153,7 +153,8 @@ impl Gpu {
             };
         }
         let config = LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 };
-        // SAFETY: the callers give each kernel its arguments, and what they point to is there and stays.
+        // SAFETY: the callers pass the arguments that the kernel takes. All addresses are in memory of `allocate`,
+        // which is never freed.
         unsafe { launch.launch(config)? };
         Ok(())
     }
@@ -163,13 +164,13 @@ impl Gpu {
         Ok(self.stream.synchronize()?)
     }
 
-    /// Runs a kernel.
+    /// Runs a kernel and waits for it.
     pub(crate) fn run(&self, name: &str, blocks: u32, threads: u32, args: &[Arg]) -> Result<(), Box<dyn Error>> {
         self.start(name, blocks, threads, args)?;
         self.finish()
     }
 
-    /// What each kernel takes, as the driver compiled it.
+    /// Returns the resources of each kernel, as the driver has compiled it.
     pub(crate) fn usage(&self) -> Result<Vec<Usage>, Box<dyn Error>> {
         use sys::CUfunction_attribute_enum::{CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES, CU_FUNC_ATTRIBUTE_NUM_REGS};
         let usage = KERNELS.iter().map(|&name| {

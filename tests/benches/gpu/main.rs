@@ -1,22 +1,23 @@
-//! What posting and polling cost a GPU, by who does it.
+//! A benchmark of posting and polling by a GPU: by a thread, a warp or many warps.
 //!
-//! Rings lie in pinned host memory, where a NIC's would be behind the same PCIe link, or in the GPU's own. Each kernel
-//! times itself by the GPU's clock; a figure is the median of several launches. After each launch the ring's bytes are
-//! decoded on the host and compared with what should be there. The floor is the same without the fence in front of the
-//! doorbell, which no NIC could do with.
+//! Rings are in pinned host memory, as a NIC's rings would be behind the same PCIe link, or in the GPU's own memory.
+//! Each kernel measures its time by the GPU's clock; a figure is the median of several launches. After each launch, the
+//! host decodes the ring's bytes and compares them with the expected ones. The floor is the same code without the fence
+//! before the doorbell, which a real NIC needs.
 //!
 //! ```text
 //! gpu KERNELS.ptx [--json FILE] [--dp-direct VENDOR.ptx]
 //! ```
 //!
-//! `--dp-direct` takes [`dp_direct.cu`](dp_direct.cu) compiled with the vendor's library (efa-dp-direct): its device
-//! functions then post to the same rings beside ours. `cargo xtask bench gpu -- --dp-direct FOLDER` compiles it.
+//! `--dp-direct` names [`dp_direct.cu`](dp_direct.cu), compiled with the vendor's library (efa-dp-direct). Then the
+//! library's device functions post to the same rings, for comparison. `cargo xtask bench gpu -- --dp-direct FOLDER`
+//! compiles it.
 //!
 //! | file | what is measured |
 //! | --- | --- |
 //! | `posts.rs` | posting, with nothing behind the rings |
 //! | `polls.rs` | polling |
-//! | `echo.rs` | from post to completion: by the kernel itself, and by way of a proxy on the processor |
+//! | `echo.rs` | from post to completion: by the kernel itself, and through a proxy on the processor |
 
 mod echo;
 mod gpu;
@@ -32,11 +33,11 @@ use std::fs;
 struct Row {
     place: Place,
     what: String,
-    /// Nanoseconds for each.
+    /// The time for each operation in nanoseconds.
     ns: f64,
-    /// What it should be at most.
+    /// The aim: the maximum time in nanoseconds.
     aim: Option<f64>,
-    /// Ours, of the same, that a peer's figure is compared with.
+    /// For a peer's figure: our figure of the same operation.
     ours: Option<f64>,
 }
 
@@ -49,12 +50,12 @@ impl Row {
         Self { aim: Some(ns), ..self }
     }
 
-    /// An aim in millions a second.
+    /// Sets the aim, in millions per second.
     fn aim_rate(self, rate: f64) -> Self {
         self.aim(1e3 / rate)
     }
 
-    /// What is said of it besides the figure.
+    /// Returns the comparison that is printed after the figure.
     fn remark(&self) -> String {
         let aim = self.aim.map(|aim| {
             let verdict = if self.ns <= aim { "reached" } else { "MISSED" };
@@ -78,7 +79,7 @@ struct Options {
 
 fn options() -> Options {
     let mut options = Options::default();
-    // Cargo adds an argument of its own.
+    // Cargo adds the argument `--bench`.
     let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -124,11 +125,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let Some(path) = options.json {
         let rows: Vec<_> = rows
             .iter()
-            .map(|row| json!({"ring": row.place.name(), "what": row.what, "ns": round(row.ns), "aim_ns": row.aim.map(round)}))
+            .map(|row| {
+                let aim = row.aim.map(round);
+                json!({"ring": row.place.name(), "what": row.what, "ns": round(row.ns), "aim_ns": aim})
+            })
             .collect();
         let usage: Vec<_> = usage
             .iter()
-            .map(|Usage { name, registers, local }| json!({"kernel": name, "registers": registers, "local_bytes": local}))
+            .map(|Usage { name, registers, local }| {
+                json!({"kernel": name, "registers": registers, "local_bytes": local})
+            })
             .collect();
         let all = json!({"device": gpu.name, "driver": gpu.driver, "figures": rows, "kernels": usage});
         fs::write(path, serde_json::to_string_pretty(&all)? + "\n")?;

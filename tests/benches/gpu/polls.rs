@@ -1,4 +1,4 @@
-//! Polling a full completion ring.
+//! The time for polling a full completion ring.
 
 use crate::gpu::Arg::{Address, Completions, Number};
 use crate::gpu::{Gpu, Place, Plain};
@@ -6,12 +6,12 @@ use crate::{Row, median};
 use efa_io::*;
 use std::error::Error;
 
-/// Completion entries: kernels poll one lap.
+/// The number of completion entries. Kernels poll the whole ring once.
 const CQES: usize = 32768;
-/// Launches of each case.
+/// The number of launches of each case.
 const LAUNCHES: usize = 9;
 
-/// By a thread, and by a warp; and the vendor's library beside them.
+/// Measures polling by a thread and by a warp, and by the vendor's library.
 pub(crate) fn all(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>> {
     let mut rows = Vec::new();
     for (who, threads) in [("thread", 1), ("warp", 32)] {
@@ -28,7 +28,7 @@ pub(crate) fn all(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>> {
     Ok(rows)
 }
 
-/// Nanoseconds for a completion.
+/// Measures the nanoseconds for a completion.
 fn polls(gpu: &Gpu, place: Place, kernel: &str, threads: u32) -> Result<f64, Box<dyn Error>> {
     let size = RingSize::new(CQES as u32)?;
     let entry = |i: u32| {

@@ -1,4 +1,4 @@
-//! Posting, with nothing behind the rings.
+//! The time for posting, with no NIC behind the rings.
 
 use crate::gpu::Arg::{Address, Number, Send};
 use crate::gpu::{Arg, Gpu, Place, Plain};
@@ -6,17 +6,17 @@ use crate::{Row, median};
 use efa_io::*;
 use std::error::Error;
 
-/// Entries of a send ring.
+/// The number of entries of a send ring.
 pub(crate) const ENTRIES: usize = 4096;
-/// Launches of each case.
+/// The number of launches of each case.
 const LAUNCHES: usize = 9;
-/// Queues at most: a warp on each multiprocessor.
+/// The maximum number of queues: one warp on each multiprocessor.
 const QUEUES: usize = 132;
-/// WQEs between two doorbells at most, as the handles say: the ring, which is what libefa says of a device that states
-/// nothing.
+/// The maximum number of WQEs between two doorbells: the size of the ring. libefa reports this for a device that states
+/// no limit.
 const MAX_BATCH: u32 = ENTRIES as u32;
 
-/// `Work` of the kernels.
+/// The argument `Work` of the kernels.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub(crate) struct Work {
@@ -34,14 +34,14 @@ pub(crate) const WORK: Work =
     Work { ah: 3, qpn: 17, qkey: 0x1234, lkey: 0x42, rkey: 0x99, length: 4096, local: 1 << 40, remote: 1 << 41 };
 
 impl Work {
-    /// In memory that kernels reach.
+    /// Copies the argument to memory that kernels can access.
     pub(crate) fn place(self) -> Result<Arg, Box<dyn Error>> {
         let at = Place::Host.allocate(size_of::<Self>())?;
         Place::Host.write(at, &[self])?;
         Ok(Address(at))
     }
 
-    /// The WQE of a request, without what its place in the ring says.
+    /// Returns the WQE of a request without the fields that depend on its place in the ring.
     fn wqe(&self, number: u32) -> Result<Wqe64, EncodeError> {
         let at = u64::from(number) * 64;
         let local = LocalBuf { addr: self.local + at, lkey: Lkey::new(self.lkey)?, length: self.length };
@@ -51,7 +51,7 @@ impl Work {
     }
 }
 
-/// A ring of a queue pair that nothing is behind.
+/// The send ring of a queue pair without a NIC.
 pub(crate) struct Ring {
     place: Place,
     ring: u64,
@@ -86,7 +86,7 @@ impl Ring {
         Ok(self.place.read::<[u64; 8]>(self.ring, ENTRIES)?.into_iter().map(Wqe64::from_words).collect())
     }
 
-    /// The last lap of the ring is what was posted last, in order.
+    /// Checks that the ring contains the requests that were posted last, in order.
     fn check(&self, posted: u32) -> Result<(), Box<dyn Error>> {
         let (wqes, size) = (self.wqes(posted)?, RingSize::new(ENTRIES as u32)?);
         for number in posted - ENTRIES as u32..posted {
@@ -96,7 +96,7 @@ impl Ring {
         Ok(())
     }
 
-    /// The last lap is of requests that were posted, in whatever order, none of them twice.
+    /// Checks that the ring contains requests that were posted, in any order, none twice.
     fn check_shared(&self, posted: u32) -> Result<(), Box<dyn Error>> {
         let mut seen = std::collections::HashSet::new();
         let (wqes, size) = (self.wqes(posted)?, RingSize::new(ENTRIES as u32)?);
@@ -111,8 +111,8 @@ impl Ring {
     }
 }
 
-/// Nanoseconds for a WQE: medians over launches of a kernel that posts `each` to every ring, and writes how long that
-/// took, by ring.
+/// Measures the nanoseconds for a WQE: the median over launches of a kernel that posts `each` WQEs to every ring and
+/// writes the time for each ring.
 #[expect(clippy::too_many_arguments, reason = "a case is what it is made of")]
 fn posts(
     gpu: &Gpu,
@@ -153,7 +153,7 @@ fn posts(
     Ok(median(times))
 }
 
-/// One thread, or one warp, with one queue; and the vendor's library beside them.
+/// Measures one thread and one warp with one queue, and the vendor's library.
 pub(crate) fn alone(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>> {
     let mut rows = Vec::new();
     let (count, lanes) = (4 * ENTRIES as u32, 16 * ENTRIES as u32 / 32);
@@ -194,7 +194,7 @@ pub(crate) fn alone(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>>
         };
         beside(row, "dp_post_warp", 32, &args)?;
     }
-    // Where two batches exceed what the device takes, a second fence orders the doorbell between them.
+    // If two batches exceed the device's limit, a second fence orders the doorbell between them.
     for (batch, max_batch) in [(1, 32), (32, 64), (32, 32)] {
         let ns = posts(gpu, place, 1, max_batch, count, "post_thread", 1, &[Number(count), Number(batch)])?;
         rows.push(Row::new(place, format!("one thread, {batch} per doorbell, batches of {max_batch}"), ns));
@@ -210,7 +210,7 @@ pub(crate) fn alone(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>>
     Ok(rows)
 }
 
-/// Warps with a queue each.
+/// Measures warps with one queue each.
 pub(crate) fn many_queues(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>> {
     let lanes = 16 * ENTRIES as u32 / 32;
     let row = |queues: usize| {
@@ -221,7 +221,7 @@ pub(crate) fn many_queues(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn E
     [16, QUEUES].map(row).into_iter().collect()
 }
 
-/// Many warps that post to one queue.
+/// Measures many warps that post to one queue.
 pub(crate) fn shared(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>> {
     let (ring, work) = (Ring::new(place)?, WORK.place()?);
     let mut rows = Vec::new();
@@ -238,7 +238,7 @@ pub(crate) fn shared(gpu: &Gpu, place: Place) -> Result<Vec<Row>, Box<dyn Error>
             Place::Gpu.write(at, &state)?;
             place.write(ring.doorbell, &[0u32])?;
             let args = [Send(Plain(handle)), Address(at), work, Number(count), Address(times)];
-            // One block more, which gives room back.
+            // One more block, which releases completed entries.
             gpu.run("post_shared", blocks + 1, 32 * warps, &args)?;
             let times: Vec<[u64; 2]> = Place::Host.read(times, all as usize)?;
             let start = times.iter().map(|&[start, _]| start).min().unwrap();

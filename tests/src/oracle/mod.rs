@@ -391,7 +391,7 @@ impl Simulation {
                 match bad {
                     Bad::Rkey => board.rkey ^= 0x40,
                     Bad::Bounds => board.len += 1,
-                    Bad::Qkey => to.qkey ^= 1 << 31, // no queue pair has such a key, not even a later one with this number
+                    Bad::Qkey => to.qkey ^= 1 << 31, // no queue pair, not even a later one, has such a key
                     Bad::Number => to.qpn ^= 0x1000,
                 }
                 Some(board.slice(board.len - op.len as u64..).unwrap())

@@ -109,7 +109,7 @@ impl SimNode {
             config.sub_cqs = [1, 1, 3][n];
             config.paths = [4, 1, 2][n];
             if few_numbers {
-                config.attributes.max_qp = 1 << 14; // a number has two bits left to distinguish queue pairs of one index
+                config.attributes.max_qp = 1 << 14; // leaves two bits to distinguish queue pairs of one index
             }
         });
         let pd = Arc::new(device.alloc_pd().unwrap());
