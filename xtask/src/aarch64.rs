@@ -1,5 +1,5 @@
-//! Whether what drives queues from a CPU compiles for aarch64: instances of that architecture have EFA, too
-//! (p6e-gb200).
+//! `cargo xtask aarch64`: compiles the crates that drive queues from a CPU for aarch64. Some instances of that
+//! architecture have EFA (p6e-gb200).
 
 use crate::common::{cargo, run};
 use anyhow::Result;
@@ -8,7 +8,7 @@ use std::process::Command;
 
 const TARGET: &str = "aarch64-unknown-linux-gnu";
 
-/// Compiles the crates, or says why not.
+/// Compiles the crates, or prints why this is not possible.
 pub(crate) fn check() -> Result<()> {
     if !has_target() {
         println!(
@@ -20,7 +20,7 @@ pub(crate) fn check() -> Result<()> {
     run(cargo().args(["check", "--quiet", "--target", TARGET]).args(packages))
 }
 
-/// Whether the compiler that cargo uses here has the target's standard library.
+/// Returns `true` if the compiler that cargo uses has the target's standard library.
 fn has_target() -> bool {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let output = Command::new(rustc).args(["--print", "target-libdir", "--target", TARGET]).output();

@@ -1,4 +1,4 @@
-//! A private apt: fetches packages as the system's apt would, and leaves the system alone.
+//! A private apt, which fetches packages as the system's apt would, without changing the system.
 
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -6,10 +6,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Signs Debian's archive, all suites of it.
+/// The keyring that signs all suites of Debian's archive.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// What is installed on this machine.
+/// dpkg's list of the packages that are installed on this machine.
 pub(crate) const INSTALLED: &str = "/var/lib/dpkg/status";
 
 /// A suite of a Debian archive that a machine installs from.
@@ -18,24 +18,24 @@ pub(crate) struct Archive {
     uri: String,
     /// The suite.
     pub(crate) suite: String,
-    /// Keyring or key that signs it, if the machine names one.
+    /// The keyring or key that signs the archive, if the machine's sources name one.
     signed_by: Option<String>,
 }
 
-/// A package that came.
+/// A package that was fetched.
 pub(crate) struct Package {
     pub(crate) name: String,
     pub(crate) version: String,
 }
 
-/// An apt with a folder, a source and an idea of what is installed of its own.
+/// An apt with its own folder, its own source, and its own list of installed packages.
 pub(crate) struct Apt {
     folder: PathBuf,
 }
 
 impl Archive {
-    /// As apt is configured here: the machine's own suite, and that suite's security updates, if they come from an
-    /// archive of their own.
+    /// Returns the machine's own suite from apt's configuration, and the suite's security updates if they come from
+    /// another archive.
     pub(crate) fn of_this_machine() -> Result<(Self, Option<Self>)> {
         let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
         let field = |name: &str| {
@@ -55,36 +55,37 @@ impl Archive {
         Ok((archive, sources.iter().find_map(|text| Self::find(text, &security))))
     }
 
-    /// Another suite of the same archive.
+    /// Returns another suite of the same archive.
     pub(crate) fn with_suite(&self, suite: &str) -> Self {
         Self { suite: suite.into(), ..self.clone() }
     }
 
-    /// Where it is.
+    /// Returns the archive's address.
     pub(crate) fn uri(&self) -> &str {
         &self.uri
     }
 
-    /// The keyring or key that signs it: what the machine names, or else Debian's, if that is here.
+    /// Returns the keyring or key that signs the archive: the one that the machine's sources name, or else Debian's if
+    /// it is installed.
     pub(crate) fn keyring(&self) -> Option<&str> {
         self.signed_by.as_deref().or_else(|| Path::new(KEYRING).exists().then_some(KEYRING))
     }
 
-    /// As a line of apt's sources.
+    /// Returns the archive as a line of apt's sources.
     pub(crate) fn line(&self) -> String {
         let Self { uri, suite, .. } = self;
         let key = self.keyring().map(|key| format!("[signed-by={key}] ")).unwrap_or_default();
         format!("deb {key}{uri} {suite} main\n")
     }
 
-    /// The archive of the first source of packages in one of these suites, in a file of apt's sources of either format.
+    /// Finds the first source of packages of one of these suites in a file of apt's sources, in both formats.
     fn find(sources: &str, suites: &[&str]) -> Option<Self> {
         let one_line = sources.lines().filter_map(Self::parse_line);
         let stanzas = sources.split("\n\n").filter_map(Self::parse_stanza).flatten();
         one_line.chain(stanzas).find(|archive| suites.contains(&archive.suite.as_str()))
     }
 
-    /// `deb [signed-by=…] URI SUITE COMPONENT…`
+    /// Parses a line `deb [signed-by=…] URI SUITE COMPONENT…`.
     fn parse_line(line: &str) -> Option<Self> {
         let rest = line.trim().strip_prefix("deb")?.trim_start();
         let (options, rest) = rest.strip_prefix('[').and_then(|rest| rest.split_once(']')).unwrap_or(("", rest));
@@ -95,7 +96,7 @@ impl Archive {
         Some(Self { uri: uri.into(), suite: suite.into(), signed_by: signed_by.map(String::from) })
     }
 
-    /// A stanza of fields (deb822), one archive for each of its suites.
+    /// Parses a stanza of fields (deb822). Returns one archive for each of its suites.
     fn parse_stanza(stanza: &str) -> Option<Vec<Self>> {
         let lines = stanza.lines().filter(|line| !line.starts_with('#'));
         let text = lines.collect::<Vec<_>>().join("\n").replace("\n ", " ");
@@ -108,7 +109,7 @@ impl Archive {
             return None;
         }
         let uri = field("URIs")?.split_whitespace().next()?;
-        // A key may stand in the stanza itself, too; those who do that have Debian's keyring as well.
+        // The stanza may also contain the key itself. A machine with such a stanza has Debian's keyring, too.
         let signed_by = field("Signed-By").filter(|value| value.starts_with('/'));
         let suites = field("Suites")?.split_whitespace();
         let archive =
@@ -117,18 +118,18 @@ impl Archive {
     }
 }
 
-/// How this machine's apt reaches archives (proxies, timeouts), in the format of its configuration.
+/// Returns how this machine's apt reaches archives (proxies, timeouts), in the format of apt's configuration.
 pub(crate) fn acquire_settings() -> Result<String> {
     let machine = run(Command::new("apt-config").arg("dump"))?;
     Ok(machine.lines().filter(|line| line.starts_with("Acquire")).map(|line| format!("{line}\n")).collect())
 }
 
-/// The files of apt's sources.
+/// Returns the files of apt's sources.
 fn sources() -> Result<Vec<String>> {
     let files =
         run(Command::new("apt-config").args(["shell", "l", "Dir::Etc::sourcelist/f", "p", "Dir::Etc::sourceparts/d"]))?;
     let mut texts = Vec::new();
-    // Lines such as `l='/etc/apt/sources.list'`.
+    // `apt-config` prints lines such as `l='/etc/apt/sources.list'`.
     for path in files.lines().filter_map(|line| Some(line.split_once('=')?.1.trim_matches('\''))) {
         let parts = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
         let parts = parts.filter(|part| part.extension().is_some_and(|end| end == "list" || end == "sources"));
@@ -138,7 +139,8 @@ fn sources() -> Result<Vec<String>> {
 }
 
 impl Apt {
-    /// One that knows these suites. `installed` is dpkg's list of what needs not come, if not everything must.
+    /// Creates an apt that knows these suites. `installed` is dpkg's list of packages that need not be fetched; without
+    /// it, everything is fetched.
     pub(crate) fn new(folder: &Path, archives: &[Archive], installed: Option<&Path>) -> Result<Self> {
         for part in ["state/lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(part)).with_context(|| format!("creating {}", folder.display()))?;
@@ -151,7 +153,7 @@ impl Apt {
             None => fs::write(&status, "")?,
         }
         fs::write(folder.join("sources.list"), archives.iter().map(Archive::line).collect::<String>())?;
-        // How to reach an archive is the machine's to say, all else is said here.
+        // The machine's configuration says how to reach an archive; everything else is set here.
         let acquire = acquire_settings()?;
         let at = folder.display();
         let config = format!(
@@ -185,7 +187,7 @@ Dir::State::status "{at}/state/status";
         command
     }
 
-    /// Of the packages with this prefix, the one with the highest number after it.
+    /// Returns the package with this prefix and the highest number after it.
     pub(crate) fn newest(&self, prefix: &str) -> Result<String> {
         let names = run(self.command("apt-cache").args(["pkgnames", prefix]))?;
         let number = |name: &str| name.strip_prefix(prefix)?.trim_end_matches("t64").parse::<u32>().ok();
@@ -193,14 +195,14 @@ Dir::State::status "{at}/state/status";
         newest.map(String::from).with_context(|| format!("the archive has no package {prefix}N"))
     }
 
-    /// The version of a package that would be installed, if there is one.
+    /// Returns the version of a package that would be installed, if the package exists.
     pub(crate) fn candidate(&self, package: &str) -> Result<Option<String>> {
         let policy = run(self.command("apt-cache").args(["policy", package]))?;
         let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "));
         Ok(version.filter(|version| *version != "(none)").map(String::from))
     }
 
-    /// Fetches these packages and all that they need; says which came.
+    /// Fetches these packages and everything that they need. Returns what was fetched.
     pub(crate) fn download(&self, packages: &[&str]) -> Result<Vec<Package>> {
         let mut apt = self.command("apt-get");
         run(apt.args(["install", "--download-only", "--yes", "--quiet"]).args(packages))?;
@@ -214,7 +216,7 @@ Dir::State::status "{at}/state/status";
             .collect()
     }
 
-    /// Unpacks what came.
+    /// Unpacks the fetched packages.
     pub(crate) fn unpack(&self, into: &Path) -> Result<()> {
         fs::create_dir_all(into)?;
         for file in self.archives()? {
@@ -233,14 +235,14 @@ Dir::State::status "{at}/state/status";
 }
 
 impl Package {
-    /// From a line that names it and its version.
+    /// Parses a line with a package's name and version.
     pub(crate) fn parse(line: &str) -> Option<Self> {
         let (name, version) = line.split_once(' ')?;
         Some(Self { name: name.into(), version: version.into() })
     }
 }
 
-/// Runs a command and gives what it prints; what it says as it fails is part of the error.
+/// Runs a command and returns its output. If it fails, its messages are part of the error.
 pub(crate) fn run(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = match command.stdin(Stdio::null()).env("LC_ALL", "C").output() {

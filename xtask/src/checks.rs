@@ -1,14 +1,14 @@
-//! `cargo xtask test`: every check, and a closing table of what ran and what could not.
+//! `cargo xtask test`: runs every check, and closes with a table of those that ran and those that could not.
 
 use crate::common::cargo;
 use anyhow::{Result, bail};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// One thing that proves something.
+/// A check: arguments of cargo.
 struct Check {
     name: &'static str,
-    /// What must be there, if it is not always.
+    /// What the check needs that a machine may lack.
     needs: Option<Need>,
     args: &'static [&'static str],
     env: &'static [(&'static str, &'static str)],
@@ -16,10 +16,10 @@ struct Check {
 
 /// Something that a machine may lack.
 struct Need {
-    /// Succeeds where it is there.
+    /// Arguments of cargo, which succeed if the machine has it.
     probe: &'static [&'static str],
     what: &'static str,
-    /// The command that brings it.
+    /// The command that installs it.
     remedy: &'static str,
 }
 
@@ -58,7 +58,7 @@ const CHECKS: &[Check] = &[
             what: "rdma-core, perftest and libfabric could not be brought",
             remedy: "cargo xtask vendor",
         }),
-        // One at a time: each keeps several processes busy, and takes times.
+        // One at a time, because each test keeps several processes busy, and some measure times.
         args: &["test", "--package", "efa-tests", "--test", "vendor", "--", "--ignored", "--test-threads", "1"],
         env: &[],
     },
@@ -82,7 +82,7 @@ const CHECKS: &[Check] = &[
         args: &["test", "--package", "efa-gpu-builder", "--package", "efa-gpu-device", "--tests", "--", "--ignored"],
         env: &[],
     },
-    // A machine that has not got the target skips it, also with `CI=true`: nothing here depends on another
+    // A machine without the target skips it, even with `CI=true`: nothing in the project depends on another
     // architecture's libraries.
     Check { name: "compiling for aarch64", needs: None, args: &["xtask", "aarch64"], env: &[] },
     Check { name: "doc tests", needs: None, args: &["test", "--workspace", "--doc"], env: &[] },
@@ -97,11 +97,11 @@ const CHECKS: &[Check] = &[
 enum Verdict {
     Passed,
     Failed,
-    /// Could not run, and the command that would change that.
+    /// The check could not run, because the machine lacks this.
     Gap(&'static Need),
 }
 
-/// Runs every check; fails if one failed or, with `CI=true`, could not run.
+/// Runs every check. Fails if one fails or, with `CI=true`, if one cannot run.
 pub(crate) fn run_all() -> Result<()> {
     let mut verdicts = Vec::new();
     for check in CHECKS {
@@ -131,7 +131,7 @@ pub(crate) fn run_all() -> Result<()> {
     }
 }
 
-/// What a command says as it fails; nothing if it does not.
+/// Runs a command. Returns its messages if it fails.
 fn complaint(command: &mut Command) -> Option<String> {
     match command.stdin(Stdio::null()).output() {
         Ok(output) if output.status.success() => None,

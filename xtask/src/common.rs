@@ -1,16 +1,16 @@
-//! What chores have in common: the cargo that runs them, commands, folders.
+//! Shared code of the chores: cargo, commands and folders.
 
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The cargo that runs this.
+/// Returns a command of the cargo that runs this program.
 pub(crate) fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// Runs a command that prints for itself, and exits as it does.
+/// Runs a command with its own output. If it fails, exits with its exit code.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("starting {command:?}"))?;
     match status.code() {
@@ -20,13 +20,13 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     }
 }
 
-/// The workspace's target folder.
+/// Returns the workspace's target folder.
 pub(crate) fn target() -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
     workspace.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
-/// Removes a folder with all that is in it, if it is there.
+/// Removes a folder with its contents, if it exists.
 pub(crate) fn remove(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

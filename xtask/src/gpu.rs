@@ -1,4 +1,4 @@
-//! `cargo xtask gpu`, `cargo xtask bench gpu`: what takes a GPU.
+//! `cargo xtask gpu` and `cargo xtask bench gpu`: the chores that need a GPU.
 
 use crate::common::{cargo, run, target};
 use crate::toolchain;
@@ -7,10 +7,10 @@ use efa_gpu_builder::{Arch, PtxBuilder};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where programs look for the kernels: `efa_gpu_kernels::VARIABLE`.
+/// The environment variable with the paths of the kernels: `efa_gpu_kernels::VARIABLE`.
 const KERNELS: &str = "EFA_KERNELS";
 
-/// The architecture to compile for, of the GPU that is here.
+/// Returns the architecture of this machine's GPU.
 fn arch() -> Result<Arch> {
     let query = Command::new("nvidia-smi").args(["--query-gpu=compute_cap", "--format=csv,noheader"]).output();
     let answer = query.context("nvidia-smi, which tells what GPU there is, could not be started: is there one?")?;
@@ -21,7 +21,7 @@ fn arch() -> Result<Arch> {
     arch.with_context(|| format!("the GPU has compute capability {first}, {} or more is needed", Arch::ALL[0].number()))
 }
 
-/// Compiles the project's kernels for it; gives the file.
+/// Compiles the project's kernels for this machine's GPU. Returns the file.
 fn kernels() -> Result<PathBuf> {
     let arch = arch()?;
     toolchain::bring()?;
@@ -31,7 +31,8 @@ fn kernels() -> Result<PathBuf> {
     Ok(kernels.path.clone())
 }
 
-/// What programs take from the environment to find the kernels; nothing where there is no GPU.
+/// Compiles the kernels and returns the environment variable by which programs find them. Returns nothing if there is
+/// no GPU.
 pub(crate) fn environment() -> Result<Option<(&'static str, PathBuf)>> {
     if arch().is_err() {
         return Ok(None);
@@ -39,7 +40,7 @@ pub(crate) fn environment() -> Result<Option<(&'static str, PathBuf)>> {
     Ok(Some((KERNELS, kernels()?)))
 }
 
-/// Runs the tests that take a GPU.
+/// Runs the tests that need a GPU.
 pub(crate) fn test() -> Result<()> {
     let kernels = kernels()?;
     for tests in [
@@ -53,7 +54,7 @@ pub(crate) fn test() -> Result<()> {
     Ok(())
 }
 
-/// Has the benchmark run the kernels.
+/// Runs the benchmark with the kernels.
 pub(crate) fn bench(args: &[String]) -> Result<()> {
     let mut bench = cargo();
     bench.args(["bench", "--package", "efa-tests", "--bench", "gpu", "--"]).arg(kernels()?);
@@ -69,7 +70,7 @@ pub(crate) fn bench(args: &[String]) -> Result<()> {
     run(&mut bench)
 }
 
-/// Compiles the vendor's device functions, and kernels that call them, with the machine's nvcc.
+/// Compiles the vendor's device functions and kernels that call them, with the machine's nvcc.
 fn compile_dp_direct(folder: &Path) -> Result<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/benches/gpu/dp_direct.cu");
     let ptx = target().join("kernels/dp_direct.ptx");

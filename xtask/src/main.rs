@@ -27,61 +27,61 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Chore {
-    /// Two processes, each with a software EFA device, and one RDMA write between them; then again over a bad network.
+    /// Runs two processes, each with a software EFA device, and one RDMA write between them; then again over a bad
+    /// network.
     #[command(disable_help_flag = true)]
     Demo {
         /// Options of `efa demo`; `--help` lists them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Everything that proves the project on this machine. With CI=true, what cannot run is a failure.
+    /// Runs all checks that this machine can run. With CI=true, a check that cannot run is a failure.
     Test,
-    /// Both of the above in a minimal Debian, which has git, gcc and rustup and nothing else. Takes root, debootstrap,
-    /// and half an hour.
+    /// Runs both of the above in a minimal Debian with git, gcc and rustup. Needs root, debootstrap, and half an hour.
     Trial {
-        /// Leaves the root in target/trial, to look around in it.
+        /// Keeps the root folder in target/trial, to look around in it.
         #[arg(long)]
         keep: bool,
     },
-    /// Compiles what drives queues from a CPU for aarch64, if the toolchain can.
+    /// Compiles the crates that drive queues from a CPU for aarch64, if the toolchain has this target.
     Aarch64,
-    /// Miri over what it can run, if it is there.
+    /// Runs tests under Miri, if a nightly toolchain has it.
     Miri,
-    /// The software devices' threads and memory under ThreadSanitizer and AddressSanitizer, if a nightly toolchain is
-    /// there.
+    /// Runs tests under ThreadSanitizer and AddressSanitizer, if there is a nightly toolchain.
     Sanitize {
-        /// Which of the two; without, both.
+        /// Runs only this sanitizer.
         #[arg(value_enum)]
         which: Option<sanitize::Sanitizer>,
     },
-    /// Kernels on the GPU of this machine: a million operations, every byte checked, and all of efa-direct's CUDA.
+    /// Runs the tests on this machine's GPU: millions of operations with every byte checked, and all of efa-direct's
+    /// CUDA code.
     Gpu,
-    /// Brings the vendor's library and programs that use it into target/vendor, from Debian unstable; tests run them.
+    /// Downloads the vendor's library and programs, which tests run, from Debian unstable into target/vendor.
     Vendor,
-    /// Brings a Rust toolchain that compiles to PTX and NVIDIA's ptxas into target/toolchain, where the machine has
-    /// none.
+    /// Downloads a Rust toolchain that compiles to PTX, and NVIDIA's ptxas, into target/toolchain, unless the machine
+    /// has them.
     Toolchain,
-    /// Compares the bindings of efa-sys with the headers of the rdma-core that `vendor` brought.
+    /// Compares the bindings of efa-sys with the headers of the rdma-core that `vendor` downloads.
     Bindings {
-        /// Writes them anew instead, as those of this release: 65.0.
+        /// Generates the bindings again instead, as those of this release, for example 65.0.
         #[arg(long, value_name = "RELEASE")]
         bless: Option<String>,
     },
-    /// Draws the project's crates and modules: who knows whom. Fails if that goes upward or in circles.
+    /// Draws which crates and modules use which. Fails if a use goes upward or in a circle.
     Graph {
-        /// Only this crate.
+        /// Draws only this crate.
         #[arg(value_name = "CRATE")]
         only: Option<String>,
-        /// As input of Graphviz, for example for `dot -Tsvg`.
+        /// Prints input for Graphviz, for example for `dot -Tsvg`.
         #[arg(long)]
         dot: bool,
     },
     /// Checks that crates and modules know each other in one direction only, and that no line is wider than 120
     /// columns.
     Structure,
-    /// What things cost, beside their floor.
+    /// Runs a benchmark. Each figure stands beside its floor.
     Bench {
-        /// Which benchmark.
+        /// The benchmark.
         #[arg(value_enum, default_value_t)]
         which: Bench,
         /// Options of the benchmark.
@@ -95,11 +95,11 @@ enum Bench {
     /// Posting and polling.
     #[default]
     Posts,
-    /// The same beside the vendor's libefa, on the same rings.
+    /// Posting and polling, beside the vendor's libefa on the same rings.
     Libefa,
     /// The software device.
     Soft,
-    /// Posting and polling by a GPU, which this takes.
+    /// Posting and polling by a GPU. Needs one.
     Gpu,
 }
 
@@ -139,7 +139,8 @@ fn main() -> Result<()> {
     }
 }
 
-/// Has bindgen read the headers, with the libclang that came along or the machine's own, and the test compare or write.
+/// Runs bindgen on the headers, with the downloaded libclang or the machine's own, and the test that compares or
+/// replaces the bindings.
 fn bindings(bless: Option<String>) -> Result<()> {
     vendor::bring()?;
     let mut test = cargo();

@@ -1,14 +1,15 @@
-//! `cargo xtask miri`: Miri over what it can run, which checks each access against Rust's memory model.
+//! `cargo xtask miri`: runs tests under Miri, which checks each memory access against Rust's memory model.
 //!
-//! Miri runs no instructions, no coroutines and maps no files. So it sees the formats, the software device in simulated
-//! time, memory that is shared between threads, and the host API on software devices of this process; not the executor
-//! of kernels, UDP, libibverbs and CUDA. Copies of shared bytes are loops for it (`efa-memory/src/copy.rs`).
+//! Miri supports no inline assembly, no coroutines and no mapping of files. So it runs the formats, the software device
+//! in simulated time, memory that threads share, and the host API on software devices of this process. It cannot run
+//! the executor of kernels, UDP, libibverbs and CUDA. Under Miri, copies of shared bytes are loops
+//! (`efa-memory/src/copy.rs`).
 
 use crate::nightly;
 use anyhow::{Result, bail};
 use std::time::Instant;
 
-/// Some tests, and how Miri is to run them.
+/// Tests, with the flags for Miri.
 struct Run {
     what: &'static str,
     args: &'static [&'static str],
@@ -17,7 +18,7 @@ struct Run {
 
 const RUNS: &[Run] = &[
     Run { what: "memory that threads share", args: &["--package", "efa-memory", "--lib"], flags: "" },
-    // Its network's thread never ends.
+    // The thread of the process's network never ends.
     Run {
         what: "the host API on software devices",
         args: &["--package", "efa-direct", "--no-default-features", "--features", "soft", "--test", "shared_memory"],
@@ -28,11 +29,11 @@ const RUNS: &[Run] = &[
         args: &["--package", "efa-soft", "--test", "device", "--test", "counters"],
         flags: "",
     },
-    // The property tests look for earlier failures in a folder.
+    // The property tests read earlier failures from a folder.
     Run { what: "formats", args: &["--package", "efa-io", "--lib"], flags: "-Zmiri-disable-isolation" },
 ];
 
-/// Runs all of it, or ends this process with [`nightly::SKIPPED`].
+/// Runs all tests, or ends this process with [`nightly::SKIPPED`] if there is no Miri.
 pub(crate) fn run() -> Result<()> {
     nightly::require(&["miri", "rust-src"]);
     for Run { what, args, flags } in RUNS {
@@ -40,7 +41,7 @@ pub(crate) fn run() -> Result<()> {
         let start = Instant::now();
         let mut miri = nightly::cargo();
         miri.args(["miri", "test"]).args(*args);
-        // `parking_lot` makes pointers of integers, which is only a warning.
+        // `parking_lot` converts integers to pointers, which should only be a warning.
         miri.env("MIRIFLAGS", format!("-Zmiri-permissive-provenance {flags}"));
         miri.env("PROPTEST_CASES", "2");
         if !miri.status()?.success() {

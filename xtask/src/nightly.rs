@@ -1,28 +1,29 @@
-//! What the nightly toolchain is needed for, and whether it is there.
+//! The nightly toolchain, which some chores need.
 
 use std::process::{Command, Stdio};
 
-/// The exit status of a chore that cannot run on this machine, and that need not.
+/// The exit status of an optional chore that cannot run on this machine.
 pub(crate) const SKIPPED: i32 = 77;
 
-/// Cargo of the nightly toolchain.
+/// Returns a command of the nightly toolchain's cargo.
 pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new("rustup");
     cargo.args(["run", "nightly", "cargo"]);
-    // Those of the cargo that runs this.
+    // These variables are about the cargo that runs this program.
     for name in ["CARGO", "RUSTC", "RUSTUP_TOOLCHAIN", "CARGO_ENCODED_RUSTFLAGS"] {
         cargo.env_remove(name);
     }
     cargo
 }
 
-/// Whether a command of rustup's succeeds and prints this.
+/// Returns `true` if a command of rustup succeeds and its output contains this text.
 fn rustup_says(args: &[&str], what: &str) -> bool {
     let output = Command::new("rustup").args(args).stderr(Stdio::null()).output();
     output.is_ok_and(|output| output.status.success() && String::from_utf8_lossy(&output.stdout).contains(what))
 }
 
-/// Ends this process if the nightly toolchain or one of these components of it is missing, and says what brings them.
+/// Ends this process if the nightly toolchain or one of these components is missing, and prints the command that
+/// installs them.
 pub(crate) fn require(components: &[&str]) {
     let is_there = |component: &&str| {
         let installed = ["component", "list", "--toolchain", "nightly", "--installed"];

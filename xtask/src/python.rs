@@ -1,4 +1,4 @@
-//! A Python with pip: the machine's own, or else Debian's, unpacked for as long as it is needed.
+//! A Python with pip: the machine's own, or else Debian's, unpacked as long as it is needed.
 
 use crate::apt::{Apt, Archive, INSTALLED, run};
 use crate::common::remove;
@@ -11,12 +11,13 @@ use std::process::Command;
 /// A Python with pip.
 pub(crate) struct Python {
     program: PathBuf,
-    /// Where its shared libraries are, if the loader does not know: it was unpacked, not installed.
+    /// The folder of its shared libraries, if the loader does not search there because Python was unpacked and not
+    /// installed.
     libraries: Vec<PathBuf>,
 }
 
 impl Python {
-    /// The machine's own, or one that comes from Debian's archive into this folder.
+    /// Finds the machine's own Python, or else unpacks one from Debian's archive into this folder.
     pub(crate) fn find_or_bring(folder: &Path) -> Result<Self> {
         let own = Self { program: "python3".into(), libraries: Vec::new() };
         match own.has_pip() {
@@ -27,14 +28,15 @@ impl Python {
         }
     }
 
-    /// A command that runs it with these arguments.
+    /// Returns a command that runs Python with these arguments.
     pub(crate) fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
         let mut command = Command::new(&self.program);
         command.args(arguments);
         if !self.libraries.is_empty() {
             let others = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
             let all = self.libraries.iter().cloned().chain(std::env::split_paths(&others));
-            // A folder with a colon in its name cannot be in such a list; the loader's own error says what it misses.
+            // If a folder's name contains a colon, there is no such list. The loader's own error then says what is
+            // missing.
             command.env("LD_LIBRARY_PATH", std::env::join_paths(all).unwrap_or_default());
         }
         command
@@ -65,8 +67,8 @@ impl Python {
     }
 }
 
-/// Of dpkg's list of what is installed, all but Python: an unpacked Python finds its parts beside itself, not below
-/// `/usr`.
+/// Returns dpkg's list of installed packages without Python's: an unpacked Python finds its parts beside itself and not
+/// below `/usr`.
 fn without_python(status: &str) -> String {
     let is_python = |stanza: &str| {
         let name = stanza.lines().find_map(|line| line.strip_prefix("Package: ")).unwrap_or("");
@@ -76,7 +78,7 @@ fn without_python(status: &str) -> String {
     stanzas.map(|stanza| format!("{stanza}\n\n")).collect()
 }
 
-/// The folders of shared libraries in one such as `/usr/lib`.
+/// Returns the folders of shared libraries in a folder such as `/usr/lib`.
 fn multiarch_folders(lib: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(lib).into_iter().flatten().flatten();
     let is_one = |name: OsString| name.as_encoded_bytes().ends_with(b"-linux-gnu");

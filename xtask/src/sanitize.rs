@@ -1,8 +1,7 @@
-//! `cargo xtask sanitize`: the threads of the software devices under ThreadSanitizer, their memory under
-//! AddressSanitizer.
+//! `cargo xtask sanitize`: runs tests of the software devices under ThreadSanitizer and AddressSanitizer.
 //!
-//! Neither sees what instructions do that the compiler does not look into, so copies of shared bytes are loops here
-//! (`cfg(efa_bytewise)`, `efa-memory/src/copy.rs`). ThreadSanitizer wants a standard library that is compiled for it.
+//! The sanitizers do not see accesses of inline assembly, so copies of shared bytes are loops here
+//! (`cfg(efa_bytewise)`, `efa-memory/src/copy.rs`). ThreadSanitizer needs a standard library that is compiled for it.
 
 use crate::common::target;
 use crate::nightly;
@@ -10,12 +9,12 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use std::time::Instant;
 
-/// What looks for faults.
+/// A sanitizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Sanitizer {
-    /// Data races.
+    /// ThreadSanitizer, which finds data races.
     Thread,
-    /// Accesses outside what is allocated, or no more.
+    /// AddressSanitizer, which finds accesses outside of allocated memory, or to freed memory.
     Address,
 }
 
@@ -29,7 +28,7 @@ const TESTS: &[&[&str]] = &[
 
 const HOST: &str = "x86_64-unknown-linux-gnu";
 
-/// Runs the tests under one of them, or under both; or ends this process with [`nightly::SKIPPED`].
+/// Runs the tests under one sanitizer or both, or ends this process with [`nightly::SKIPPED`] if that is not possible.
 pub(crate) fn run(which: Option<Sanitizer>) -> Result<()> {
     nightly::require(&["rust-src"]);
     if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
@@ -53,14 +52,14 @@ fn sanitize(sanitizer: Sanitizer) -> Result<()> {
         println!("\n── {name} sanitizer: {} ──", tests.join(" "));
         let start = Instant::now();
         let mut test = nightly::cargo();
-        // With a target named, build scripts and macros are compiled without the sanitizer.
+        // If a target is given, build scripts and macros are compiled without the sanitizer.
         test.args(["test", "--target", HOST]).args(*tests);
         if build_std {
             test.arg("-Zbuild-std");
         }
         test.env("CARGO_TARGET_DIR", target().join("sanitize").join(name));
         test.env("RUSTFLAGS", format!("-Zsanitizer={name} --cfg efa_bytewise"));
-        // What the process still has at its end is no fault: the network of a process never ends.
+        // Memory that is left at the process's end is no leak: the network of a process never ends.
         test.env("ASAN_OPTIONS", "detect_leaks=0");
         test.env("TSAN_OPTIONS", "halt_on_error=1");
         if !test.status()?.success() {

@@ -1,13 +1,12 @@
-//! `cargo xtask toolchain`: what compiling kernels to PTX and assembling them takes. The compiler is Debian's wherever
-//! that can be had: checks of machine code are of that one.
+//! `cargo xtask toolchain`: downloads what is needed to compile kernels to PTX and to assemble them. The compiler is
+//! Debian's if possible, because the checks of machine code hold for that one.
 //!
 //! | below `target/toolchain` | what | from |
 //! | --- | --- | --- |
 //! | `root` | rustc and cargo, the sources of the standard library, what these need | the machine's own Debian, security updates included |
 //! | `bin/ptxas` | NVIDIA's assembler of PTX | PyPI, package `nvidia-cuda-nvcc`, through the machine's pip, or else Debian's |
 //!
-//! Nothing is installed, and root is not needed: packages are unpacked. `efa-gpu-builder` looks here before it looks
-//! anywhere else.
+//! Packages are unpacked, not installed, so root is not needed. `efa-gpu-builder` searches here first.
 
 use crate::apt::{Apt, Archive, INSTALLED, run};
 use crate::common::{remove, target};
@@ -18,16 +17,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Packages of which the first serves that is new enough: Debian keeps an additional, newer Rust for its browsers.
+/// Packages of which the first one that is new enough is used. Debian has an additional, newer Rust for its browsers.
 const FAMILIES: &[[&str; 3]] = &[["rustc", "cargo", "rust-src"], ["rustc-web", "cargo-web", "rust-web-src"]];
 
-/// The oldest minor version of Rust 1 that `efa-gpu-builder` takes.
+/// The oldest minor version of Rust 1 that `efa-gpu-builder` supports.
 const OLDEST_RUST: u32 = 88;
 
-/// The oldest ptxas that knows all architectures of `efa_gpu_builder::Arch` is that of CUDA 12.8.
+/// The requirement for pip. CUDA 12.8 has the oldest ptxas that knows all architectures of `efa_gpu_builder::Arch`.
 const PTXAS: &str = "nvidia-cuda-nvcc>=13";
 
-/// Brings what is missing.
+/// Downloads what is missing.
 pub(crate) fn bring() -> Result<()> {
     let folder = target().join("toolchain");
     let root = folder.join("root");
@@ -61,7 +60,8 @@ pub(crate) fn bring() -> Result<()> {
     Ok(())
 }
 
-/// Makes a folder by way of another: whoever interrupts this leaves nothing that looks complete.
+/// Creates a folder with another name first and renames it at the end, so that an interrupted run leaves nothing that
+/// looks complete.
 fn in_one_piece(folder: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let partial = folder.with_extension("partial");
     remove(&partial)?;
@@ -77,7 +77,7 @@ fn fetch_rust(into: &Path) -> Result<()> {
     let suites: Vec<_> = [archive].into_iter().chain(security).collect();
     let names = suites.iter().map(|archive| archive.suite.as_str()).collect::<Vec<_>>().join(" and ");
     println!("fetching a Rust toolchain from Debian {names}");
-    // This machine's own programs serve where they can: only what is missing comes.
+    // Packages that are installed on this machine are not downloaded.
     let private = Apt::new(&apt, &suites, Some(Path::new(INSTALLED)))?;
     let mut seen = Vec::new();
     for family in FAMILIES {
@@ -93,12 +93,12 @@ fn fetch_rust(into: &Path) -> Result<()> {
     bail!("Debian {names} has no Rust from 1.{OLDEST_RUST} on: {}", seen.join(", "))
 }
 
-/// 96 in `1.96.0+dfsg1-1~deb12u2`.
+/// Returns the minor version of a package's version: 96 for `1.96.0+dfsg1-1~deb12u2`.
 fn minor(version: &str) -> Option<u32> {
     version.strip_prefix("1.")?.split('.').next()?.parse().ok()
 }
 
-/// Of rustc's sources only the standard library is compiled; the rest is six times as large.
+/// Removes rustc's sources except the standard library's: the rest is six times as large and not compiled.
 fn remove_what_only_rustc_is_made_of(root: &Path) -> Result<()> {
     for sources in entries(&root.join("usr/src")) {
         entries(&sources)
@@ -131,7 +131,7 @@ fn fetch_ptxas(into: &Path) -> Result<()> {
     [wheels, parts, own].iter().try_for_each(|part| remove(part))
 }
 
-/// Zip files keep no permissions.
+/// Makes a file executable: zip files contain no permissions.
 fn make_executable(file: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(file, fs::Permissions::from_mode(0o755)).with_context(|| format!("{}", file.display()))

@@ -1,10 +1,10 @@
-//! `cargo xtask trial`: whether git, gcc and rustup are all that the README's two commands take.
+//! `cargo xtask trial`: tests that the README's two commands need only git, gcc and rustup.
 //!
-//! A minimal Debian with these three is made below `target/trial`, the last commit of this checkout cloned in it, and
-//! both commands run there by a user who is not root, each in mount and PID namespaces of its own with the new root as
-//! theirs. The machine lends what a user of rustup would have: rustup and the pinned toolchain, without the sources of
-//! the standard library. The network is the machine's, as is what package clients are told of it (variables,
-//! certificates, the configuration of cargo and pip).
+//! The chore creates a minimal Debian with these three below `target/trial`, clones the last commit of this checkout in
+//! it, and runs both commands there. They run as a user who is not root, each in its own mount and PID namespaces with
+//! the new root. The machine lends what a user of rustup would have: rustup and the pinned toolchain, without the
+//! sources of the standard library. The network is the machine's, and so is the configuration of package clients
+//! (variables, certificates, configuration files of cargo and pip).
 
 use crate::apt::{Archive, acquire_settings, run};
 use crate::common::{remove, target};
@@ -14,7 +14,8 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
-/// What the README names, rustup aside; the C library's headers are what gcc recommends, certificates what git does.
+/// The packages that the README names, without rustup. gcc recommends the C library's headers, and git recommends
+/// certificates.
 const PACKAGES: &str = "--include=git,gcc,libc6-dev,ca-certificates";
 
 /// The two commands.
@@ -23,14 +24,15 @@ const COMMANDS: [&str; 2] = ["cargo xtask demo", "CI=true cargo xtask test"];
 /// The user's home in the root.
 const HOME: &str = "/home/trial";
 
-/// The programs that rustup is when it is called by their names.
+/// The programs as which rustup acts when it is called by their names.
 const PROXIES: &[&str] = &["cargo", "rustc", "rustdoc", "rustfmt", "cargo-fmt", "cargo-clippy", "clippy-driver"];
 
 /// The certificates that Debian's programs trust.
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-/// Makes the mounts and becomes the user. Arguments: the root, the toolchain and where it goes in the root, the
-/// checkout, a command. That is run by a shell which stays: the first process of a PID namespace is to reap orphans.
+/// A script that creates the mounts, becomes the user and runs a command. Its arguments are the root, the toolchain and
+/// its place in the root, the checkout, and the command. The command runs under a shell, because the first process of a
+/// PID namespace must reap orphans.
 const ENTER: &str = r#"set -eu
 root=$1 toolchain=$2 place=$1/$3 checkout=$4 command=$5
 shift 5
@@ -56,19 +58,19 @@ exit \$?"
 struct Root {
     folder: PathBuf,
     toolchain: Toolchain,
-    /// The checkout that is tried.
+    /// The checkout to try.
     checkout: PathBuf,
-    /// The environment of what runs in it.
+    /// The environment of the commands.
     variables: Vec<String>,
 }
 
-/// The toolchain that rustup uses here.
+/// The toolchain that rustup uses on this machine.
 struct Toolchain {
     name: String,
     folder: PathBuf,
 }
 
-/// Makes a root, runs both commands in it and says how they ended.
+/// Creates a root, runs both commands in it and prints how they ended.
 pub(crate) fn main(keep: bool) -> Result<()> {
     ensure!(
         fs::metadata("/proc/self")?.uid() == 0,
@@ -120,19 +122,19 @@ impl Root {
         fs::write(root.at("/etc/apt/sources.list"), sources.map(|archive| archive.line()).collect::<String>())?;
         fs::write(root.at("/etc/apt/apt.conf.d/90machine"), acquire_settings()?)?;
         root.lend_configuration()?;
-        // The checkout is another user's.
+        // The checkout belongs to another user.
         fs::write(root.at("/etc/gitconfig"), "[safe]\n\tdirectory = *\n")?;
         root.add_user()?;
         Ok(root)
     }
 
-    /// Where a path of the root is seen from outside.
+    /// Returns the path outside of the root of a path in the root.
     fn at(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
         self.folder.join(path.strip_prefix("/").unwrap_or(path))
     }
 
-    /// Copies a file of the machine, if it is there.
+    /// Copies a file of the machine, if it exists.
     fn lend(&self, file: &Path, to: &Path) -> Result<()> {
         if !file.is_file() {
             return Ok(());
@@ -142,7 +144,7 @@ impl Root {
         fs::copy(file, &to).with_context(|| format!("copying {} to {}", file.display(), to.display())).map(drop)
     }
 
-    /// What names are resolved by, and what package clients are told.
+    /// Copies the configuration of name resolution and of package clients.
     fn lend_configuration(&self) -> Result<()> {
         let named = self.variables.iter().filter_map(|variable| Some(Path::new(variable.split_once('=')?.1)));
         let fixed = ["/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", CERTIFICATES].map(Path::new);
@@ -158,7 +160,7 @@ impl Root {
         Ok(())
     }
 
-    /// A user who has rustup.
+    /// Adds a user who has rustup.
     fn add_user(&self) -> Result<()> {
         for (file, line) in [
             ("/etc/passwd", format!("trial:x:1000:1000::{HOME}:/bin/sh\n")),
@@ -178,7 +180,7 @@ impl Root {
         run(Command::new("chown").args(["--recursive", "1000:1000"]).arg(&home)).map(drop)
     }
 
-    /// Runs a shell's command in the user's home.
+    /// Runs a shell command in the user's home.
     fn run(&self, command: &str) -> Result<ExitStatus> {
         let mut unshare = Command::new("unshare");
         unshare.args([
@@ -208,7 +210,7 @@ impl Toolchain {
         Ok(Self { name, folder: fs::canonicalize(sysroot.trim()).context("finding the toolchain")? })
     }
 
-    /// The program rustup.
+    /// Finds the program rustup.
     fn rustup() -> Result<PathBuf> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let mut found = std::env::split_paths(&path).map(|folder| folder.join("rustup")).filter(|file| file.is_file());
@@ -217,13 +219,13 @@ impl Toolchain {
             .context("rustup is not in PATH: the trial lends it to the root, and the toolchain that it installed")
     }
 
-    /// Where it is in the root, below `/`.
+    /// Returns its path in the root, without the leading `/`.
     fn place(&self) -> String {
         format!("{}/.rustup/toolchains/{}", HOME.trim_start_matches('/'), self.name)
     }
 }
 
-/// A user's environment, and of the machine's what says how to reach registries.
+/// Returns a user's environment, with the machine's variables that say how to reach registries.
 fn variables(machine: impl Iterator<Item = (String, String)>) -> Vec<String> {
     const LENT: &[&str] = &[
         "CARGO_HTTP_",
@@ -236,7 +238,7 @@ fn variables(machine: impl Iterator<Item = (String, String)>) -> Vec<String> {
         "RUSTUP_AUTO_INSTALL",
         "SSL_CERT_FILE",
     ];
-    // What ends in an underscore is a prefix.
+    // A name that ends with an underscore is a prefix.
     let is_lent = |name: &str| {
         let is = |entry: &&str| name == *entry || entry.ends_with('_') && name.starts_with(*entry);
         LENT.iter().any(is) || name.to_ascii_lowercase().ends_with("_proxy")

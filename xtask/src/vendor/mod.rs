@@ -1,15 +1,15 @@
-//! `cargo xtask vendor`: the vendor's library and programs that use it, for the tests that run them on software
-//! devices.
+//! `cargo xtask vendor`: downloads the vendor's library and programs that use it, for the tests that run them on
+//! software devices.
 //!
-//! rdma-core, perftest and libfabric come as packages from Debian unstable into `target/vendor`, without root and
-//! without touching the system: a private apt fetches them with all that they need, down to the C library, and they are
+//! rdma-core, perftest and libfabric are packages of Debian unstable. A private apt downloads them into `target/vendor`
+//! with everything that they need, including the C library, without root and without changing the system. They are
 //! unpacked, not installed. Their programs run through their own loader.
 //!
-//! | below `target/vendor` | what |
+//! | below `target/vendor` | contents |
 //! | --- | --- |
-//! | `root` | rdma-core (with headers), perftest, libfabric and what they need |
-//! | `clang` | libclang of the machine's own suite, as far as the machine lacks it, for generating bindings |
-//! | `packages` | what was asked for, then what came, a package and its version on each line; written last |
+//! | `root` | rdma-core (with headers), perftest, libfabric and everything that they need |
+//! | `clang` | the packages of libclang that the machine lacks, for generating bindings |
+//! | `packages` | the packages that were asked for, then those that were downloaded; written last |
 
 use crate::apt::{Apt, Archive, INSTALLED, Package};
 use crate::common::{remove, target};
@@ -17,21 +17,21 @@ use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What the tests run or compile against; apt adds what these need.
+/// The packages that the tests run or compile against. apt adds what these need.
 const WANTED: &[&str] =
     &["ibverbs-providers", "ibverbs-utils", "libibverbs-dev", "librdmacm1t64", "perftest", "libfabric-bin"];
 
 /// The oldest rdma-core that has completion counters, which the tests' peer uses.
 const OLDEST_RDMA_CORE: u32 = 65;
 
-/// Brings the packages, unless they are there.
+/// Downloads the packages unless they are there.
 pub(crate) fn bring() -> Result<()> {
     let vendor = target().join("vendor");
     if fs::read_to_string(vendor.join("packages")).is_ok_and(|list| list.lines().next() == Some(&wanted())) {
         println!("{} (delete {} to have the newest)", versions(&vendor)?, vendor.display());
         return Ok(());
     }
-    // All of it in another place first: whoever interrupts this leaves nothing that looks complete.
+    // Everything goes to another folder first, so that an interrupted run leaves nothing that looks complete.
     let partial = target().join("vendor.partial");
     remove(&partial)?;
     fetch(&partial)?;
@@ -41,7 +41,8 @@ pub(crate) fn bring() -> Result<()> {
     Ok(())
 }
 
-/// What bindgen needs in its environment: where the headers are, and libclang, if it came along.
+/// Returns the environment variables for bindgen: the folder of the headers and, if it was downloaded, that of
+/// libclang.
 pub(crate) fn bindgen_environment() -> Vec<(&'static str, PathBuf)> {
     let vendor = target().join("vendor");
     let mut environment = vec![("EFA_SYS_INCLUDE", vendor.join("root/usr/include"))];
@@ -51,7 +52,7 @@ pub(crate) fn bindgen_environment() -> Vec<(&'static str, PathBuf)> {
         files.any(|file| file.file_name().as_encoded_bytes().starts_with(b"libclang-"))
     };
     if let Some(folder) = folders.map(|entry| entry.path()).find(has_libclang) {
-        // What libclang itself needs is beside it.
+        // The libraries that libclang needs are beside it.
         environment.extend([("LIBCLANG_PATH", folder.clone()), ("LD_LIBRARY_PATH", folder)]);
     }
     environment
@@ -61,7 +62,7 @@ fn fetch(into: &Path) -> Result<()> {
     let (archive, _) = Archive::of_this_machine()?;
 
     println!("fetching rdma-core, perftest and libfabric from Debian unstable");
-    // A machine on which nothing is installed needs everything, the C library included.
+    // As on a machine without any packages, everything is downloaded, including the C library.
     let apt = Apt::new(&into.join("apt/unstable"), &[archive.with_suite("unstable")], None)?;
     let packages = apt.download(WANTED)?;
     let rdma_core = version(&packages, "libibverbs1")?;
@@ -72,7 +73,7 @@ fn fetch(into: &Path) -> Result<()> {
     apt.unpack(&into.join("root"))?;
 
     println!("fetching libclang from Debian {}", archive.suite);
-    // This machine's programs will load it, so what they have already must not come a second time.
+    // This machine's programs load libclang, so libraries that they have already must not be there a second time.
     let apt = Apt::new(&into.join("apt/own"), &[archive], Some(Path::new(INSTALLED)))?;
     let newest = apt.newest("libclang1-")?;
     let clang = apt.download(&[&newest])?;
@@ -84,12 +85,12 @@ fn fetch(into: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What the first line of `packages` says where all that is wanted has come.
+/// Returns the first line of `packages` in a complete folder.
 fn wanted() -> String {
     format!("wanted: {} and libclang1", WANTED.join(" "))
 }
 
-/// What came, in a line.
+/// Returns one line about the downloaded packages.
 fn versions(vendor: &Path) -> Result<String> {
     let list = fs::read_to_string(vendor.join("packages"))?;
     let packages: Vec<_> = list.lines().skip(1).filter_map(Package::parse).collect();
