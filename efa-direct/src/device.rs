@@ -10,7 +10,7 @@ use crate::pd::ProtectionDomain;
 use crate::provider::soft;
 use crate::provider::{DeviceInfo, Provider};
 #[cfg(feature = "soft")]
-use efa_soft::{LinkCounters, driver::Port};
+use efa_soft::{LinkCounters, driver::DeviceHandle};
 use efa_types::{AsyncEvent, Counters, DeviceAttributes};
 use std::any::Any;
 use std::os::fd::BorrowedFd;
@@ -78,7 +78,7 @@ impl Device {
     /// # Errors
     /// The port's device is gone.
     #[cfg(feature = "soft")]
-    pub fn from_soft_port(name: &str, port: Arc<dyn Port>) -> Result<Self, Error> {
+    pub fn from_soft_port(name: &str, port: Arc<dyn DeviceHandle>) -> Result<Self, Error> {
         Ok(Self { provider: Arc::new(soft::Soft::new(name, port)?) })
     }
 
@@ -140,7 +140,7 @@ impl Device {
     /// The software device behind this one, if there is one: through it a program sets faults, takes the port down,
     /// subscribes to what the device does.
     #[cfg(feature = "soft")]
-    pub fn soft_port(&self) -> Option<Arc<dyn Port>> {
+    pub fn soft_port(&self) -> Option<Arc<dyn DeviceHandle>> {
         self.provider.soft_port()
     }
 

@@ -1,4 +1,4 @@
-//! What a software device can do, and how patient it is.
+//! The configuration of a software device: what it can do, and how patient it is.
 
 use crate::wire::MIN_STRIDE;
 use efa_memory::{Shared, Unit};
@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// EC2 instance types whose devices a software device can resemble: [`DeviceConfig::of`] says in what.
+/// An EC2 instance type whose devices a software device can resemble. [`DeviceConfig::of`] says in what.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Profile {
     /// p4d: four devices of 100 Gb/s.
@@ -24,7 +24,7 @@ pub enum Profile {
 }
 
 impl Profile {
-    /// All of them.
+    /// All instance types.
     pub const ALL: [Self; 4] = [Self::P4d, Self::P5, Self::P5en, Self::P6B200];
 }
 
@@ -48,7 +48,7 @@ impl FromStr for Profile {
     }
 }
 
-/// A secret of 32 bytes. It is not shown by [`Debug`](fmt::Debug).
+/// A secret of 32 bytes. [`Debug`](fmt::Debug) does not show it.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Secret(pub [u8; 32]);
 
@@ -58,23 +58,24 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Limits, capabilities and timing of a device.
+/// The configuration of a device: limits, capabilities and timing.
 ///
-/// Where a value comes from says [`DeviceConfig::of`]; where no public figure exists it is *assumed*.
+/// [`DeviceConfig::of`] says where each value comes from. If there is no public figure, the value is *assumed*.
 #[derive(Clone, Debug)]
 pub struct DeviceConfig {
     /// What the device reports about itself.
     pub attributes: DeviceAttributes,
-    /// Distinguishes this life of the device from others at the same address: no two may have the same number and the same secret.
+    /// Distinguishes this life of the device from others at the same address. No two of them may have the same number
+    /// and the same secret.
     pub incarnation: u64,
-    /// What makes the numbers that peers are told impossible to guess. Where strangers can send packets it must be random.
+    /// Makes the numbers that peers are told impossible to guess. It must be random where strangers can send packets.
     pub secret: Secret,
     /// Seed of everything that is random: keys, scheduling.
     pub seed: u64,
 
-    /// PCI device number.
+    /// PCI device id.
     pub vendor_part_id: u16,
-    /// Speed of its link in Gb/s. Only told, not kept to.
+    /// Speed of its link in Gb/s. The device reports it, and does not keep to it.
     pub link_gbps: u32,
 
     /// Bytes of the longest send ring (`max_llq_size`).
@@ -101,9 +102,9 @@ pub struct DeviceConfig {
     /// Rings and doorbells lie in memory that other processes can map ([`Shared::file`]).
     pub shareable_rings: bool,
 
-    /// Paths that packets to a peer are spread over.
+    /// Number of paths over which packets to a peer are spread.
     pub paths: u8,
-    /// Retransmission timeout before anything was measured.
+    /// Retransmission timeout before a round trip was measured.
     pub initial_rto: Duration,
     /// Shortest retransmission timeout.
     pub min_rto: Duration,
@@ -111,19 +112,20 @@ pub struct DeviceConfig {
     pub max_rto: Duration,
     /// How long a peer may stay silent before what is outstanding towards it fails.
     pub peer_timeout: Duration,
-    /// Pause before a message is offered again to a receiver that was not ready; grows with every time.
+    /// Pause before a message is offered again to a receiver that was not ready. It doubles with every refusal.
     pub rnr_delay: Duration,
 }
 
 impl DeviceConfig {
-    /// Memory for a ring or a doorbell.
+    /// Allocates memory for a ring, or a page for doorbells.
     pub(crate) fn ring_memory<U: Unit>(&self, bytes: usize) -> Result<Arc<Shared<U>>, ControlError> {
         let memory = if self.shareable_rings { Shared::shareable(bytes) } else { Shared::zeroed(bytes) };
         memory.map_err(|_| ControlError::NoMemory(bytes))
     }
 
-    /// What this life of the device is called before `peer`: a hash of [`incarnation`](Self::incarnation) and the peer's address under
-    /// [`secret`](Self::secret); never 0. Packets name it, so only the peer learns it, and whoever sees its packets.
+    /// Returns the incarnation that this life of the device has for `peer`: a hash of
+    /// [`incarnation`](Self::incarnation) and the peer's address with the key [`secret`](Self::secret). It is never 0.
+    /// Packets name it, so only the peer learns it, and whoever sees its packets.
     pub fn incarnation_for(&self, peer: Gid) -> u64 {
         let mut text = [0; 24];
         text[..8].copy_from_slice(&self.incarnation.to_le_bytes());
@@ -131,7 +133,7 @@ impl DeviceConfig {
         self.hash(&text).max(1)
     }
 
-    /// Where the device's randomness begins.
+    /// Creates the source of the device's randomness.
     pub(crate) fn rng(&self) -> fastrand::Rng {
         let mut text = [0; 16];
         text[..8].copy_from_slice(&self.incarnation.to_le_bytes());
@@ -139,16 +141,17 @@ impl DeviceConfig {
         fastrand::Rng::with_seed(self.hash(&text))
     }
 
-    /// A number that nobody can guess who does not know the secret. Texts of one length mean one thing.
+    /// Returns a number that nobody can guess without the secret. Each use has texts of a length of its own, so that no
+    /// two uses share a number.
     fn hash(&self, text: &[u8]) -> u64 {
         let hash = blake3::keyed_hash(&self.secret.0, text);
         u64::from_le_bytes(std::array::from_fn(|i| hash.as_bytes()[i]))
     }
 
-    /// Whether a device can be like this.
+    /// Checks that a device can have this configuration.
     ///
     /// # Errors
-    /// The first value that makes no sense.
+    /// The first invalid value.
     pub fn check(&self) -> Result<(), ControlError> {
         let check = |what, value: u64, good: bool, expected| {
             if good { Ok(()) } else { Err(ControlError::Invalid { what, value, expected }) }
@@ -174,12 +177,12 @@ impl DeviceConfig {
         time("rnr_delay", self.rnr_delay, Duration::ZERO..=hour, "a number of ns, at most an hour")
     }
 
-    /// A device at `gid` like those of a p5en.
+    /// Returns the configuration of a device at `gid` like those of a p5en.
     pub fn new(gid: Gid) -> Self {
         Self::of(Profile::P5en, gid)
     }
 
-    /// A device at `gid` like those of an instance type.
+    /// Returns the configuration of a device at `gid` like those of an instance type.
     ///
     /// | value | source |
     /// | --- | --- |

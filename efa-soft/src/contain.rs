@@ -1,14 +1,16 @@
-//! Panics of code that is not the device's own.
+//! Containing panics of code that is not the device's.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Calls `f`; `None` if it panicked. The panic hook has then said why, and what `f` was at work on is the caller's to judge.
+/// Calls `f`. Returns `None` if it panicked.
+///
+/// The panic hook has said why by then. The caller has to judge what became of the values that `f` was changing.
 pub(crate) fn contain<T>(f: impl FnOnce() -> T) -> Option<T> {
-    // What was thrown is not dropped: that may panic in its turn.
+    // The payload of the panic is not dropped: its destructor may panic as well.
     catch_unwind(AssertUnwindSafe(f)).map_err(std::mem::forget).ok()
 }
 
-/// As `tracing::$level!`, except that a subscriber of `tracing` that panics does no harm.
+/// Logs like `tracing::$level!`, but contains the panics of subscribers of `tracing`.
 macro_rules! log {
     ($level:ident, $($what:tt)*) => {
         let _ = $crate::contain::contain(|| { tracing::$level!($($what)*); });

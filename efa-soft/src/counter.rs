@@ -1,18 +1,18 @@
-//! Completion counters: a number in memory that grows with every completion of the kinds it is attached to
-//! (`ibv_create_comp_cntr(3)`, `ibv_qp_attach_comp_cntr(3)`, `efadv_create_comp_cntr(3)`).
+//! A completion counter: two numbers in memory, one of which grows with every completion of the kinds to which the
+//! counter is attached (`ibv_create_comp_cntr(3)`, `ibv_qp_attach_comp_cntr(3)`, `efadv_create_comp_cntr(3)`).
 //!
-//! EFA counts work requests, not bytes (`efa_create_comp_cntr_impl` takes no other type).
+//! EFA counts work requests, not bytes (rdma-core's `efa_create_comp_cntr_impl` takes no other type).
 
 use efa_memory::{Backing, RingMemory};
 use efa_types::{COUNTER_MAX, ControlError, CounterValue};
 use std::sync::Arc;
 
-/// Where one of a counter's numbers is kept: a 64-bit word.
+/// Where one of a counter's numbers is: a 64-bit word.
 #[derive(Clone)]
 pub enum CounterPlace {
-    /// At this byte offset of memory of words, stored in one piece.
+    /// At this byte offset of memory of words. It is stored in one piece.
     Shared(Arc<RingMemory>, usize),
-    /// In eight bytes that the device can only copy to; whether a reader may see half a number is up to them.
+    /// In eight bytes to which the device can only copy. A reader may see half a number.
     Backing(Arc<dyn Backing>),
 }
 
@@ -32,17 +32,17 @@ impl CounterPlace {
     fn store(&self, value: u64) {
         match self {
             Self::Shared(memory, offset) => memory.store_word(*offset, value),
-            // Where the program has taken its memory back, nobody reads the number either.
+            // If the program has taken its memory back, nobody reads the number.
             Self::Backing(memory) => _ = memory.write(0, &value.to_le_bytes()),
         }
     }
 }
 
-/// A completion counter, the device's side.
+/// A completion counter, as the device sees it.
 pub(crate) struct CompletionCounter {
     completions: (u64, CounterPlace),
     errors: (u64, CounterPlace),
-    /// Attachments.
+    /// Number of its attachments to kinds of queue pairs.
     pub(crate) users: u32,
 }
 
@@ -65,7 +65,7 @@ impl CompletionCounter {
         }
     }
 
-    /// One of the two numbers.
+    /// Returns one of the two numbers.
     pub(crate) fn get(&self, which: CounterValue) -> u64 {
         match which {
             CounterValue::Completions => self.completions.0,
@@ -83,7 +83,7 @@ impl CompletionCounter {
         self.set(which, self.get(which).wrapping_add(amount));
     }
 
-    /// Counts a completion.
+    /// Counts a completion: a successful one, or one with an error.
     pub(crate) fn count(&mut self, ok: bool) {
         self.add(if ok { CounterValue::Completions } else { CounterValue::Errors }, 1);
     }

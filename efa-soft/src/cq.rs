@@ -1,4 +1,7 @@
-//! Completion queues, the device's side.
+//! A completion queue, as the device sees it.
+//!
+//! The device writes entries and never waits. It knows the program's progress only from the queue's doorbell, which
+//! queues with events have (libefa: `efa_update_cq_doorbell`).
 
 use crate::Time;
 use crate::config::DeviceConfig;
@@ -9,7 +12,7 @@ use efa_types::{ControlError, CqAttributes, CqeSize};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a program may leave completions alone before it counts as one that waits for an event.
+/// How long a program may leave completions in the ring before it counts as waiting for an event.
 const PATIENCE: Duration = Duration::from_micros(100);
 
 /// What became of a completion.
@@ -19,28 +22,28 @@ pub(crate) enum Pushed {
     Quietly,
     /// It is in the ring, and an event is due.
     WithEvent,
-    /// The ring is full: it is lost, and the first such for a while.
+    /// It is lost, since the ring is full. The one before it was not.
     Overflow,
-    /// It is lost like others before it.
+    /// It is lost, and so was the one before it.
     Lost,
 }
 
-/// Where a completion queue's ring is.
+/// Where a completion queue's ring is, as its program needs to know.
 #[derive(Clone)]
 pub struct CqInfo {
-    /// Its number.
+    /// Number of the queue.
     pub cqn: u32,
-    /// The memory with the ring.
+    /// The memory in which the ring is.
     pub ring: Arc<RingMemory>,
-    /// Where in it the ring begins, in bytes.
+    /// Byte offset of the ring in that memory.
     pub offset: usize,
     /// Entries of each sub-queue.
     pub entries: u32,
-    /// Sub-queues, one after the other in the ring, each with a counter and a phase of its own.
+    /// Number of sub-queues. They lie one after the other in the ring, each with a position and a phase of its own.
     pub sub_queues: u16,
     /// Bytes of an entry.
     pub entry_size: u32,
-    /// The page whose first four bytes are the doorbell, if events can be asked for.
+    /// The page whose first four bytes are the doorbell, if the queue has events.
     pub doorbell: Option<Arc<DoorbellMemory>>,
 }
 
@@ -53,23 +56,25 @@ pub(crate) struct CompletionQueue {
     /// Entries written so far, by sub-queue.
     producers: Box<[u32]>,
     /// The sub-queue that the next work queue gets.
-    next_sub: usize,
+    next_sub_queue: usize,
+    /// The last completion was lost.
     overflown: bool,
     doorbell: Option<Arc<DoorbellMemory>>,
     last_doorbell: CqDoorbell,
-    /// When that value was seen first.
-    last_heard: Time,
+    /// When that value was seen for the first time.
+    last_doorbell_at: Time,
+    /// The program has asked for an event.
     armed: bool,
-    /// Sequence number of the arming that the last event answered.
+    /// Sequence number of the request that the last event answered.
     answered: Option<u32>,
-    /// Queue pairs that report here.
+    /// Number of work queues that complete here.
     pub(crate) users: u32,
-    /// An event of it waits to be fetched.
+    /// An event of this queue waits to be fetched.
     pub(crate) event_waits: bool,
 }
 
 impl CompletionQueue {
-    /// A queue whose ring is in `memory`, at this byte offset; or, without, in memory of its own.
+    /// Creates a queue whose ring is in `memory`, at this byte offset, or in memory of its own.
     pub(crate) fn new(
         cqn: u32,
         asked: CqAttributes,
@@ -108,11 +113,11 @@ impl CompletionQueue {
             size,
             entry_size: asked.entry_size,
             producers: vec![0; usize::from(subs)].into(),
-            next_sub: 0,
+            next_sub_queue: 0,
             overflown: false,
             doorbell,
             last_doorbell: CqDoorbell::default(),
-            last_heard: Time::ZERO,
+            last_doorbell_at: Time::ZERO,
             armed: false,
             answered: None,
             users: 0,
@@ -121,22 +126,24 @@ impl CompletionQueue {
         Ok((queue, info))
     }
 
-    /// The sub-queue of one more work queue that reports here: they take turns, as the vendor's driver is told by its device
-    /// (`send_sub_cq_idx`, `recv_sub_cq_idx`).
+    /// Assigns a sub-queue to one more work queue that completes here. They take turns. A device tells the kernel
+    /// driver which it assigned (`send_sub_cq_idx`, `recv_sub_cq_idx` in `efa_admin_cmds_defs.h`).
     pub(crate) fn assign(&mut self) -> u16 {
-        let sub = self.next_sub;
-        self.next_sub = (sub + 1) % self.producers.len();
-        sub as u16
+        let sub_queue = self.next_sub_queue;
+        self.next_sub_queue = (sub_queue + 1) % self.producers.len();
+        sub_queue as u16
     }
 
-    /// Entries written so far, in all sub-queues.
+    /// Returns the number of entries written so far, in all sub-queues.
     fn written(&self) -> u32 {
         self.producers.iter().fold(0, |sum, &producer| sum.wrapping_add(producer))
     }
 
-    /// Whether the program has taken too few entries for one more to fit. Only the doorbell tells, where there is one (libefa says with
-    /// every poll how far it is); without it an entry is overwritten unnoticed. The doorbell counts all sub-queues together, so of
-    /// several one may overflow unnoticed.
+    /// Returns `true` if the program has taken too few entries for one more to fit.
+    ///
+    /// Only a doorbell says how many it has taken: libefa stores the number with every poll. Without a doorbell, an
+    /// entry that was not taken is overwritten unnoticed. The doorbell counts all sub-queues together, so one of
+    /// several may overflow unnoticed.
     fn is_full(&self) -> bool {
         let Some(doorbell) = &self.doorbell else { return false };
         let taken = CqDoorbell::from_value(doorbell.load_doorbell(0)).consumer();
@@ -145,7 +152,7 @@ impl CompletionQueue {
     }
 
     /// Writes a completion in a sub-queue.
-    pub(crate) fn push(&mut self, sub: u16, completion: Completion) -> Pushed {
+    pub(crate) fn push(&mut self, sub_queue: u16, completion: Completion) -> Pushed {
         let full = self.is_full();
         if std::mem::replace(&mut self.overflown, full) && full {
             return Pushed::Lost;
@@ -153,16 +160,16 @@ impl CompletionQueue {
         if full {
             return Pushed::Overflow;
         }
-        let sub = usize::from(sub);
-        let producer = self.producers[sub];
+        let sub_queue = usize::from(sub_queue);
+        let producer = self.producers[sub_queue];
         let completion = Completion { phase: self.size.cq_phase(producer), ..completion };
-        let place = sub * self.size.entries() as usize + self.size.slot(producer) as usize;
+        let place = sub_queue * self.size.entries() as usize + self.size.slot(producer) as usize;
         let offset = self.offset + place * self.entry_size as usize;
         match self.entry_size {
             CqeSize::Large => self.publish::<4>(offset, completion),
             CqeSize::Small => self.publish::<2>(offset, cut_length(completion)),
         }
-        self.producers[sub] = producer.wrapping_add(1);
+        self.producers[sub_queue] = producer.wrapping_add(1);
         if self.armed {
             self.answer();
             Pushed::WithEvent
@@ -177,31 +184,33 @@ impl CompletionQueue {
         }
     }
 
-    /// An event answers the latest arming.
+    /// Notes that an event answers the latest request.
     fn answer(&mut self) {
         self.armed = false;
         self.answered = Some(self.last_doorbell.sequence());
     }
 
-    /// Looks at the doorbell; whether an event is due because completions are there that the program had not seen.
+    /// Looks at the doorbell. Returns `true` if an event is due because there are completions that the program has not
+    /// taken.
     ///
-    /// Hardware hears every value that is stored; a look finds only the last one. libefa asks for an event, polls, and says with the next
-    /// value how far it is (`efa_arm_cq`, `efa_poll_cq`), which may overwrite a request that nobody has seen. So a program that leaves
-    /// completions alone for a while gets an event without having asked visibly. Either way there is one event for each sequence
-    /// number, which moves on when the program takes an event (`efa_cq_event`).
+    /// Hardware sees every value that is stored; a look finds only the last one. libefa asks for an event, polls, and
+    /// stores how far it has come (`efa_arm_cq`, `efa_poll_cq`), which may overwrite a request that nobody has seen. So
+    /// a program that leaves completions in the ring for a while gets an event, although no request was seen. In either
+    /// case there is one event for each sequence number, which moves on when the program takes an event
+    /// (`efa_cq_event`).
     pub(crate) fn poll_doorbell(&mut self, now: Time) -> bool {
         let Some(doorbell) = &self.doorbell else { return false };
         let value = CqDoorbell::from_value(doorbell.load_doorbell(0));
         let unseen = value.consumer() != self.written() as u16;
         let is_new = value != self.last_doorbell;
         if is_new {
-            (self.last_doorbell, self.last_heard) = (value, now);
+            (self.last_doorbell, self.last_doorbell_at) = (value, now);
         }
         if self.answered == Some(value.sequence()) {
             return false;
         }
         self.armed |= value.is_armed();
-        let waits = value.is_armed() || now.since(self.last_heard) >= PATIENCE;
+        let waits = value.is_armed() || now.since(self.last_doorbell_at) >= PATIENCE;
         let due = unseen && waits;
         if due {
             self.answer();
@@ -210,7 +219,7 @@ impl CompletionQueue {
     }
 }
 
-/// The completion with a length that fits a small entry: its low 16 bits, as the format has it.
+/// Cuts the length of a received message to the 16 bits that a small entry has for it (`struct efa_io_rx_cdesc`).
 fn cut_length(completion: Completion) -> Completion {
     match completion.event {
         efa_io::Event::Receive(r) => {

@@ -1,4 +1,4 @@
-//! A network that misbehaves on purpose, and the same way every time for one seed.
+//! A network that misbehaves on purpose, in the same way every time for one seed.
 
 use crate::Time;
 use slab::Slab;
@@ -6,18 +6,18 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
-/// What one of a link's paths does to its packets, beyond what the link does to all.
+/// The faults of one path of a network, which come on top of those of the whole network.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PathConfig {
     /// Share of packets that are lost, 0 to 1.
     pub loss: f64,
-    /// Additional time that every packet takes.
+    /// Time that is added to every packet.
     pub delay: Duration,
-    /// Nothing gets through.
+    /// No packet gets through.
     pub cut: bool,
 }
 
-/// How a link treats packets.
+/// The faults of a network.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LinkConfig {
     /// Share of packets that are lost, 0 to 1.
@@ -26,24 +26,26 @@ pub struct LinkConfig {
     pub duplicate: f64,
     /// Share of packets that arrive with a bit flipped.
     pub corrupt: f64,
-    /// Nothing gets through: a partition, or a security group without the rule that lets peers in. Senders are not told.
+    /// No packet gets through, and senders are not told: a partition, or a security group without the rule that lets
+    /// peers in.
     pub cut: bool,
-    /// The link is cut for this long after its first packet, and then heals.
+    /// No packet gets through for this long after the first one.
     pub outage: Duration,
-    /// Packets that are sent in the same moment arrive in random order. (Those whose jitter differs overtake each other in any case.)
+    /// Packets that are due at the same moment arrive in random order. (Packets whose jitter differs overtake each
+    /// other in any case.)
     pub reorder: bool,
     /// Time that every packet takes.
     pub delay: Duration,
-    /// Additional time, different for each packet, up to this much.
+    /// Most time that is added to a packet at random.
     pub jitter: Duration,
-    /// What each path adds; a packet of path 4 takes path 0, and so on.
+    /// The faults of each path. A packet of path 4 takes path 0, and so on.
     pub paths: [PathConfig; 4],
-    /// Seed of all of this.
+    /// Seed of the randomness.
     pub seed: u64,
 }
 
 impl Default for LinkConfig {
-    /// Loses nothing and takes no time, but reorders: SRD promises no order.
+    /// Returns a network that loses nothing and takes no time, but reorders: SRD promises no order.
     fn default() -> Self {
         Self {
             loss: 0.0,
@@ -60,10 +62,10 @@ impl Default for LinkConfig {
     }
 }
 
-/// What a link did.
+/// What a network did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkCounters {
-    /// Packets put in.
+    /// Packets that were sent.
     pub packets: u64,
     /// Packets lost.
     pub lost: u64,
@@ -71,25 +73,26 @@ pub struct LinkCounters {
     pub duplicated: u64,
     /// Packets damaged.
     pub corrupted: u64,
-    /// Packets that left after one which was put in later.
+    /// Packets that arrived after one that was sent later.
     pub overtaken: u64,
 }
 
-/// When a packet arrives, the order among those of one moment, and where it is meanwhile.
+/// A packet that arrives later: when, its order among those of one moment, and where it is meanwhile.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Queued {
     due: Time,
+    /// Random if packets are to be reordered.
     rank: u64,
     sequence: u64,
     place: usize,
 }
 
-/// What a link carries.
+/// A packet, as far as a link knows it.
 pub(crate) trait Parcel: Clone {
-    /// Which path it takes.
+    /// Returns the path that it takes.
     fn path(&self) -> u8;
 
-    /// The bytes that may be damaged on the way.
+    /// Returns the bytes that may be damaged on the way.
     fn bytes_mut(&mut self) -> &mut [u8];
 }
 
@@ -100,16 +103,18 @@ pub(crate) struct Link<T> {
     rng: fastrand::Rng,
     /// Packets that arrive later.
     queue: BinaryHeap<Reverse<Queued>>,
-    /// Packets that have arrived, by their place and sequence.
+    /// Packets that arrived at once, by their place and sequence.
     arrived: VecDeque<(usize, u64)>,
     items: Slab<T>,
+    /// The number of packets so far.
     sequence: u64,
+    /// The highest sequence that has arrived.
     newest_out: u64,
     counters: LinkCounters,
 }
 
 impl<T: Parcel> Link<T> {
-    /// A link without packets.
+    /// Creates a link without packets.
     pub(crate) fn new(config: LinkConfig) -> Self {
         Self {
             rng: fastrand::Rng::with_seed(config.seed),
@@ -124,17 +129,18 @@ impl<T: Parcel> Link<T> {
         }
     }
 
-    /// What it did so far.
+    /// Returns what the link did so far.
     pub(crate) fn counters(&self) -> LinkCounters {
         self.counters
     }
 
-    /// How it treats packets from here on. Those under way stay as they are, and so does the course of its randomness.
+    /// Returns the configuration, to be changed. It applies to packets from here on, and the course of the randomness
+    /// goes on.
     pub(crate) fn config_mut(&mut self) -> &mut LinkConfig {
         &mut self.config
     }
 
-    /// Takes a packet in. A lost one is given back, for its memory.
+    /// Sends a packet. Returns it if it is lost, so that its memory can be used again.
     pub(crate) fn push(&mut self, now: Time, mut item: T) -> Option<T> {
         self.counters.packets += 1;
         let outage = now < *self.first_at.get_or_insert(now) + self.config.outage;
@@ -161,7 +167,7 @@ impl<T: Parcel> Link<T> {
         None
     }
 
-    /// Whether something of this probability happens.
+    /// Returns `true` with this probability. A probability of 0 draws no random number.
     fn chance(&mut self, share: f64) -> bool {
         share > 0.0 && self.rng.f64() < share
     }
@@ -180,10 +186,10 @@ impl<T: Parcel> Link<T> {
         }
     }
 
-    /// The next packet that arrives by `now`.
+    /// Returns the next packet that arrives by `now`.
     pub(crate) fn pop(&mut self, now: Time) -> Option<T> {
         let (place, sequence) = match self.queue.peek() {
-            // What was put in earlier and took its time comes before what arrived at once, unless order does not matter.
+            // A packet that took its time was sent earlier than those that arrived at once.
             Some(Reverse(queued)) if queued.due <= now && (self.arrived.is_empty() || !self.config.reorder) => {
                 let Reverse(Queued { place, sequence, .. }) = self.queue.pop()?;
                 (place, sequence)
@@ -199,7 +205,7 @@ impl<T: Parcel> Link<T> {
         self.items.try_remove(place)
     }
 
-    /// When the next packet arrives.
+    /// Returns when the next packet arrives.
     pub(crate) fn next_time(&self) -> Option<Time> {
         if !self.arrived.is_empty() {
             return Some(Time::ZERO);

@@ -1,4 +1,4 @@
-//! Several devices and the network between them, in one process and one thread.
+//! Devices and the network between them, in one process and one thread.
 
 use crate::contain::contain;
 use crate::link::{Link, Parcel};
@@ -8,13 +8,14 @@ use efa_types::Gid;
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
 
-/// Packets that a device sends before others get their turn: few enough to be still in the cache when they arrive.
+/// Most packets that a device sends before others get their turn: so few that they are still in the cache when they
+/// arrive.
 const BURST: usize = 64;
 
-/// A packet on its way inside this process.
+/// A packet on its way from one device to another.
 #[derive(Clone)]
 enum Flight {
-    /// As its sender made it.
+    /// As its sender made it, with a reference to its payload.
     Whole(Packet<'static>),
     /// As bytes, because it was damaged.
     Bytes { dst: Gid, path: u8, bytes: Vec<u8> },
@@ -46,53 +47,56 @@ impl Parcel for Flight {
 /// A device on a network.
 struct Place {
     device: Device,
-    /// It panicked. It keeps its place, but gets no turn any more.
+    /// The device panicked. It keeps its place, but gets no turn any more.
     failed: bool,
 }
 
 /// What becomes of a panic that comes out of a device.
-trait Panics {
-    /// Calls `work`; `None` if it panicked and that ends here.
+trait OnPanic {
+    /// Calls `work`. Returns `None` if it panicked and the panic ends here.
     fn run<T>(work: impl FnOnce() -> T) -> Option<T>;
 }
 
-/// It goes on to the caller: no test is to miss it.
-struct Told;
+/// The panic goes on to the caller, so that no test misses it.
+struct Propagated;
 
-impl Panics for Told {
+impl OnPanic for Propagated {
     fn run<T>(work: impl FnOnce() -> T) -> Option<T> {
         Some(work())
     }
 }
 
-/// It fails that device alone.
+/// The panic fails that device alone.
 struct Contained;
 
-impl Panics for Contained {
+impl OnPanic for Contained {
     fn run<T>(work: impl FnOnce() -> T) -> Option<T> {
         contain(work)
     }
 }
 
-/// Devices on a common network. Still a state machine: [`step`](Self::step) is told the time.
+/// Devices on one network, as a state machine: it has no clock and no thread, and [`step`](Self::step) is told the
+/// time.
 pub struct Net {
     places: Vec<Option<Place>>,
+    /// The place of each address.
     by_gid: HashMap<Gid, usize, RandomState>,
     link: Link<Flight>,
-    /// The last step left something to be sent.
-    more: bool,
+    /// The last step left something to do at once.
+    is_busy: bool,
 }
 
 impl Net {
-    /// A network without devices.
+    /// Creates a network without devices, which treats packets as `link` says.
     pub fn new(link: LinkConfig) -> Self {
-        Self { places: Vec::new(), by_gid: HashMap::default(), link: Link::new(link), more: false }
+        Self { places: Vec::new(), by_gid: HashMap::default(), link: Link::new(link), is_busy: false }
     }
 
-    /// Puts a device on the network and gives its number. A device with an address that is in use takes its place.
+    /// Puts a device on the network, and returns its number. From here on it gets the packets to its address, even if
+    /// another device has the same address.
     ///
     /// # Panics
-    /// If the configuration makes no sense: see [`DeviceConfig::check`].
+    /// If the configuration is invalid: see [`DeviceConfig::check`].
     pub fn add(&mut self, config: DeviceConfig) -> usize {
         let device = Device::new(config);
         let vacant = self.places.iter().position(Option::is_none);
@@ -105,7 +109,7 @@ impl Net {
         index
     }
 
-    /// Takes a device off the network, with everything in it.
+    /// Takes a device off the network, and drops it.
     pub fn remove(&mut self, index: usize) {
         if let Some(Place { device, .. }) = self.places.get_mut(index).and_then(Option::take)
             && self.by_gid.get(&device.gid()) == Some(&index)
@@ -114,47 +118,48 @@ impl Net {
         }
     }
 
-    /// A device, by the number that [`add`](Self::add) gave.
+    /// Returns a device, by the number that [`add`](Self::add) returned; `None` if it was removed or has failed.
     pub fn device(&mut self, index: usize) -> Option<&mut Device> {
         let place = self.places.get_mut(index)?.as_mut()?;
         (!place.failed).then_some(&mut place.device)
     }
 
-    /// How the network treats packets from here on.
+    /// Returns the configuration of the network, to be changed. The course of its randomness goes on.
     pub fn link_config_mut(&mut self) -> &mut LinkConfig {
         self.link.config_mut()
     }
 
-    /// What the network did.
+    /// Returns what the network did.
     pub fn link_counters(&self) -> LinkCounters {
         self.link.counters()
     }
 
-    /// Does what there is to do at `now`: doorbells, timeouts, packets. Returns whether there was anything.
+    /// Does what there is to do at `now`: doorbells, timeouts, packets. Returns `true` if there was anything.
     pub fn step(&mut self, now: Time) -> bool {
-        self.step_with::<Told>(now, &mut |_| ())
+        self.step_with::<Propagated>(now, &mut |_| ())
     }
 
-    /// As [`step`](Self::step), except that a device that panics is taken off the network, and `failed` is told its number.
+    /// Does the same as [`step`](Self::step), but contains panics: a device that panics gets no turn any more, and
+    /// `failed` is called with its number.
     pub(crate) fn step_contained(&mut self, now: Time, mut failed: impl FnMut(usize)) -> bool {
         self.step_with::<Contained>(now, &mut failed)
     }
 
-    fn step_with<P: Panics>(&mut self, now: Time, failed: &mut dyn FnMut(usize)) -> bool {
-        let Self { places, by_gid, link, more, .. } = self;
+    fn step_with<P: OnPanic>(&mut self, now: Time, failed: &mut dyn FnMut(usize)) -> bool {
+        let Self { places, by_gid, link, is_busy } = self;
         let mut progress = false;
-        *more = false;
+        *is_busy = false;
         for (index, place) in places.iter_mut().enumerate() {
             let Some(Place { device, failed: false }) = place else { continue };
             let turn = P::run(|| take_turn(device, link, now));
             fail_unless(turn.is_some(), place, || failed(index));
             let (worked, unfinished) = turn.unwrap_or_default();
             progress |= worked;
-            *more |= unfinished;
+            *is_busy |= unfinished;
         }
         while let Some(flight) = link.pop(now) {
             progress = true;
-            *more = true; // whoever gets it may answer
+            *is_busy = true; // its receiver may answer
             let dst = match &flight {
                 Flight::Whole(packet) => packet.envelope.dst,
                 Flight::Bytes { dst, .. } => *dst,
@@ -170,9 +175,9 @@ impl Net {
         progress
     }
 
-    /// When [`step`](Self::step) next has something to do, doorbells aside.
+    /// Returns when [`step`](Self::step) next has something to do, apart from doorbells.
     pub fn next_time(&self) -> Option<Time> {
-        if self.more {
+        if self.is_busy {
             return Some(Time::ZERO);
         }
         let devices = self.places.iter().flatten().filter(|place| !place.failed);
@@ -181,7 +186,7 @@ impl Net {
     }
 }
 
-/// What a device does by itself: whether it did anything, and whether it has more to send.
+/// Drives a device once, without the packets for it. Returns whether it did anything, and whether it has more to send.
 fn take_turn(device: &mut Device, link: &mut Link<Flight>, now: Time) -> (bool, bool) {
     let mut progress = device.poll_doorbells(now);
     if device.poll_timeout().is_some_and(|due| due <= now) {
@@ -198,8 +203,9 @@ fn take_turn(device: &mut Device, link: &mut Link<Flight>, now: Time) -> (bool, 
     (progress | (sent > 0), sent == BURST)
 }
 
-fn fail_unless(good: bool, place: &mut Option<Place>, tell: impl FnOnce()) {
-    if !good && let Some(place) = place {
+/// Marks a device as failed unless it did its work.
+fn fail_unless(worked: bool, place: &mut Option<Place>, tell: impl FnOnce()) {
+    if !worked && let Some(place) = place {
         place.failed = true;
         tell();
     }

@@ -1,4 +1,4 @@
-//! Queue pairs, the device's side: two rings, two doorbells, a state.
+//! A queue pair, as the device sees it: two rings, two doorbells, and a state.
 
 use crate::config::DeviceConfig;
 use efa_io::rx::RxBuf;
@@ -7,23 +7,23 @@ use efa_memory::{DoorbellMemory, RingMemory};
 use efa_types::{ControlError, CounterOps, QpAttributes, QpState, Transport};
 use std::sync::Arc;
 
-/// Where the send doorbell is in a queue pair's doorbell page.
+/// Byte offset of the send doorbell in a queue pair's doorbell page.
 const SQ_DOORBELL: usize = 0;
-/// Where the receive doorbell is; on a cache line of its own.
+/// Byte offset of the receive doorbell. It has a cache line of its own, since another thread may ring it.
 const RQ_DOORBELL: usize = 64;
 
-/// Where a work queue's ring is.
+/// Where a work queue's ring is, as its program needs to know.
 #[derive(Clone)]
 pub struct WqInfo {
-    /// The ring, from byte 0 on.
+    /// The memory of the ring, which begins at byte 0.
     pub ring: Arc<RingMemory>,
-    /// Entries: WQEs, or receive descriptors.
+    /// Number of entries: WQEs, or receive descriptors.
     pub entries: u32,
     /// Bytes of an entry.
     pub entry_size: u32,
-    /// The page with the doorbell.
+    /// The page in which the doorbell is.
     pub doorbell: Arc<DoorbellMemory>,
-    /// Where in that page.
+    /// Byte offset of the doorbell in that page.
     pub doorbell_offset: usize,
     /// Most entries between two doorbells.
     pub max_batch: u32,
@@ -31,10 +31,10 @@ pub struct WqInfo {
     pub req_id_64: bool,
 }
 
-/// Where a queue pair's rings are.
+/// Where the rings of a queue pair are, as its program needs to know.
 #[derive(Clone)]
 pub struct QpInfo {
-    /// Its number.
+    /// Number of the queue pair.
     pub qpn: u16,
     /// The send ring.
     pub sq: WqInfo,
@@ -47,9 +47,9 @@ pub(crate) struct WorkQueue {
     pub(crate) ring: Arc<RingMemory>,
     pub(crate) size: RingSize,
     pub(crate) max_batch: u32,
-    /// How far the device has read.
+    /// Number of entries that the device has read.
     pub(crate) consumer: u32,
-    /// The last doorbell value that it saw.
+    /// The last doorbell value that the device saw.
     seen: u32,
     doorbell: Arc<DoorbellMemory>,
     doorbell_offset: usize,
@@ -88,17 +88,18 @@ impl WorkQueue {
         }
     }
 
-    /// The doorbell's value.
+    /// Returns the doorbell's value.
     pub(crate) fn doorbell(&self) -> u32 {
         self.doorbell.load_doorbell(self.doorbell_offset)
     }
 
-    /// Rings it.
+    /// Rings the doorbell.
     pub(crate) fn store_doorbell(&self, value: u32) {
         self.doorbell.store_doorbell(self.doorbell_offset, value);
     }
 
-    /// Entries that were rung and not read yet, given the doorbell's value.
+    /// Returns the number of entries that were rung and not read yet, given the doorbell's value. It is more than the
+    /// ring holds if the value is invalid.
     pub(crate) fn rung(&self, doorbell: u32) -> u32 {
         Doorbell::new(doorbell).entries_since(Doorbell::new(self.consumer))
     }
@@ -114,14 +115,14 @@ impl WorkQueue {
     }
 }
 
-/// A receive taken from the ring.
+/// A receive that was taken from the ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Receive {
     pub(crate) req_id: u16,
     pub(crate) bufs: Vec<RxBuf>,
 }
 
-/// A WQE taken from the ring.
+/// A WQE that was taken from the ring.
 pub(crate) struct FetchedWqe {
     entry: WqeEntry,
     /// The phase that a WQE of this lap of the ring has.
@@ -145,8 +146,8 @@ impl FetchedWqe {
         req_id & self.max_req_id
     }
 
-    /// Returns what the WQE asks for, or `None` if it is malformed: it breaks the format, it is of another lap, or its request id is too
-    /// wide.
+    /// Returns what the WQE asks for, or `None` if it is malformed: it breaks the format, it is of another lap, or its
+    /// request id is too wide.
     #[inline]
     pub(crate) fn decode(&self) -> Option<SendRequest<'_>> {
         let request = match &self.entry {
@@ -164,11 +165,12 @@ pub(crate) struct QueuePair {
     pub(crate) pd: u32,
     pub(crate) send_cq: u32,
     pub(crate) recv_cq: u32,
-    /// Sub-queues of the two.
+    /// Its sub-queue in each of the two.
     pub(crate) send_sub_queue: u16,
     pub(crate) recv_sub_queue: u16,
     pub(crate) state: QpState,
     pub(crate) qkey: u32,
+    /// How often a message is offered again to a receiver that is not ready; `None` means without limit.
     pub(crate) rnr_retries: Option<u32>,
     /// Completion counters by kind, as [`CounterOps`](crate::CounterOps) numbers them.
     pub(crate) counters: [Option<u32>; CounterOps::KINDS],
@@ -180,13 +182,14 @@ pub(crate) struct QueuePair {
     pub(crate) inline_write: bool,
     pub(crate) sq: WorkQueue,
     pub(crate) rq: WorkQueue,
-    /// WQEs without completion.
+    /// WQEs that were fetched and have not completed.
     pub(crate) outstanding: u32,
-    /// Datagrams that have not left.
+    /// Datagrams that wait to leave.
     pub(crate) datagrams: u32,
 }
 
 impl QueuePair {
+    /// Creates a queue pair in state Reset, with rings of its own.
     pub(crate) fn new(qpn: u16, asked: &QpAttributes, device: &DeviceConfig) -> Result<(Self, QpInfo), ControlError> {
         let limit = |what, asked: u32, max: u32| {
             if asked <= max { Ok(()) } else { Err(ControlError::Limit { what, asked: asked.into(), max: max.into() }) }
@@ -214,7 +217,7 @@ impl QueuePair {
             WorkQueue::new(entries.max(1), entry_size, doorbells.clone(), doorbell, device)
         };
         let mut sq = work_queue(asked.send_entries, wqe_size as usize, SQ_DOORBELL)?;
-        // As libefa computes it (`efa_sq_initialize`).
+        // `max_tx_batch` counts units of 64 bytes; libefa converts it in the same way (`efa_sq_initialize`).
         sq.max_batch = u32::from(device.max_tx_batch) * 64 / wqe_size;
         let rq = work_queue(asked.recv_entries * recv_sge, RxDesc::SIZE, RQ_DOORBELL)?;
         let info = QpInfo { qpn, sq: sq.info(wqe_size, device.req_id_64), rq: rq.info(RxDesc::SIZE as u32, false) };
@@ -243,19 +246,19 @@ impl QueuePair {
         Ok((qp, info))
     }
 
-    /// Whether messages of this transport with this qkey are taken in.
+    /// Returns `true` if messages of this transport with this qkey are received.
     pub(crate) fn takes(&self, transport: Transport, qkey: u32) -> bool {
         self.transport == transport && self.state.receives() && self.qkey == qkey
     }
 
-    /// Forgets what was posted, as verbs' reset does.
+    /// Forgets what was posted, as the change to `IBV_QPS_RESET` does.
     pub(crate) fn reset(&mut self) {
         self.sq.reset();
         self.rq.reset();
         (self.qkey, self.outstanding) = (0, 0);
     }
 
-    /// Takes the next WQE from the ring, of which at least one was rung.
+    /// Takes the next WQE from the ring. At least one must have been rung.
     #[inline]
     pub(crate) fn take_wqe(&mut self) -> FetchedWqe {
         let consumer = self.sq.consumer;
@@ -275,7 +278,7 @@ impl QueuePair {
     /// Takes the next receive from the ring, if one was posted.
     ///
     /// # Errors
-    /// The ring holds no proper descriptors.
+    /// The doorbell or the descriptors are malformed.
     pub(crate) fn take_receive(&mut self) -> Result<Option<Receive>, DecodeError> {
         let rung = self.rq.rung(self.rq.doorbell());
         if rung == 0 {
@@ -285,6 +288,7 @@ impl QueuePair {
             return Err(malformed("doorbell", rung, "at most a ring full"));
         }
         let mut receive = Receive { req_id: 0, bufs: Vec::with_capacity(1) };
+        // A receive is a run of descriptors, of which the first and the last are marked (`struct efa_io_rx_desc`).
         for i in 0..rung {
             let offset = self.rq.size.slot(self.rq.consumer.wrapping_add(i)) as usize * RxDesc::SIZE;
             let buf = RxDesc::from_words(self.rq.ring.load_entry(offset)).decode()?;

@@ -1,4 +1,7 @@
-//! Memory regions: what the device may touch, for whom, and how.
+//! Memory regions: the memory that the device may access, for whom, and how.
+//!
+//! Every access of the device goes through [`Regions::local`] or [`Regions::remote`], which check key, protection
+//! domain, right and bounds.
 
 use crate::contain::{contain, log};
 use efa_memory::{self as memory, Backing};
@@ -17,14 +20,16 @@ pub(crate) struct Region {
     memory: Arc<RevocableMemory>,
 }
 
-/// A region's memory, as packets under way inside this process refer to it: until the region is deregistered.
+/// The memory of a region, which is out of reach from the moment at which the region is deregistered.
 ///
-/// A backing is not the device's code. Where it panics its bytes could not be reached, and the device goes on.
+/// Packets under way inside this process refer to it, and may live longer than the region. The [`Backing`] is not the
+/// device's code. If it panics, the access fails and the device goes on.
 pub(crate) struct RevocableMemory {
-    /// There until it is dropped.
+    /// `None` only in `drop`.
     backing: Option<Arc<dyn Backing>>,
-    /// As it was when it was registered, whatever the backing says later.
+    /// Its length at registration, whatever the backing says later.
     len: usize,
+    /// The region was deregistered. It is released behind all earlier accesses, and acquired before each later one.
     revoked: AtomicBool,
 }
 
@@ -37,8 +42,8 @@ impl Drop for RevocableMemory {
     }
 }
 
-/// What `f` answers; `false` if it panics.
-fn reach(f: impl FnOnce() -> bool) -> bool {
+/// Calls `f`, which accesses a backing. Returns `false` if it panics.
+fn access(f: impl FnOnce() -> bool) -> bool {
     contain(f).unwrap_or_else(|| {
         log!(error, "the backing of a memory region panicked: the operation fails");
         false
@@ -50,36 +55,38 @@ impl RevocableMemory {
         self.len
     }
 
-    /// Whether the region has been deregistered.
+    /// Returns `true` if the region was deregistered.
     pub(crate) fn is_revoked(&self) -> bool {
         self.revoked.load(Acquire)
     }
 
-    /// The memory, unless the region has been deregistered.
-    fn open(&self) -> Option<&dyn Backing> {
+    /// Returns the memory, unless the region was deregistered.
+    fn get(&self) -> Option<&dyn Backing> {
         self.backing.as_deref().filter(|_| !self.is_revoked())
     }
 
-    /// As [`Backing::read`]; `false` also once the region was deregistered.
+    /// Copies bytes out of the memory. Returns `false` if it was revoked or taken back.
     pub(crate) fn read(&self, offset: usize, dst: &mut [u8]) -> bool {
-        self.open().is_some_and(|backing| reach(|| backing.read(offset, dst)))
+        self.get().is_some_and(|backing| access(|| backing.read(offset, dst)))
     }
 
-    /// As [`Backing::write`]; `false` also once the region was deregistered.
+    /// Copies bytes into the memory. Returns `false` if it was revoked or taken back.
     pub(crate) fn write(&self, offset: usize, src: &[u8]) -> bool {
-        self.open().is_some_and(|backing| reach(|| backing.write(offset, src)))
+        self.get().is_some_and(|backing| access(|| backing.write(offset, src)))
     }
 
-    /// As [`memory::copy`]; `false` also once one of the regions was deregistered.
+    /// Copies bytes to another region's memory. Returns `false` if one of the two was revoked or taken back.
     pub(crate) fn copy_to(&self, from: usize, target: &Self, to: usize, len: usize) -> bool {
-        let (Some(src), Some(dst)) = (self.open(), target.open()) else { return false };
-        reach(|| memory::copy(src, from, dst, to, len))
+        let (Some(src), Some(dst)) = (self.get(), target.get()) else { return false };
+        access(|| memory::copy(src, from, dst, to, len))
     }
 }
 
-/// All regions of a device. The slot's number is part of both keys, so that a key is found without a search. The rest of
-/// each counts on from a random start with every use of the slot, and slots are used again oldest first, so that an old
-/// key is noticed for as long as its width allows.
+/// The regions of a device.
+///
+/// The number of a region's slot is part of both its keys, so that a key is found without a search. The rest of each
+/// key counts up from a random start with every use of the slot, and the slot that was free for longest is used next.
+/// So an old key stays invalid for as long as its width allows.
 pub(crate) struct Regions {
     slots: Vec<Place>,
     free: VecDeque<usize>,
@@ -88,7 +95,7 @@ pub(crate) struct Regions {
 #[derive(Default)]
 struct Place {
     region: Option<Region>,
-    /// What keys carry beside the slot's number: 8 bits of it an lkey, 16 an rkey.
+    /// What keys have beside the slot's number: 8 bits of it in an lkey, 16 in an rkey.
     generation: u16,
 }
 
@@ -97,6 +104,7 @@ impl Regions {
         Self { slots: Vec::new(), free: VecDeque::new() }
     }
 
+    /// Registers memory.
     pub(crate) fn register(
         &mut self,
         pd: u32,
@@ -114,7 +122,7 @@ impl Regions {
                 expected: "an address whose region ends below 2^64",
             });
         }
-        let max = max.min(1 << 16); // what an lkey can tell apart
+        let max = max.min(1 << 16); // an lkey has 24 bits, of which 8 are the generation
         let index = if self.slots.len() < max as usize {
             self.slots.push(Place { region: None, generation: rng.u16(..) });
             self.slots.len() - 1
@@ -125,13 +133,14 @@ impl Regions {
         let place = &mut self.slots[index];
         place.generation = place.generation.wrapping_add(1);
         let lkey = (index as u32) << 8 | u32::from(place.generation as u8);
-        // The rkey's half is scrambled, so that one key does not tell the other.
+        // Scrambled, so that who knows one key does not know the other.
         let rkey = (index as u32) << 16 | u32::from(place.generation.wrapping_mul(0x9e37) ^ 0x5a5a);
         let memory = Arc::new(RevocableMemory { backing: Some(backing), len, revoked: AtomicBool::new(false) });
         place.region = Some(Region { pd, lkey, rkey, addr, access, memory });
         Ok(RegionKeys { lkey, rkey })
     }
 
+    /// Removes a region, and returns its protection domain. From here on nothing reaches its memory.
     pub(crate) fn deregister(&mut self, lkey: u32) -> Result<u32, ControlError> {
         let index = (lkey >> 8) as usize;
         match self.slots.get_mut(index) {
@@ -146,7 +155,8 @@ impl Regions {
         }
     }
 
-    /// The memory and offset of `len` bytes at `addr` for the region's owner; `None` if the key, domain, right or bounds do not fit.
+    /// Returns the memory of `len` bytes at `addr`, and their offset there, for the region's owner. Returns `None` if
+    /// the key, domain, right or bounds do not fit.
     pub(crate) fn local(
         &self,
         pd: u32,
@@ -159,7 +169,8 @@ impl Regions {
         region.range(pd, addr, len, need)
     }
 
-    /// The same for a peer.
+    /// Returns the memory of `len` bytes at `addr`, and their offset there, for a peer. Returns `None` if the key,
+    /// domain, right or bounds do not fit.
     pub(crate) fn remote(
         &self,
         pd: u32,

@@ -1,11 +1,11 @@
-//! Time, as a number that somebody else provides.
+//! Time, which the device does not measure itself.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
-/// A moment, in nanoseconds since some beginning that all parts of one simulation or driver share.
+/// A moment, in nanoseconds since a beginning that all parts of one simulation or driver share.
 ///
-/// The device has no clock: whoever drives it says what time it is.
+/// The device has no clock: its driver tells it the time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(u64);
 
@@ -13,23 +13,23 @@ impl Time {
     /// The beginning.
     pub const ZERO: Self = Self(0);
 
-    /// The moment `ns` nanoseconds after the beginning.
+    /// Returns the moment `ns` nanoseconds after the beginning.
     pub const fn from_nanos(ns: u64) -> Self {
         Self(ns)
     }
 
-    /// Nanoseconds since the beginning.
+    /// Returns the nanoseconds since the beginning.
     pub const fn as_nanos(self) -> u64 {
         self.0
     }
 
-    /// How long ago `earlier` was; zero if it lies ahead.
+    /// Returns the time since `earlier`; zero if that lies ahead.
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 }
 
-/// Nanoseconds of a duration, as many as fit.
+/// Returns the nanoseconds of a duration, as many as fit.
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,7 +1,8 @@
-//! What a device does, event by event, for whoever wants to watch.
+//! Traces of what a device does, event by event.
 //!
-//! A device without subscribers builds no event. Drivers and tools subscribe with [`Device::subscribe`](crate::Device::subscribe);
-//! [`ChromeTrace`] turns what was seen into a file for `chrome://tracing` and Perfetto.
+//! A device without subscribers builds no events. Drivers and tools subscribe with
+//! [`Device::subscribe`](crate::Device::subscribe); [`ChromeTrace`] makes a file for `chrome://tracing` and Perfetto of
+//! them.
 
 use crate::Time;
 use crate::contain::{contain, log};
@@ -11,12 +12,12 @@ use efa_types::{Gid, QpState};
 use serde_json::{Value, json};
 use std::fmt;
 
-/// Something that a device did.
+/// An event in a device, with its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceEvent {
-    /// When, by the clock of the device's driver.
+    /// When it happened, by the clock of the device's driver.
     pub at: Time,
-    /// What.
+    /// What happened.
     pub what: Traced,
 }
 
@@ -24,7 +25,7 @@ pub struct TraceEvent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Traced {
-    /// It saw a new value in a send doorbell.
+    /// The device saw a new value in a send doorbell.
     Doorbell {
         /// Queue pair.
         qpn: u16,
@@ -33,37 +34,37 @@ pub enum Traced {
         /// WQEs since the last value.
         wqes: u32,
     },
-    /// It fetched and decoded a WQE.
+    /// The device fetched and decoded a WQE.
     Wqe {
         /// Queue pair.
         qpn: u16,
         /// Request id.
         req_id: u64,
-        /// Operation; a send where the WQE makes no sense.
+        /// Operation; a send if the WQE is malformed.
         op: OpCode,
         /// Bytes of the operation.
         bytes: u32,
-        /// What the checks before anything leaves the device came to.
+        /// The result of the checks before anything leaves the device.
         status: Status,
     },
     /// A packet left.
     PacketOut {
-        /// Where it goes.
+        /// Destination.
         dst: Gid,
-        /// What it is.
+        /// Kind of packet.
         packet: TracedPacket,
-        /// Which path it takes.
+        /// Number of its path.
         path: u8,
         /// Bytes on the wire.
         bytes: u32,
-        /// It had left before.
+        /// It was sent before.
         resent: bool,
     },
     /// A packet arrived.
     PacketIn {
-        /// Where it comes from.
+        /// Source.
         src: Gid,
-        /// What it is.
+        /// Kind of packet.
         packet: TracedPacket,
     },
     /// A packet was dropped.
@@ -86,16 +87,16 @@ pub enum Traced {
         qpn: u16,
         /// Request id.
         req_id: u64,
-        /// How it went.
+        /// Status of the completion.
         status: Status,
-        /// It is that of a receive.
+        /// It completes a receive.
         receive: bool,
     },
     /// A queue pair changed its state.
     State {
         /// Queue pair.
         qpn: u16,
-        /// What it is now.
+        /// Its new state.
         state: QpState,
     },
     /// The port went up or down.
@@ -105,34 +106,34 @@ pub enum Traced {
     },
 }
 
-/// What a traced packet is.
+/// The kind of a traced packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TracedPacket {
     /// Part of a message.
     Data {
-        /// What the message does.
+        /// Operation of the message.
         op: WireOp,
         /// The message's number between these two devices, in its lane.
         message: u32,
-        /// Which packet of it.
+        /// The packet's number in the message.
         packet: u32,
     },
     /// An unreliable datagram.
     Datagram,
     /// Acknowledgements.
     Acks {
-        /// How many entries.
+        /// Number of entries.
         entries: u32,
     },
-    /// "I am this life of mine": before two devices know each other, and when one died and came back.
+    /// A hello: before two devices know each other, and when one of them died and came back.
     Hello,
 }
 
-/// Why a packet was dropped.
+/// The reason why a packet was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DropReason {
-    /// Its bytes make no sense.
+    /// Its bytes are malformed.
     Malformed,
     /// Its checksum does not match.
     Corrupt,
@@ -140,25 +141,25 @@ pub enum DropReason {
     NotForUs,
     /// It arrived before.
     Duplicate,
-    /// It is a datagram that nobody takes: no such queue pair or qkey, or no receive descriptor.
+    /// It is a datagram without a receiver: there is no such queue pair, the qkey is wrong, or no receive is posted.
     Unwanted,
-    /// The device could not take it in as fast as it came ([`Faults::rx_rate`](crate::Faults::rx_rate)).
+    /// It arrived faster than the device takes packets in ([`Faults::rx_rate`](crate::Faults::rx_rate)).
     Overrun,
-    /// Its bytes were still in the sender's region when that was deregistered (only inside one process).
+    /// Its bytes were still in the sender's region when that was deregistered (inside one process only).
     SourceGone,
     /// The port is down.
     PortDown,
-    /// It is to the device itself, which EFA does not deliver, or to another subnet.
+    /// It goes to the device itself or to another subnet, neither of which EFA delivers.
     Unroutable,
     /// It did not come from the address that it gives as its own, or was not sealed with the device's key
     /// ([`driver`](crate::driver) says more).
     Refused,
 }
 
-/// Somebody who watches a device. Any `FnMut(&TraceEvent)` is one.
+/// A subscriber to the events of a device. Every `FnMut(&TraceEvent)` is one.
 pub trait Subscriber: Send {
-    /// Takes an event in. Called by the device's driver, in between its work: be quick. A subscriber that panics is told of nothing any
-    /// more; the device goes on.
+    /// Handles an event. The device's driver calls this in the middle of its work, so it must be quick. A subscriber
+    /// that panics is not called any more, and the device goes on.
     fn event(&mut self, event: &TraceEvent);
 }
 
@@ -168,7 +169,7 @@ impl<F: FnMut(&TraceEvent) + Send> Subscriber for F {
     }
 }
 
-/// A device's subscribers, and the time as it was last told.
+/// The subscribers of a device, and the time of its current call.
 #[derive(Default)]
 pub(crate) struct Tracer {
     pub(crate) now: Time,
@@ -180,7 +181,7 @@ impl Tracer {
         self.subscribers.push(subscriber);
     }
 
-    /// Tells the subscribers, if there are any, what `what` builds.
+    /// Tells the subscribers the event that `what` builds. Without subscribers it is not built.
     #[inline]
     pub(crate) fn emit(&mut self, what: impl FnOnce() -> Traced) {
         if !self.subscribers.is_empty() {
@@ -206,7 +207,7 @@ impl Tracer {
 }
 
 impl TracedPacket {
-    /// What this packet is.
+    /// Returns the kind of a packet.
     pub(crate) fn of(body: &Body<'_>) -> Self {
         match body {
             Body::Data(data, _) => Self::Data { op: data.header.op, message: data.message, packet: data.packet },
@@ -274,10 +275,10 @@ fn count(number: u32, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
-/// Collects events of several devices as a JSON array of trace events, as `chrome://tracing` and <https://ui.perfetto.dev> read it.
+/// A trace of several devices, as the JSON array of events that `chrome://tracing` and <https://ui.perfetto.dev> read.
 ///
-/// Each device is a process of its name; doorbells, WQEs, packets, memory and completions are its threads. Arrays of several processes
-/// of one host can be joined: their times are those of one clock, if the devices' drivers take the system's.
+/// Each device is a process there, and doorbells, WQEs, packets, memory and completions are its threads. Arrays of
+/// several processes of one host can be joined if their devices' drivers use the system's clock.
 #[derive(Default)]
 pub struct ChromeTrace {
     events: Vec<Value>,
@@ -287,14 +288,17 @@ pub struct ChromeTrace {
 const LANES: [&str; 7] = ["doorbells", "WQEs", "packets out", "packets in", "memory", "completions", "states"];
 
 impl ChromeTrace {
-    /// Without devices.
+    /// Creates a trace without devices.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds what a device did, as process number `pid` called `name`.
+    /// Adds the events of a device, as process number `pid` with this name.
     pub fn add_device<'a>(&mut self, pid: u32, name: &str, events: impl IntoIterator<Item = &'a TraceEvent>) {
-        let named = |what: &str, tid: usize, name: &str| json!({ "ph": "M", "pid": pid, "tid": tid, "name": what, "args": { "name": name } });
+        let named = |what: &str, tid: usize, name: &str| {
+            let args = json!({ "name": name });
+            json!({ "ph": "M", "pid": pid, "tid": tid, "name": what, "args": args })
+        };
         self.events.push(named("process_name", 0, name));
         self.events.extend(LANES.iter().enumerate().map(|(lane, name)| named("thread_name", lane, name)));
         self.events.extend(events.into_iter().map(|TraceEvent { at, what }| {
@@ -311,11 +315,12 @@ impl ChromeTrace {
                 Traced::Port { .. } => (6, "port"),
             };
             let ts = at.as_nanos() as f64 / 1000.0;
-            json!({ "ph": "i", "s": "t", "pid": pid, "tid": lane, "ts": ts, "name": name, "args": { "what": what.to_string() } })
+            let args = json!({ "what": what.to_string() });
+            json!({ "ph": "i", "s": "t", "pid": pid, "tid": lane, "ts": ts, "name": name, "args": args })
         }));
     }
 
-    /// The file's content.
+    /// Returns the contents of the file.
     pub fn to_json(self) -> String {
         Value::from(self.events).to_string()
     }

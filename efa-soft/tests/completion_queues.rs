@@ -112,7 +112,8 @@ fn asking_again_before_an_event_is_taken_asks_for_no_other() {
         write(&mut world, 1);
         assert_eq!(told(&mut world).len(), usize::from(taken == 0));
     }
-    // It has taken the event, and its next request is overwritten before the device looks: four numbers on the counting starts again.
+    // It has taken the event, and its next request is overwritten before the device looks: four numbers on the counting
+    // starts again.
     for sequence in 1..9 {
         store(&world, ring::CqDoorbell::consumed(3 + sequence, sequence));
         write(&mut world, 1);

@@ -1,14 +1,14 @@
 //! A child by `fork` and the devices that it inherits. One test, since it forks.
 
-use efa_soft::driver::{IdleMode, Local, Port, Udp, UdpConfig};
+use efa_soft::driver::{DeviceHandle, IdleMode, LocalNetwork, Udp, UdpConfig};
 use efa_soft::*;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Calls `f` in a child; its exit status, or none if it had to be killed.
 fn in_child(f: impl FnOnce()) -> Option<i32> {
-    // SAFETY: the child is a copy of this thread alone. It runs `f` and ends without unwinding, running destructors or flushing what it
-    // inherited; the allocator is made usable in it by the C library.
+    // SAFETY: the child is a copy of this thread alone. It runs `f` and ends without unwinding, running destructors or
+    // flushing what it inherited; the allocator is made usable in it by the C library.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
@@ -32,7 +32,7 @@ fn in_child(f: impl FnOnce()) -> Option<i32> {
     None
 }
 
-fn works(port: &dyn Port) -> bool {
+fn works(port: &dyn DeviceHandle) -> bool {
     let mut works = false;
     port.with(&mut |device| works = device.alloc_pd().is_ok());
     works
@@ -40,21 +40,22 @@ fn works(port: &dyn Port) -> bool {
 
 #[test]
 fn a_device_is_gone_in_a_child_which_may_drop_it_while_the_parent_goes_on() {
-    let network = Local::start(LinkConfig::default(), IdleMode::Spin).unwrap();
+    let network = LocalNetwork::start(LinkConfig::default(), IdleMode::Spin).unwrap();
     let local = network.add(DeviceConfig::new(Gid::local(0)));
     let start_udp =
         || Udp::start(&UdpConfig { idle: IdleMode::Spin, ..Default::default() }, DeviceConfig::new).unwrap();
-    let udp: Arc<dyn Port> = Arc::new(start_udp());
+    let udp: Arc<dyn DeviceHandle> = Arc::new(start_udp());
     // Many times: what the thread has locked at the moment of the fork differs.
     for _ in 0..20 {
         let (network, ports) = (&network, [&local, &udp]);
         let status = in_child(|| {
             for port in ports {
                 assert!(!works(&**port));
-                assert!(port.wake(1, None).is_err() && port.next_event().is_none());
+                assert!(port.set_waker(1, None).is_err() && port.next_event().is_none());
                 assert_eq!(port.link_counters(), LinkCounters::default());
                 port.change_link(&mut |_| panic!("nobody's link"));
-                // SAFETY: the parent's value is not touched: this process has a copy of its own, which is not used any more.
+                // SAFETY: the parent's value is not touched: this process has a copy of its own, which is not used any
+                // more.
                 drop(unsafe { std::ptr::read(port) });
             }
             assert!(!works(&*network.add(DeviceConfig::new(Gid::local(1)))));
@@ -68,7 +69,7 @@ fn a_device_is_gone_in_a_child_which_may_drop_it_while_the_parent_goes_on() {
         let udp = start_udp();
         assert!(works(&udp));
         drop(udp);
-        let network = Local::start(LinkConfig::default(), IdleMode::Nap).unwrap();
+        let network = LocalNetwork::start(LinkConfig::default(), IdleMode::Nap).unwrap();
         assert!(works(&*network.add(DeviceConfig::new(Gid::local(0)))));
     });
     assert_eq!(own, Some(0), "a child can have devices of its own");

@@ -1,4 +1,5 @@
-//! Networks and programs that do as they please: the fuzz targets of the device, on their corpora and on scripts of proptest's.
+//! Networks and programs that do as they please: the fuzz targets of the device, on their corpora and on scripts of
+//! proptest's.
 
 #[path = "../../fuzz/device/mod.rs"]
 mod device;

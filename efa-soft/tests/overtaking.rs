@@ -8,7 +8,8 @@ use efa_memory::SharedMemory;
 use efa_soft::*;
 use std::time::Duration;
 
-/// Has these queue pairs of node A do this `count` times together, while `others` sees what else completes; whether all of it got done.
+/// Has these queue pairs of node A do this `count` times together, while `others` sees what else completes; whether all
+/// of it got done.
 fn keep_doing(
     world: &mut World,
     qps: &mut [Qp],

@@ -5,7 +5,7 @@ mod common;
 use common::world::*;
 use efa_io::*;
 use efa_memory::{Backing, HostMemory};
-use efa_soft::driver::{IdleMode, Local, Port, Udp, UdpConfig};
+use efa_soft::driver::{DeviceHandle, IdleMode, LocalNetwork, Udp, UdpConfig};
 use efa_soft::trace::TraceEvent;
 use efa_soft::*;
 use std::sync::Arc;
@@ -22,25 +22,25 @@ fn soon(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-fn works(port: &dyn Port) -> bool {
+fn works(port: &dyn DeviceHandle) -> bool {
     let mut works = false;
     port.with(&mut |device| works = device.alloc_pd().is_ok());
     works
 }
 
 /// A device, a neighbour where there is one, and what drives both.
-type Driven = (Arc<dyn Port>, Option<Arc<dyn Port>>, Option<Local>);
+type Driven = (Arc<dyn DeviceHandle>, Option<Arc<dyn DeviceHandle>>, Option<LocalNetwork>);
 
 /// A device of either driver.
 fn devices() -> [Driven; 2] {
-    let network = Local::start(LinkConfig::default(), IdleMode::Nap).unwrap();
+    let network = LocalNetwork::start(LinkConfig::default(), IdleMode::Nap).unwrap();
     let [a, b] = [0, 1].map(|index| network.add(DeviceConfig::new(Gid::local(index))));
     let udp = Udp::start(&UdpConfig::default(), DeviceConfig::new).unwrap();
     [(a, Some(b), Some(network)), (Arc::new(udp), None, None)]
 }
 
 /// A completion queue with events and a queue pair that sends, and their doorbells.
-fn furnish(port: &dyn Port) -> (CqInfo, QpInfo) {
+fn furnish(port: &dyn DeviceHandle) -> (CqInfo, QpInfo) {
     let mut made = None;
     port.with(&mut |device| {
         let pd = device.alloc_pd().unwrap();
@@ -103,7 +103,7 @@ fn a_waker_that_panics_is_called_no_more_and_the_device_goes_on() {
         let (cq, qp) = furnish(&*port);
         let called = Arc::new(AtomicBool::new(false));
         let here = called.clone();
-        port.wake(
+        port.set_waker(
             cq.cqn,
             Some(Arc::new(move || {
                 here.store(true, Relaxed);

@@ -43,7 +43,8 @@ statuses! {
         a_queue_pair_that_does_not_receive_yet_is_no_destination, an_unreliable_queue_pair_is_no_destination;
     RemoteRnr: a_receiver_that_is_never_ready_is_asked_as_often_as_was_said;
     RemoteBadLength: a_receive_one_byte_too_short_fails_on_both_sides;
-    RemoteBadStatus: packets_of_one_message_that_contradict_each_other_end_it, a_receive_without_a_good_key_fails_on_both_sides;
+    RemoteBadStatus: packets_of_one_message_that_contradict_each_other_end_it,
+        a_receive_without_a_good_key_fails_on_both_sides;
     UnresponsiveRemote: a_peer_that_falls_silent_is_unresponsive;
     RemoteUnknownPeer: rdma_from_a_stranger_is_refused_and_a_send_is_not;
     UnreachableRemote: a_peer_that_never_answered_is_unreachable, a_device_does_not_reach_itself;

@@ -4,7 +4,7 @@ mod common;
 
 use common::{activate, limits, put_raw, qp, stamp};
 use efa_io::*;
-use efa_soft::driver::{Key, Port, SoftSpec, Udp, UdpConfig};
+use efa_soft::driver::{DeviceHandle, Key, SoftSpec, Udp, UdpConfig};
 use efa_soft::wire::{Body, Envelope, Hello, Packet};
 use efa_soft::*;
 use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
@@ -17,14 +17,14 @@ fn device(key: Option<&[u8]>, patience: Duration) -> Udp {
     Udp::start(&config, |gid| DeviceConfig { peer_timeout: patience, ..DeviceConfig::new(gid) }).unwrap()
 }
 
-fn gid(port: &dyn Port) -> Gid {
+fn gid(port: &dyn DeviceHandle) -> Gid {
     let mut gid = None;
     port.with(&mut |device| gid = Some(device.gid()));
     gid.unwrap()
 }
 
 /// How a send to a queue pair that the peer does not have ends.
-fn ends(from: &dyn Port, to: Gid) -> Status {
+fn ends(from: &dyn DeviceHandle, to: Gid) -> Status {
     let mut made = None;
     from.with(&mut |device| {
         let pd = device.alloc_pd().unwrap();
@@ -49,7 +49,7 @@ fn ends(from: &dyn Port, to: Gid) -> Status {
     }
 }
 
-fn refused(port: &dyn Port) -> u64 {
+fn refused(port: &dyn DeviceHandle) -> u64 {
     port.counters().refused_pkts
 }
 
@@ -97,7 +97,7 @@ fn stranger() -> (UdpSocket, Gid) {
 }
 
 /// Asks a device which life it is in, in the name of `src`.
-fn ask(socket: &UdpSocket, src: Gid, device: &dyn Port) {
+fn ask(socket: &UdpSocket, src: Gid, device: &dyn DeviceHandle) {
     let dst = gid(device);
     let mut packet = Vec::new();
     let envelope = Envelope { src, dst, src_incarnation: 1, dst_incarnation: 0, path: 0 };

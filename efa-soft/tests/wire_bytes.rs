@@ -1,4 +1,5 @@
-//! The bytes of one packet of each kind. Devices of different builds talk to each other as long as these stay as they are.
+//! The bytes of one packet of each kind. Devices of different builds talk to each other as long as these stay as they
+//! are.
 
 use efa_io::Status;
 use efa_soft::Gid;
@@ -53,7 +54,8 @@ fn hex(bytes: &[u8]) -> Vec<String> {
     bytes.chunks(16).map(line).collect()
 }
 
-/// Asserts that a packet consists of these lines behind its addresses and incarnations, which are those of [`ENVELOPE`].
+/// Asserts that a packet consists of these lines behind its addresses and incarnations, which are those of
+/// [`ENVELOPE`].
 fn assert_bytes(what: &str, packet: &[u8], first: &str, rest: &[&str]) {
     let addresses =
         ["fe8000000000000002efa00000000001", "fe8000000000000002efa00002030405", "18171615141312112827262524232221"];

@@ -34,7 +34,7 @@ pub enum ControlError {
         /// How much there is.
         max: u64,
     },
-    /// A value that makes no sense.
+    /// An invalid value.
     #[error("{what} is {value}, expected {expected}")]
     Invalid {
         /// The argument.
@@ -63,7 +63,7 @@ pub enum ControlError {
     /// A feature that this device lacks.
     #[error("the device has no {0}")]
     Unsupported(&'static str),
-    /// The operating system has no memory for a ring.
-    #[error("no memory for a ring of {0} bytes")]
+    /// The operating system has no memory of this many bytes for a ring, a doorbell page or a counter page.
+    #[error("no memory for a ring, a doorbell page or a counter page of {0} bytes")]
     NoMemory(usize),
 }

@@ -1,7 +1,7 @@
 //! A software device with the name that programs know.
 
 use crate::errno::{Errno, Outcome, refuse};
-use efa_soft::driver::{Port, Udp, Waker};
+use efa_soft::driver::{DeviceHandle, Udp, Waker};
 use efa_soft::{Device, DeviceConfig};
 use efa_types::ControlError;
 use std::io;
@@ -41,7 +41,7 @@ impl SoftDevice {
 
     /// Sets the function that is called for each event of a completion queue.
     pub(crate) fn wake(&self, cqn: u32, waker: Option<Waker>) -> Outcome<()> {
-        self.port.wake(cqn, waker).or_else(|error| refuse(Errno::IO, error.to_string()))
+        self.port.set_waker(cqn, waker).or_else(|error| refuse(Errno::IO, error.to_string()))
     }
 
     /// Returns the device's GUID: the last eight bytes of its GID.

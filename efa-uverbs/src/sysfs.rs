@@ -10,7 +10,7 @@
 
 use crate::device::{SoftDevice, VENDOR};
 use crate::talk::{BASE_MINOR, DEVICE_PREFIX, MAJOR};
-use efa_soft::driver::Port;
+use efa_soft::driver::DeviceHandle;
 use efa_types::{CommandCounters, Counters};
 use std::fs;
 use std::io;

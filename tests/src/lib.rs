@@ -2,7 +2,7 @@
 //! oracle, traffic for GPU kernels, and the vendor's programs.
 
 use efa_direct::Device;
-use efa_soft::driver::{Port, Waker};
+use efa_soft::driver::{DeviceHandle, Waker};
 use efa_soft::{AsyncEvent, DeviceConfig, DeviceEvent, Gid, LinkConfig, LinkCounters, Net, Time};
 use parking_lot::Mutex;
 use std::io;
@@ -42,7 +42,7 @@ pub struct Sim {
 }
 
 /// One device of a [`Sim`].
-struct SimPort {
+struct SimHandle {
     net: Arc<Mutex<Net>>,
     index: usize,
 }
@@ -61,7 +61,7 @@ impl Sim {
         let mut config = DeviceConfig { seed: index.into(), ..DeviceConfig::new(Gid::local(index)) };
         configure(&mut config);
         let index = self.net.lock().add(config);
-        let port = SimPort { net: self.net.clone(), index };
+        let port = SimHandle { net: self.net.clone(), index };
         Device::from_soft_port(&format!("sim{index}"), Arc::new(port)).expect("the device was just added")
     }
 
@@ -124,12 +124,12 @@ fn wait_until(most: Duration, mut done: impl FnMut() -> bool) -> bool {
     true
 }
 
-impl Port for SimPort {
+impl DeviceHandle for SimHandle {
     fn with(&self, f: &mut dyn FnMut(&mut efa_soft::Device)) -> bool {
         self.net.lock().device(self.index).map(f).is_some()
     }
 
-    fn wake(&self, _: u32, _: Option<Waker>) -> io::Result<()> {
+    fn set_waker(&self, _: u32, _: Option<Waker>) -> io::Result<()> {
         Err(io::Error::new(io::ErrorKind::Unsupported, "simulated time cannot be slept through"))
     }
 

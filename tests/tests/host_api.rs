@@ -634,10 +634,11 @@ fn a_region_larger_than_memory_is_refused() {
 
 #[test]
 fn borrowed_bytes_are_out_of_reach_after_the_call_even_of_a_device_that_was_put_aside() {
-    use efa_soft::driver::{IdleMode, Local, Port};
+    use efa_soft::driver::{DeviceHandle, IdleMode, LocalNetwork};
     use efa_soft::wire::{Body, Data, Envelope, MessageHeader, Packet, WireOp};
     let config = efa_soft::DeviceConfig::new(Gid::local(77));
-    let port: Arc<dyn Port> = Local::start(LinkConfig::default(), IdleMode::Nap).unwrap().add(config.clone());
+    let port: Arc<dyn DeviceHandle> =
+        LocalNetwork::start(LinkConfig::default(), IdleMode::Nap).unwrap().add(config.clone());
     let pd = Device::from_soft_port("aside", port.clone()).unwrap().alloc_pd().unwrap();
     let (mut bytes, mut aside) = ([0; 64], None);
     let remote = pd

@@ -2,7 +2,7 @@
 //! counters, events, and programs that fork.
 
 use efa_direct::*;
-use efa_soft::driver::{IdleMode, Local};
+use efa_soft::driver::{IdleMode, LocalNetwork};
 use efa_soft::{DeviceConfig, LinkConfig};
 use efa_tests::{Side, Sim};
 use std::time::Duration;
@@ -21,8 +21,8 @@ fn side(device: Device, config: QpConfig<8>) -> Side {
 
 /// Creates two sides on devices with a network of their own, in real time. The first device's completion queues have
 /// this many sub-queues.
-fn local(sub_cqs: u16) -> (Local, [Device; 2]) {
-    let network = Local::start(LinkConfig::default(), IdleMode::Nap).unwrap();
+fn local(sub_cqs: u16) -> (LocalNetwork, [Device; 2]) {
+    let network = LocalNetwork::start(LinkConfig::default(), IdleMode::Nap).unwrap();
     let devices = [(0, sub_cqs), (1, 1)].map(|(index, sub_cqs)| {
         let config = DeviceConfig { sub_cqs, ..DeviceConfig::new(Gid::local(index)) };
         Device::from_soft_port("local", network.add(config)).unwrap()

@@ -1,9 +1,9 @@
-//! Tests that foreign code may panic inside the library: a `Port`, a subscriber of `tracing`, a value that is dropped.
+//! Tests that foreign code may panic inside the library: a `DeviceHandle`, a subscriber of `tracing`, a value that is dropped.
 //! Memory that was lent returns to its owner in any case.
 
 use efa_direct::*;
 use efa_memory::SharedMemory;
-use efa_soft::driver::{IdleMode, Local, Port, Waker};
+use efa_soft::driver::{DeviceHandle, IdleMode, LocalNetwork, Waker};
 use efa_soft::{DeviceConfig, LinkConfig};
 use std::any::Any;
 use std::os::fd::AsFd;
@@ -19,11 +19,11 @@ const AFTER: u8 = 2;
 
 /// A port that panics before or after it calls the device.
 struct Moody {
-    inner: Arc<dyn Port>,
+    inner: Arc<dyn DeviceHandle>,
     when: AtomicU8,
 }
 
-impl Port for Moody {
+impl DeviceHandle for Moody {
     fn with(&self, f: &mut dyn FnMut(&mut efa_soft::Device)) -> bool {
         assert_ne!(self.when.load(SeqCst), BEFORE, "the port panics");
         let called = self.inner.with(f);
@@ -31,8 +31,8 @@ impl Port for Moody {
         called
     }
 
-    fn wake(&self, cqn: u32, waker: Option<Waker>) -> std::io::Result<()> {
-        self.inner.wake(cqn, waker)
+    fn set_waker(&self, cqn: u32, waker: Option<Waker>) -> std::io::Result<()> {
+        self.inner.set_waker(cqn, waker)
     }
 
     fn next_event(&self) -> Option<AsyncEvent> {
@@ -73,7 +73,7 @@ impl tracing::Subscriber for Panics {
 
 /// Two nodes: one writes into the other's memory.
 struct Nodes {
-    _net: Local,
+    _net: LocalNetwork,
     port: Arc<Moody>,
     pd: ProtectionDomain,
     _qp: ActiveQueuePair<8>,
@@ -90,7 +90,7 @@ struct Writer {
 
 impl Nodes {
     fn new() -> Self {
-        let net = Local::start(LinkConfig::default(), IdleMode::Nap).unwrap();
+        let net = LocalNetwork::start(LinkConfig::default(), IdleMode::Nap).unwrap();
         let port = Arc::new(Moody { inner: net.add(DeviceConfig::new(Gid::local(1))), when: AtomicU8::new(NEVER) });
         let a = Device::from_soft_port("a", port.clone()).unwrap();
         let b = Device::from_soft_port("b", net.add(DeviceConfig::new(Gid::local(2)))).unwrap();

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use efa_direct::Device;
-use efa_soft::driver::Port;
+use efa_soft::driver::DeviceHandle;
 use efa_soft::{Faults, LinkConfig};
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,7 +84,7 @@ impl Trouble {
 
 /// The schedule of a device's faults.
 pub(super) struct Schedule {
-    port: Arc<dyn Port>,
+    port: Arc<dyn DeviceHandle>,
     rng: fastrand::Rng,
     node: usize,
     now: &'static str,

@@ -23,7 +23,7 @@ use crate::external::{DmabufRange, ExternalMemory};
 use crate::ring::RawRing;
 use efa_io::{Limits, RingSize};
 #[cfg(feature = "soft")]
-use efa_soft::{LinkCounters, driver::Port};
+use efa_soft::{LinkCounters, driver::DeviceHandle};
 use std::any::Any;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
@@ -346,7 +346,7 @@ pub unsafe trait Provider: Send + Sync + 'static {
 
     /// Returns the software device behind this one, if there is one.
     #[cfg(feature = "soft")]
-    fn soft_port(&self) -> Option<Arc<dyn Port>> {
+    fn soft_port(&self) -> Option<Arc<dyn DeviceHandle>> {
         None
     }
 

@@ -12,7 +12,7 @@ use crate::provider::DeviceInfo;
 use crate::ring::RawRing;
 use efa_io::Limits;
 use efa_memory::{Backing, DoorbellMemory, HostMemory, RingMemory};
-use efa_soft::driver::{EventFd, IdleMode, Local, Port, SoftSpec};
+use efa_soft::driver::{DeviceHandle, EventFd, IdleMode, LocalNetwork, SoftSpec};
 use efa_soft::{CounterPlace, Device, DeviceConfig, LinkConfig, LinkCounters, WqInfo};
 use efa_types::{
     Access, AsyncEvent, ControlError, CounterOps, CounterValue, CqAttributes, DeviceAttributes, Gid, QpAttributes,
@@ -59,10 +59,10 @@ pub(crate) fn open(name: &str) -> Option<Result<Arc<dyn Provider>, Error>> {
 }
 
 fn open_local(name: &str, index: u32) -> Result<Arc<dyn Provider>, Error> {
-    static NETWORK: OnceLock<Result<Local, String>> = OnceLock::new();
+    static NETWORK: OnceLock<Result<LocalNetwork, String>> = OnceLock::new();
     static OPEN: Mutex<Option<HashMap<u32, Weak<Soft>>>> = Mutex::new(None);
-    let network =
-        NETWORK.get_or_init(|| Local::start(LinkConfig::default(), IdleMode::default()).map_err(|e| e.to_string()));
+    let network = NETWORK
+        .get_or_init(|| LocalNetwork::start(LinkConfig::default(), IdleMode::default()).map_err(|e| e.to_string()));
     let network = network.as_ref().map_err(|e| Error::BadDeviceName { name: name.into(), problem: e.clone() })?;
     let mut open = OPEN.lock();
     let open = open.get_or_insert_default();
@@ -85,12 +85,12 @@ fn open_udp(name: &str, spec: &SoftSpec) -> Result<Arc<dyn Provider>, Error> {
 /// A device that some driver runs.
 pub(crate) struct Soft {
     name: String,
-    port: Arc<dyn Port>,
+    port: Arc<dyn DeviceHandle>,
     attributes: DeviceAttributes,
 }
 
 impl Soft {
-    pub(crate) fn new(name: &str, port: Arc<dyn Port>) -> Result<Self, Error> {
+    pub(crate) fn new(name: &str, port: Arc<dyn DeviceHandle>) -> Result<Self, Error> {
         let mut config = None;
         port.with(&mut |device| config = Some(device.config().clone()));
         let gone = || Error::BadDeviceName { name: name.into(), problem: "the device behind it is gone".into() };
@@ -147,7 +147,7 @@ fn raw_wq(wq: &WqInfo) -> Result<RawRing, Error> {
 }
 
 /// Memory that is only borrowed, or another's. It is taken back here rather than trusted to the device, which safe code
-/// can reach ([`Port::with`]) and put aside.
+/// can reach ([`DeviceHandle::with`]) and put aside.
 struct Lent {
     len: usize,
     memory: RwLock<Option<Arc<dyn Backing>>>,
@@ -169,8 +169,8 @@ impl Lent {
     }
 }
 
-/// Takes lent memory back when it goes, also when it goes because something unwinds: what stands behind a [`Port`], and
-/// what listens to `tracing`, is anybody's code.
+/// Takes lent memory back when it goes, also when it goes because something unwinds: what stands behind a
+/// [`DeviceHandle`], and what listens to `tracing`, is anybody's code.
 struct TakeBack<'l>(&'l Lent);
 
 impl Drop for TakeBack<'_> {
@@ -200,7 +200,7 @@ impl Backing for Lent {
 
 struct SoftEvents {
     fd: Arc<EventFd>,
-    port: Weak<dyn Port>,
+    port: Weak<dyn DeviceHandle>,
     cqn: u32,
 }
 
@@ -217,7 +217,7 @@ impl EventSource for SoftEvents {
 impl Drop for SoftEvents {
     fn drop(&mut self) {
         if let Some(port) = self.port.upgrade() {
-            let _ = port.wake(self.cqn, None); // there was one
+            let _ = port.set_waker(self.cqn, None); // there was one
         }
     }
 }
@@ -285,7 +285,7 @@ unsafe impl Provider for Soft {
             if request.events {
                 let fd = Arc::new(EventFd::new().map_err(Error::io("making an event descriptor"))?);
                 let signal = fd.clone();
-                let waker = self.port.wake(cq.cqn, Some(Arc::new(move || signal.signal())));
+                let waker = self.port.set_waker(cq.cqn, Some(Arc::new(move || signal.signal())));
                 waker.map_err(Error::io("asking for events"))?;
                 let source = SoftEvents { fd, port: Arc::downgrade(&self.port), cqn: cq.cqn };
                 events = Some(Box::new(source) as Box<dyn EventSource>);
@@ -408,7 +408,7 @@ unsafe impl Provider for Soft {
         true
     }
 
-    fn soft_port(&self) -> Option<Arc<dyn Port>> {
+    fn soft_port(&self) -> Option<Arc<dyn DeviceHandle>> {
         Some(self.port.clone())
     }
 

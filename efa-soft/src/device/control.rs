@@ -1,7 +1,7 @@
-//! Control calls: create, change, destroy.
+//! Control calls: create, change and destroy objects.
 
 use super::Device;
-use super::objects::{AddressHandle, Objects};
+use super::objects::Objects;
 use crate::counter::{CompletionCounter, CounterPlace};
 use crate::cq::{CompletionQueue, CqInfo};
 use crate::qp::{QpInfo, QueuePair};
@@ -13,8 +13,9 @@ use efa_types::{
 };
 use std::sync::Arc;
 
+/// # Control: objects
 impl Device {
-    /// Runs a control call and counts it; where it fails, also in the counter for calls of its kind.
+    /// Runs a control call and counts it. A call that fails also counts in the counter of its kind, if there is one.
     fn command<T>(
         &mut self,
         kind: Option<fn(&mut CommandCounters) -> &mut u64>,
@@ -32,7 +33,7 @@ impl Device {
         answer
     }
 
-    /// Creates a protection domain.
+    /// Creates a protection domain, and returns its number.
     ///
     /// # Errors
     /// The device has no more of them.
@@ -49,7 +50,7 @@ impl Device {
     /// Destroys a protection domain.
     ///
     /// # Errors
-    /// It does not exist, or something in it does.
+    /// It does not exist, or there are objects in it.
     pub fn dealloc_pd(&mut self, pd: u32) -> Result<(), ControlError> {
         self.command(None, |device| match *device.objects.pd(pd)? {
             0 => {
@@ -60,10 +61,10 @@ impl Device {
         })
     }
 
-    /// Registers memory that the device's owner sees at `addr`.
+    /// Registers memory, which work requests address from `addr` on.
     ///
     /// # Errors
-    /// No such domain, no more regions, or an address range that wraps.
+    /// The domain does not exist, the device has no more regions, or the addresses pass 2^64.
     pub fn register(
         &mut self,
         pd: u32,
@@ -80,7 +81,8 @@ impl Device {
         })
     }
 
-    /// Forgets a region. From here on the device does not touch its memory; what is still under way fails.
+    /// Deregisters a region. From here on the device does not access its memory, and what is still under way there
+    /// fails.
     ///
     /// # Errors
     /// It does not exist.
@@ -92,39 +94,32 @@ impl Device {
         })
     }
 
-    /// Creates an address handle and gives its number. One address has one number in a domain, however often asked for.
+    /// Creates an address handle, and returns its number. Every handle of one address in a domain has the same number.
     ///
     /// # Errors
-    /// No such domain, or no more handles.
+    /// The domain does not exist, or the device has no more handles.
     pub fn create_ah(&mut self, pd: u32, gid: Gid) -> Result<u16, ControlError> {
         self.command(Some(|counters| &mut counters.create_ah_err), |device| {
-            device.objects.pd(pd)?;
-            let known = device.objects.ah_of.get(&(pd, gid)).copied();
-            let number = match known {
-                Some(number) => number,
+            let objects = &mut device.objects;
+            objects.pd(pd)?;
+            let number = match objects.ah_of.get(&(pd, gid)) {
+                Some(&number) => number,
                 None => {
-                    let max = device.config.max_ah.min(Objects::MAX_AHS);
-                    let vacant = device.objects.ahs.iter().position(Option::is_none);
-                    let index = vacant.unwrap_or(device.objects.ahs.len());
-                    room("address handles", index, max)?;
-                    if vacant.is_none() {
-                        device.objects.ahs.push(None);
-                    }
-                    let number = Objects::ah_number(index);
-                    device.objects.ahs[index] = Some(AddressHandle { pd, gid, users: 0 });
-                    device.objects.ah_of.insert((pd, gid), number);
-                    number
+                    let index = objects.vacant_ah();
+                    room("address handles", index, device.config.max_ah.min(Objects::MAX_AHS))?;
+                    objects.add_ah(index, pd, gid)
                 }
             };
-            if let Some(ah) = device.objects.ah(number) {
+            if let Some(ah) = objects.ah(number) {
                 ah.users += 1;
             }
-            *device.objects.pd(pd)? += 1;
+            *objects.pd(pd)? += 1;
             Ok(number)
         })
     }
 
-    /// Gives an address handle back. What is outstanding towards it completes as [`Status::Flushed`], once nobody else has it.
+    /// Destroys an address handle. With the last one of its number, what is outstanding through it completes as
+    /// [`Status::Flushed`].
     ///
     /// # Errors
     /// It does not exist.
@@ -149,18 +144,19 @@ impl Device {
         })
     }
 
-    /// Creates a completion queue.
+    /// Creates a completion queue whose ring is in memory of its own.
     ///
     /// # Errors
-    /// More entries, or more queues, than the device has.
+    /// The device has fewer entries, or no more queues.
     pub fn create_cq(&mut self, config: CqAttributes) -> Result<CqInfo, ControlError> {
         self.create_cq_in(config, None)
     }
 
-    /// Creates a completion queue whose ring is in `memory`, at this byte offset; or, without, in memory of its own.
+    /// Creates a completion queue whose ring is in `memory`, at this byte offset, or in memory of its own.
     ///
     /// # Errors
-    /// As [`create_cq`](Self::create_cq); or the offset is not that of an aligned 64-bit word, or leaves no room for the ring.
+    /// Those of [`create_cq`](Self::create_cq); or the offset is not that of an aligned 64-bit word, or leaves no room
+    /// for the ring.
     pub fn create_cq_in(
         &mut self,
         config: CqAttributes,
@@ -179,7 +175,7 @@ impl Device {
     /// Destroys a completion queue.
     ///
     /// # Errors
-    /// It does not exist, or queue pairs report to it.
+    /// It does not exist, or queue pairs complete to it.
     pub fn destroy_cq(&mut self, cqn: u32) -> Result<(), ControlError> {
         self.command(None, |device| match device.objects.cq(cqn)?.users {
             0 => {
@@ -193,7 +189,7 @@ impl Device {
     /// Creates a queue pair, in state Reset.
     ///
     /// # Errors
-    /// An object it names does not exist, or it asks for more than the device has.
+    /// An object that it names does not exist, or it asks for more than the device has.
     pub fn create_qp(&mut self, config: QpAttributes) -> Result<QpInfo, ControlError> {
         self.command(Some(|counters| &mut counters.create_qp_err), |device| {
             device.objects.pd(config.pd)?;
@@ -203,7 +199,7 @@ impl Device {
             let vacant = device.objects.qps.iter().position(Option::is_none);
             let index = vacant.unwrap_or(table);
             room("queue pairs", index, device.config.attributes.max_qp)?;
-            // A number comes back only after every other number of its place in the table, so that late packets miss.
+            // A number is used again only after all others of its place in the table, so that late packets miss.
             let qpn = (usize::from(device.qp_generation[index]) * table + index) as u16;
             let retries = config.rnr_retry.map_or(Ok(None), |retry| rnr_retries(config.transport, retry))?;
             let (mut qp, info) = QueuePair::new(qpn, &config, &device.config)?;
@@ -220,9 +216,9 @@ impl Device {
         })
     }
 
-    /// Changes a queue pair's state, and its qkey on the way to `ReadyToSend` or there.
+    /// Changes a queue pair's state, and its qkey if the new state is `Init`, `ReadyToReceive` or `ReadyToSend`.
     ///
-    /// Going to `Error` flushes: everything outstanding completes as [`Status::Flushed`].
+    /// The change to `Error` flushes: everything outstanding completes as [`Status::Flushed`].
     ///
     /// # Errors
     /// It does not exist, or verbs does not allow this change.
@@ -248,11 +244,11 @@ impl Device {
         })
     }
 
-    /// Says how often a queue pair's messages are offered again to a receiver that is not ready: 0 to 6 times, or with 7 for ever, which is what
-    /// a new queue pair does (`EFA_RNR_INFINITE_RETRY`). It is to be said before the queue pair sends.
+    /// Sets how often a queue pair's messages are offered again to a receiver that is not ready: 0 to 6 times, or with
+    /// 7 without limit, as a new queue pair has it (`EFA_RNR_INFINITE_RETRY`).
     ///
     /// # Errors
-    /// It does not exist, sends already, or is no SRD queue pair; or the value is more than 7.
+    /// The queue pair does not exist, is not an SRD queue pair, or sends already; or the value is more than 7.
     pub fn set_rnr_retry(&mut self, qpn: u16, retry: u8) -> Result<(), ControlError> {
         self.command(None, |device| {
             let qp = device.objects.qp(qpn)?;
@@ -268,7 +264,7 @@ impl Device {
         })
     }
 
-    /// The state of a queue pair.
+    /// Returns the state of a queue pair.
     ///
     /// # Errors
     /// It does not exist.
@@ -276,7 +272,7 @@ impl Device {
         self.command(None, |device| device.objects.qp(qpn).map(|qp| qp.state))
     }
 
-    /// Destroys a queue pair. What was outstanding on it never completes.
+    /// Destroys a queue pair. What is outstanding on it never completes.
     ///
     /// # Errors
     /// It does not exist.
@@ -292,7 +288,7 @@ impl Device {
             device.objects.live.retain(|&live| live != index);
             let generations = (1u32 << 16) / device.objects.qps.len() as u32;
             let next = (u32::from(device.qp_generation[index]) + 1) % generations;
-            device.qp_generation[index] = next.max(1) as u16; // number 0 is nobody's
+            device.qp_generation[index] = next.max(1) as u16; // generation 0 has the number 0, which no queue pair gets
             *device.objects.pd(pd)? -= 1;
             device.objects.cq(send_cq)?.users -= 1;
             device.objects.cq(recv_cq)?.users -= 1;
@@ -300,10 +296,10 @@ impl Device {
         })
     }
 
-    /// Creates a completion counter whose numbers are kept in these two places, where they begin at 0.
+    /// Creates a completion counter whose two numbers are in these places, and start at 0. Returns its number.
     ///
     /// # Errors
-    /// The device has no more of them, or a place is not eight bytes at an aligned offset.
+    /// The device has no more of them, or a place has no eight bytes at an aligned offset.
     pub fn create_counter(&mut self, completions: CounterPlace, errors: CounterPlace) -> Result<u32, ControlError> {
         self.command(None, |device| {
             room("completion counters", device.objects.counters.len(), device.config.attributes.max_counters)?;
@@ -315,11 +311,11 @@ impl Device {
         })
     }
 
-    /// Has a counter count completions of these kinds of a queue pair. It stays attached until the queue pair is destroyed.
+    /// Attaches a counter to these kinds of completions of a queue pair, until the queue pair is destroyed.
     ///
     /// # Errors
-    /// One of the two does not exist, the queue pair is not in `Reset` or `Init` any more, one of the kinds has a counter already, or
-    /// is no kind.
+    /// One of the two does not exist, the queue pair is not in `Reset` or `Init` any more, one of the kinds has a
+    /// counter already, or a kind is invalid.
     pub fn attach_counter(&mut self, qpn: u16, id: u32, ops: CounterOps) -> Result<(), ControlError> {
         self.command(None, |device| {
             device.objects.counter(id)?;
@@ -365,7 +361,7 @@ impl Device {
         self.command(None, |device| device.objects.counter(id).map(|counter| counter.add(which, amount)))
     }
 
-    /// One of a counter's two numbers.
+    /// Returns one of a counter's two numbers.
     ///
     /// # Errors
     /// It does not exist.
@@ -389,6 +385,7 @@ impl Device {
 }
 
 /// Returns how often a message is offered again to a receiver that is not ready; `None` is no limit.
+/// Returns how often a message is offered again; `None` means without limit.
 fn rnr_retries(transport: Transport, retry: u8) -> Result<Option<u32>, ControlError> {
     if transport != Transport::Srd {
         return Err(ControlError::Unsupported("retries on unreliable datagram queue pairs"));
@@ -400,6 +397,7 @@ fn rnr_retries(transport: Transport, retry: u8) -> Result<Option<u32>, ControlEr
     }
 }
 
+/// Checks that a device which has `used` objects of a kind may have one more.
 fn room(what: &'static str, used: usize, max: u32) -> Result<(), ControlError> {
     if used < max as usize {
         Ok(())

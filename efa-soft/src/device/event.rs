@@ -12,5 +12,6 @@ pub enum DeviceEvent {
     Async(AsyncEvent),
 }
 
-/// Most events that wait to be fetched. Further asynchronous ones are lost, so that a program which fetches none costs no more memory.
+/// Most events that wait to be fetched. Further asynchronous ones are lost, so that a program which fetches none costs
+/// no more memory.
 pub(crate) const MAX_EVENTS: usize = 4096;

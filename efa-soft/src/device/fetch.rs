@@ -15,10 +15,11 @@ use efa_types::{Access, Gid, QpState, Transport};
 
 /// # Input from the program
 impl Device {
-    /// Looks at every doorbell, and does what was asked for since the last look. Returns `true` if there was anything to do.
+    /// Looks at every doorbell, and does what was asked for since the last look. Returns `true` if there was anything
+    /// to do.
     ///
-    /// A program may ring several times between two looks. Hardware sees each of them; a look sees only the last, so it cannot notice a
-    /// batch of more than `max_batch` WQEs. [`ring_send_doorbell`](Self::ring_send_doorbell) can.
+    /// A program may ring several times between two looks. Hardware sees each of them; a look sees only the last, so it
+    /// cannot notice a batch of more than `max_batch` WQEs. [`ring_send_doorbell`](Self::ring_send_doorbell) can.
     pub fn poll_doorbells(&mut self, now: Time) -> bool {
         self.objects.tracer.now = now;
         self.fetch_is_due = false;
@@ -79,8 +80,8 @@ impl Device {
         if state == QpState::Error {
             return self.flush_sends(qpn, doorbell);
         }
-        // libefa never posts more at once (`efa_sq_initialize`, `max_batch_wr`). What hardware does with such a batch is not public;
-        // here its first WQE counts as malformed (assumed).
+        // libefa never posts more at once (`efa_sq_initialize`, `max_batch_wr`). What hardware does with such a batch
+        // is not public; here its first WQE counts as malformed (assumed).
         let is_too_long = batch > max_batch;
         let mut progress = false;
         while let Ok(qp) = self.objects.qp(qpn)
@@ -98,7 +99,8 @@ impl Device {
                 self.next_fetch_at = now + self.faults.wqe_time;
             }
             progress = true;
-            // A program that posts more than the ring holds without completions has overwritten some that were under way.
+            // A program that posts more than the ring holds without completions has overwritten some that were under
+            // way.
             let is_overrun = qp.outstanding >= qp.sq.size.entries();
             let wqe = qp.take_wqe();
             match wqe.decode().filter(|_| !is_too_long && !is_overrun) {
@@ -163,8 +165,8 @@ impl Device {
 
     /// Checks all that the device checks before anything leaves it, and returns the destination and the message.
     ///
-    /// The statuses of failed checks are those whose descriptions fit (`enum efa_io_comp_status` in the vendor's `efa_io_defs.h`). In
-    /// which order hardware checks is not public.
+    /// The statuses of failed checks are those whose descriptions fit (`enum efa_io_comp_status` in the vendor's
+    /// `efa_io_defs.h`). In which order hardware checks is not public.
     fn check_request(&mut self, qpn: u16, request: &SendRequest<'_>) -> Result<(Gid, Message), Status> {
         let limits = &self.config.attributes;
         let objects = &mut self.objects;

@@ -23,8 +23,8 @@ pub(super) enum Addressee {
 }
 
 impl Device {
-    /// Returns `true` if packets between this device and `peer` get anywhere. EFA delivers neither to the device itself nor to other
-    /// subnets, and tells the sender nothing.
+    /// Returns `true` if packets between this device and `peer` get anywhere. EFA delivers neither to the device itself
+    /// nor to other subnets, and tells the sender nothing.
     pub(super) fn is_routable(&self, peer: Gid) -> bool {
         let own = self.config.attributes.gid;
         (peer != own || self.config.loopback) && peer.subnet() == own.subnet()
@@ -45,7 +45,8 @@ impl Device {
         if dst_incarnation == own { Addressee::ThisLife } else { Addressee::AnotherLife }
     }
 
-    /// Returns `true` if a packet for this life of the device is from the known life of the peer, or from the first that is heard of.
+    /// Returns `true` if a packet for this life of the device is from the known life of the peer, or from the first
+    /// that is heard of.
     pub(super) fn hears(&mut self, now: Time, envelope: &Envelope, peer: PeerIndex) -> bool {
         let state = &mut self.peers[peer];
         if state.incarnation == 0 {
@@ -99,7 +100,8 @@ impl Device {
         self.report_ended(peer, ended);
     }
 
-    /// A known peer asks which life this device is in. After a long silence it has forgotten the device, and numbers its messages anew.
+    /// A known peer asks which life this device is in. After a long silence it has forgotten the device, and numbers
+    /// its messages anew.
     fn on_greeting(&mut self, now: Time, envelope: &Envelope) {
         if let Some(peer) = self.peers.find(envelope.src) {
             let peer = &mut self.peers[peer];
@@ -111,8 +113,8 @@ impl Device {
 
     /// Tells the sender of a packet which life of this device it speaks to.
     ///
-    /// The answer names the incarnation for the address that the packet gives as its source, and goes there. So nobody learns the
-    /// incarnation for an address at which he does not receive.
+    /// The answer names the incarnation for the address that the packet gives as its source, and goes there. So nobody
+    /// learns the incarnation for an address at which he does not receive.
     pub(super) fn answer(&mut self, envelope: &Envelope, hello: Hello) {
         if self.answers.len() < MAX_ANSWERS {
             let envelope = Envelope {

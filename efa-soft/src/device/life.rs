@@ -1,7 +1,8 @@
 //! The life of a queue pair's work: how it ends, whether it succeeds, fails or is flushed.
 //!
-//! Each WQE completes exactly once. Either its message ends in its lane ([`Device::report_ended`]), or its queue pair fails, which
-//! flushes everything: the messages under way, the datagrams that have not left, and the receives and WQEs in the rings.
+//! Each WQE completes exactly once. Either its message ends in its lane ([`Device::report_ended`]), or its queue pair
+//! fails, which flushes everything: the messages under way, the datagrams that have not left, and the receives and WQEs
+//! in the rings.
 
 use super::Device;
 use super::event::DeviceEvent;
@@ -12,7 +13,8 @@ use efa_io::{OpCode, Status};
 use efa_types::{AsyncEvent, CounterOps, QpState};
 
 impl Device {
-    /// Reports how messages to a peer ended: to the program by a completion, or to the peer that waits for the answer to its read.
+    /// Reports how messages to a peer ended: to the program by a completion, or to the peer that waits for the answer
+    /// to its read.
     pub(super) fn report_ended(&mut self, peer: PeerIndex, ended: impl IntoIterator<Item = Ended>) {
         for Ended { message, status } in ended {
             match message.origin {
@@ -38,8 +40,8 @@ impl Device {
         self.peers.wake(peer);
     }
 
-    /// Counts a work request that failed, under the kernel driver's names (`rdma_read_wr_err`, `rdma_write_wr_err`). There is none for
-    /// sends.
+    /// Counts a work request that failed, under the kernel driver's names (`rdma_read_wr_err`, `rdma_write_wr_err`).
+    /// There is none for sends.
     pub(super) fn count_error(&mut self, op: OpCode) {
         match op {
             OpCode::Send => {}
@@ -48,7 +50,8 @@ impl Device {
         }
     }
 
-    /// Puts a queue pair in the error state because its rings are malformed, and tells the program (`IBV_EVENT_QP_FATAL`).
+    /// Puts a queue pair in the error state because its rings are malformed, and tells the program
+    /// (`IBV_EVENT_QP_FATAL`).
     pub(super) fn fail_qp_with_event(&mut self, qpn: u16) {
         if self.objects.qp(qpn).is_ok_and(|qp| qp.state != QpState::Error) {
             self.objects.tell(DeviceEvent::Async(AsyncEvent::QpFatal(qpn)));
@@ -62,7 +65,8 @@ impl Device {
         let (was, doorbell) = (qp.state, qp.sq.doorbell());
         let is_credible = qp.sq.rung(doorbell) <= qp.sq.size.entries();
         if !is_credible {
-            // The doorbell names more WQEs than the ring holds: nobody can say which of them were posted, so none completes.
+            // The doorbell names more WQEs than the ring holds: nobody can say which of them were posted, so none
+            // completes.
             qp.sq.consumer = doorbell;
         }
         if was == QpState::Error {
@@ -132,8 +136,8 @@ impl Device {
         }
     }
 
-    /// Drops all work of a queue pair that is reset or destroyed: nothing of it completes. Peers that wait for an answer to a read are
-    /// told.
+    /// Drops all work of a queue pair that is reset or destroyed: nothing of it completes. Peers that wait for an
+    /// answer to a read are told.
     pub(super) fn forget_work(&mut self, qpn: u16) {
         for peer in self.peers.indexes() {
             let mut ended = self.peers[peer].end_where(Status::Flushed, |message| message.origin.qpn() == qpn);

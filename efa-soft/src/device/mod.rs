@@ -1,7 +1,7 @@
 //! A device: its objects, its peers, and what happens to it.
 //!
-//! A [`Device`] is a state machine without sockets, clock or threads. Whoever drives it calls it: a [`Net`](crate::Net) in simulated or
-//! real time, or a [driver](crate::driver)'s thread.
+//! A [`Device`] is a state machine without sockets, clock or threads. Whoever drives it calls it: a [`Net`](crate::Net)
+//! in simulated or real time, or a [driver](crate::driver)'s thread.
 //!
 //! Its calls are of four classes:
 //!
@@ -21,10 +21,10 @@
 //! 3. Output: it calls `poll_transmit` until there is no packet, and `poll_event` until there is no event.
 //! 4. It sleeps until `poll_timeout`, or until a packet arrives.
 //!
-//! Any other order is safe, and only later: each call leaves the device complete. What a call finds to be sent waits for
-//! `poll_transmit`, and what it finds to be due later is in `poll_timeout`. Control calls come between rounds. They take no time as an
-//! argument; [`set_time`](Device::set_time) tells subscribers when they happen. Completions need no call: they appear in the completion
-//! rings.
+//! Any other order is safe, and only later: each call leaves the device complete. What a call finds to be sent waits
+//! for `poll_transmit`, and what it finds to be due later is in `poll_timeout`. Control calls come between rounds. They
+//! take no time as an argument; [`set_time`](Device::set_time) tells subscribers when they happen. Completions need no
+//! call: they appear in the completion rings.
 //!
 //! # The files
 //!
@@ -169,7 +169,8 @@ impl Device {
         self.objects.tracer.subscribe(subscriber);
     }
 
-    /// Sets the time that subscribers are told with the control calls that follow. All other calls bring their time along.
+    /// Sets the time that subscribers are told with the control calls that follow. All other calls bring their time
+    /// along.
     pub fn set_time(&mut self, now: Time) {
         self.objects.tracer.now = now;
     }
@@ -190,8 +191,8 @@ impl Device {
         self.port_up
     }
 
-    /// Takes the port up or down. While it is down, nothing leaves the device and nothing arrives. What is outstanding is sent again
-    /// later, or given up in its time.
+    /// Takes the port up or down. While it is down, nothing leaves the device and nothing arrives. What is outstanding
+    /// is sent again later, or given up in its time.
     pub fn set_port(&mut self, up: bool) {
         if std::mem::replace(&mut self.port_up, up) != up {
             let event = if up { AsyncEvent::PortActive } else { AsyncEvent::PortError };

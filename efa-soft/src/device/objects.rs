@@ -20,8 +20,8 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-/// Number of the first address handle. Neither handles nor queue pairs are numbered 0, so that a field which a program forgot to fill in
-/// is noticed.
+/// Number of the first address handle. Neither handles nor queue pairs are numbered 0, so that a field which a program
+/// forgot to fill in is noticed.
 const FIRST_AH: u16 = 16;
 
 /// An address handle.
@@ -38,7 +38,7 @@ pub(super) struct Objects {
     /// The number of objects in each protection domain.
     pub(super) pds: HashMap<u32, u32>,
     pub(super) regions: Regions,
-    pub(super) ahs: Vec<Option<AddressHandle>>,
+    ahs: Vec<Option<AddressHandle>>,
     pub(super) ah_of: HashMap<(u32, Gid), u16, RandomState>,
     /// The key that was last found in `ah_of`. Most RDMA packets ask for the same as the packet before.
     last_found: Cell<Option<(u32, Gid)>>,
@@ -75,17 +75,28 @@ impl Objects {
     /// Most address handles that their numbers can tell apart.
     pub(super) const MAX_AHS: u32 = (u16::MAX - FIRST_AH) as u32;
 
-    /// Returns the number of the address handle at `index`.
-    pub(super) fn ah_number(index: usize) -> u16 {
-        index as u16 + FIRST_AH
-    }
-
     fn ah_index(number: u16) -> Option<usize> {
         number.checked_sub(FIRST_AH).map(usize::from)
     }
 
     pub(super) fn ah(&mut self, number: u16) -> Option<&mut AddressHandle> {
         self.ahs.get_mut(Self::ah_index(number)?)?.as_mut()
+    }
+
+    /// Returns the index that the next address handle gets: the lowest that is free.
+    pub(super) fn vacant_ah(&self) -> usize {
+        self.ahs.iter().position(Option::is_none).unwrap_or(self.ahs.len())
+    }
+
+    /// Adds an address handle without users at this [vacant](Self::vacant_ah) index, and returns its number.
+    pub(super) fn add_ah(&mut self, index: usize, pd: u32, gid: Gid) -> u16 {
+        if index == self.ahs.len() {
+            self.ahs.push(None);
+        }
+        self.ahs[index] = Some(AddressHandle { pd, gid, users: 0 });
+        let number = index as u16 + FIRST_AH;
+        self.ah_of.insert((pd, gid), number);
+        number
     }
 
     /// Removes an address handle.
@@ -190,8 +201,8 @@ impl Objects {
 
     /// Returns the memory that a remote operation names, or `None` for no bytes at all.
     ///
-    /// RDMA takes an address handle for the initiator in the target's domain (`EFA_IO_COMP_STATUS_REMOTE_ERROR_UNKNOWN_PEER` in
-    /// `efa_io_defs.h`).
+    /// RDMA takes an address handle for the initiator in the target's domain
+    /// (`EFA_IO_COMP_STATUS_REMOTE_ERROR_UNKNOWN_PEER` in `efa_io_defs.h`).
     pub(super) fn remote(
         &self,
         pd: u32,
@@ -259,8 +270,8 @@ impl Objects {
 
 /// Telling programs.
 impl Objects {
-    /// Has an event wait to be fetched. An asynchronous one is lost if too many wait. Of a completion queue one event waits at a time,
-    /// and it is never lost.
+    /// Has an event wait to be fetched. An asynchronous one is lost if too many wait. Of a completion queue one event
+    /// waits at a time, and it is never lost.
     pub(super) fn tell(&mut self, event: DeviceEvent) {
         let wanted = match event {
             DeviceEvent::Completion(cqn) => self.cq(cqn).is_ok_and(|cq| !std::mem::replace(&mut cq.event_waits, true)),
@@ -323,8 +334,8 @@ impl Objects {
         }
     }
 
-    /// Returns what the completion of a received message says. A sender without an address handle is named by its GID, as
-    /// `efadv_wc_read_sgid` has it.
+    /// Returns what the completion of a received message says. A sender without an address handle is named by its GID,
+    /// as `efadv_wc_read_sgid` has it.
     pub(super) fn received(&self, pd: u32, header: &MessageHeader, src: Gid, op: OpCode) -> Received {
         let ah = self.ah_of.get(&(pd, src)).copied();
         Received {

@@ -61,8 +61,8 @@ pub(super) struct Peer {
     pub(super) own_incarnation: u64,
     /// The peer's incarnation, or 0 if the peer was not heard yet. Until then it is only asked for it.
     pub(super) incarnation: u64,
-    /// A packet named another incarnation of the peer. It may be a new one, or the packet was late and it is an old one. The peer is
-    /// asked, and until it answers nothing changes.
+    /// A packet named another incarnation of the peer. It may be a new one, or the packet was late and it is an old
+    /// one. The peer is asked, and until it answers nothing changes.
     in_doubt: bool,
     /// What an answer to our hello must echo. It changes with every such answer, so that no answer counts twice.
     pub(super) challenge: u64,
@@ -89,8 +89,8 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// Returns how far ahead of the oldest message a message of the peer may be numbered: not far, if the peer is a stranger, since
-    /// each number costs memory.
+    /// Returns how far ahead of the oldest message a message of the peer may be numbered: not far, if the peer is a
+    /// stranger, since each number costs memory.
     pub(super) fn span(&self) -> u32 {
         if self.is_stranger { MESSAGE_WINDOW } else { NUMBER_SPAN }
     }
@@ -118,7 +118,8 @@ impl Peer {
         }
     }
 
-    /// Notes the peer's answer to the current challenge: its incarnation is beyond doubt. Returns the one that was known before.
+    /// Notes the peer's answer to the current challenge: its incarnation is beyond doubt. Returns the one that was
+    /// known before.
     pub(super) fn identify(&mut self, incarnation: u64, next_challenge: u64) -> u64 {
         (self.challenge, self.in_doubt) = (next_challenge, false);
         std::mem::replace(&mut self.incarnation, incarnation)
@@ -228,7 +229,8 @@ impl Peers {
         Some(self.last)
     }
 
-    /// Returns the peer at an address, a new one if the device does not know it. Returns `None` if there are too many peers.
+    /// Returns the peer at an address, a new one if the device does not know it. Returns `None` if there are too many
+    /// peers.
     pub(super) fn find_or_add(
         &mut self,
         now: Time,
@@ -273,8 +275,8 @@ impl Peers {
 
     /// Returns `true` if another peer may take the place of this one.
     ///
-    /// A stranger loses nothing: what it was told it can be told again. Any other peer that has been silent for so long has given up
-    /// all that it had under way, and forgets this device in its turn (`Device::on_greeting`).
+    /// A stranger loses nothing: what it was told it can be told again. Any other peer that has been silent for so long
+    /// has given up all that it had under way, and forgets this device in its turn (`Device::on_greeting`).
     fn is_forgettable(&self, peer: &Peer, now: Time) -> bool {
         let is_silent = peer.heard_at + self.timeout * 2 < now;
         peer.is_idle() && !peer.in_line_to_send && (peer.is_stranger || is_silent)

@@ -174,7 +174,8 @@ impl Device {
         let header = &data.header;
         let responses = &mut self.peers[peer].send_lanes.responses;
         if responses.len() >= MESSAGE_WINDOW as usize {
-            // An honest peer has no more reads outstanding: some answers have arrived, and only their acknowledgements have not.
+            // An honest peer has no more reads outstanding: some answers have arrived, and only their acknowledgements
+            // have not.
             return Ok(Placed::Later);
         }
         let response = MessageHeader {

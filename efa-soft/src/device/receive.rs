@@ -9,7 +9,8 @@ use crate::wire::{Acks, Body, Data, Envelope, Hello, Lane, MessageHeader, Packet
 
 /// # Input from the network
 impl Device {
-    /// Handles a packet that arrived as bytes. Whatever the bytes are, the device writes only what a registered region allows.
+    /// Handles a packet that arrived as bytes. Whatever the bytes are, the device writes only what a registered region
+    /// allows.
     pub fn handle(&mut self, now: Time, bytes: &[u8]) {
         if !self.arrived(now, bytes.len()) {
             return;
@@ -76,8 +77,8 @@ impl Device {
         self.objects.tracer.emit(|| Traced::PacketDropped { reason: DropReason::Duplicate });
     }
 
-    /// Returns `true` if packets wait in the inbox before they are taken in: also after the fault has ended, so that they keep their
-    /// order.
+    /// Returns `true` if packets wait in the inbox before they are taken in: also after the fault has ended, so that
+    /// they keep their order.
     fn is_slow(&self) -> bool {
         self.faults.rx_rate.is_some() || !self.inbox.is_empty()
     }

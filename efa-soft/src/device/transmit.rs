@@ -1,7 +1,8 @@
 //! From a message to a packet: whose turn it is, and which bytes the packet carries.
 //!
-//! Answers to peers go first, since a peer waits for each of them and they are short. Then datagrams and peers take turns, one packet
-//! each, and so do the peers, the lanes of a peer, and the queue pairs of a lane. None of them waits for all that another has to send.
+//! Answers to peers go first, since a peer waits for each of them and they are short. Then datagrams and peers take
+//! turns, one packet each, and so do the peers, the lanes of a peer, and the queue pairs of a lane. None of them waits
+//! for all that another has to send.
 
 use super::Device;
 use super::datagrams::Datagram;
@@ -107,8 +108,8 @@ impl Device {
         }
     }
 
-    /// Returns the next packet to the peer whose turn it is. A peer keeps its turn while there are acknowledgements or a hello for it,
-    /// and passes it on after one packet of a message.
+    /// Returns the next packet to the peer whose turn it is. A peer keeps its turn while there are acknowledgements or
+    /// a hello for it, and passes it on after one packet of a message.
     fn next_to_peers(&mut self, now: Time) -> Option<Outgoing> {
         while let Some(peer) = self.peers.next_to_send() {
             if let Some(lane) = self.peers[peer].lane_to_ack() {

@@ -12,11 +12,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A file descriptor that becomes readable when an armed completion queue gets an entry.
+/// A file descriptor that becomes readable when it is signaled, as a [`Waker`] does when a completion queue has an
+/// event.
 pub struct EventFd(OwnedFd);
 
 impl EventFd {
-    /// One that is not readable yet.
+    /// Creates a descriptor that is not readable yet.
     ///
     /// # Errors
     /// The operating system has no more descriptors.
@@ -24,26 +25,26 @@ impl EventFd {
         Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    /// Makes it readable.
+    /// Makes the descriptor readable.
     pub fn signal(&self) {
-        // Cannot fail in a way that matters: a full counter is readable already.
+        // It fails only if the counter is full, and then the descriptor is readable already.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    /// Takes the events that are there; whether there were any.
+    /// Takes the events that are there. Returns `true` if there were any.
     pub fn take(&self) -> bool {
         rustix::io::read(&self.0, &mut [0; 8]).is_ok()
     }
 
-    /// Waits for an event at most `timeout`, and takes it; whether one came. Neither signals nor others who take events here shorten
-    /// that time.
+    /// Waits for an event at most `timeout`, and takes it. Returns `true` if one came. Neither signals nor other
+    /// threads that take events here shorten the wait.
     ///
     /// # Errors
-    /// Whatever `poll` answers.
+    /// The error of `poll`.
     pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
-        let deadline = Instant::now().checked_add(timeout); // none: later than any clock goes
+        let deadline = Instant::now().checked_add(timeout); // `None` is later than any clock goes
         loop {
-            // First of all: an event that is there is taken, however late it is.
+            // Before the time is checked: an event that is there is taken, however late it is.
             if self.take() {
                 return Ok(true);
             }
@@ -51,7 +52,7 @@ impl EventFd {
             if left.is_zero() {
                 return Ok(false);
             }
-            // What `poll` cannot wait for in one go, it is asked for again.
+            // `poll` does not wait longer than this in one call.
             let seconds = left.as_secs().min(i32::MAX as u64) as i64;
             let left = Timespec { tv_sec: seconds, tv_nsec: left.subsec_nanos().into() };
             match poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&left)) {
@@ -68,39 +69,44 @@ impl AsFd for EventFd {
     }
 }
 
-/// Is called when an event of a completion queue is due. It must be quick, and must not call the device. One that panics is not called
-/// again; the device goes on.
+/// A function that is called when an event of a completion queue is due.
+///
+/// It runs in the driver's thread, so it must be quick, and it must not call the device. If it panics it is not called
+/// again, and the device goes on.
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
 
-/// Who waits for which completion queue of a device, and what waits for the program.
+/// What waits for events of a device: wakers, by the number of their completion queue, and asynchronous events that
+/// nobody has fetched.
 #[derive(Default)]
 pub(super) struct Waiters {
-    completions: Mutex<HashMap<u32, Waker>>,
+    wakers: Mutex<HashMap<u32, Waker>>,
     events: Mutex<VecDeque<AsyncEvent>>,
 }
 
 impl Waiters {
-    pub(super) fn wake(&self, cqn: u32, waker: Option<Waker>) {
-        let mut completions = self.completions.lock();
+    /// Sets or removes the waker of a completion queue. While the lock is held none is called, so the one before is not
+    /// called any more.
+    pub(super) fn set_waker(&self, cqn: u32, waker: Option<Waker>) {
+        let mut wakers = self.wakers.lock();
         match waker {
-            Some(waker) => completions.insert(cqn, waker),
-            None => completions.remove(&cqn),
+            Some(waker) => wakers.insert(cqn, waker),
+            None => wakers.remove(&cqn),
         };
     }
 
-    /// The next asynchronous event.
+    /// Returns the next asynchronous event that nobody has fetched.
     pub(super) fn next_event(&self) -> Option<AsyncEvent> {
         self.events.lock().pop_front()
     }
 
-    /// Hands the device's events to whoever waits for them.
+    /// Passes the device's events on to the wakers and to the program.
     pub(super) fn dispatch(&self, device: &mut Device) {
         while let Some(event) = device.poll_event() {
             match event {
                 DeviceEvent::Completion(cqn) => {
-                    let mut completions = self.completions.lock();
-                    if completions.get(&cqn).is_some_and(|wake| contain(|| wake()).is_none()) {
-                        let gone = completions.remove(&cqn);
+                    let mut wakers = self.wakers.lock();
+                    if wakers.get(&cqn).is_some_and(|wake| contain(|| wake()).is_none()) {
+                        let gone = wakers.remove(&cqn);
                         contain(|| drop(gone));
                         log!(error, cqn, "what waits for a completion queue panicked: it is not called any more");
                     }
@@ -116,7 +122,7 @@ impl Waiters {
     /// Keeps an event for the program.
     pub(super) fn tell(&self, event: AsyncEvent) {
         let mut events = self.events.lock();
-        // That the device is gone is not to be lost.
+        // The program must learn that the device is gone.
         if events.len() < MAX_EVENTS || event == AsyncEvent::DeviceFatal {
             events.push_back(event);
         }
@@ -149,7 +155,8 @@ mod tests {
     #[test]
     fn signals_do_not_shorten_a_wait() {
         extern "C" fn nothing(_: libc::c_int) {}
-        // SAFETY: the action is filled in, and its handler does nothing; no other test uses this signal.
+        // SAFETY: an action of zeros is valid (no flags, an empty mask), and its handler, set here, does nothing, so it
+        // may interrupt any code. No other test of this program uses the signal.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
@@ -165,7 +172,7 @@ mod tests {
         });
         let start = Instant::now();
         while start.elapsed() < 2 * WHILE {
-            // SAFETY: the thread was not joined: its handle is valid. It waits for the event below.
+            // SAFETY: `waiting` owns the thread and is joined only below, so its handle is valid.
             unsafe { libc::pthread_kill(waiting.as_pthread_t(), libc::SIGUSR2) };
             thread::sleep(Duration::from_millis(5));
         }

@@ -1,8 +1,8 @@
-//! Several devices in one process: a [`Net`] and a thread.
+//! Devices of one process: a [`Net`], and a thread that steps it.
 
-use super::events::Waiters;
+use super::events::{Waiters, Waker};
+use super::handle::{DeviceHandle, inherited};
 use super::worker::{Idle, IdleMode, Life, Worker, now};
-use super::{Port, Waker, inherited};
 use crate::contain::log;
 use crate::{Device, DeviceConfig, LinkConfig, LinkCounters, Net};
 use efa_types::AsyncEvent;
@@ -12,25 +12,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 struct Shared {
     net: Mutex<Net>,
+    /// By the device's number in `net`.
     waiters: Mutex<Vec<Arc<Waiters>>>,
 }
 
-/// A network of devices that a thread drives. Dropping it stops the thread.
-pub struct Local {
+/// A network of devices inside this process, and the thread that drives them. Dropping it stops the thread.
+pub struct LocalNetwork {
     shared: Arc<Shared>,
     worker: Worker,
 }
 
-/// One device of a [`Local`].
-struct LocalPort {
+/// A handle to one device of a [`LocalNetwork`].
+struct LocalHandle {
     shared: Arc<Shared>,
     index: usize,
     waiters: Arc<Waiters>,
     life: Life,
 }
 
-impl Local {
-    /// Starts a network without devices.
+impl LocalNetwork {
+    /// Starts a network without devices, which treats packets as `link` says.
     ///
     /// # Errors
     /// No thread could be started.
@@ -43,15 +44,16 @@ impl Local {
         Ok(Self { shared, worker })
     }
 
-    /// Adds a device. It goes when its port does. In a child by `fork` the network is not there, and neither is a device added to it.
+    /// Adds a device, which exists until its handle is dropped. In a child by `fork` the network is gone, and so is a
+    /// device that is added to it.
     ///
     /// # Panics
-    /// If the configuration makes no sense: see [`DeviceConfig::check`].
-    pub fn add(&self, config: DeviceConfig) -> Arc<dyn Port> {
+    /// If the configuration is invalid: see [`DeviceConfig::check`].
+    pub fn add(&self, config: DeviceConfig) -> Arc<dyn DeviceHandle> {
         let (shared, life) = (self.shared.clone(), self.worker.life().clone());
         let waiters = Arc::new(Waiters::default());
         let index = if life.is_elsewhere() {
-            usize::MAX // nobody's
+            usize::MAX // no device has this number
         } else {
             let mut net = self.shared.net.lock();
             let index = net.add(config);
@@ -61,7 +63,7 @@ impl Local {
             all[index] = waiters.clone();
             index
         };
-        Arc::new(LocalPort { shared, index, waiters, life })
+        Arc::new(LocalHandle { shared, index, waiters, life })
     }
 }
 
@@ -87,13 +89,13 @@ impl Shared {
                     let nap = net.next_time().map_or(nap, |due| nap.min(due.since(at)));
                     MutexGuard::unlocked(&mut net, || std::thread::sleep(nap));
                 }
-                None => MutexGuard::bump(&mut net), // control calls take their turn here
+                None => MutexGuard::bump(&mut net), // lets control calls take their turn
             }
         }
     }
 }
 
-impl Port for LocalPort {
+impl DeviceHandle for LocalHandle {
     fn with(&self, f: &mut dyn FnMut(&mut Device)) -> bool {
         if self.life.is_elsewhere() {
             return false;
@@ -105,11 +107,11 @@ impl Port for LocalPort {
         true
     }
 
-    fn wake(&self, cqn: u32, waker: Option<Waker>) -> std::io::Result<()> {
+    fn set_waker(&self, cqn: u32, waker: Option<Waker>) -> std::io::Result<()> {
         if self.life.is_elsewhere() {
             return Err(inherited());
         }
-        self.waiters.wake(cqn, waker);
+        self.waiters.set_waker(cqn, waker);
         Ok(())
     }
 
@@ -128,7 +130,7 @@ impl Port for LocalPort {
     }
 }
 
-impl Drop for LocalPort {
+impl Drop for LocalHandle {
     fn drop(&mut self) {
         if !self.life.is_elsewhere() {
             self.shared.net.lock().remove(self.index);

@@ -1,7 +1,7 @@
-//! A key that devices share, and what it does to their packets.
+//! A key that devices share, and the seal that it puts on their datagrams.
 //!
-//! A sealed datagram is the packet with another magic, then a number that counts the sender's datagrams (8 bytes), then the BLAKE3 keyed
-//! hash of all of that (32 bytes).
+//! A sealed datagram is the packet with another magic, then the number of the datagram at its sender (8 bytes), then
+//! the BLAKE3 keyed hash of all of that (32 bytes).
 
 use crate::wire::{self, Envelope};
 use efa_types::{ControlError, Gid};
@@ -11,19 +11,19 @@ use std::fmt;
 use std::io::{self, Read};
 use std::path::Path;
 
-/// What a sealed datagram begins with.
+/// The first four bytes of a sealed datagram, in place of the packet's.
 pub(super) const MAGIC: [u8; 4] = *b"EFAK";
 const NUMBER: usize = 8;
 /// Bytes that a seal adds to a packet.
 pub(super) const SEAL: usize = NUMBER + blake3::OUT_LEN;
-/// What the secret is hashed with, so that its hash is good for nothing else.
+/// The context of the key's derivation, so that the key is of no use for anything else.
 const CONTEXT: &str = "efa-soft 2026-11 datagrams between software devices";
-/// Datagrams that may overtake another before it is taken for a repetition.
+/// How many datagrams may overtake another before it counts as a repetition.
 const WINDOW: u64 = 1 << 14;
-/// Most lives of peers whose datagrams are told apart from repetitions; of more, those heard last.
+/// Most lives of peers whose repetitions are noticed: the ones that were heard last.
 const MAX_LIVES: usize = 4096;
 
-/// A key that devices share: [`UdpConfig::key`](super::UdpConfig::key) says what it is for. It is not shown by [`Debug`](fmt::Debug).
+/// A key that devices share ([`UdpConfig::key`](super::UdpConfig::key)). [`Debug`](fmt::Debug) does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key([u8; 32]);
 
@@ -33,11 +33,11 @@ impl Key {
     /// Most bytes of a secret.
     pub const MAX_BYTES: usize = 4096;
 
-    /// The key of a secret of [`MIN_BYTES`](Self::MIN_BYTES) to [`MAX_BYTES`](Self::MAX_BYTES) bytes. Take random ones: whoever records
-    /// datagrams can try words at leisure.
+    /// Derives the key from a secret of [`MIN_BYTES`](Self::MIN_BYTES) to [`MAX_BYTES`](Self::MAX_BYTES) bytes. The
+    /// secret should be random: somebody who records datagrams can try words without anybody noticing.
     ///
     /// # Errors
-    /// It is shorter or longer.
+    /// The secret is shorter or longer.
     pub fn new(secret: &[u8]) -> Result<Self, ControlError> {
         if !(Self::MIN_BYTES..=Self::MAX_BYTES).contains(&secret.len()) {
             let (what, expected) = ("number of bytes of a key", "16 to 4096");
@@ -46,7 +46,7 @@ impl Key {
         Ok(Self(blake3::derive_key(CONTEXT, secret)))
     }
 
-    /// The key whose secret is what a file holds, without the end of its last line.
+    /// Derives the key from the contents of a file, without the end of its last line.
     ///
     /// # Errors
     /// The file cannot be read, or [`new`](Self::new) refuses what it holds.
@@ -72,10 +72,11 @@ impl fmt::Debug for Key {
 /// Seals what a device sends, and checks the seals of what it is sent.
 pub(super) struct Sealer {
     key: Key,
-    /// Of the next datagram.
+    /// The number of the next datagram.
     number: u64,
-    /// By the peer's address, and what it calls its life before this device.
+    /// What was heard, by the address of the peer and its incarnation.
     heard: HashMap<(Gid, u64), Window, RandomState>,
+    /// Counts datagrams, to find the life that was heard longest ago.
     clock: u64,
 }
 
@@ -97,7 +98,7 @@ impl Sealer {
         self.number += 1;
     }
 
-    /// The packet in a datagram that begins with [`MAGIC`], its number, and whether the seal is right.
+    /// Returns the packet in a datagram that begins with [`MAGIC`], its number, and `true` if the seal is valid.
     pub(super) fn open<'a>(&self, datagram: &'a mut [u8]) -> (&'a [u8], u64, bool) {
         let Some(end) = datagram.len().checked_sub(SEAL) else { return (&[], 0, false) };
         let (text, hash) = datagram.split_at(end + NUMBER);
@@ -110,7 +111,7 @@ impl Sealer {
         (&datagram[..end], number, right)
     }
 
-    /// Whether a datagram of this peer came before.
+    /// Returns `true` if a datagram of this peer with this number came before.
     pub(super) fn is_repeated(&mut self, envelope: &Envelope, number: u64) -> bool {
         self.clock += 1;
         let life = (envelope.src, envelope.src_incarnation);
@@ -124,13 +125,13 @@ impl Sealer {
     }
 }
 
-/// Which numbers up to the highest one were there.
+/// The numbers that were heard, up to the highest.
 struct Window {
     /// One more than the highest.
     end: u64,
-    /// By number, modulo [`WINDOW`].
+    /// A bit for each of the last [`WINDOW`] numbers, by the number modulo [`WINDOW`].
     bits: Box<[u64]>,
-    /// When it was looked at last.
+    /// `Sealer::clock` at its last use.
     used: u64,
 }
 
@@ -139,7 +140,7 @@ impl Window {
         Self { end, bits: vec![0; WINDOW as usize / 64].into(), used: 0 }
     }
 
-    /// Notes a number; whether it is new for sure.
+    /// Notes a number. Returns `true` if it was certainly not heard before.
     fn insert(&mut self, number: u64) -> bool {
         let place = |number: u64| ((number % WINDOW / 64) as usize, 1 << (number % 64));
         if number >= self.end {

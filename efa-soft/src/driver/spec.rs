@@ -1,13 +1,13 @@
-//! A device on UDP, described in a line of text.
+//! The name of a device on UDP, which describes it.
 
-use super::{IdleMode, Key, Port, Udp, UdpConfig};
+use super::{DeviceHandle, IdleMode, Key, Udp, UdpConfig};
 use crate::{DeviceConfig, Faults, PathConfig, Profile};
 use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A software device over UDP, as its name describes it.
+/// The description of a software device on UDP. It is parsed from the part of a device's name behind `soft:`:
 ///
 /// `soft:udp=127.0.0.1:0,loss=0.2,dup=0.1,jitter=1ms,seed=7`
 ///
@@ -22,7 +22,7 @@ use std::time::Duration;
 /// | `delay`, `jitter` | time added to every packet, with unit (`us`, `ms`, `s`) | 0 |
 /// | `path0` … `path3` | what one of the four paths adds, as `LOSS@DELAY`: `path1=0.5@2ms` | `0@0ms` |
 /// | `seed` | seed of all of this | 1 |
-/// | `subnet` | number of its subnet; what goes to another is dropped without a word | 0 |
+/// | `subnet` | number of its subnet; packets to another are dropped silently | 0 |
 /// | `profile` | the instance type whose device it resembles: `p4d`, `p5`, `p5en` or `p6-b200` | `p5en` |
 /// | `mtu` | payload bytes of a packet | 8928 |
 /// | `rxrate` | bytes a second that it takes in: a slow receiver | any |
@@ -31,30 +31,30 @@ use std::time::Duration;
 /// | `idle` | what its thread does without work: `spin`, `nap` or `sleep` | `nap` |
 /// | `reqid64` | 64-bit request ids, `on` or `off` | `off` |
 ///
-/// There is no way to write the secret itself: device names are seen in lists of processes and in logs.
+/// The secret itself cannot be written here: names of devices are seen in lists of processes and in logs.
 #[derive(Clone, Debug, Default)]
 pub struct SoftSpec {
-    /// Where it listens, and how its packets are treated.
+    /// Where the device listens, and how its packets are treated.
     pub udp: UdpConfig,
-    /// Its subnet.
+    /// Number of its subnet.
     pub subnet: u16,
-    /// Which device it resembles.
+    /// The instance type whose device it resembles.
     pub profile: Profile,
-    /// MTU, if not the profile's.
+    /// MTU in bytes, if not the profile's.
     pub mtu: Option<u32>,
-    /// What is wrong with it.
+    /// Faults of the device.
     pub faults: Faults,
-    /// 64-bit request ids.
+    /// Send queues have 64-bit request ids.
     pub req_id_64: bool,
-    /// Where its key is, unless `udp` has one.
+    /// The file with its key, unless `udp` has one.
     pub key_file: Option<PathBuf>,
 }
 
 impl SoftSpec {
-    /// Starts the device. Its rings lie in memory that other processes can map if they are `shareable`.
+    /// Starts the device. If it is `shareable`, other processes can map the memory of its rings.
     ///
     /// # Errors
-    /// As [`Udp::start`], and [`Key::read`].
+    /// Those of [`Udp::start`] and [`Key::read`].
     pub fn start(&self, shareable: bool) -> io::Result<Udp> {
         let mut udp = self.udp.clone();
         if let (None, Some(path)) = (&udp.key, &self.key_file) {
@@ -68,7 +68,7 @@ impl SoftSpec {
             config.shareable_rings = shareable;
             config
         })?;
-        Port::with(&udp, &mut |device| device.set_faults(self.faults));
+        DeviceHandle::with(&udp, &mut |device| device.set_faults(self.faults));
         Ok(udp)
     }
 }

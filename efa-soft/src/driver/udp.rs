@@ -1,9 +1,9 @@
-//! One device whose packets travel over UDP, to other processes and other hosts.
+//! A device whose packets travel over UDP, to other processes and other hosts.
 
-use super::events::Waiters;
+use super::events::{Waiters, Waker};
+use super::handle::{DeviceHandle, inherited};
 use super::seal::{self, Key, Sealer};
 use super::worker::{Idle, IdleMode, Worker, now};
-use super::{Port, Waker, inherited};
 use crate::contain::log;
 use crate::link::{Link, Parcel};
 use crate::wire::{Envelope, Packet};
@@ -17,26 +17,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Packets taken from the socket in one go, so that timeouts and doorbells get their turn.
+/// Most packets taken from the socket in one step, so that timeouts and doorbells get their turn.
 const BATCH: usize = 64;
-/// Longest datagram there is: a peer's MTU may be larger than ours.
+/// Length of the longest UDP datagram. A peer's MTU may be larger than this device's.
 const MAX_DATAGRAM: usize = 1 << 16;
-/// Most packets whose memory is kept.
+/// Most buffers kept for packets to come.
 const SPARE: usize = 1024;
-/// Socket buffer asked for, in bytes; the system may give less.
+/// Size of the socket's buffers that is asked for, in bytes. The system may give less.
 const SOCKET_BUFFER: usize = 4 << 20;
 
-/// Where a device listens, and what happens to its packets before they leave.
+/// The configuration of a device on UDP: where it listens, and what happens to its packets before they leave.
 #[derive(Clone, Debug)]
 pub struct UdpConfig {
-    /// Address to listen at; port 0 takes a free one. It must be one that peers can reach, since the GID carries it.
+    /// Address to listen at; port 0 takes a free one. Peers must be able to reach the address, since the GID carries
+    /// it.
     pub bind: SocketAddrV4,
-    /// Faults, applied to outgoing packets.
+    /// Faults of the network, applied to outgoing packets.
     pub link: LinkConfig,
-    /// What its thread does when there is nothing to do.
+    /// What the driver's thread does when there is nothing to do.
     pub idle: IdleMode,
-    /// A key for networks that are not trusted. Devices hear each other only if they have the same one, or none: every datagram is sealed
-    /// with it. [`driver`](crate::driver) says what that promises.
+    /// A key for networks that are not trusted, with which every datagram is sealed. Devices hear each other only if
+    /// they have the same key, or none. [`driver`](crate::driver) says what that promises.
     pub key: Option<Key>,
 }
 
@@ -65,10 +66,10 @@ impl Parcel for Datagram {
     }
 }
 
-/// Why a datagram is not for the device.
+/// The reason why a datagram is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refusal {
-    /// It came from elsewhere than it says.
+    /// It did not come from the address that it gives as its sender's.
     Address,
     /// It has no seal, and the device has a key.
     Bare,
@@ -76,12 +77,12 @@ enum Refusal {
     Sealed,
     /// It has a seal of another key.
     OtherKey,
-    /// It came before.
+    /// It arrived before.
     Repeated,
 }
 
 impl Refusal {
-    /// What the log says of it, once.
+    /// Returns what the log says about it, once.
     fn why(self) -> &'static str {
         match self {
             Self::Address => {
@@ -100,16 +101,16 @@ impl Refusal {
     }
 }
 
-/// Lets in what may be for the device.
+/// Decides which datagrams the device may see.
 struct Gate {
     own: Gid,
     sealer: Option<Sealer>,
-    /// What was refused and is in the log already.
+    /// The reasons that are in the log already.
     told: Vec<Refusal>,
 }
 
 impl Gate {
-    /// The packet in a datagram.
+    /// Returns the packet in a datagram that came from this address.
     fn open<'a>(&mut self, from: SocketAddr, datagram: &'a mut [u8]) -> Result<&'a [u8], Refusal> {
         let is_sealed = datagram.starts_with(&seal::MAGIC);
         let mut number = None;
@@ -123,11 +124,12 @@ impl Gate {
             None if is_sealed => return Err(Refusal::Sealed),
             None => (&*datagram, None),
         };
-        // Without one it is no packet, whatever else it may be: the device counts it.
+        // Without an envelope it is no packet: the device counts it as malformed.
         let Some(envelope) = Envelope::parse(packet) else { return Ok(if flaw.is_some() { &[] } else { packet }) };
         let flaw = flaw.or((envelope.src.to_udp() != Some(from)).then_some(Refusal::Address));
         if let Some(flaw) = flaw {
-            // What was damaged on its way is not to pass for forged. The device takes nothing from what does not parse.
+            // A packet that was damaged on its way must not pass for forged. The device drops what does not parse, and
+            // counts it.
             return if Packet::parse(packet).is_ok() { Err(flaw) } else { Ok(packet) };
         }
         if let (Some(sealer), Some(number)) = (&mut self.sealer, number)
@@ -139,7 +141,7 @@ impl Gate {
         Ok(packet)
     }
 
-    /// Says once why packets like this one are dropped.
+    /// Logs once why packets like this one are dropped.
     fn complain(&mut self, refusal: Refusal, from: SocketAddr) {
         if !self.told.contains(&refusal) {
             self.told.push(refusal);
@@ -153,7 +155,7 @@ struct State {
     device: Device,
     gate: Gate,
     link: Link<Datagram>,
-    /// Memory of packets that are gone, for those to come.
+    /// Buffers of packets that are gone, for packets to come.
     spare: Vec<Vec<u8>>,
 }
 
@@ -170,10 +172,12 @@ pub struct Udp {
 }
 
 impl Udp {
-    /// Starts a device. Its GID is filled in from the socket's address, its incarnation from the wall clock, and its secret is random.
+    /// Starts the device that `device` configures, given its GID. The GID comes from the socket's address, the
+    /// incarnation from the wall clock, and the secret is random.
     ///
     /// # Errors
-    /// The address cannot be used or is nobody's in particular, the system gives no randomness, or no thread could be started.
+    /// The address is invalid, or unspecified like 0.0.0.0; the system gives no randomness; or no thread could be
+    /// started.
     pub fn start(udp: &UdpConfig, device: impl FnOnce(Gid) -> DeviceConfig) -> io::Result<Self> {
         if udp.bind.ip().is_unspecified() {
             let problem = format!("{} is no address that peers can reach: name one of this host's", udp.bind);
@@ -181,7 +185,7 @@ impl Udp {
         }
         let socket = UdpSocket::bind(udp.bind)?;
         socket.set_nonblocking(true)?;
-        // Best effort: less memory means more retransmission, not less correctness.
+        // Best effort: smaller buffers mean more retransmissions, and nothing else.
         let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER);
         let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER);
         let port = socket.local_addr()?.port();
@@ -199,10 +203,10 @@ impl Udp {
     }
 }
 
-/// Random bytes.
+/// Returns a random secret.
 fn secret() -> io::Result<Secret> {
     let mut secret = [0; 32];
-    // So few come all at once or not at all.
+    // The kernel returns so few bytes in one piece, or none (getrandom(2)).
     let len = rustix::rand::getrandom(&mut secret[..], rustix::rand::GetRandomFlags::empty())?;
     if len == secret.len() { Ok(Secret(secret)) } else { Err(io::ErrorKind::Interrupted.into()) }
 }
@@ -221,7 +225,7 @@ impl Shared {
                     let nap = state.until_next(at).map_or(nap, |due| nap.min(due));
                     MutexGuard::unlocked(&mut state, || self.nap(nap));
                 }
-                None => MutexGuard::bump(&mut state), // control calls take their turn here
+                None => MutexGuard::bump(&mut state), // lets control calls take their turn
             }
         }
     }
@@ -234,12 +238,14 @@ impl Shared {
 }
 
 impl State {
-    /// How long until something is due.
+    /// Returns how long it is until something is due.
     fn until_next(&self, now: Time) -> Option<Duration> {
         let next = self.device.poll_timeout().into_iter().chain(self.link.next_time()).min();
         next.map(|next| next.since(now))
     }
 
+    /// Drives the device once: input, time, output, in the order that [`Device`] asks for. Returns `true` if there was
+    /// anything to do.
     fn step(&mut self, now: Time, socket: &UdpSocket, buf: &mut [u8]) -> bool {
         let Self { device, gate, link, spare } = self;
         let mut progress = device.poll_doorbells(now);
@@ -254,7 +260,7 @@ impl State {
                     }
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // An earlier packet to a port without listener: the peer is not there, or not yet.
+                // The answer to an earlier packet: no socket listens there, or not yet.
                 Err(error) => {
                     log!(debug, %error, "receiving");
                 }
@@ -267,7 +273,7 @@ impl State {
         }
         while let Some(packet) = device.poll_transmit(now) {
             progress = true;
-            let Some(to) = packet.envelope.dst.to_udp() else { continue }; // no such address on this network
+            let Some(to) = packet.envelope.dst.to_udp() else { continue }; // the GID holds no UDP address
             let mut bytes = spare.pop().unwrap_or_default();
             if packet.emit(&mut bytes) {
                 if let Some(sealer) = &mut gate.sealer {
@@ -281,7 +287,7 @@ impl State {
         }
         while let Some(Datagram { to, bytes, .. }) = link.pop(now) {
             progress = true;
-            // What the socket refuses is lost, like anything else on a network.
+            // What the socket refuses is a packet lost, as on any network.
             if let Err(error) = socket.send_to(&bytes, to) {
                 log!(debug, %error, %to, "sending");
             }
@@ -293,7 +299,7 @@ impl State {
     }
 }
 
-impl Port for Udp {
+impl DeviceHandle for Udp {
     fn with(&self, f: &mut dyn FnMut(&mut Device)) -> bool {
         let life = self.worker.life();
         if life.is_elsewhere() {
@@ -308,11 +314,11 @@ impl Port for Udp {
         usable
     }
 
-    fn wake(&self, cqn: u32, waker: Option<Waker>) -> std::io::Result<()> {
+    fn set_waker(&self, cqn: u32, waker: Option<Waker>) -> std::io::Result<()> {
         if self.worker.life().is_elsewhere() {
             return Err(inherited());
         }
-        self.shared.waiters.wake(cqn, waker);
+        self.shared.waiters.set_waker(cqn, waker);
         Ok(())
     }
 
@@ -399,7 +405,7 @@ mod tests {
         }
     }
 
-    /// Whom the crate `tracing` tells.
+    /// A subscriber of the crate `tracing` that keeps what it is told.
     #[derive(Clone, Default)]
     struct Log(Arc<StdMutex<String>>);
 

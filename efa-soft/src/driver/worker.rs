@@ -1,4 +1,4 @@
-//! A driver's thread: its clock, how it waits, and how it ends.
+//! The thread of a driver: its clock, how it waits, and how it ends.
 
 use crate::Time;
 use crate::contain::{contain, log};
@@ -8,37 +8,41 @@ use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Time without work before a driver's thread starts to nap.
+/// How long a thread goes on looking for work before it naps.
 const SPIN: Duration = Duration::from_micros(20);
-/// How long a nap is. A doorbell rung meanwhile waits for its end.
+/// The length of a nap. A doorbell that is rung meanwhile waits for its end.
 const NAP: Duration = Duration::from_micros(50);
-/// How long the naps of a sleeper become.
+/// The longest nap in [`IdleMode::Sleep`].
 const LONGEST_NAP: Duration = Duration::from_millis(5);
 
-/// Time by the system's monotonic clock, so that what devices of one host tell of each other can be put side by side.
+/// Returns the time by the system's monotonic clock. All processes of a host share it, so their traces can be put side
+/// by side.
 pub(super) fn now() -> Time {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    // Time 0 is kept for "never".
+    // At least 1: the device uses time 0 for "not yet".
     Time::from_nanos(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64 + 1)
 }
 
-/// What a driver's thread does when there is nothing to do. Programs ring doorbells without a system call, so only a look
-/// finds them: how soon that comes is what is chosen here. Packets wake a device on UDP at once in any case.
+/// What a driver's thread does when there is nothing to do.
+///
+/// A program rings doorbells without a system call, so the thread finds them only when it looks. The mode decides how
+/// soon that is. A packet wakes the thread of a device on UDP at once in any mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum IdleMode {
-    /// It looks again at once, and keeps a core busy.
+    /// The thread looks again at once, and keeps a core busy.
     Spin,
-    /// It naps 50 µs at a time.
+    /// The thread naps for 50 µs at a time.
     #[default]
     Nap,
-    /// Its naps grow to 5 ms while nothing happens: next to no processor time, but the first doorbell after a pause waits.
+    /// The naps grow to 5 ms while nothing happens. This takes next to no processor time, but the first doorbell after
+    /// a pause waits.
     Sleep,
 }
 
-/// How idle a driver's thread is.
+/// How long a thread has been idle, and so how it waits.
 pub(super) struct Idle {
     mode: IdleMode,
-    /// When there was work last.
+    /// When there was work for the last time.
     since: Time,
     nap: Duration,
 }
@@ -48,14 +52,15 @@ impl Idle {
         Self { mode, since: Time::ZERO, nap: NAP }
     }
 
-    /// Notes whether the look at `now` found work; for how long to nap, if at all.
+    /// Notes whether the look at `now` found work (`progress`). Returns how long to nap, or `None` to look again at
+    /// once.
     pub(super) fn nap(&mut self, now: Time, progress: bool) -> Option<Duration> {
         if progress {
             (self.since, self.nap) = (now, NAP);
             return None;
         }
         if now.since(self.since) < SPIN || self.mode == IdleMode::Spin {
-            // With fewer cores than spinning threads, whoever has work should get this one.
+            // If there are fewer cores than spinning threads, a thread that has work gets this one.
             std::thread::yield_now();
             return None;
         }
@@ -67,11 +72,12 @@ impl Idle {
     }
 }
 
-/// Tells whether what a thread drives can still be used, and by this process.
+/// Whether what a thread drives can still be used, and by which process.
 #[derive(Clone)]
 pub(super) struct Life {
     failed: Arc<AtomicBool>,
-    /// Threads do not survive a fork, and what they had locked stays locked.
+    /// The process in which the thread runs: threads do not survive a fork, and what they had locked stays locked in
+    /// the child.
     process: u32,
 }
 
@@ -80,13 +86,13 @@ impl Life {
         Self { failed: Arc::default(), process: std::process::id() }
     }
 
-    /// Whether the thread ended by a panic.
+    /// Returns `true` if the thread ended by a panic.
     pub(super) fn is_over(&self) -> bool {
         self.failed.load(Relaxed)
     }
 
-    /// Whether the thread belongs to another process, of which this one is a child by `fork`. Nothing that the thread could have locked
-    /// may be asked for then.
+    /// Returns `true` if the thread belongs to another process, of which this one is a child by `fork`. Then no lock
+    /// may be taken that the thread could have held.
     pub(super) fn is_elsewhere(&self) -> bool {
         self.process != std::process::id()
     }
@@ -100,7 +106,8 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Starts a thread that calls `run`, which returns soon after its argument says so. If it panics, `failed` is called.
+    /// Starts a thread that calls `run`, which must return soon after its argument becomes `true`. If `run` panics,
+    /// `failed` is called.
     pub(super) fn start(
         name: &str,
         run: impl FnOnce(&AtomicBool) + Send + 'static,
@@ -118,7 +125,7 @@ impl Worker {
         Ok(Self { stop, life, thread: Some(thread) })
     }
 
-    /// What tells whether the thread is there.
+    /// Returns what says whether the thread can still be used.
     pub(super) fn life(&self) -> &Life {
         &self.life
     }
@@ -128,7 +135,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
         if self.life.is_elsewhere() {
-            // There is no such thread in this process, to be stopped, joined or detached.
+            // The thread is not in this process: it can be neither joined nor detached.
             std::mem::forget(thread);
             return;
         }

@@ -41,7 +41,8 @@ impl Origin {
 
 /// Where a message's bytes are.
 ///
-/// Regions are named by their keys and looked up for every packet: a program may deregister one while the message is under way.
+/// Regions are named by their keys and looked up for every packet: a program may deregister one while the message is
+/// under way.
 #[derive(Clone, Debug)]
 pub(crate) enum Memory {
     /// In the WQE, from which they were copied.

@@ -1,8 +1,9 @@
 //! The transport: it makes every message arrive exactly once over a network that loses, doubles and reorders packets.
 //!
-//! The messages of one direction between two devices are in lanes ([`Lane`](crate::wire::Lane)): a [`SendLane`] at the sender and a
-//! [`RecvLane`] at the receiver. Messages of a lane are independent of each other, as SRD has no order. Neither end of a lane touches
-//! memory or knows what a queue pair is: a queue pair is a number here. [`Device`](crate::Device) joins the lanes to its objects.
+//! The messages of one direction between two devices are in lanes ([`Lane`](crate::wire::Lane)): a [`SendLane`] at the
+//! sender and a [`RecvLane`] at the receiver. Messages of a lane are independent of each other, as SRD has no order.
+//! Neither end of a lane touches memory or knows what a queue pair is: a queue pair is a number here.
+//! [`Device`](crate::Device) joins the lanes to its objects.
 //!
 //! A message's life at the sender:
 //!
@@ -12,8 +13,8 @@
 //!               └─ deferred ◀─ the receiver is not ready
 //! ```
 //!
-//! Only an open message has a number and may send packets. It ends when the receiver says so, when the peer is given up, or when its
-//! queue pair fails.
+//! Only an open message has a number and may send packets. It ends when the receiver says so, when the peer is given
+//! up, or when its queue pair fails.
 //!
 //! | file | contents |
 //! | --- | --- |

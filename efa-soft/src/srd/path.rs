@@ -29,7 +29,8 @@ pub(super) struct Departure {
 #[derive(Debug)]
 pub(super) struct Path {
     pub(super) rtt: Rtt,
-    /// Packets in the order of their departure. Entries of packets that left again since, or were acknowledged, are skipped.
+    /// Packets in the order of their departure. Entries of packets that left again since, or were acknowledged, are
+    /// skipped.
     pub(super) in_flight: VecDeque<Departure>,
     /// Number of packets in flight.
     outstanding: u32,
@@ -69,7 +70,8 @@ impl Path {
         self.strikes < MAX_STRIKES
     }
 
-    /// Returns `true` if one more packet fits. If `others_work`, a path that does not work rests, and carries one packet at a time.
+    /// Returns `true` if one more packet fits. If `others_work`, a path that does not work rests, and carries one
+    /// packet at a time.
     pub(super) fn has_room(&self, now: Time, others_work: bool) -> bool {
         let rests = others_work && !self.works() && (self.outstanding > 0 || now < self.rest_until);
         self.outstanding < self.window as u32 && !rests
@@ -93,7 +95,8 @@ impl Path {
         }
         // It may have been the first copy, over another path. Then a dead path is tried again a little too early.
         self.strikes = 0;
-        // Until the first loss the window doubles each round trip; from then on it grows by one packet (RFC 5681, section 3.1).
+        // Until the first loss the window doubles each round trip; from then on it grows by one packet (RFC 5681,
+        // section 3.1).
         let growth = if self.recovered_at == Time::ZERO { 1.0 } else { 1.0 / self.window };
         self.window = (self.window + growth).min(self.max_window);
     }
@@ -105,8 +108,8 @@ impl Path {
         }
     }
 
-    /// Notes that packets were lost; `timed_out` if nothing was heard of them at all. Returns `true` if this was a timeout, and not one
-    /// of several that come together.
+    /// Notes that packets were lost; `timed_out` if nothing was heard of them at all. Returns `true` if this was a
+    /// timeout, and not one of several that come together.
     pub(super) fn lost(&mut self, now: Time, timed_out: bool) -> bool {
         // Even if the window has just shrunk: a dead path must not pass for a congested one.
         if timed_out && now >= self.rest_until {
@@ -127,8 +130,8 @@ impl Path {
         self.recovered_at = now + self.rtt.timeout();
     }
 
-    /// Returns how long to wait for an acknowledgement: no longer than `patience`, the time that a path that works would wait. So a
-    /// path that has backed off does not delay packets that another could carry.
+    /// Returns how long to wait for an acknowledgement: no longer than `patience`, the time that a path that works
+    /// would wait. So a path that has backed off does not delay packets that another could carry.
     pub(super) fn timeout(&self, patience: Option<Duration>) -> Duration {
         patience.map_or(self.rtt.timeout(), |patience| self.rtt.timeout().min(patience))
     }

@@ -1,6 +1,7 @@
 //! The receiving end of a lane: messages from one peer, each placed exactly once.
 //!
-//! Of most messages one byte is all that is kept: their standing. Only a message of which some packets have arrived has more.
+//! Of most messages one byte is all that is kept: their standing. Only a message of which some packets have arrived has
+//! more.
 
 use super::bitmap::Bitmap;
 use super::window::MESSAGE_WINDOW;
@@ -75,8 +76,8 @@ impl Partial {
     }
 }
 
-/// Most packets of all partial messages of a lane. There is a bit for each, so this is a bound of 32 MiB on what a peer can have
-/// allocated; a window of the longest messages (2048 of 1 GiB, in packets of 8928 bytes) has about as many.
+/// Most packets of all partial messages of a lane. There is a bit for each, so this is a bound of 32 MiB on what a peer
+/// can have allocated; a window of the longest messages (2048 of 1 GiB, in packets of 8928 bytes) has about as many.
 const MAX_TRACKED_PACKETS: u64 = 1 << 28;
 
 /// The receiving end of a lane.
@@ -94,8 +95,8 @@ pub(crate) struct RecvLane {
 }
 
 impl RecvLane {
-    /// Returns the standing of a message, and forgets those below `base`, the sender's oldest. Returns `None` if the message ended
-    /// long ago, or if it lies `span` or more ahead of the oldest.
+    /// Returns the standing of a message, and forgets those below `base`, the sender's oldest. Returns `None` if the
+    /// message ended long ago, or if it lies `span` or more ahead of the oldest.
     pub(crate) fn open(&mut self, message: u32, base: u32, span: u32) -> Option<Standing> {
         let known = *self.base.get_or_insert(base);
         // A late packet names an older base than the newest: numbers wrap, so half of them count as older.
@@ -146,7 +147,8 @@ impl RecvLane {
         self.partials.get_mut(&message)
     }
 
-    /// Starts to track the packets of a known message. Returns `None` if more messages would be tracked than an honest sender has open.
+    /// Starts to track the packets of a known message. Returns `None` if more messages would be tracked than an honest
+    /// sender has open.
     pub(crate) fn begin(&mut self, message: u32, header: MessageHeader, stride: u32) -> Option<&mut Partial> {
         let packets = u64::from(header.packets(stride));
         if self.partials.len() >= MESSAGE_WINDOW as usize || self.tracked_packets + packets > MAX_TRACKED_PACKETS {

@@ -50,8 +50,8 @@ impl PacketRecord {
 
 /// The packets of a message.
 ///
-/// Nearly all messages have one packet, which takes no allocation. Of many packets, only those that were sent are kept: a message of
-/// 1 GiB has more than 100,000 of them, and most messages fail or succeed with few under way.
+/// Nearly all messages have one packet, which takes no allocation. Of many packets, only those that were sent are kept:
+/// a message of 1 GiB has more than 100,000 of them, and most messages fail or succeed with few under way.
 #[derive(Debug)]
 enum Packets {
     One(PacketRecord),
@@ -110,7 +110,8 @@ pub(crate) struct SendLane {
     /// The place in `open` of each message from `base` on, or [`ENDED`].
     places: VecDeque<u32>,
     open: Slab<OpenMessage>,
-    /// What each queue pair has here, by its number. The map's order differs from run to run, so nothing may depend on it.
+    /// What each queue pair has here, by its number. The map's order differs from run to run, so nothing may depend on
+    /// it.
     shares: HashMap<u16, Share, RandomState>,
     /// Number of messages that wait in all shares.
     waiting: usize,
@@ -123,7 +124,8 @@ pub(crate) struct SendLane {
     paths: Box<[Path]>,
     /// The path whose turn it is.
     next_path: u8,
-    /// Messages for which their receiver was not ready, by the time at which they wait again, and by the order of their refusals.
+    /// Messages for which their receiver was not ready, by the time at which they wait again, and by the order of their
+    /// refusals.
     deferred: BTreeMap<(Time, u64), Message>,
     /// Number of refusals so far.
     refusals: u64,
@@ -131,8 +133,8 @@ pub(crate) struct SendLane {
     reminders: BinaryHeap<Reverse<(Time, u32)>>,
     stride: u32,
     rnr_delay: Duration,
-    /// Longest time for which a peer that is to be asked again is left alone. It is shorter than `peer_timeout`, so that the pause is
-    /// not taken for the peer's silence.
+    /// Longest time for which a peer that is to be asked again is left alone. It is shorter than `peer_timeout`, so
+    /// that the pause is not taken for the peer's silence.
     longest_pause: Duration,
     /// Timeouts that were not counted yet.
     timeouts: u64,
@@ -226,7 +228,8 @@ impl SendLane {
         }
     }
 
-    /// Drops the share of a queue pair that has nothing more to send. Otherwise the map would keep every queue pair for ever.
+    /// Drops the share of a queue pair that has nothing more to send. Otherwise the map would keep every queue pair for
+    /// ever.
     fn drop_share_if_over(&mut self, qpn: u16) {
         if self.shares.get(&qpn).is_some_and(Share::is_over) {
             self.shares.remove(&qpn);
@@ -251,8 +254,8 @@ impl SendLane {
 
     /// Returns the next path with room for a packet. It is `avoid` only if there is no other.
     ///
-    /// Paths take turns, so that packets spread over all of them. SRD does the same, which is why it has no order (Shalev et al., "A
-    /// Cloud-Optimized Transport Protocol for Elastic and Scalable HPC", IEEE Micro 2020).
+    /// Paths take turns, so that packets spread over all of them. SRD does the same, which is why it has no order
+    /// (Shalev et al., "A Cloud-Optimized Transport Protocol for Elastic and Scalable HPC", IEEE Micro 2020).
     fn choose_path(&self, now: Time, avoid: Option<u8>) -> Option<u8> {
         let count = self.paths.len() as u8;
         let some_work = self.paths.iter().any(Path::works);
@@ -267,8 +270,8 @@ impl SendLane {
         last_resort
     }
 
-    /// Returns the next packet to send, if a path has room. Lost packets go before new ones: messages that are nearly complete end
-    /// first, and make room.
+    /// Returns the next packet to send, if a path has room. Lost packets go before new ones: messages that are nearly
+    /// complete end first, and make room.
     pub(crate) fn poll_send(&mut self, now: Time) -> Option<DuePacket> {
         if self.resend.is_empty() && self.to_send.is_empty() {
             return None;
@@ -291,8 +294,8 @@ impl SendLane {
         None
     }
 
-    /// Returns the next packet that was never sent of a queue pair whose turn it is, and puts the queue pair in line again if it has
-    /// more.
+    /// Returns the next packet that was never sent of a queue pair whose turn it is, and puts the queue pair in line
+    /// again if it has more.
     fn next_unsent(&mut self, qpn: u16) -> Option<(u32, u32)> {
         let Self { base, places, open, shares, to_send, .. } = self;
         let share = shares.get_mut(&qpn)?;
@@ -454,14 +457,15 @@ impl SendLane {
         Some(Ended { message: open.message, status })
     }
 
-    /// Ends every message for which `which` holds, and adds them to `ended`: deferred ones, then open ones, then those that wait.
+    /// Ends every message for which `which` holds, and adds them to `ended`: deferred ones, then open ones, then those
+    /// that wait.
     pub(crate) fn end_where(&mut self, status: Status, which: impl Fn(&Message) -> bool, ended: &mut Vec<Ended>) {
         let deferred = std::mem::take(&mut self.deferred).into_iter();
         let (gone, staying): (BTreeMap<_, _>, _) = deferred.partition(|(_, message)| which(message));
         self.deferred = staying;
         ended.extend(gone.into_values().map(|message| Ended { message, status }));
-        // Waiting messages go first, so that none of them is opened when an open one ends. In the order of the queue pairs' numbers,
-        // since the map's order differs from run to run.
+        // Waiting messages go first, so that none of them is opened when an open one ends. In the order of the queue
+        // pairs' numbers, since the map's order differs from run to run.
         let mut qpns: Vec<u16> = self.shares.keys().copied().collect();
         qpns.sort_unstable();
         let mut waited = VecDeque::new();
@@ -512,7 +516,8 @@ impl SendLane {
 
     /// Takes the packets of a path for lost that were overtaken by far, or of which nothing was heard for long.
     ///
-    /// A path reorders little, so a packet is lost once others that left long after it have arrived (the idea of RACK, RFC 8985).
+    /// A path reorders little, so a packet is lost once others that left long after it have arrived (the idea of RACK,
+    /// RFC 8985).
     fn find_losses(&mut self, now: Time, index: usize, patience: Option<Duration>) {
         let path = &self.paths[index];
         let (timeout, reordering) = (path.timeout(patience), path.rtt.reordering_window());
@@ -761,7 +766,8 @@ mod tests {
         assert_eq!(lane.waiting, 0);
     }
 
-    /// Sends what there is room for and has it acknowledged, a round trip later; how many packets that were until `until` ended, if it did.
+    /// Sends what there is room for and has it acknowledged, a round trip later; how many packets that were until
+    /// `until` ended, if it did.
     fn round_trip(lane: &mut SendLane, now: Time, until: u16) -> Result<usize, usize> {
         let due: Vec<DuePacket> = std::iter::from_fn(|| lane.poll_send(now)).collect();
         for (count, due) in (1..).zip(&due) {
@@ -782,7 +788,8 @@ mod tests {
 
     #[test]
     fn a_queue_pair_that_posts_without_end_does_not_hold_up_another() {
-        // More long messages than the window has places, by one queue pair or by as many as a device has; then another's short one.
+        // More long messages than the window has places, by one queue pair or by as many as a device has; then
+        // another's short one.
         for (hogs, op) in
             [(1, WireOp::Write), (255, WireOp::Write), (1, WireOp::ReadRequest), (255, WireOp::ReadRequest)]
         {

@@ -1,7 +1,8 @@
 //! What one queue pair has in a lane.
 //!
-//! Queue pairs take turns: one message each when messages are opened, and one packet each when packets leave. So no queue pair waits
-//! for what another has posted, however much that is. Within a queue pair, short messages do not wait for long ones.
+//! Queue pairs take turns: one message each when messages are opened, and one packet each when packets leave. So no
+//! queue pair waits for what another has posted, however much that is. Within a queue pair, short messages do not wait
+//! for long ones.
 
 use super::message::Message;
 use super::window::{QUEUE_PAIR_MESSAGES, QUEUE_PAIR_WINDOW, SHORT};
@@ -22,7 +23,8 @@ impl Length {
 
 /// Returns what a message takes of its queue pair's window: its class, and its packets in either direction.
 ///
-/// A read request is one packet, but its answer is as long as the bytes that it asks for. So a read counts like a write.
+/// A read request is one packet, but its answer is as long as the bytes that it asks for. So a read counts like a
+/// write.
 pub(super) fn weight(header: &MessageHeader, stride: u32) -> (Length, u32) {
     let packets = header.bytes.div_ceil(stride).max(1);
     (if packets <= SHORT { Length::Short } else { Length::Long }, packets)
@@ -98,7 +100,8 @@ impl Share {
         class.packets -= packets;
     }
 
-    /// Removes the waiting messages for which `which` holds, and returns them: short ones first, each class in its order.
+    /// Removes the waiting messages for which `which` holds, and returns them: short ones first, each class in its
+    /// order.
     pub(super) fn take_waiting(&mut self, which: impl Fn(&Message) -> bool) -> VecDeque<Message> {
         let mut taken = VecDeque::new();
         for length in Length::ALL {

@@ -45,7 +45,8 @@ pub enum Ack {
         /// The packets from `next` on, one bit each.
         bitmap: [u64; ACK_WORDS],
     },
-    /// All of the message arrived, but there is no receive descriptor for it. Its sender offers it again, under a new number.
+    /// All of the message arrived, but there is no receive descriptor for it. Its sender offers it again, under a new
+    /// number.
     NotReady {
         /// The message.
         message: u32,
@@ -137,7 +138,8 @@ impl<'a> Acks<'a> {
         Self(Cow::Owned(Vec::with_capacity(count.min(MAX_ACKS) * ENTRY)))
     }
 
-    /// Takes what stands behind the header of a packet for acknowledgements. [`iter`](Self::iter) stops at the first invalid one.
+    /// Takes what stands behind the header of a packet for acknowledgements. [`iter`](Self::iter) stops at the first
+    /// invalid one.
     pub(super) fn parse(rest: &'a [u8]) -> Self {
         Self(Cow::Borrowed(rest))
     }

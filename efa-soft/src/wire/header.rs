@@ -69,8 +69,8 @@ pub struct Envelope {
     pub dst: Gid,
     /// The incarnation that the sender has for this receiver; never 0.
     pub src_incarnation: u64,
-    /// The incarnation that the receiver has for this sender. It is 0 in a hello with a challenge and in a datagram, whose senders
-    /// may not know it.
+    /// The incarnation that the receiver has for this sender. It is 0 in a hello with a challenge and in a datagram,
+    /// whose senders may not know it.
     pub dst_incarnation: u64,
     /// Number of the path that the packet takes.
     pub path: u8,
@@ -132,7 +132,8 @@ impl HeaderBytes {
 impl Envelope {
     /// Reads the envelope of a packet, or returns `None` if the bytes do not begin like a packet of this version.
     ///
-    /// Nothing else is checked, not even the checksum: a driver uses this to decide whether the device may see the packet at all.
+    /// Nothing else is checked, not even the checksum: a driver uses this to decide whether the device may see the
+    /// packet at all.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         HeaderBytes::of(bytes).map(HeaderBytes::envelope)
     }

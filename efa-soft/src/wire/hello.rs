@@ -8,7 +8,8 @@ use bytemuck::{Pod, Zeroable};
 pub struct Hello {
     /// The number that the answer is to echo; 0 if no answer is wanted.
     pub challenge: u64,
-    /// The challenge that this hello answers. It is 0 if nobody asked: then the sender was spoken to as a life that it is not in.
+    /// The challenge that this hello answers. It is 0 if nobody asked: then the sender was spoken to as a life that it
+    /// is not in.
     pub echo: u64,
 }
 

@@ -4,8 +4,8 @@ use super::header::{WireError, flag};
 use bytemuck::{Pod, Zeroable};
 use std::fmt;
 
-/// Fewest payload bytes of a packet in a message of several packets. With fewer, a peer could make a receiver keep book of single
-/// bytes.
+/// Fewest payload bytes of a packet in a message of several packets. With fewer, a peer could make a receiver keep book
+/// of single bytes.
 pub const MIN_STRIDE: u32 = 64;
 
 /// The operation of a message.
@@ -113,8 +113,8 @@ impl MessageHeader {
         Self { op, src_qpn, dst_qpn, qkey: 0, imm: None, bytes, rkey: 0, remote_addr: 0, reply_to: 0, placed: false }
     }
 
-    /// Returns how many bytes travel in the message's own packets: none in a read request, and none in a write whose bytes are in
-    /// place already.
+    /// Returns how many bytes travel in the message's own packets: none in a read request, and none in a write whose
+    /// bytes are in place already.
     pub fn carried(&self) -> u32 {
         if self.op == WireOp::ReadRequest || self.placed { 0 } else { self.bytes }
     }
@@ -145,8 +145,8 @@ impl Data {
         Self { message: 0, base: 0, header, stride: header.bytes.max(1), packet: 0 }
     }
 
-    /// Reads what stands behind the header of a packet, and returns it with the payload. `packet_len` is the length of the whole
-    /// packet, for the error.
+    /// Reads what stands behind the header of a packet, and returns it with the payload. `packet_len` is the length of
+    /// the whole packet, for the error.
     pub(super) fn parse(op: u8, flags: u8, rest: &[u8], packet_len: usize) -> Result<(Self, &[u8]), WireError> {
         let (data, payload) = rest.split_at_checked(Self::BYTES).ok_or(WireError::Short(packet_len))?;
         let op = match op {

@@ -9,8 +9,8 @@ use super::payload::Payload;
 /// Bytes of a data packet in front of its payload.
 pub const DATA_HEADER: usize = HEADER + Data::BYTES;
 
-/// A packet. One that was [parsed](Self::parse) borrows its payload from the bytes; one that a device sends owns its payload, or
-/// refers to regions of the sender.
+/// A packet. One that was [parsed](Self::parse) borrows its payload from the bytes; one that a device sends owns its
+/// payload, or refers to regions of the sender.
 #[derive(Clone, Debug)]
 pub struct Packet<'a> {
     /// Who sends it to whom.
@@ -66,8 +66,8 @@ impl<'a> Packet<'a> {
         Ok(Self { envelope, body })
     }
 
-    /// Writes the packet's bytes in `buf`, in place of what was there. Returns `false` if a region of its payload was deregistered: then
-    /// there is nothing to send, which to the devices is a packet that was lost.
+    /// Writes the packet's bytes in `buf`, in place of what was there. Returns `false` if a region of its payload was
+    /// deregistered: then there is nothing to send, which to the devices is a packet that was lost.
     #[must_use]
     pub fn emit(&self, buf: &mut Vec<u8>) -> bool {
         let begin = |buf: &mut Vec<u8>, kind, op, flags| Header { envelope: self.envelope, kind, op, flags }.emit(buf);
@@ -220,7 +220,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_are_a_packet_or_an_error(mut bytes in prop::collection::vec(any::<u8>(), 0..300), fix: bool) {
+        fn arbitrary_bytes_are_a_packet_or_an_error(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..300),
+            fix: bool,
+        ) {
             if fix && bytes.len() >= HEADER {
                 bytes[..4].copy_from_slice(&MAGIC);
                 bytes[4] = 3;

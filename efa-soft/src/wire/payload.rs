@@ -1,13 +1,14 @@
 //! The bytes of a message, before they are copied into a packet.
 //!
-//! A packet that stays in the process carries its payload as a reference to the sender's region. So the bytes are copied once, from
-//! region to region, as DMA would copy them. They become bytes of the packet only when the packet leaves the process, or when a
-//! simulated network damages it.
+//! A packet that stays in the process carries its payload as a reference to the sender's region. So the bytes are
+//! copied once, from region to region, as DMA would copy them. They become bytes of the packet only when the packet
+//! leaves the process, or when a simulated network damages it.
 
 use crate::regions::RevocableMemory;
 use std::sync::Arc;
 
-/// Payloads of up to this many bytes are copied when the packet is built: that costs less than a reference to the region.
+/// Payloads of up to this many bytes are copied when the packet is built: that costs less than a reference to the
+/// region.
 const SHORT: usize = 64;
 
 /// A piece of a region.
@@ -55,14 +56,15 @@ impl Payload<'static> {
         Self(Place::Short(short, bytes.len() as u8))
     }
 
-    /// Refers to these pieces of regions, or copies them if they are short. Returns `None` if one of the regions was deregistered.
+    /// Refers to these pieces of regions, or copies them if they are short. Returns `None` if one of the regions was
+    /// deregistered.
     pub(crate) fn of_spans(spans: [Option<Span>; 2]) -> Option<Self> {
         let payload = Self(Place::Spans(spans));
         if payload.len() > SHORT { Some(payload) } else { payload.snapshot() }
     }
 
-    /// Copies the bytes as they are now, so that nothing that happens to their regions later changes them. Returns `None` if one of
-    /// the regions was deregistered.
+    /// Copies the bytes as they are now, so that nothing that happens to their regions later changes them. Returns
+    /// `None` if one of the regions was deregistered.
     pub(crate) fn snapshot(self) -> Option<Self> {
         let len = self.len();
         if !matches!(self.0, Place::Spans(_)) {
@@ -98,7 +100,8 @@ impl Payload<'_> {
         self.len() == 0
     }
 
-    /// Returns `true` if the sender deregistered a region of the payload while the packet was under way. The packet is lost then.
+    /// Returns `true` if the sender deregistered a region of the payload while the packet was under way. The packet is
+    /// lost then.
     pub(crate) fn is_gone(&self) -> bool {
         self.parts().is_err_and(|spans| spans.iter().flatten().any(|span| span.memory.is_revoked()))
     }
@@ -119,8 +122,8 @@ impl Payload<'_> {
         }
     }
 
-    /// Copies `len` bytes from byte `from` on to byte `at` of a region. Returns `false` if that region or one of the payload's was
-    /// deregistered.
+    /// Copies `len` bytes from byte `from` on to byte `at` of a region. Returns `false` if that region or one of the
+    /// payload's was deregistered.
     #[must_use]
     pub(crate) fn place(&self, mut from: usize, mut len: usize, target: &RevocableMemory, mut at: usize) -> bool {
         match self.parts() {

@@ -25,7 +25,8 @@ pub(crate) fn at(us: u64) -> Time {
     Time::from_nanos(us * 1000)
 }
 
-/// How often a test that repeats itself does so: a hundredth of `natively` in Miri, which takes about that much longer for each.
+/// How often a test that repeats itself does so: a hundredth of `natively` in Miri, which takes about that much longer
+/// for each.
 pub(crate) fn times(natively: usize) -> usize {
     if cfg!(miri) { natively.div_ceil(100) } else { natively }
 }

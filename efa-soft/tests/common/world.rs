@@ -263,7 +263,8 @@ impl World {
         self.device(host).set_faults(faults);
     }
 
-    /// Lets the network do what there is to do, and time pass to the next moment at which there is more, at most a millisecond.
+    /// Lets the network do what there is to do, and time pass to the next moment at which there is more, at most a
+    /// millisecond.
     pub(crate) fn step(&mut self) {
         self.net.step(self.now);
         let latest = self.now + Duration::from_millis(1);
