@@ -29,7 +29,8 @@ use loops as how;
 /// bytes, that is through this module or as `AtomicU8`.
 #[inline]
 pub unsafe fn copy_out(src: *const u8, dst: &mut [u8]) {
-    // SAFETY: `src` is the caller's promise; `dst` is a slice that nobody else has.
+    // SAFETY: the caller guarantees that `src` is valid and that others access it as atomic bytes only. `dst` is an
+    // exclusive slice, so it is valid for writes and nobody else accesses it.
     unsafe { how::copy_out(src, dst.as_mut_ptr(), dst.len()) }
 }
 
@@ -40,7 +41,8 @@ pub unsafe fn copy_out(src: *const u8, dst: &mut [u8]) {
 /// bytes, that is through this module or as `AtomicU8`.
 #[inline]
 pub unsafe fn copy_in(src: &[u8], dst: *mut u8) {
-    // SAFETY: `dst` is the caller's promise; `src` is a slice that nobody writes.
+    // SAFETY: the caller guarantees that `dst` is valid and that others access it as atomic bytes only. `src` is a
+    // shared slice, so it is valid for reads and nobody writes it.
     unsafe { how::copy_in(src.as_ptr(), dst, src.len()) }
 }
 
@@ -51,7 +53,8 @@ pub unsafe fn copy_in(src: &[u8], dst: *mut u8) {
 /// but as atomic bytes, that is through this module or as `AtomicU8`.
 #[inline]
 pub(super) unsafe fn copy_shared(src: *const u8, dst: *mut u8, len: usize) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that both sides are valid for `len` bytes and that others access them as atomic
+    // bytes only.
     unsafe { how::copy_shared(src, dst, len) }
 }
 
@@ -71,9 +74,10 @@ mod instructions {
     #[inline]
     pub(crate) unsafe fn copy(mut src: *const u8, mut dst: *mut u8, mut len: usize) {
         if len >= LONG {
-            // SAFETY: reads `len` bytes from `src` on and writes as many from `dst` on, the caller's promise, upwards
-            // since the direction flag is clear whenever Rust code runs; no stack, no flags. As accesses of others
-            // these are atomic bytes, as the module says.
+            // SAFETY: the instruction reads `len` bytes from `src` on and writes `len` bytes from `dst` on, which the
+            // caller guarantees to be valid. It goes upwards, since the direction flag is clear whenever Rust code runs
+            // (the ABI and the rules of `asm!` keep it so). It touches neither stack nor flags. To others its accesses
+            // are those of atomic bytes, as the module's documentation shows.
             return unsafe {
                 asm!(
                     "rep movsb",
@@ -85,8 +89,8 @@ mod instructions {
             };
         }
         while len >= 8 {
-            // SAFETY: 8 bytes of each side, of the at least 8 that are left of what the caller vouches for. As accesses
-            // of others they are atomic bytes, as the module says.
+            // SAFETY: the loop's condition leaves at least 8 bytes of the `len` that the caller guarantees to be valid
+            // on both sides. To others the accesses are those of atomic bytes, as the module's documentation shows.
             unsafe {
                 asm!(
                     "mov {word}, qword ptr [{src}]",
@@ -100,7 +104,8 @@ mod instructions {
             }
         }
         while len > 0 {
-            // SAFETY: as above, of one byte.
+            // SAFETY: the loop's condition leaves at least one byte of the `len` that the caller guarantees to be valid
+            // on both sides. To others the accesses are those of atomic bytes, as the module's documentation shows.
             unsafe {
                 asm!(
                     "mov {byte}, byte ptr [{src}]",
@@ -126,8 +131,8 @@ mod loops {
     /// `src` is shared and valid for reads of `len` bytes, `dst` private and valid for writes of them.
     pub(super) unsafe fn copy_out(src: *const u8, dst: *mut u8, len: usize) {
         for i in 0..len {
-            // SAFETY: byte `i` of `len` that the caller vouches for; others access `src` as atomic bytes only, and
-            // `dst` not at all.
+            // SAFETY: `i` is below `len`, and the caller guarantees `len` valid bytes on both sides, that others access
+            // `src` as atomic bytes only, and `dst` not at all.
             unsafe { *dst.add(i) = AtomicU8::from_ptr(src.add(i).cast_mut()).load(Relaxed) };
         }
     }
@@ -136,8 +141,8 @@ mod loops {
     /// `src` is private and valid for reads of `len` bytes, `dst` shared and valid for writes of them.
     pub(super) unsafe fn copy_in(src: *const u8, dst: *mut u8, len: usize) {
         for i in 0..len {
-            // SAFETY: byte `i` of `len` that the caller vouches for; others access `dst` as atomic bytes only, and do
-            // not write `src`.
+            // SAFETY: `i` is below `len`, and the caller guarantees `len` valid bytes on both sides, that others access
+            // `dst` as atomic bytes only, and do not write `src`.
             unsafe { AtomicU8::from_ptr(dst.add(i)).store(*src.add(i), Relaxed) };
         }
     }
@@ -146,7 +151,8 @@ mod loops {
     /// `src` is shared and valid for reads of `len` bytes, `dst` shared and valid for writes of them.
     pub(super) unsafe fn copy_shared(src: *const u8, dst: *mut u8, len: usize) {
         for i in 0..len {
-            // SAFETY: byte `i` of `len` that the caller vouches for; others access both sides as atomic bytes only.
+            // SAFETY: `i` is below `len`, and the caller guarantees `len` valid bytes on both sides, and that others
+            // access them as atomic bytes only.
             unsafe {
                 let byte = AtomicU8::from_ptr(src.add(i).cast_mut()).load(Relaxed);
                 AtomicU8::from_ptr(dst.add(i)).store(byte, Relaxed);

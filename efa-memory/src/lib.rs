@@ -80,9 +80,9 @@ pub fn copy(src: &dyn Backing, from: usize, dst: &dyn Backing, to: usize, len: u
         copied = dst.lend(&mut |dst| {
             check(from, len, src.len);
             check(to, len, dst.len);
-            // SAFETY: both ranges were just found inside their memory, which is valid and only accessed as atomic bytes
-            // while a `HostMemory` of it lives: who made the two vouched for that, and both are borrowed until this
-            // returns.
+            // SAFETY: `check` has found both ranges inside their memory. The callers of `HostMemory::from_raw`
+            // guarantee that this memory is valid and accessed as atomic bytes only while the two values live, and both
+            // are borrowed until this returns.
             unsafe { copy_shared(src.ptr.as_ptr().add(from), dst.ptr.as_ptr().add(to), len) }
         });
     });
@@ -130,8 +130,8 @@ pub(crate) unsafe trait Accessed {
 macro_rules! units {
     ($($unit:ty: $atomic:ty),*) => {$(
         impl Unit for $unit {}
-        // SAFETY: the standard library promises an atomic integer the size and bit validity of the integer of its name,
-        // and an alignment that is its size.
+        // SAFETY: the standard library guarantees that an atomic integer has the size and bit validity of the integer
+        // of its name, and an alignment that is its size.
         unsafe impl Accessed for $unit {
             type Atomic = $atomic;
         }
@@ -224,10 +224,10 @@ impl<U: Unit> Shared<U> {
             "offset {offset} is no aligned word inside {} bytes",
             self.len()
         );
-        // SAFETY: the unit was just found inside the mapping and aligned. The mapping can be read and written, any bits
-        // are an integer, and it stays until `self` is dropped, which the result's lifetime borrows. All references
-        // into it are made here, and so to atomics of one size, or by someone who got the address from `as_ptr` and who
-        // does the same, as is said there.
+        // SAFETY: the assertion has found the unit inside the mapping, and aligned. The constructors map it for reading
+        // and writing, any bits are a valid integer, and the mapping stays until `self` is dropped, which the result's
+        // lifetime prevents. All references into the mapping are made here, so they are to atomics of one size. Whoever
+        // has its address from `as_ptr` must do the same: its documentation says so.
         unsafe { &*self.as_ptr().add(offset).cast::<U::Atomic>() }
     }
 }
@@ -276,23 +276,24 @@ impl Backing for SharedMemory {
 
     fn read(&self, offset: usize, dst: &mut [u8]) -> bool {
         check(offset, dst.len(), self.map.len());
-        // SAFETY: just found inside the mapping, which stays while `self` is borrowed and is memory of bytes: all of
-        // this module accesses it as atomic bytes, and so does whoever has its address from `as_ptr`.
+        // SAFETY: `check` has found the range inside the mapping, which stays while `self` is borrowed. It is memory of
+        // bytes: this module accesses it as atomic bytes only, and so must whoever has its address from `as_ptr`.
         unsafe { copy_out(self.map.as_mut_ptr().add(offset), dst) }
         true
     }
 
     fn write(&self, offset: usize, src: &[u8]) -> bool {
         check(offset, src.len(), self.map.len());
-        // SAFETY: as in `read`.
+        // SAFETY: `check` has found the range inside the mapping, which stays while `self` is borrowed. It is memory of
+        // bytes: this module accesses it as atomic bytes only, and so must whoever has its address from `as_ptr`.
         unsafe { copy_in(src, self.map.as_mut_ptr().add(offset)) }
         true
     }
 
     fn lend(&self, f: &mut dyn FnMut(&HostMemory)) -> bool {
         let Some(ptr) = NonNull::new(self.map.as_mut_ptr()) else { return false };
-        // SAFETY: the mapping is memory of bytes, as in `read`, and stays while `self` is borrowed; the value is gone
-        // when this returns.
+        // SAFETY: the mapping has `len` bytes, which can be read and written and are accessed as atomic bytes only, as
+        // `read` shows. It stays while `self` is borrowed, and `memory` is dropped before this returns.
         let memory = unsafe { HostMemory::from_raw(ptr, self.map.len(), None) };
         f(&memory);
         true
@@ -306,11 +307,10 @@ pub struct HostMemory {
     _owner: Option<Arc<dyn Any + Send + Sync>>,
 }
 
-// SAFETY: the address may go to another thread: all that is done with it is access as atomic bytes, which any thread
-// may do while the memory is valid, as `from_raw`'s caller vouched until this value is dropped. The owner is `Send`.
+// SAFETY: the value accesses its memory as atomic bytes only, which any thread may do while the memory is valid. The
+// caller of `from_raw` guarantees that it is valid until the value is dropped. The owner is `Send`.
 unsafe impl Send for HostMemory {}
-// SAFETY: a shared reference gives no more than such accesses; the owner, which is `Sync`, cannot be reached through
-// it.
+// SAFETY: a shared reference allows such accesses only. The owner is `Sync`, and is not accessible through it.
 unsafe impl Sync for HostMemory {}
 
 impl HostMemory {
@@ -333,15 +333,16 @@ impl Backing for HostMemory {
 
     fn read(&self, offset: usize, dst: &mut [u8]) -> bool {
         check(offset, dst.len(), self.len);
-        // SAFETY: just found inside the memory, which is valid and accessed by others as atomic bytes only while `self`
-        // lives: `from_raw`.
+        // SAFETY: `check` has found the range inside the memory. The caller of `from_raw` guarantees that the memory is
+        // valid, and accessed by others as atomic bytes only, while `self` lives.
         unsafe { copy_out(self.ptr.as_ptr().add(offset), dst) }
         true
     }
 
     fn write(&self, offset: usize, src: &[u8]) -> bool {
         check(offset, src.len(), self.len);
-        // SAFETY: as in `read`.
+        // SAFETY: `check` has found the range inside the memory. The caller of `from_raw` guarantees that the memory is
+        // valid, and accessed by others as atomic bytes only, while `self` lives.
         unsafe { copy_in(src, self.ptr.as_ptr().add(offset)) }
         true
     }
@@ -378,7 +379,8 @@ mod tests {
         let memory = SharedMemory::zeroed(4096).unwrap();
         let part = |offset: usize| {
             let ptr = NonNull::new(memory.as_ptr().wrapping_add(offset)).unwrap();
-            // SAFETY: 200 bytes of memory of bytes, which the value keeps.
+            // SAFETY: 200 bytes from `offset` on are inside the 4096 of `memory`, which the value keeps alive and
+            // everyone accesses as atomic bytes.
             unsafe { HostMemory::from_raw(ptr, 200, Some(memory.clone())) }
         };
         let (first, second) = (part(3), part(50));

@@ -6,7 +6,7 @@
 use crate::Time;
 use crate::config::DeviceConfig;
 use efa_io::ring::CqDoorbell;
-use efa_io::{Completion, RingSize};
+use efa_io::{Completion, CqCursor, RingSize};
 use efa_memory::{DoorbellMemory, RingMemory};
 use efa_types::{ControlError, CqAttributes, CqeSize};
 use std::sync::Arc;
@@ -53,8 +53,8 @@ pub(crate) struct CompletionQueue {
     offset: usize,
     size: RingSize,
     entry_size: CqeSize,
-    /// Entries written so far, by sub-queue.
-    producers: Box<[u32]>,
+    /// The next entry of each sub-queue.
+    producers: Box<[CqCursor]>,
     /// The sub-queue that the next work queue gets.
     next_sub_queue: usize,
     /// The last completion was lost.
@@ -112,7 +112,7 @@ impl CompletionQueue {
             offset,
             size,
             entry_size: asked.entry_size,
-            producers: vec![0; usize::from(subs)].into(),
+            producers: vec![CqCursor::new(size, 0); usize::from(subs)].into(),
             next_sub_queue: 0,
             overflown: false,
             doorbell,
@@ -136,7 +136,7 @@ impl CompletionQueue {
 
     /// Returns the number of entries written so far, in all sub-queues.
     fn written(&self) -> u32 {
-        self.producers.iter().fold(0, |sum, &producer| sum.wrapping_add(producer))
+        self.producers.iter().fold(0, |sum, producer| sum.wrapping_add(producer.counter()))
     }
 
     /// Returns `true` if the program has taken too few entries for one more to fit.
@@ -161,15 +161,15 @@ impl CompletionQueue {
             return Pushed::Overflow;
         }
         let sub_queue = usize::from(sub_queue);
-        let producer = self.producers[sub_queue];
-        let completion = Completion { phase: self.size.cq_phase(producer), ..completion };
-        let place = sub_queue * self.size.entries() as usize + self.size.slot(producer) as usize;
+        let producer = &mut self.producers[sub_queue];
+        let completion = Completion { phase: producer.phase(), ..completion };
+        let place = sub_queue * self.size.entries() as usize + producer.slot() as usize;
+        producer.advance(1);
         let offset = self.offset + place * self.entry_size as usize;
         match self.entry_size {
             CqeSize::Large => self.publish::<4>(offset, completion),
             CqeSize::Small => self.publish::<2>(offset, cut_length(completion)),
         }
-        self.producers[sub_queue] = producer.wrapping_add(1);
         if self.armed {
             self.answer();
             Pushed::WithEvent

@@ -2,7 +2,7 @@
 
 use crate::config::DeviceConfig;
 use efa_io::rx::RxBuf;
-use efa_io::{DecodeError, Doorbell, RingSize, RxDesc, SendRequest, Wqe64, Wqe128};
+use efa_io::{DecodeError, Doorbell, RingSize, RxDesc, SendRequest, WqCursor, Wqe64, Wqe128};
 use efa_memory::{DoorbellMemory, RingMemory};
 use efa_types::{ControlError, CounterOps, QpAttributes, QpState, Transport};
 use std::sync::Arc;
@@ -45,10 +45,9 @@ pub struct QpInfo {
 /// A work queue as the device sees it.
 pub(crate) struct WorkQueue {
     pub(crate) ring: Arc<RingMemory>,
-    pub(crate) size: RingSize,
     pub(crate) max_batch: u32,
-    /// Number of entries that the device has read.
-    pub(crate) consumer: u32,
+    /// The next entry that the device reads.
+    next: WqCursor,
     /// The last doorbell value that the device saw.
     seen: u32,
     doorbell: Arc<DoorbellMemory>,
@@ -73,19 +72,30 @@ impl WorkQueue {
             .filter(|size| size.entries() <= RingSize::MAX_WQ_ENTRIES)
             .ok_or(invalid)?;
         let ring = device.ring_memory(size.entries() as usize * entry_size)?;
-        Ok(Self { ring, size, max_batch: size.entries(), consumer: 0, seen: 0, doorbell, doorbell_offset })
+        let next = WqCursor::new(size, 0);
+        Ok(Self { ring, max_batch: size.entries(), next, seen: 0, doorbell, doorbell_offset })
     }
 
     fn info(&self, entry_size: u32, req_id_64: bool) -> WqInfo {
         WqInfo {
             ring: self.ring.clone(),
-            entries: self.size.entries(),
+            entries: self.entries(),
             entry_size,
             doorbell: self.doorbell.clone(),
             doorbell_offset: self.doorbell_offset,
             max_batch: self.max_batch,
             req_id_64,
         }
+    }
+
+    /// Returns the number of entries of the ring.
+    pub(crate) fn entries(&self) -> u32 {
+        self.next.size().entries()
+    }
+
+    /// Skips all entries up to a doorbell.
+    pub(crate) fn skip_to(&mut self, doorbell: u32) {
+        self.next = WqCursor::new(self.next.size(), doorbell);
     }
 
     /// Returns the doorbell's value.
@@ -101,7 +111,7 @@ impl WorkQueue {
     /// Returns the number of entries that were rung and not read yet, given the doorbell's value. It is more than the
     /// ring holds if the value is invalid.
     pub(crate) fn rung(&self, doorbell: u32) -> u32 {
-        Doorbell::new(doorbell).entries_since(Doorbell::new(self.consumer))
+        self.next.until(Doorbell::new(doorbell))
     }
 
     /// Notes a doorbell value. Returns how many entries it is beyond the last one.
@@ -110,7 +120,8 @@ impl WorkQueue {
     }
 
     fn reset(&mut self) {
-        (self.consumer, self.seen) = (0, 0);
+        self.skip_to(0);
+        self.seen = 0;
         self.store_doorbell(0);
     }
 }
@@ -261,10 +272,8 @@ impl QueuePair {
     /// Takes the next WQE from the ring. At least one must have been rung.
     #[inline]
     pub(crate) fn take_wqe(&mut self) -> FetchedWqe {
-        let consumer = self.sq.consumer;
-        let slot = self.sq.size.slot(consumer) as usize;
-        let phase = self.sq.size.wq_phase(consumer);
-        self.sq.consumer = consumer.wrapping_add(1);
+        let (slot, phase) = (self.sq.next.slot() as usize, self.sq.next.phase());
+        self.sq.next.advance(1);
         self.outstanding += 1;
         let entry = if self.wqe_128 {
             WqeEntry::Of128(Wqe128::from_words(self.sq.ring.load_entry(slot * 128)))
@@ -284,13 +293,13 @@ impl QueuePair {
         if rung == 0 {
             return Ok(None);
         }
-        if rung > self.rq.size.entries() {
+        if rung > self.rq.entries() {
             return Err(malformed("doorbell", rung, "at most a ring full"));
         }
         let mut receive = Receive { req_id: 0, bufs: Vec::with_capacity(1) };
         // A receive is a run of descriptors, of which the first and the last are marked (`struct efa_io_rx_desc`).
         for i in 0..rung {
-            let offset = self.rq.size.slot(self.rq.consumer.wrapping_add(i)) as usize * RxDesc::SIZE;
+            let offset = self.rq.next.ahead(i).slot() as usize * RxDesc::SIZE;
             let buf = RxDesc::from_words(self.rq.ring.load_entry(offset)).decode()?;
             if buf.first != (i == 0) {
                 return Err(malformed(
@@ -304,7 +313,7 @@ impl QueuePair {
             }
             receive.bufs.push(buf);
             if buf.last {
-                self.rq.consumer = self.rq.consumer.wrapping_add(i + 1);
+                self.rq.next.advance(i + 1);
                 return Ok(Some(receive));
             }
         }

@@ -1,4 +1,8 @@
 //! From a doorbell to a message: which WQEs were posted, what they ask for, and whether the device may do it.
+//!
+//! A doorbell holds the number of WQEs posted since the queue pair was created or reset, modulo 2^16
+//! ([`efa_io::Doorbell`]). So the device needs nothing but its own count of the WQEs that it fetched to know which are
+//! new, and a doorbell that is missed costs nothing.
 
 use super::Device;
 use super::datagrams::{DATAGRAM_WINDOW, Datagram};
@@ -27,6 +31,7 @@ impl Device {
         for i in 0..self.objects.live.len() {
             let Some(qp) = &self.objects.qps[self.objects.live[i]] else { continue };
             let (qpn, state, value) = (qp.qpn, qp.state, qp.sq.doorbell());
+            // In Reset the rings belong to the program: it may be writing them anew.
             if qp.sq.rung(value) != 0 && state != QpState::Reset {
                 progress |= self.fetch_wqes(now, qpn, value, u32::MAX);
             }
@@ -68,8 +73,10 @@ impl Device {
     /// Fetches the WQEs up to a doorbell. Returns `true` if there were any.
     fn fetch_wqes(&mut self, now: Time, qpn: u16, doorbell: u32, max_batch: u32) -> bool {
         let Ok(qp) = self.objects.qp(qpn) else { return false };
-        let (rung, entries, state) = (qp.sq.rung(doorbell), qp.sq.size.entries(), qp.state);
+        let (rung, entries, state) = (qp.sq.rung(doorbell), qp.sq.entries(), qp.state);
         let batch = self.note_doorbell(qpn, doorbell);
+        // Verbs allows no sends before ReadyToSend. And no more WQEs can have been posted than the ring has entries:
+        // the program has overwritten some, or the doorbell is garbage.
         if rung > entries || !matches!(state, QpState::ReadyToSend | QpState::Error) {
             if state != QpState::Error && self.may_complain() {
                 log!(warn, qpn, rung, ?state, "a doorbell that cannot be: the queue pair goes to the error state");
@@ -87,6 +94,7 @@ impl Device {
         while let Ok(qp) = self.objects.qp(qpn)
             && qp.sq.rung(doorbell) != 0
         {
+            // Enough of its datagrams wait already. The WQEs of the others wait in its ring, where they cost nothing.
             if qp.datagrams >= DATAGRAM_WINDOW {
                 self.fetch_is_due = true;
                 return progress;
@@ -101,7 +109,7 @@ impl Device {
             progress = true;
             // A program that posts more than the ring holds without completions has overwritten some that were under
             // way.
-            let is_overrun = qp.outstanding >= qp.sq.size.entries();
+            let is_overrun = qp.outstanding >= qp.sq.entries();
             let wqe = qp.take_wqe();
             match wqe.decode().filter(|_| !is_too_long && !is_overrun) {
                 Some(request) => self.take_request(now, qpn, &request),
@@ -132,6 +140,7 @@ impl Device {
         let message = self.check_request(qpn, request);
         let status = message.as_ref().err().copied().unwrap_or(Status::Ok);
         self.objects.tracer.emit(|| Traced::Wqe { qpn, req_id, op, bytes, status });
+        // The hardware's counters of work requests leave out those that fail here (assumed).
         let queued = message.and_then(|(dst, message)| {
             self.count_request(op, bytes.into());
             self.queue(now, qpn, dst, message)
@@ -180,6 +189,8 @@ impl Device {
             OpCode::RdmaRead => (is_srd && limits.rdma_read, limits.max_rdma_bytes),
             OpCode::RdmaWrite => (is_srd && limits.rdma_write, limits.max_rdma_bytes),
         };
+        // A send is one packet, on SRD as on UD: the kernel driver reports the MTU as the port's `max_msg_sz`
+        // (`efa_query_port`).
         if !enabled {
             return Err(Status::UnsupportedOp);
         }
@@ -187,6 +198,8 @@ impl Device {
             return Err(Status::BadLength);
         }
         let dest = request.dest;
+        // A number that belongs to another domain is invalid like one that belongs to nobody: numbers are easy to
+        // guess.
         let gid = objects.ah(dest.ah).filter(|ah| ah.pd == pd).map(|ah| ah.gid).ok_or(Status::InvalidAh)?;
         let bytes = request.op.total_bytes() as u32;
         let header = |op, remote: RemoteBuf| MessageHeader {
@@ -201,6 +214,8 @@ impl Device {
             reply_to: 0,
             placed: false,
         };
+        // The same check is made again for every packet. This one tells the program of a wrong key before anything has
+        // left.
         let check = |buf: &LocalBuf, need| match objects.local(pd, buf, need) {
             Some(_) => Ok(()),
             None => Err(Status::InvalidLkey),

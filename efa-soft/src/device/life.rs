@@ -63,15 +63,17 @@ impl Device {
     pub(super) fn fail_qp(&mut self, qpn: u16) {
         let Ok(qp) = self.objects.qp(qpn) else { return };
         let (was, doorbell) = (qp.state, qp.sq.doorbell());
-        let is_credible = qp.sq.rung(doorbell) <= qp.sq.size.entries();
+        let is_credible = qp.sq.rung(doorbell) <= qp.sq.entries();
         if !is_credible {
             // The doorbell names more WQEs than the ring holds: nobody can say which of them were posted, so none
             // completes.
-            qp.sq.consumer = doorbell;
+            qp.sq.skip_to(doorbell);
         }
         if was == QpState::Error {
             return;
         }
+        // First the state, so that nothing which happens below is posted or received any more. Then what was posted
+        // first completes first: messages in their lanes, datagrams, and WQEs that are still in the ring.
         self.objects.set_state(qpn, QpState::Error);
         for peer in self.peers.indexes() {
             let ended = self.peers[peer].end_where(Status::Flushed, |message| message.origin.qpn() == qpn);
@@ -102,6 +104,7 @@ impl Device {
 
     /// Completes every posted receive of a queue pair in error as flushed.
     pub(super) fn flush_receives(&mut self, qpn: u16) {
+        // Also of descriptors that are posted later: a program may post to a queue pair in error, and gets flushes.
         while let Ok(qp) = self.objects.qp(qpn) {
             match qp.take_receive() {
                 Ok(Some(receive)) => {
@@ -119,7 +122,7 @@ impl Device {
                 Ok(None) => return,
                 Err(_) => {
                     // Without a proper first and last descriptor there is no request to complete.
-                    qp.rq.consumer = qp.rq.doorbell();
+                    qp.rq.skip_to(qp.rq.doorbell());
                     return;
                 }
             }
@@ -141,6 +144,7 @@ impl Device {
     pub(super) fn forget_work(&mut self, qpn: u16) {
         for peer in self.peers.indexes() {
             let mut ended = self.peers[peer].end_where(Status::Flushed, |message| message.origin.qpn() == qpn);
+            // Without completions: after `ibv_modify_qp` to Reset or `ibv_destroy_qp` a program expects none.
             ended.retain(|ended| matches!(ended.message.origin, Origin::Response { .. }));
             self.report_ended(peer, ended);
         }

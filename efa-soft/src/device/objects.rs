@@ -122,6 +122,7 @@ impl Objects {
         self.counters.get_mut(&id).ok_or(ControlError::NoSuch { kind: "completion counter", id })
     }
 
+    /// Returns a queue pair. A number of an earlier life of its place in the table misses.
     pub(super) fn qp(&mut self, qpn: u16) -> Result<&mut QueuePair, ControlError> {
         let index = usize::from(qpn) % self.qps.len();
         let found = self.qps[index].as_mut().filter(|qp| qp.qpn == qpn);
@@ -247,6 +248,8 @@ impl Objects {
             let found = self.regions.local(pd, buf.lkey.get(), buf.addr, buf.length.into(), Access::LOCAL_WRITE);
             found.ok_or(Status::InvalidLkey)
         };
+        // Two passes: with the first, a receive that fails leaves its buffers untouched. A key is checked only if bytes
+        // go there.
         let mut room = 0;
         for (buf, _, here) in parts.clone() {
             find(buf)?;
@@ -273,6 +276,7 @@ impl Objects {
     /// Has an event wait to be fetched. An asynchronous one is lost if too many wait. Of a completion queue one event
     /// waits at a time, and it is never lost.
     pub(super) fn tell(&mut self, event: DeviceEvent) {
+        // At most one event for each completion queue keeps the queue of events bounded without losing any.
         let wanted = match event {
             DeviceEvent::Completion(cqn) => self.cq(cqn).is_ok_and(|cq| !std::mem::replace(&mut cq.event_waits, true)),
             DeviceEvent::Async(_) => self.events.len() < MAX_EVENTS,
@@ -303,6 +307,7 @@ impl Objects {
 
     /// Completes a work request of a send queue.
     pub(super) fn complete_send(&mut self, qpn: u16, req_id: u64, op: OpCode, status: Status) {
+        // A message may outlive its queue pair: then nobody is left to be told.
         let Ok(qp) = self.qp(qpn) else { return };
         qp.outstanding = qp.outstanding.saturating_sub(1);
         let &mut QueuePair { send_cq, send_sub_queue, .. } = qp;

@@ -1,4 +1,10 @@
 //! From a lane to memory and completions: what a message may do here, and what its sender is told.
+//!
+//! Packets of a message are placed in whatever order they arrive, each directly where it belongs. So a receiver needs
+//! no buffer to put them in order, and a program that watches the last byte of its memory learns nothing about the
+//! others. SRD has no order either (the vendor's SRD.txt). A completion is written once all bytes are placed.
+//!
+//! Every packet is checked as if it were the first: its queue pair may have failed since, or its region may be gone.
 
 use super::Device;
 use super::peer::PeerIndex;
@@ -36,6 +42,8 @@ impl Device {
             self.count_duplicate();
             return;
         };
+        // Each packet is placed once. A copy that arrived late must not overwrite what the program has written there
+        // since.
         let is_new = match standing {
             Standing::Empty => true,
             Standing::Done(_) | Standing::Accepted | Standing::NotReady => false,
@@ -69,7 +77,7 @@ impl Device {
     /// Moves a message on after one of its packets was placed, or could not be.
     fn conclude(&mut self, peer: PeerIndex, src: Gid, data: &Data, outcome: Outcome) {
         let standing = match outcome {
-            Ok(Placed::Later) => return,
+            Ok(Placed::Later) => return, // no acknowledgement: the sender's timer will send it again
             Err(status) => Some(Standing::Done(status)),
             Ok(Placed::NotReady) => Some(Standing::NotReady),
             Ok(Placed::Yes) if self.is_complete(peer, data) => Some(self.finish_message(peer, src, data)),
@@ -87,7 +95,7 @@ impl Device {
     fn is_complete(&mut self, peer: PeerIndex, data: &Data) -> bool {
         let header = data.header;
         if header.packets(data.stride) == 1 {
-            return true;
+            return true; // nothing to track, and no allocation
         }
         let lane = &mut self.peers[peer].recv_lanes[header.op.lane()];
         let partial = match lane.known(data.message) {
@@ -104,6 +112,7 @@ impl Device {
         match header.op {
             WireOp::Send => Standing::Done(Status::Ok),
             WireOp::Write => {
+                // An offer that is repeated for its immediate brings no bytes.
                 if !header.placed {
                     self.counters.rdma_write_recv_bytes += u64::from(header.bytes);
                 }
@@ -120,6 +129,7 @@ impl Device {
                     Err(status) => Standing::Done(status),
                 }
             }
+            // The request ends with its answer.
             WireOp::ReadRequest => Standing::Accepted,
             WireOp::ReadResponse => {
                 let ended = self.peers[peer].send_lanes.requests.end(header.reply_to, Status::Ok);
@@ -148,6 +158,8 @@ impl Device {
             }
             WireOp::Write => {
                 let pd = self.objects.target(header)?;
+                // The length is that of the whole write, so that a message which passes its region fails at its first
+                // packet.
                 let enabled = limits.rdma_write && header.bytes <= limits.max_rdma_bytes;
                 let target = self.objects.remote(pd, header, src, Access::REMOTE_WRITE, enabled)?;
                 if let Some((memory, start)) = target
@@ -205,9 +217,9 @@ impl Device {
             return Err(Status::RemoteBadStatus);
         };
         let status = if request.header.bytes != header.bytes || header.placed {
-            Status::RemoteBadStatus
+            Status::RemoteBadStatus // the peer answers another question
         } else if buf.length == 0 {
-            return Ok(Placed::Yes);
+            return Ok(Placed::Yes); // no key is looked at for no bytes
         } else if let Some((memory, start)) = self.objects.local(pd, &buf, Access::LOCAL_WRITE)
             && payload.place(0, payload.len(), memory, start + offset)
         {
@@ -217,6 +229,7 @@ impl Device {
         } else {
             Status::InvalidLkey // deregistered since the check of the WQE
         };
+        // The read ends here, and its answer there: the peer need not send the rest.
         let ended = requests.end(header.reply_to, status);
         self.report_ended(peer, ended);
         Err(Status::RemoteAbort)
@@ -224,6 +237,7 @@ impl Device {
 
     /// Handles a datagram: it is placed if there is a place for it, and forgotten otherwise.
     pub(super) fn on_datagram(&mut self, src: Gid, header: &MessageHeader, payload: &Payload<'_>) {
+        // A sender of datagrams is never told anything, so all that is wrong is a drop.
         let wanted = self.objects.qp(header.dst_qpn).is_ok_and(|qp| qp.takes(Transport::Ud, header.qkey));
         if !wanted || header.op != WireOp::Send || payload.len() != header.bytes as usize {
             self.drop_packet(DropReason::Unwanted);
@@ -269,7 +283,7 @@ impl Device {
         };
         let received = Received { unsolicited, ..self.objects.received(pd, header, src, OpCode::RdmaWrite) };
         let req_id = if unsolicited {
-            0
+            0 // there is no receive whose id it could be (`flags.unsolicited` of `struct efa_io_cdesc_common`)
         } else {
             match self.take_receive(qpn)? {
                 Some(receive) => receive.req_id.into(),
@@ -280,7 +294,8 @@ impl Device {
         Ok(Placed::Yes)
     }
 
-    /// Takes the next receive of a queue pair, if one was posted. A malformed receive ring fails the queue pair.
+    /// Takes the next receive of a queue pair, if one was posted. A malformed receive ring fails the queue pair: its
+    /// sender is told that there is no such queue pair, which is what every later message will be told.
     fn take_receive(&mut self, qpn: u16) -> Result<Option<Receive>, Status> {
         let qp = self.objects.qp(qpn).map_err(|_| Status::RemoteBadDestQpn)?;
         qp.take_receive().map_err(|error| {

@@ -1,4 +1,8 @@
 //! From the network to the lanes: which packets the device takes in, and for whom they are.
+//!
+//! Every packet that arrives is counted, and ends in one of three ways: it is handled, it is dropped for a
+//! [reason](DropReason), or it waits in the [inbox](super::inbox) of a slow device and comes back here. Nothing that a
+//! peer sends can make the device panic or grow without bound: each queue and table that packets fill has a limit.
 
 use super::Device;
 use super::handshake::Addressee;
@@ -28,6 +32,7 @@ impl Device {
             return;
         }
         if self.is_slow() {
+            // As bytes: the sender may deregister its memory while the packet waits.
             let mut bytes = Vec::new();
             if packet.emit(&mut bytes) {
                 self.put_off(now, bytes);
@@ -109,6 +114,7 @@ impl Device {
         }
     }
 
+    /// Handles a packet, whichever way it came.
     fn take_packet(&mut self, now: Time, Packet { envelope, body }: &Packet<'_>) {
         if let Body::Data(_, payload) = body
             && payload.is_gone()
@@ -127,6 +133,8 @@ impl Device {
 
     fn take_data(&mut self, now: Time, envelope: &Envelope, data: &Data, payload: &Payload<'_>) {
         let src = envelope.src;
+        // Only who knows this life's incarnation may become a peer: it receives at the address that it gives, or its
+        // packets pass by there. So forged addresses do not fill the table of peers.
         let peer = match self.addressee(envelope) {
             Addressee::ThisLife => {
                 let peer = self.peers.find_or_add(now, src, &self.config, &mut self.rng);

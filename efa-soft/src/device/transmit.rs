@@ -37,6 +37,7 @@ impl Device {
                 self.objects.tracer.emit(|| Traced::PacketDropped { reason: DropReason::PortDown });
                 continue;
             }
+            // The sender's counters grow even if the packet gets nowhere: hardware is not told either.
             let bytes = packet.wire_len();
             self.counters.tx_pkts += 1;
             self.counters.tx_bytes += bytes as u64;
@@ -62,6 +63,7 @@ impl Device {
         if let Some(answer) = self.answers.pop_front() {
             return Some(answer.into());
         }
+        // The turn is passed on even if nobody has used it, so that neither side can hold it.
         if self.datagrams.take_turn()
             && let Some(datagram) = self.next_datagram()
         {
@@ -89,6 +91,7 @@ impl Device {
         let status = payload.as_ref().err().copied().unwrap_or(Status::Ok);
         self.objects.complete_send(qpn, req_id, op, status);
         let body = Body::Datagram(message.header, payload.ok()?);
+        // No peer is added for a datagram: nothing will be heard of it. The incarnation of a known peer is at hand.
         let src_incarnation = match self.peers.find(dst) {
             Some(peer) => self.peers[peer].own_incarnation,
             None => self.config.incarnation_for(dst),
@@ -112,6 +115,7 @@ impl Device {
     /// a hello for it, and passes it on after one packet of a message.
     fn next_to_peers(&mut self, now: Time) -> Option<Outgoing> {
         while let Some(peer) = self.peers.next_to_send() {
+            // Acknowledgements first: they let the peer's messages end, and make room in its window.
             if let Some(lane) = self.peers[peer].lane_to_ack() {
                 let acks = self.peers[peer].recv_lanes[lane].poll_acks(self.config.attributes.mtu as usize);
                 if acks.is_empty() {
@@ -123,6 +127,7 @@ impl Device {
                 return Some(Packet { envelope, body: Body::Acks { lane, congested, acks } }.into());
             }
             if let Some(hello) = self.peers[peer].poll_hello(now, &self.config) {
+                // The peer answers a hello whatever life it is in.
                 let envelope = Envelope { dst_incarnation: 0, ..self.envelope(peer, 0) };
                 return Some(Packet { envelope, body: Body::Hello(hello) }.into());
             }
@@ -139,6 +144,7 @@ impl Device {
                 continue;
             };
             self.peers.pass_turn();
+            // The payload is looked up only now, when the packet leaves: no region is held for packets that wait.
             let (lane, stride) = (&mut self.peers[peer].send_lanes[lane], self.config.attributes.mtu);
             let base = lane.base();
             let Some(message) = lane.message(due.message) else { continue };

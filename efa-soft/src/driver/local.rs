@@ -68,6 +68,8 @@ impl LocalNetwork {
 }
 
 impl Shared {
+    /// Steps the network until `stop`. The lock is held except for naps and where control calls take their turn, so
+    /// that a step costs no lock.
     fn run(&self, idle: IdleMode, stop: &AtomicBool) {
         let mut idle = Idle::new(idle);
         let mut net = self.net.lock();

@@ -276,7 +276,7 @@ impl SendLane {
         if self.resend.is_empty() && self.to_send.is_empty() {
             return None;
         }
-        let any = self.choose_path(now, None)?;
+        let any = self.choose_path(now, None)?; // all windows are full otherwise
         while let Some((message, packet)) = self.resend.pop_front() {
             let Some(open) = self.open_mut(message) else { continue };
             let record = open.packets.as_mut()[packet as usize];
@@ -338,6 +338,8 @@ impl SendLane {
         match ack {
             Ack::Done { first, count, status } => self.on_done(now, first, count, status, ended),
             Ack::Partial { message, next, bitmap } => {
+                // An entry repeats all that has arrived, so that a lost acknowledgement costs nothing. `acked_below`
+                // keeps the first part cheap.
                 self.ack_below(now, message, next);
                 for (i, mut word) in bitmap.into_iter().enumerate() {
                     while word != 0 {
@@ -426,6 +428,7 @@ impl SendLane {
             path.land();
             path.newest_acked = path.newest_acked.max(at);
         }
+        // A packet that was taken for lost may be acknowledged as well: it was only late.
         path.acknowledged(now, at, resent);
     }
 
@@ -437,6 +440,7 @@ impl SendLane {
         for packet in open.packets.as_mut().iter().filter(|packet| packet.state == PacketState::InFlight) {
             self.paths[usize::from(packet.path)].land();
         }
+        // `base` moves on to the oldest open message: the receiver forgets what lies below.
         while let Some(&ENDED) = self.places.front() {
             self.places.pop_front();
             self.base = self.base.wrapping_add(1);
@@ -499,6 +503,8 @@ impl SendLane {
             && due <= now
         {
             self.reminders.pop();
+            // The last packet of the request goes out again. The peer answers with its standing, or as a life that
+            // knows nothing of it.
             if let Some(open) = self.open_mut(message) {
                 open.reminder_set = false;
                 let last = open.sent - 1;

@@ -14,7 +14,7 @@ pub(crate) const NUMBER_SPAN: u32 = 1 << 16;
 pub(super) const QUEUE_PAIR_WINDOW: u32 = 1024;
 
 /// So many messages of a queue pair may be open in any case, however long they are. They are few, so that those of 255
-/// queue pairs leave room in [`MESSAGE_WINDOW`] for those of the last (a device has 256 queue pairs).
+/// queue pairs leave room in [`MESSAGE_WINDOW`] for those of the last (devices of all profiles have 256).
 pub(super) const QUEUE_PAIR_MESSAGES: u32 = MESSAGE_WINDOW / 256;
 
 /// Most packets of a message that counts as short.
