@@ -1,8 +1,8 @@
 //! Completion counters: progress as a number, without polling a completion queue.
 
-use crate::error::Error;
+use crate::error::SetupError;
 use crate::provider::{CounterWord, Provider, RawCounter};
-use crate::shared::counter::{CounterShared, Counting, Counts};
+use crate::shared::counter::{AttachableCounter, CounterShared, Counts};
 use efa_io::handle::CounterHandle;
 use efa_types::{COUNTER_MAX, CounterValue};
 use std::any::Any;
@@ -29,7 +29,7 @@ pub struct ExternalCompletionCounter {
 
 macro_rules! counting {
     ($($counter:ty),*) => {$(
-        impl Counting for $counter {}
+        impl AttachableCounter for $counter {}
         impl Counts for $counter {
             fn inner(&self) -> &Arc<CounterShared> {
                 &self.inner
@@ -41,7 +41,7 @@ macro_rules! counting {
 counting!(CompletionCounter, ExternalCompletionCounter);
 
 impl CompletionCounter {
-    pub(crate) fn new(provider: Arc<dyn Provider>) -> Result<Self, Error> {
+    pub(crate) fn new(provider: Arc<dyn Provider>) -> Result<Self, SetupError> {
         let RawCounter { id, completions, errors } = provider.create_counter()?;
         Ok(Self { inner: Arc::new(CounterShared { provider, id }), words: Arc::new([completions, errors]) })
     }
@@ -71,7 +71,7 @@ impl CompletionCounter {
     ///
     /// # Errors
     /// The device refused.
-    pub fn set(&self, which: CounterValue, value: u64) -> Result<(), Error> {
+    pub fn set(&self, which: CounterValue, value: u64) -> Result<(), SetupError> {
         self.inner.provider.set_counter(self.inner.id, which, value)
     }
 }
@@ -83,7 +83,7 @@ impl ExternalCompletionCounter {
         completions: u64,
         errors: u64,
         owner: Option<Arc<dyn Any + Send + Sync>>,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, SetupError> {
         let id = provider.create_counter_in(fd, completions, errors, owner)?;
         Ok(Self { inner: Arc::new(CounterShared { provider, id }) })
     }
@@ -92,7 +92,7 @@ impl ExternalCompletionCounter {
     ///
     /// # Errors
     /// The device refused.
-    pub fn set(&self, which: CounterValue, value: u64) -> Result<(), Error> {
+    pub fn set(&self, which: CounterValue, value: u64) -> Result<(), SetupError> {
         self.inner.provider.set_counter(self.inner.id, which, value)
     }
 }

@@ -3,7 +3,7 @@
 //! Completions come in any order: SRD does not order. Each carries the `wr_id` that its request was posted with, on
 //! devices with 16-bit request ids too.
 
-use crate::error::Error;
+use crate::error::{EventError, HandOverError, Refused, SetupError};
 use crate::ledger::QpLedgers;
 use crate::provider::Provider;
 use crate::ring::RawRing;
@@ -131,7 +131,7 @@ macro_rules! target {
 target!(CompletionQueue => shared, CpuCompletionQueue => shared, GpuCompletionQueue => queue.shared);
 
 impl CompletionQueue {
-    pub(crate) fn new(provider: Arc<dyn Provider>, config: CqConfig) -> Result<Self, Error> {
+    pub(crate) fn new(provider: Arc<dyn Provider>, config: CqConfig) -> Result<Self, SetupError> {
         let raw = provider.create_cq(config.attributes())?;
         let well_formed = raw.rings.iter().all(|ring| [16, 32].contains(&ring.entry_size()));
         assert!(well_formed && !raw.rings.is_empty(), "the provider made a ring of other entries");
@@ -169,11 +169,11 @@ impl CompletionQueue {
     /// Hands the ring to a GPU, or to anyone else who reads it through a [`CompletionRingHandle`].
     ///
     /// # Errors
-    /// [`Error::SubQueues`] on a device whose completion queues consist of several rings.
-    pub fn into_gpu(self) -> Result<GpuCompletionQueue, Error> {
+    /// [`HandOverError::SubQueues`] on a device whose completion queues consist of several rings.
+    pub fn into_gpu(self) -> Result<GpuCompletionQueue, Refused<Self>> {
         match self.consumers.len() {
             1 => Ok(GpuCompletionQueue { queue: self }),
-            count => Err(Error::SubQueues { count }),
+            count => Err(Refused { value: self, error: HandOverError::SubQueues { count } }),
         }
     }
 }
@@ -358,17 +358,17 @@ impl CpuCompletionQueue {
     /// gone, and polling gives nothing.
     ///
     /// # Errors
-    /// [`Error::NoEvents`] for a queue without [`CqConfig::events`], or whatever the operating system answers.
-    pub fn wait_event(&mut self, timeout: Duration) -> Result<bool, Error> {
+    /// [`EventError::NotEnabled`] for a queue without [`CqConfig::events`], or whatever the operating system answers.
+    pub fn wait_event(&mut self, timeout: Duration) -> Result<bool, EventError> {
         let deadline = Instant::now().checked_add(timeout); // none: later than any clock goes
         loop {
             if self.fresh::<1>().is_some() || self.find_ready() {
                 return Ok(true);
             }
             self.arm()?;
-            let Some(events) = &self.shared.events else { return Err(Error::NoEvents) };
+            let Some(events) = &self.shared.events else { return Err(EventError::NotEnabled) };
             let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
-            if events.wait(left).map_err(Error::io("waiting for a completion event"))? {
+            if events.wait(left).map_err(EventError::io("waiting for a completion event"))? {
                 self.event_came();
             } else if left.is_zero() {
                 return Ok(self.fresh::<1>().is_some() || self.find_ready());
@@ -381,9 +381,9 @@ impl CpuCompletionQueue {
     ///
     /// # Errors
     /// As [`wait_event`](Self::wait_event).
-    pub fn take_event(&mut self) -> Result<bool, Error> {
-        let events = self.shared.events.as_ref().ok_or(Error::NoEvents)?;
-        let came = events.wait(Duration::ZERO).map_err(Error::io("taking a completion event"))?;
+    pub fn take_event(&mut self) -> Result<bool, EventError> {
+        let events = self.shared.events.as_ref().ok_or(EventError::NotEnabled)?;
+        let came = events.wait(Duration::ZERO).map_err(EventError::io("taking a completion event"))?;
         if came {
             self.event_came();
         }
@@ -400,10 +400,10 @@ impl CpuCompletionQueue {
     /// [`wait_event`](Self::wait_event) does all of it.
     ///
     /// # Errors
-    /// [`Error::NoEvents`] for a queue without [`CqConfig::events`].
-    pub fn arm(&mut self) -> Result<(), Error> {
+    /// [`EventError::NotEnabled`] for a queue without [`CqConfig::events`].
+    pub fn arm(&mut self) -> Result<(), EventError> {
         if self.shared.events.is_none() {
-            return Err(Error::NoEvents);
+            return Err(EventError::NotEnabled);
         }
         self.armed = true;
         self.ring_doorbell();
@@ -432,9 +432,9 @@ impl CpuCompletionQueue {
     /// # Errors
     /// Entries are there that were not polled.
     #[expect(clippy::result_large_err, reason = "the queue goes back whole, and rarely")]
-    pub fn into_idle(mut self) -> Result<CompletionQueue, Self> {
+    pub fn into_idle(mut self) -> Result<CompletionQueue, Refused<Self>> {
         if self.fresh::<1>().is_some() || self.find_ready() {
-            return Err(self);
+            return Err(Refused { value: self, error: HandOverError::Unpolled });
         }
         self.others.push_back(self.current);
         let mut consumers = vec![0; self.others.len()];

@@ -2,7 +2,7 @@
 
 use crate::counter::{CompletionCounter, ExternalCompletionCounter};
 use crate::cq::{CompletionQueue, CqConfig};
-use crate::error::Error;
+use crate::error::{OpenError, SetupError};
 use crate::external::DmabufRange;
 use crate::external_cq::ExternalCompletionQueue;
 use crate::pd::ProtectionDomain;
@@ -30,11 +30,11 @@ pub fn devices() -> Vec<DeviceInfo> {
 /// # Errors
 /// Why there can be none: the machine has no libibverbs, or no RDMA at all, or the program was built without the
 /// feature `verbs`.
-pub fn hardware_devices() -> Result<Vec<DeviceInfo>, Error> {
+pub fn hardware_devices() -> Result<Vec<DeviceInfo>, OpenError> {
     #[cfg(feature = "verbs")]
     return crate::provider::verbs::list();
     #[cfg(not(feature = "verbs"))]
-    Err(Error::NotBuilt { what: "EFA devices", feature: "verbs" })
+    Err(OpenError::NotBuilt { what: "EFA devices", feature: "verbs" })
 }
 
 /// An opened device. Clones are the same device; it closes when the last object made from it is gone.
@@ -53,21 +53,21 @@ impl Device {
     ///
     /// # Errors
     /// No such device, or it could not be started.
-    pub fn open(name: &str) -> Result<Self, Error> {
+    pub fn open(name: &str) -> Result<Self, OpenError> {
         #[cfg(feature = "soft")]
         if let Some(provider) = soft::open(name) {
             return Ok(Self { provider: provider? });
         }
         #[cfg(not(feature = "soft"))]
         if name.starts_with("soft") {
-            return Err(Error::NotBuilt { what: "software devices", feature: "soft" });
+            return Err(OpenError::NotBuilt { what: "software devices", feature: "soft" });
         }
         #[cfg(feature = "verbs")]
         let found = crate::provider::verbs::open(name)?;
         #[cfg(not(feature = "verbs"))]
         let found: Result<Arc<dyn Provider>, String> =
-            Err(Error::NotBuilt { what: "EFA devices", feature: "verbs" }.to_string());
-        found.map(|provider| Self { provider }).map_err(|reason| Error::NoSuchDevice {
+            Err(OpenError::NotBuilt { what: "EFA devices", feature: "verbs" }.to_string());
+        found.map(|provider| Self { provider }).map_err(|reason| OpenError::NoSuchDevice {
             name: name.into(),
             hint: format!("{reason}; software devices are named soft0, soft1, … and soft:KEY=VALUE,…"),
         })
@@ -78,7 +78,7 @@ impl Device {
     /// # Errors
     /// The port's device is gone.
     #[cfg(feature = "soft")]
-    pub fn from_soft_port(name: &str, port: Arc<dyn DeviceHandle>) -> Result<Self, Error> {
+    pub fn from_soft_port(name: &str, port: Arc<dyn DeviceHandle>) -> Result<Self, OpenError> {
         Ok(Self { provider: Arc::new(soft::Soft::new(name, port)?) })
     }
 
@@ -112,7 +112,7 @@ impl Device {
     ///
     /// # Errors
     /// The device refused, or has none.
-    pub fn create_counter(&self) -> Result<CompletionCounter, Error> {
+    pub fn create_counter(&self) -> Result<CompletionCounter, SetupError> {
         CompletionCounter::new(self.provider.clone())
     }
 
@@ -127,7 +127,7 @@ impl Device {
         completions: u64,
         errors: u64,
         owner: Option<Arc<dyn Any + Send + Sync>>,
-    ) -> Result<ExternalCompletionCounter, Error> {
+    ) -> Result<ExternalCompletionCounter, SetupError> {
         ExternalCompletionCounter::new(self.provider.clone(), fd, completions, errors, owner)
     }
 
@@ -148,7 +148,7 @@ impl Device {
     ///
     /// # Errors
     /// The device refused.
-    pub fn alloc_pd(&self) -> Result<ProtectionDomain, Error> {
+    pub fn alloc_pd(&self) -> Result<ProtectionDomain, SetupError> {
         ProtectionDomain::new(self.provider.clone())
     }
 
@@ -156,7 +156,7 @@ impl Device {
     ///
     /// # Errors
     /// The device refused, for example a length over `max_cqe`.
-    pub fn create_cq(&self, config: CqConfig) -> Result<CompletionQueue, Error> {
+    pub fn create_cq(&self, config: CqConfig) -> Result<CompletionQueue, SetupError> {
         CompletionQueue::new(self.provider.clone(), config)
     }
 
@@ -171,7 +171,7 @@ impl Device {
         config: CqConfig,
         memory: DmabufRange<'_>,
         owner: Option<Arc<dyn Any + Send + Sync>>,
-    ) -> Result<ExternalCompletionQueue, Error> {
+    ) -> Result<ExternalCompletionQueue, SetupError> {
         ExternalCompletionQueue::new(self.provider.clone(), config, memory, owner)
     }
 }

@@ -1,7 +1,7 @@
 //! Completion queues in memory that this process cannot touch.
 
 use crate::cq::CqConfig;
-use crate::error::Error;
+use crate::error::SetupError;
 use crate::external::DmabufRange;
 use crate::provider::{Provider, RawExternalCq};
 use crate::shared::cq::{CompletionTarget, CqShared, Target};
@@ -23,7 +23,7 @@ impl ExternalCompletionQueue {
         config: CqConfig,
         memory: DmabufRange<'_>,
         owner: Option<Arc<dyn Any + Send + Sync>>,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, SetupError> {
         let RawExternalCq { cqn, size, entry_size } = provider.create_cq_in(config.attributes(), memory, owner)?;
         let shared = Arc::new(CqShared::new(provider, cqn, size.entries()));
         Ok(Self { shared, size, entry_size })

@@ -1,6 +1,6 @@
 //! Regions of memory that this process cannot touch.
 
-use crate::error::Error;
+use crate::error::{RangeError, SetupError};
 use crate::external::{DmabufRange, ExternalMemory};
 use crate::provider::Registration;
 use crate::region::{LocalSlice, RemoteRegion, resolve};
@@ -30,7 +30,7 @@ impl ExternalRegion {
         domain: Arc<DomainShared>,
         memory: ExternalMemory<'_>,
         access: Access,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, SetupError> {
         let (addr, len) = (memory.addr(), memory.len());
         if addr.checked_add(len).is_none() {
             let expected = "an address whose region ends below 2^64";
@@ -39,14 +39,14 @@ impl ExternalRegion {
         if let Ok(DmabufRange { offset, .. }) = memory.as_dmabuf()
             && (addr ^ offset) % PAGE != 0
         {
-            return Err(Error::DmabufPlace { addr, offset });
+            return Err(SetupError::DmabufMisaligned { addr, offset });
         }
         let registration = domain.provider.register_external(domain.pd, memory, access)?;
         match Lkey::new(registration.keys.lkey) {
             Ok(lkey) => Ok(Self { addr, len, registration, lkey, domain }),
-            Err(error) => {
+            Err(_) => {
                 domain.provider.deregister(&registration);
-                Err(Error::Post(error.into()))
+                Err(SetupError::InvalidKey { lkey: registration.keys.lkey })
             }
         }
     }
@@ -80,7 +80,7 @@ impl ExternalRegion {
     ///
     /// # Errors
     /// The range passes the end, or is 4 GiB or longer.
-    pub fn slice(&self, range: impl RangeBounds<u64>) -> Result<LocalSlice<'_>, Error> {
+    pub fn slice(&self, range: impl RangeBounds<u64>) -> Result<LocalSlice<'_>, RangeError> {
         let (start, end) = resolve(range, self.len)?;
         LocalSlice::new(self.addr + start, end - start, self.lkey, self.domain.tag)
     }

@@ -105,7 +105,7 @@ mod shared;
 pub use counter::{CompletionCounter, ExternalCompletionCounter};
 pub use cq::{Completion, CompletionKind, CompletionQueue, CpuCompletionQueue, CqConfig, GpuCompletionQueue, Received};
 pub use device::{Device, devices, hardware_devices};
-pub use error::{Error, NotDrained, PostError};
+pub use error::{Error, EventError, HandOverError, OpenError, PostError, RangeError, Refused, SetupError};
 pub use external::{DmabufRange, ExternalMemory};
 pub use external_cq::ExternalCompletionQueue;
 pub use external_region::ExternalRegion;
@@ -118,7 +118,7 @@ pub use recv::{CpuRecvQueue, GpuRecvQueue, RecvQueue};
 pub use region::{LocalSlice, Region, RemoteRegion, RemoteSlice};
 pub use ring::RawRing;
 pub use send::{CpuSendQueue, GpuSendQueue, SendQueue};
-pub use shared::counter::Counting;
+pub use shared::counter::AttachableCounter;
 pub use shared::cq::CompletionTarget;
 
 pub use efa_io::{Hints, OpCode, Status};

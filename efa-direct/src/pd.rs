@@ -3,7 +3,7 @@
 //! Memory, queue pairs and peers of one domain work together; a request that mixes domains is refused before it is
 //! posted.
 
-use crate::error::Error;
+use crate::error::SetupError;
 use crate::external::ExternalMemory;
 use crate::external_region::ExternalRegion;
 use crate::peer::{Endpoint, Peer};
@@ -25,7 +25,7 @@ pub struct ProtectionDomain {
 }
 
 impl ProtectionDomain {
-    pub(crate) fn new(provider: Arc<dyn Provider>) -> Result<Self, Error> {
+    pub(crate) fn new(provider: Arc<dyn Provider>) -> Result<Self, SetupError> {
         Ok(Self { inner: DomainShared::alloc(provider)? })
     }
 
@@ -33,7 +33,7 @@ impl ProtectionDomain {
     ///
     /// # Errors
     /// No memory, or the device refused.
-    pub fn allocate(&self, len: usize, access: Access) -> Result<Region<'_>, Error> {
+    pub fn allocate(&self, len: usize, access: Access) -> Result<Region<'_>, SetupError> {
         Region::allocate(self.inner.clone(), len, access)
     }
 
@@ -41,7 +41,7 @@ impl ProtectionDomain {
     ///
     /// # Errors
     /// No memory, or the device refused.
-    pub fn allocate_shared(self: &Arc<Self>, len: usize, access: Access) -> Result<Region<'static>, Error> {
+    pub fn allocate_shared(self: &Arc<Self>, len: usize, access: Access) -> Result<Region<'static>, SetupError> {
         Region::allocate(self.inner.clone(), len, access)
     }
 
@@ -73,7 +73,7 @@ impl ProtectionDomain {
         bytes: &mut [u8],
         access: Access,
         f: impl FnOnce(&Region<'_>) -> T,
-    ) -> Result<T, Error> {
+    ) -> Result<T, SetupError> {
         let scoped = Scoped::new(self.inner.clone(), bytes, access)?;
         Ok(f(scoped.region()))
     }
@@ -81,8 +81,8 @@ impl ProtectionDomain {
     /// Registers memory that this process cannot touch.
     ///
     /// # Errors
-    /// The device refused, in all ways in which it could reach the memory; or [`Error::DmabufPlace`].
-    pub fn register_external(&self, memory: ExternalMemory<'_>, access: Access) -> Result<ExternalRegion, Error> {
+    /// The device refused, in all ways in which it could reach the memory; or [`SetupError::DmabufMisaligned`].
+    pub fn register_external(&self, memory: ExternalMemory<'_>, access: Access) -> Result<ExternalRegion, SetupError> {
         ExternalRegion::register(self.inner.clone(), memory, access)
     }
 
@@ -93,7 +93,7 @@ impl ProtectionDomain {
     ///
     /// # Errors
     /// The device refused.
-    pub fn peer(&self, endpoint: &Endpoint) -> Result<Peer, Error> {
+    pub fn peer(&self, endpoint: &Endpoint) -> Result<Peer, SetupError> {
         Peer::new(self.inner.clone(), endpoint)
     }
 
@@ -107,7 +107,7 @@ impl ProtectionDomain {
         send_cq: &impl CompletionTarget,
         recv_cq: &impl CompletionTarget,
         config: QpConfig<W>,
-    ) -> Result<QueuePair<W>, Error>
+    ) -> Result<QueuePair<W>, SetupError>
     where
         Wqe<W>: SendWqe,
     {

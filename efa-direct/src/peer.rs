@@ -1,6 +1,6 @@
 //! Peers: the destinations of work requests.
 
-use crate::error::Error;
+use crate::error::SetupError;
 use crate::shared::domain::DomainShared;
 use efa_io::Destination;
 use efa_types::Gid;
@@ -41,7 +41,7 @@ impl Drop for AddressHandle {
 }
 
 impl Peer {
-    pub(crate) fn new(domain: Arc<DomainShared>, endpoint: &Endpoint) -> Result<Self, Error> {
+    pub(crate) fn new(domain: Arc<DomainShared>, endpoint: &Endpoint) -> Result<Self, SetupError> {
         let ah = domain.provider.create_ah(domain.pd, endpoint.gid)?;
         let dest = Destination { ah, qpn: endpoint.qpn, qkey: endpoint.qkey };
         Ok(Self { dest, words: dest.words(), domain: domain.tag, handle: AddressHandle { domain, ah } })

@@ -15,7 +15,7 @@
 //! ([`QueuePair::new`](crate::qp::QueuePair)). A number is *leaving* before the device is told, lest another thread be
 //! given it in between.
 
-use crate::error::Error;
+use crate::error::SetupError;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering::*};
 
@@ -49,12 +49,14 @@ impl Promises {
     }
 
     /// Promises entries to a ring.
-    pub(crate) fn reserve(&self, asked: u32) -> Result<(), Error> {
+    pub(crate) fn reserve(&self, asked: u32) -> Result<(), SetupError> {
         let reserved = &mut self.state.lock().reserved;
         // Which sub-queue a ring completes in is the device's choice: what one of them holds has to be enough for all.
         match reserved.checked_add(asked).filter(|&sum| sum <= self.entries) {
             Some(sum) => *reserved = sum,
-            None => return Err(Error::CompletionQueueTooSmall { entries: self.entries, reserved: *reserved, asked }),
+            None => {
+                return Err(SetupError::CompletionQueueTooSmall { entries: self.entries, reserved: *reserved, asked });
+            }
         }
         Ok(())
     }

@@ -1,12 +1,12 @@
 //! Queue pairs: from creation to the two rings that one posts to.
 
-use crate::error::Error;
+use crate::error::SetupError;
 use crate::ledger::{Credits, Ledger, QpLedgers};
 use crate::peer::Endpoint;
 use crate::provider::RawQp;
 use crate::recv::RecvQueue;
 use crate::send::SendQueue;
-use crate::shared::counter::Counting;
+use crate::shared::counter::AttachableCounter;
 use crate::shared::cq::CqShared;
 use crate::shared::domain::DomainShared;
 use crate::shared::qp::{QpShared, Share, create_with_free_number};
@@ -146,10 +146,10 @@ where
         send_cq: &Arc<CqShared>,
         recv_cq: &Arc<CqShared>,
         config: QpConfig<W>,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, SetupError> {
         let provider = domain.provider.clone();
         if [send_cq, recv_cq].iter().any(|cq| !Arc::ptr_eq(&cq.provider, &provider)) {
-            return Err(Error::ForeignCompletionQueue);
+            return Err(SetupError::ForeignCompletionQueue);
         }
         let wide = <Wqe<W> as SendWqe>::SIZE > 64;
         let attributes = provider.attributes();
@@ -175,7 +175,7 @@ where
         let recv_credits = Credits::new(config.recv_entries, recv.entries);
         let (asked, found) = (<Wqe<W> as SendWqe>::SIZE, raw.send.entry_size());
         if asked != found {
-            return Err(Error::WqeSize { asked, found });
+            return Err(SetupError::WqeSize { asked, found });
         }
         let ledgers = Arc::new(QpLedgers {
             qpn: raw.qpn,
@@ -209,11 +209,11 @@ where
     ///
     /// # Errors
     /// The device refused: it has no counters, one of the kinds has a counter already, or there are no kinds.
-    pub fn attach_counter(&self, counter: &impl Counting, ops: CounterOps) -> Result<(), Error> {
+    pub fn attach_counter(&self, counter: &impl AttachableCounter, ops: CounterOps) -> Result<(), SetupError> {
         let provider = &self.inner.domain.provider;
         let counter = counter.inner();
         if !Arc::ptr_eq(&counter.provider, provider) {
-            return Err(Error::ForeignCounter);
+            return Err(SetupError::ForeignCounter);
         }
         provider.attach_counter(self.inner.qpn, counter.id, ops)?;
         self.inner.counters.lock().push(counter.clone());
@@ -225,7 +225,7 @@ where
     ///
     /// # Errors
     /// The device refused.
-    pub fn activate(self, qkey: u32) -> Result<ActiveQueuePair<W>, Error> {
+    pub fn activate(self, qkey: u32) -> Result<ActiveQueuePair<W>, SetupError> {
         let Self { inner, raw, recv_bufs, send_credits, recv_credits, _wqe } = self;
         let provider = &inner.domain.provider;
         inner.activated.store(true, Ordering::Relaxed);
@@ -245,7 +245,7 @@ impl QpControl {
     ///
     /// # Errors
     /// The device refused.
-    pub fn fail(&self) -> Result<(), Error> {
+    pub fn fail(&self) -> Result<(), SetupError> {
         self.inner.domain.provider.fail_qp(self.inner.qpn)
     }
 }

@@ -1,6 +1,6 @@
 //! Receive queues: one ring, one owner, as for send queues.
 
-use crate::error::{NotDrained, PostError};
+use crate::error::{HandOverError, PostError, Refused};
 use crate::ledger::Credits;
 use crate::provider::RawQp;
 use crate::region::LocalSlice;
@@ -126,11 +126,11 @@ impl CpuRecvQueue {
     ///
     /// # Errors
     /// Receives are outstanding.
-    pub fn into_idle(mut self) -> Result<RecvQueue, NotDrained<Self>> {
+    pub fn into_idle(mut self) -> Result<RecvQueue, Refused<Self>> {
         self.ring();
         match self.outstanding() {
             0 => Ok(self.queue),
-            outstanding => Err(NotDrained { queue: self, outstanding }),
+            outstanding => Err(Refused { value: self, error: HandOverError::Outstanding { outstanding } }),
         }
     }
 }
@@ -169,19 +169,14 @@ impl GpuRecvQueue {
     /// # Safety
     /// The driver has stopped and posts no more by any handle, and the numbers are true; as for
     /// [`GpuSendQueue::into_idle`](crate::GpuSendQueue::into_idle).
-    pub unsafe fn into_idle(
-        mut self,
-        producer: u32,
-        posted: u32,
-        completed: u32,
-    ) -> Result<RecvQueue, NotDrained<Self>> {
+    pub unsafe fn into_idle(mut self, producer: u32, posted: u32, completed: u32) -> Result<RecvQueue, Refused<Self>> {
         match posted.wrapping_sub(completed) {
             0 => {
                 self.queue.producer = producer;
                 self.queue.posted = posted;
                 Ok(self.queue)
             }
-            outstanding => Err(NotDrained { queue: self, outstanding }),
+            outstanding => Err(Refused { value: self, error: HandOverError::Outstanding { outstanding } }),
         }
     }
 }

@@ -7,7 +7,7 @@
 //! Everyone accesses a region as atomic bytes, so regions may overlap: `efa_memory` tells why, and why no ring
 //! can be a region.
 
-use crate::error::Error;
+use crate::error::{RangeError, SetupError};
 use crate::provider::{HostRange, Registration};
 use crate::shared::domain::DomainShared;
 use efa_io::{Lkey, LocalBuf, RemoteBuf};
@@ -64,7 +64,7 @@ pub struct RemoteSlice {
     pub(crate) words: [u64; 2],
 }
 
-pub(crate) fn resolve(range: impl RangeBounds<u64>, len: u64) -> Result<(u64, u64), Error> {
+pub(crate) fn resolve(range: impl RangeBounds<u64>, len: u64) -> Result<(u64, u64), RangeError> {
     let start = match range.start_bound() {
         Bound::Included(&start) => start,
         Bound::Excluded(&start) => start.saturating_add(1),
@@ -75,23 +75,23 @@ pub(crate) fn resolve(range: impl RangeBounds<u64>, len: u64) -> Result<(u64, u6
         Bound::Excluded(&end) => end,
         Bound::Unbounded => len,
     };
-    if start <= end && end <= len { Ok((start, end)) } else { Err(Error::OutOfRange { start, end, len }) }
+    if start <= end && end <= len { Ok((start, end)) } else { Err(RangeError::OutOfRange { start, end, len }) }
 }
 
 impl<'d> Region<'d> {
-    fn register(domain: Arc<DomainShared>, range: HostRange, access: Access) -> Result<Self, Error> {
+    fn register(domain: Arc<DomainShared>, range: HostRange, access: Access) -> Result<Self, SetupError> {
         let registration = domain.provider.register(domain.pd, range.clone(), access)?;
         match Lkey::new(registration.keys.lkey) {
             Ok(lkey) => Ok(Self { range, registration, lkey, domain, _domain: PhantomData }),
-            Err(error) => {
+            Err(_) => {
                 domain.provider.deregister(&registration);
-                Err(Error::Post(error.into()))
+                Err(SetupError::InvalidKey { lkey: registration.keys.lkey })
             }
         }
     }
 
-    pub(crate) fn allocate(domain: Arc<DomainShared>, len: usize, access: Access) -> Result<Self, Error> {
-        let memory = SharedMemory::zeroed(len).map_err(Error::io("allocating a region"))?;
+    pub(crate) fn allocate(domain: Arc<DomainShared>, len: usize, access: Access) -> Result<Self, SetupError> {
+        let memory = SharedMemory::zeroed(len).map_err(SetupError::io("allocating a region"))?;
         let ptr = NonNull::new(memory.as_ptr()).unwrap_or(NonNull::dangling());
         Self::register(domain, HostRange { ptr, len, owner: Some(memory) }, access)
     }
@@ -125,7 +125,7 @@ impl<'d> Region<'d> {
     ///
     /// # Errors
     /// The range passes the end, or is 4 GiB or longer.
-    pub fn slice(&self, range: impl RangeBounds<u64>) -> Result<LocalSlice<'_>, Error> {
+    pub fn slice(&self, range: impl RangeBounds<u64>) -> Result<LocalSlice<'_>, RangeError> {
         let (start, end) = resolve(range, self.len())?;
         LocalSlice::new(self.addr() + start, end - start, self.lkey, self.domain.tag)
     }
@@ -134,7 +134,7 @@ impl<'d> Region<'d> {
     ///
     /// # Errors
     /// They pass the end.
-    pub fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), Error> {
+    pub fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), RangeError> {
         let (start, _) = resolve(offset..offset.saturating_add(dst.len() as u64), self.len())?;
         // SAFETY: `resolve` found the range inside the region. The bytes are valid while `self` is borrowed: `range`
         // owns them, or `Scoped` borrows them exclusively for longer than the region lives. They are `SharedMemory` or
@@ -148,7 +148,7 @@ impl<'d> Region<'d> {
     ///
     /// # Errors
     /// They pass the end.
-    pub fn write(&self, offset: u64, src: &[u8]) -> Result<(), Error> {
+    pub fn write(&self, offset: u64, src: &[u8]) -> Result<(), RangeError> {
         let (start, _) = resolve(offset..offset.saturating_add(src.len() as u64), self.len())?;
         // SAFETY: as in `read`.
         unsafe { copy_in(src, self.range.ptr.as_ptr().add(start as usize)) };
@@ -159,7 +159,7 @@ impl<'d> Region<'d> {
     ///
     /// # Errors
     /// The range passes the end.
-    pub fn read_vec(&self, range: impl RangeBounds<u64>) -> Result<Vec<u8>, Error> {
+    pub fn read_vec(&self, range: impl RangeBounds<u64>) -> Result<Vec<u8>, RangeError> {
         let (start, end) = resolve(range, self.len())?;
         let mut bytes = vec![0; (end - start) as usize];
         self.read(start, &mut bytes)?;
@@ -186,7 +186,7 @@ pub(crate) struct Scoped<'b> {
 }
 
 impl<'b> Scoped<'b> {
-    pub(crate) fn new(domain: Arc<DomainShared>, bytes: &'b mut [u8], access: Access) -> Result<Self, Error> {
+    pub(crate) fn new(domain: Arc<DomainShared>, bytes: &'b mut [u8], access: Access) -> Result<Self, SetupError> {
         let len = bytes.len();
         let ptr = NonNull::from(bytes).cast();
         Ok(Self { region: Region::register(domain, HostRange { ptr, len, owner: None }, access)?, _bytes: PhantomData })
@@ -199,9 +199,9 @@ impl<'b> Scoped<'b> {
 
 impl LocalSlice<'_> {
     /// `len` bytes at `addr` of a region with this key, which the caller has found in bounds.
-    pub(crate) fn new(addr: u64, len: u64, lkey: Lkey, domain: u32) -> Result<Self, Error> {
+    pub(crate) fn new(addr: u64, len: u64, lkey: Lkey, domain: u32) -> Result<Self, RangeError> {
         let max = u64::from(u32::MAX);
-        let length = u32::try_from(len).map_err(|_| Error::SliceTooLong { len, max })?;
+        let length = u32::try_from(len).map_err(|_| RangeError::SliceTooLong { len, max })?;
         Ok(Self { words: LocalBuf { addr, lkey, length }.words(), domain, _region: PhantomData })
     }
 
@@ -237,11 +237,11 @@ impl RemoteRegion {
     ///
     /// # Errors
     /// The range passes the end, or is 4 GiB or longer.
-    pub fn slice(&self, range: impl RangeBounds<u64>) -> Result<RemoteSlice, Error> {
+    pub fn slice(&self, range: impl RangeBounds<u64>) -> Result<RemoteSlice, RangeError> {
         let (start, end) = resolve(range, self.len)?;
         let buf = RemoteBuf { addr: self.addr.wrapping_add(start), rkey: self.rkey };
         let max = u64::from(u32::MAX);
-        let length = u32::try_from(end - start).map_err(|_| Error::SliceTooLong { len: end - start, max })?;
+        let length = u32::try_from(end - start).map_err(|_| RangeError::SliceTooLong { len: end - start, max })?;
         Ok(RemoteSlice { words: buf.words(length) })
     }
 }

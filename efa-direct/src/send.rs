@@ -12,7 +12,7 @@
 //! as well, so here a batch is counted from the last doorbell that some fence is behind, and another fence is spent
 //! only where the requests since then would exceed `max_batch`: never, as long as two batches together do not.
 
-use crate::error::{NotDrained, PostError};
+use crate::error::{HandOverError, PostError, Refused};
 use crate::ledger::{Credits, Ledger, QpLedgers};
 use crate::op::{Bounds, Request, foreign};
 use crate::peer::Peer;
@@ -255,12 +255,12 @@ where
     /// # Errors
     /// Work requests are outstanding. What was posted and never rung is rung now.
     #[expect(clippy::result_large_err, reason = "the queue goes back whole, and rarely")]
-    pub fn into_idle(mut self) -> Result<SendQueue<W>, NotDrained<Self>> {
+    pub fn into_idle(mut self) -> Result<SendQueue<W>, Refused<Self>> {
         self.ring();
         self.queue.producer = self.producer();
         match self.outstanding() {
             0 => Ok(self.queue),
-            outstanding => Err(NotDrained { queue: self, outstanding }),
+            outstanding => Err(Refused { value: self, error: HandOverError::Outstanding { outstanding } }),
         }
     }
 }
@@ -304,13 +304,13 @@ where
     /// The driver has stopped and posts no more by any handle, and the numbers are true. Of a GPU's ring the host sees
     /// nothing: with other numbers the next owner overwrites WQEs that the device has not read yet.
     #[expect(clippy::result_large_err, reason = "the queue goes back whole, and rarely")]
-    pub unsafe fn into_idle(mut self, producer: u32, completed: u32) -> Result<SendQueue<W>, NotDrained<Self>> {
+    pub unsafe fn into_idle(mut self, producer: u32, completed: u32) -> Result<SendQueue<W>, Refused<Self>> {
         match producer.wrapping_sub(completed) {
             0 => {
                 self.queue.producer = producer;
                 Ok(self.queue)
             }
-            outstanding => Err(NotDrained { queue: self, outstanding }),
+            outstanding => Err(Refused { value: self, error: HandOverError::Outstanding { outstanding } }),
         }
     }
 }

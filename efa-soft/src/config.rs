@@ -120,7 +120,7 @@ impl DeviceConfig {
     /// Allocates memory for a ring, or a page for doorbells.
     pub(crate) fn ring_memory<U: Unit>(&self, bytes: usize) -> Result<Arc<Shared<U>>, ControlError> {
         let memory = if self.shareable_rings { Shared::shareable(bytes) } else { Shared::zeroed(bytes) };
-        memory.map_err(|_| ControlError::NoMemory(bytes))
+        memory.map_err(|_| ControlError::NoMemory { what: "a ring or a doorbell", bytes })
     }
 
     /// Returns the incarnation that this life of the device has for `peer`: a hash of

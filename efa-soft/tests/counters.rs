@@ -139,7 +139,7 @@ fn a_counter_is_attached_in_time_for_kinds_that_have_none() {
     }
     assert_eq!(attach(&mut world, &qp, CounterOps::SEND | CounterOps::RECV), Ok(()));
     let overlap = attach(&mut world, &qp, CounterOps::RECV | CounterOps::RDMA_READ);
-    assert!(matches!(overlap, Err(ControlError::InUse { users: 1, .. })));
+    assert!(matches!(overlap, Err(ControlError::CounterAttached { kinds: 1, .. })));
     world.device(A).modify_qp(qp.qpn(), QpState::Init, Some(QKEY)).unwrap();
     assert_eq!(attach(&mut world, &qp, CounterOps::RDMA_READ), Ok(()), "what was refused changed nothing");
     world.device(A).modify_qp(qp.qpn(), QpState::ReadyToReceive, None).unwrap();

@@ -2,68 +2,84 @@
 
 use crate::QpState;
 
-/// Why the device refused a control call. Nothing was changed.
+/// The reason why a device refused a control call. A refused call changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ControlError {
-    /// An object that does not exist, or does not exist any more.
+    /// The object does not exist, or exists no longer.
     #[error("{kind} {id:#x} does not exist")]
     NoSuch {
-        /// What kind of object.
+        /// The kind of object.
         kind: &'static str,
-        /// Its number.
+        /// The object's number.
         id: u32,
     },
-    /// An object that others still use.
+    /// The device failed, or its driver has ended.
+    #[error("the device has failed or was shut down: open it again")]
+    DeviceGone,
+    /// Other objects still use the object.
     #[error("{kind} {id:#x} is used by {users} other objects: destroy those first")]
     InUse {
-        /// What kind of object.
+        /// The kind of object.
         kind: &'static str,
-        /// Its number.
+        /// The object's number.
         id: u32,
-        /// How many objects use it.
+        /// Number of objects that use it.
         users: u32,
     },
-    /// More than the device has.
-    #[error("{what}: {asked} asked for, the device allows {max}")]
+    /// A counter is already attached to the queue pair for some of the kinds of completions.
+    #[error("queue pair {qpn:#x} has a counter for {kinds} of these kinds of completions already: each kind takes one")]
+    CounterAttached {
+        /// The queue pair's number.
+        qpn: u16,
+        /// Number of kinds that have a counter.
+        kinds: u32,
+    },
+    /// The call asks for more than the device has.
+    #[error("{asked} {what} were asked for, the device allows {max}")]
     Limit {
-        /// What was asked for.
+        /// What was asked for, as a plural ("receives").
         what: &'static str,
-        /// How much of it.
+        /// The number asked for.
         asked: u64,
-        /// How much there is.
+        /// The number that the device allows.
         max: u64,
     },
-    /// An invalid value.
+    /// An argument has an invalid value.
     #[error("{what} is {value}, expected {expected}")]
     Invalid {
         /// The argument.
         what: &'static str,
-        /// Its value.
+        /// The argument's value.
         value: u64,
-        /// What would be right.
+        /// The valid values.
         expected: &'static str,
     },
-    /// A state change that verbs does not allow.
+    /// The queue pair cannot change from its state to the requested one.
     #[error("a queue pair cannot go from {from:?} to {to:?}")]
     Transition {
-        /// The state it is in.
+        /// The queue pair's state.
         from: QpState,
-        /// The state asked for.
+        /// The requested state.
         to: QpState,
     },
-    /// Something that is only possible earlier in a queue pair's life.
+    /// The queue pair has passed the states in which the call is allowed.
     #[error("{what}: the queue pair is in {state:?} already")]
     TooLate {
-        /// When it is done.
+        /// A sentence that says when the call is allowed.
         what: &'static str,
-        /// The state it is in.
+        /// The queue pair's state.
         state: QpState,
     },
-    /// A feature that this device lacks.
-    #[error("the device has no {0}")]
+    /// The device lacks a feature.
+    #[error("the device does not support {0}")]
     Unsupported(&'static str),
-    /// The operating system has no memory of this many bytes for a ring, a doorbell page or a counter page.
-    #[error("no memory for a ring, a doorbell page or a counter page of {0} bytes")]
-    NoMemory(usize),
+    /// The operating system has no memory for what the call creates.
+    #[error("there is no memory for {what} of {bytes} bytes")]
+    NoMemory {
+        /// What the memory is for ("a ring").
+        what: &'static str,
+        /// Bytes.
+        bytes: usize,
+    },
 }

@@ -28,8 +28,8 @@ impl From<ControlError> for Refusal {
     /// Translates a device's error as the driver does (`efa_com_comp_status_to_errno` in `efa_com.c`).
     fn from(error: ControlError) -> Self {
         let errno = match error {
-            ControlError::InUse { .. } => Errno::BUSY,
-            ControlError::Limit { .. } | ControlError::NoMemory(_) => Errno::NOMEM,
+            ControlError::InUse { .. } | ControlError::CounterAttached { .. } => Errno::BUSY,
+            ControlError::Limit { .. } | ControlError::NoMemory { .. } => Errno::NOMEM,
             ControlError::Unsupported(_) => Errno::OPNOTSUPP,
             _ => Errno::INVAL,
         };

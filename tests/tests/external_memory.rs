@@ -124,7 +124,7 @@ fn a_completion_counter_in_memory_of_others_counts_there_or_is_refused() {
 }
 
 // A region of a memory file that begins 100 bytes into its second page, and has another address in work requests.
-fn region(pd: &ProtectionDomain, memory: &Arc<SharedMemory>) -> Result<ExternalRegion, Error> {
+fn region(pd: &ProtectionDomain, memory: &Arc<SharedMemory>) -> Result<ExternalRegion, SetupError> {
     let external = ExternalMemory::dmabuf(piece(memory, PAGE + 100, 5000), ELSEWHERE + 100);
     pd.register_external(external.owned_by(memory.clone()), Access::ALL)
 }
@@ -155,9 +155,9 @@ fn a_piece_of_a_dma_buf_keeps_its_place_of_a_page() {
     let memory = SharedMemory::shareable(2 * PAGE as usize).unwrap();
     let named = |addr| pd.register_external(ExternalMemory::dmabuf(piece(&memory, 0x40, PAGE), addr), Access::ALL);
     let error = named(ELSEWHERE).unwrap_err();
-    assert!(matches!(error, Error::DmabufPlace { addr: ELSEWHERE, offset: 0x40 }), "{error}");
+    assert!(matches!(error, SetupError::DmabufMisaligned { addr: ELSEWHERE, offset: 0x40 }), "{error}");
     assert!(error.to_string().ends_with("the address has to end in 0x040"), "{error}");
-    assert!(!matches!(named(ELSEWHERE + 0x40), Err(Error::DmabufPlace { .. })));
+    assert!(!matches!(named(ELSEWHERE + 0x40), Err(SetupError::DmabufMisaligned { .. })));
 }
 
 fn exchange(a: &mut Side, b: &mut Side, region: &ExternalRegion, memory: &dyn Backing, at: usize) {
@@ -242,7 +242,7 @@ fn a_software_device_reaches_memory_through_its_backing() {
 
     let short = external().backed_by(SharedMemory::zeroed(1).unwrap());
     let error = a.pd.register_external(short, Access::ALL).unwrap_err().to_string();
-    assert_eq!(error, "length of the backing is 4096, expected that of the memory");
+    assert_eq!(error, "the backing's length in bytes is 4096, expected the memory's length");
 }
 
 #[test]

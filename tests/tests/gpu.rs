@@ -104,7 +104,7 @@ fn a_million_operations_through_the_nic_that_is_a_kernel() {
 fn the_nic_moves_bytes_between_two_gpus() {
     let (gpu, _one) = gpu();
     let Ok(far) = Gpu::open(1) else { return println!("there is one GPU: not run") };
-    gpu.reach(&far).expect("they reach each other");
+    gpu.enable_peer_access(&far).expect("they reach each other");
     let mut machine = OnGpu::new(&gpu, Duration::from_secs(20));
     let mut world = KernelNic::start([&gpu, &far], &kernels(&gpu), 9, false, [1024, 1024], AREA as u64);
     let mut traffic = Traffic::new(&mut machine, world.ends(), 9);

@@ -145,7 +145,7 @@ fn a_request_that_cannot_be_is_refused_before_anything_is_written() {
     let texts = [
         "the region belongs to protection domain",
         "the peer belongs to protection domain",
-        "8 bytes here, 9 bytes there",
+        "the local slice has 8 bytes, the remote one 9",
         "33 bytes inline, 32 fit",
         "send of 8929 bytes, the device takes 8928",
         "3 buffers in one WQE, this queue takes 2",
@@ -158,7 +158,7 @@ fn a_request_that_cannot_be_is_refused_before_anything_is_written() {
     pair.a.sq.ring();
     assert_eq!(pair.a.sq.doorbell().value(), 0, "nothing was posted, so nothing is rung");
     let too_far = pair.a.memory.slice(0..(1 << 20) + 1).unwrap_err().to_string();
-    assert_eq!(too_far, "bytes 0..1048577 of a region of 1048576 bytes");
+    assert_eq!(too_far, "bytes 0..1048577 are out of range: the memory has 1048576 bytes");
 }
 
 #[test]
@@ -204,22 +204,19 @@ fn a_ring_changes_hands_only_when_drained_and_keeps_its_counter() {
     let Pair { mut sim, a, .. } = pair;
     let (sq, mut cq) = (a.sq, a.cq);
     let refused = sq.into_idle().unwrap_err();
-    assert_eq!(refused.outstanding, 3);
-    assert_eq!(
-        Error::from(NotDrained { queue: (), outstanding: 3 }).to_string(),
-        "3 work requests are outstanding: poll their completions first"
-    );
+    assert_eq!(refused.error, HandOverError::Outstanding { outstanding: 3 });
+    assert_eq!(refused.to_string(), "3 work requests are outstanding: poll their completions first");
     let mut left = 3;
     sim.run_until(Duration::from_secs(1), || {
         left -= usize::from(cq.poll_one().is_some());
         left == 0
     });
-    let gpu = refused.queue.into_idle().unwrap().into_gpu();
+    let gpu = refused.value.into_idle().unwrap().into_gpu();
     let handle = gpu.handle();
     assert_eq!((handle.producer, handle.mask, handle.credits, handle.wqe_size), (3, 15, 16, 64));
     // SAFETY: no GPU uses the ring, and the doorbell was not rung after the three requests that have completed. The
     // positions are wrong on purpose; they are refused before they are used.
-    let gpu = unsafe { gpu.into_idle(10, 9) }.unwrap_err().queue;
+    let gpu = unsafe { gpu.into_idle(10, 9) }.unwrap_err().value;
     // SAFETY: no GPU uses the ring, and nothing is outstanding.
     let mut sq = unsafe { gpu.into_idle(10, 10) }.unwrap().into_cpu();
     assert_eq!(sq.room(), 16);
@@ -276,7 +273,9 @@ fn a_completion_ring_changes_hands_only_when_everything_in_it_was_polled() {
     pair.b.rq.ring();
     pair.a.sq.ring();
     pair.sim.run_until(Duration::from_millis(5), || false);
-    let mut cq = pair.a.cq.into_idle().unwrap_err();
+    let refused = pair.a.cq.into_idle().unwrap_err();
+    assert_eq!(refused.error, HandOverError::Unpolled);
+    let mut cq = refused.value;
     assert_eq!(cq.poll_one().map(|completion| completion.wr_id), Some(1));
     assert_eq!(cq.into_idle().unwrap().into_gpu().unwrap().handle().consumer, 1);
 }
@@ -628,7 +627,7 @@ fn a_region_larger_than_memory_is_refused() {
     let sim = Sim::new(LinkConfig::default());
     let pd = sim.add(0, |_| ()).alloc_pd().unwrap();
     for len in [usize::MAX, usize::MAX - 4096, isize::MAX as usize] {
-        assert!(matches!(pd.allocate(len, Access::ALL), Err(Error::Io { .. })), "{len}");
+        assert!(matches!(pd.allocate(len, Access::ALL), Err(SetupError::Io { .. })), "{len}");
     }
 }
 

@@ -62,7 +62,7 @@ fn a_completion_queue_of_several_rings_is_read_as_one() {
     let mut b = side(sim.add(1, |_| ()), QpConfig::new(1, 1));
     meet(&mut a, &mut b);
     let refused = a.device.create_cq(CqConfig::new(32)).unwrap().into_gpu().err().unwrap();
-    assert!(matches!(refused, Error::SubQueues { count: 4 }), "{refused}");
+    assert_eq!(refused.error, HandOverError::SubQueues { count: 4 }, "{refused}");
     let mut rings: [_; 3] = more_rings(&a);
     let Side { mut cq, peer, memory, pd: _pd, .. } = a;
     for lap in 0..40 {
@@ -126,7 +126,7 @@ fn a_datagram_arrives_behind_its_prefix_and_rdma_is_refused_before_it_is_posted(
         assert!(refused.contains(what), "{refused}");
     }
     for impossible in [config.unsolicited_write_recv(), config.rnr_retry(3)] {
-        assert!(matches!(b.pd.create_qp(&b.cq, &b.cq, impossible).err(), Some(Error::Control(_))));
+        assert!(matches!(b.pd.create_qp(&b.cq, &b.cq, impossible).err(), Some(SetupError::Control(_))));
     }
     b.pd.create_qp(&b.cq, &b.cq, config.wqe_128()).unwrap();
 }
@@ -140,8 +140,8 @@ fn a_counter_counts_for_as_long_as_a_queue_pair_has_it() {
     let foreign = b.device.create_counter().unwrap();
     let mut a = Side::new(device.clone(), 5, CqConfig::new(32), QpConfig::new(4, 4), |qp| {
         qp.attach_counter(&counter, CounterOps::RDMA_WRITE).unwrap();
-        assert!(matches!(qp.attach_counter(&counter, CounterOps::RDMA_WRITE), Err(Error::Control(_))));
-        assert!(matches!(qp.attach_counter(&foreign, CounterOps::SEND), Err(Error::ForeignCounter)));
+        assert!(matches!(qp.attach_counter(&counter, CounterOps::RDMA_WRITE), Err(SetupError::Control(_))));
+        assert!(matches!(qp.attach_counter(&foreign, CounterOps::SEND), Err(SetupError::ForeignCounter)));
     });
     meet(&mut a, &mut b);
     counter.set(CounterValue::Completions, COUNTER_MAX).unwrap();

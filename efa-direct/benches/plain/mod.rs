@@ -5,8 +5,8 @@ use efa_direct::provider::{
     ControlError, CqAttributes, HostRange, Provider, QpAttributes, RawCq, RawQp, RegionKeys, Registration,
 };
 use efa_direct::{
-    Access, Completion, Counters, CpuCompletionQueue, CpuSendQueue, CqConfig, Device, DeviceAttributes, Endpoint,
-    Error, Gid, OpCode, Peer, PostError, QpConfig, RawRing, RdmaWrite, Status,
+    Access, Completion, Counters, CpuCompletionQueue, CpuSendQueue, CqConfig, Device, DeviceAttributes, Endpoint, Gid,
+    OpCode, Peer, PostError, QpConfig, RawRing, RdmaWrite, SetupError, Status,
 };
 use efa_io::{Cqe32, Event, Limits, RingSize, Wqe64};
 use efa_memory::{DoorbellMemory, RingMemory};
@@ -86,26 +86,27 @@ unsafe impl Provider for Plain {
         &self.attributes
     }
 
-    fn alloc_pd(&self) -> Result<u32, Error> {
+    fn alloc_pd(&self) -> Result<u32, SetupError> {
         Ok(1)
     }
 
     fn dealloc_pd(&self, _: u32) {}
 
-    fn register(&self, _: u32, _: HostRange, _: Access) -> Result<Registration, Error> {
+    fn register(&self, _: u32, _: HostRange, _: Access) -> Result<Registration, SetupError> {
         Ok(Registration { keys: RegionKeys { lkey: 0x1001, rkey: 0x2002 }, token: None })
     }
 
     fn deregister(&self, _: &Registration) {}
 
-    fn create_cq(&self, _: CqAttributes) -> Result<RawCq, Error> {
+    fn create_cq(&self, _: CqAttributes) -> Result<RawCq, SetupError> {
         Ok(RawCq { cqn: 1, rings: vec![ring(&self.rings.completions, &self.rings, Cqe32::SIZE)], events: None })
     }
 
     fn destroy_cq(&self, _: u32) {}
 
-    fn create_qp(&self, request: QpAttributes) -> Result<RawQp, Error> {
-        let unused = RingMemory::zeroed(LAP * 16).map_err(|_| ControlError::NoMemory(LAP * 16))?;
+    fn create_qp(&self, request: QpAttributes) -> Result<RawQp, SetupError> {
+        let unused = RingMemory::zeroed(LAP * 16)
+            .map_err(|_| ControlError::NoMemory { what: "a receive ring", bytes: LAP * 16 })?;
         Ok(RawQp {
             qpn: QPN,
             generation: 3,
@@ -118,17 +119,17 @@ unsafe impl Provider for Plain {
         })
     }
 
-    fn activate_qp(&self, _: u16, _: u32) -> Result<(), Error> {
+    fn activate_qp(&self, _: u16, _: u32) -> Result<(), SetupError> {
         Ok(())
     }
 
-    fn fail_qp(&self, _: u16) -> Result<(), Error> {
+    fn fail_qp(&self, _: u16) -> Result<(), SetupError> {
         Ok(())
     }
 
     fn destroy_qp(&self, _: u16) {}
 
-    fn create_ah(&self, _: u32, _: Gid) -> Result<u16, Error> {
+    fn create_ah(&self, _: u32, _: Gid) -> Result<u16, SetupError> {
         Ok(9)
     }
 

@@ -6,7 +6,7 @@ use super::memory::GpuMemory;
 use crate::counter::ExternalCompletionCounter;
 use crate::device::Device;
 use crate::error::Error;
-use crate::shared::counter::{CounterShared, Counting, Counts};
+use crate::shared::counter::{AttachableCounter, CounterShared, Counts};
 use efa_io::handle::CounterHandle;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ impl PlacedCompletionCounter {
     }
 }
 
-impl Counting for PlacedCompletionCounter {}
+impl AttachableCounter for PlacedCompletionCounter {}
 impl Counts for PlacedCompletionCounter {
     fn inner(&self) -> &Arc<CounterShared> {
         self.counter.inner()

@@ -6,7 +6,7 @@ use super::mapped::Mapped;
 use super::memory::GpuMemory;
 use crate::cq::{CqConfig, GpuCompletionQueue};
 use crate::device::Device;
-use crate::error::Error;
+use crate::error::{Error, HandOverError, Refused};
 use crate::external::DmabufRange;
 use crate::external_cq::ExternalCompletionQueue;
 use crate::shared::cq::{CompletionTarget, CqShared, Target};
@@ -94,10 +94,10 @@ impl PlacedCompletionQueue {
     ///
     /// # Errors
     /// This, as it was, if it is in GPU memory.
-    pub fn into_mapped(self) -> Result<Mapped<GpuCompletionQueue>, Self> {
+    pub fn into_mapped(self) -> Result<Mapped<GpuCompletionQueue>, Refused<Self>> {
         match self.inner {
             Placed::Host(queue) => Ok(queue),
-            inner => Err(Self { inner }),
+            inner => Err(Refused { value: Self { inner }, error: HandOverError::InGpuMemory }),
         }
     }
 }

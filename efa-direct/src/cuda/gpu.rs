@@ -5,7 +5,6 @@ use super::driver::{self, cuda};
 use super::error::GpuError;
 use super::info::{GpuInfo, count, find};
 use super::ordering::RdmaWritesOrdering;
-use crate::error::Error;
 use cudarc::driver::sys;
 use std::sync::Arc;
 
@@ -24,7 +23,7 @@ impl Gpu {
     /// # Errors
     /// [`GpuError::NoCuda`] on a machine without NVIDIA's driver, [`GpuError::NoGpu`] where there are fewer GPUs, or
     /// what CUDA answers.
-    pub fn open(ordinal: usize) -> Result<Self, Error> {
+    pub fn open(ordinal: usize) -> Result<Self, GpuError> {
         let (device, info) = find(ordinal)?;
         Ok(Self { context: Arc::new(Context::open(device, info)?) })
     }
@@ -33,7 +32,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`GpuError::NoCuda`] on a machine without NVIDIA's driver, or what CUDA answers.
-    pub fn list() -> Result<Vec<GpuInfo>, Error> {
+    pub fn list() -> Result<Vec<GpuInfo>, GpuError> {
         driver::load()?;
         Ok((0..count()?).map(|ordinal| find(ordinal).map(|(_, info)| info)).collect::<Result<_, _>>()?)
     }
@@ -43,7 +42,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`GpuError::NoPeer`] if the two do not reach each other, or what CUDA answers.
-    pub fn reach(&self, other: &Gpu) -> Result<(), Error> {
+    pub fn enable_peer_access(&self, other: &Gpu) -> Result<(), GpuError> {
         let (mut can, [from, to]) = (0, [self, other].map(|gpu| gpu.context.device));
         // SAFETY: both devices exist; the number is valid for the call.
         unsafe { cuda!(cuDeviceCanAccessPeer(&mut can, from, to)) }.map_err(GpuError::from)?;
@@ -64,7 +63,7 @@ impl Gpu {
     /// Which kernels see what a NIC writes into this GPU's memory in the order in which it was written. A kernel that
     /// polls for completions needs [`Owner`](RdmaWritesOrdering::Owner) for bytes in its own GPU's memory, and
     /// [`AllDevices`](RdmaWritesOrdering::AllDevices), of the other GPU, for bytes in memory that it
-    /// [reaches](Self::reach).
+    /// [reaches](Self::enable_peer_access).
     pub fn rdma_writes_ordering(&self) -> RdmaWritesOrdering {
         self.info().rdma_writes_ordering
     }
@@ -75,7 +74,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`GpuError::NoFlush`] if the GPU cannot, or what CUDA answers.
-    pub fn flush_rdma_writes(&self) -> Result<(), Error> {
+    pub fn flush_rdma_writes(&self) -> Result<(), GpuError> {
         let info = self.info();
         if info.rdma_writes_ordering >= RdmaWritesOrdering::AllDevices {
             return Ok(());
@@ -121,12 +120,12 @@ mod tests {
     fn a_machine_without_cuda_says_so_instead_of_panicking() {
         match Gpu::open(0) {
             Ok(gpu) => assert_eq!(Gpu::list().unwrap()[0], *gpu.info()),
-            Err(Error::Gpu(error @ GpuError::NoCuda)) => {
+            Err(error @ GpuError::NoCuda) => {
                 assert!(error.to_string().contains("libcuda.so.1, cannot be loaded: install"), "{error}");
-                assert!(matches!(Gpu::list(), Err(Error::Gpu(GpuError::NoCuda))));
+                assert!(matches!(Gpu::list(), Err(GpuError::NoCuda)));
             }
             // A driver, and no GPU: CUDA's own words.
-            Err(error) => assert!(matches!(error, Error::Gpu(_)), "{error}"),
+            Err(error) => assert!(matches!(error, GpuError::Cuda(_) | GpuError::NoGpu { .. }), "{error}"),
         }
     }
 }

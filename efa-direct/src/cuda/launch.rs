@@ -5,7 +5,6 @@ use super::error::GpuError;
 use super::module::{Kernel, Loaded};
 use super::stream::{Event, Stream};
 use super::watchdog::Watchdog;
-use crate::error::Error;
 use std::ffi::c_void;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
@@ -98,7 +97,7 @@ impl Kernel {
     ///   another kernel or the CPU in a way that the kernel does not expect. That holds after
     ///   [`GpuError::KernelHangs`], too.
     /// - One kernel at a time drives a ring, unless the kernels share it knowingly.
-    pub unsafe fn launch(&self, stream: &Stream, shape: Shape, args: impl KernelArgs) -> Result<Running, Error> {
+    pub unsafe fn launch(&self, stream: &Stream, shape: Shape, args: impl KernelArgs) -> Result<Running, GpuError> {
         let mut args = args;
         let kernel = || self.name.to_string();
         let context = &self.module.context;
@@ -157,7 +156,7 @@ impl Running {
     ///
     /// # Errors
     /// [`GpuError::KernelFailed`].
-    pub fn wait(&self) -> Result<(), Error> {
+    pub fn wait(&self) -> Result<(), GpuError> {
         Ok(self.end.wait().map_err(|source| self.failed(source))?)
     }
 
@@ -167,7 +166,7 @@ impl Running {
     /// [`GpuError::KernelTimedOut`] if the kernel ended because it had waited in vain, [`GpuError::KernelHangs`] if it
     /// runs on for longer than the watchdog's time and [grace](Watchdog::grace), counted from its launch, or
     /// [`GpuError::KernelFailed`].
-    pub fn wait_watched(&self, watchdog: &Watchdog) -> Result<(), Error> {
+    pub fn wait_watched(&self, watchdog: &Watchdog) -> Result<(), GpuError> {
         let timeout = watchdog.timeout();
         let patience = timeout.saturating_add(watchdog.grace());
         let mut looks = 0u32;

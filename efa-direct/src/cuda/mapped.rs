@@ -1,11 +1,12 @@
 //! Queues whose rings a GPU reaches.
 
 use super::arrivals::{Claim, Role};
+use super::error::GpuError;
 use super::gpu::Gpu;
 use super::pages::{Bytes, Kind, Pages};
 use crate::counter::CompletionCounter;
 use crate::cq::GpuCompletionQueue;
-use crate::error::Error;
+use crate::error::Refused;
 use crate::provider::Provider;
 use crate::recv::GpuRecvQueue;
 use crate::ring::RawRing;
@@ -112,21 +113,6 @@ pub struct Mapped<Q: Mappable> {
     polled: Option<Claim>,
 }
 
-/// A queue that could not be mapped, and why.
-#[derive(Debug)]
-pub struct MapRefused<Q> {
-    /// The queue, as it was.
-    pub queue: Q,
-    /// The reason.
-    pub error: Error,
-}
-
-impl<Q> From<MapRefused<Q>> for Error {
-    fn from(refused: MapRefused<Q>) -> Self {
-        refused.error
-    }
-}
-
 impl Gpu {
     /// Registers a queue's ring and doorbell with CUDA, or a counter's words, so that kernels reach them. A queue is
     /// mapped into one GPU.
@@ -136,14 +122,14 @@ impl Gpu {
     /// what else CUDA answers; [`GpuError::Unordered`](super::GpuError::Unordered) if kernels are to poll it for a
     /// NIC's completions, a NIC writes into memory of the GPU ([`GpuRegion`](super::GpuRegion)), and the GPU does not
     /// order the two.
-    pub fn map<Q: Mappable>(&self, queue: Q) -> Result<Mapped<Q>, MapRefused<Q>> {
+    pub fn map<Q: Mappable>(&self, queue: Q) -> Result<Mapped<Q>, Refused<Q, GpuError>> {
         let [first, second] = queue.places();
         let register = |bytes: Option<Bytes>| bytes.map(|bytes| Pages::register(&self.context, bytes)).transpose();
         let claim = |provider| self.context.arrivals.claim(Role::Polled, provider);
         let mapped = queue.completions_of().map_or(Ok(None), claim);
         match mapped.and_then(|polled| Ok((polled, [register(first)?, register(second)?]))) {
             Ok((polled, pages)) => Ok(Mapped { pages, queue, polled }),
-            Err(error) => Err(MapRefused { queue, error: error.into() }),
+            Err(error) => Err(Refused { value: queue, error }),
         }
     }
 }

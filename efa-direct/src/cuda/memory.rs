@@ -4,7 +4,7 @@ use super::context::Context;
 use super::driver::{check, cuda, log};
 use super::error::{CudaError, GpuError};
 use super::gpu::Gpu;
-use crate::error::Error;
+use crate::error::{Error, RangeError};
 use cudarc::driver::sys;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
@@ -40,9 +40,9 @@ fn rounded(len: u64) -> u64 {
 }
 
 /// That `count` bytes at `offset` are inside `len`.
-pub(super) fn check_range(offset: u64, count: usize, len: u64) -> Result<(), Error> {
+pub(super) fn check_range(offset: u64, count: usize, len: u64) -> Result<(), RangeError> {
     let end = offset.saturating_add(count as u64);
-    if end <= len { Ok(()) } else { Err(Error::OutOfRange { start: offset, end, len }) }
+    if end <= len { Ok(()) } else { Err(RangeError::OutOfRange { start: offset, end, len }) }
 }
 
 impl Gpu {
@@ -50,7 +50,7 @@ impl Gpu {
     ///
     /// # Errors
     /// What CUDA answers, mostly that there is no memory.
-    pub fn allocate(&self, len: u64) -> Result<GpuMemory, Error> {
+    pub fn allocate(&self, len: u64) -> Result<GpuMemory, GpuError> {
         let context = &self.context;
         let _current = context.enter()?;
         let bytes = rounded(len);
@@ -144,7 +144,7 @@ impl GpuMemory {
     ///
     /// # Errors
     /// [`GpuError::NoDmabuf`], or what CUDA answers.
-    pub fn dmabuf(&self) -> Result<OwnedFd, Error> {
+    pub fn dmabuf(&self) -> Result<OwnedFd, GpuError> {
         use sys::CUmemRangeHandleType_enum::CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD as DMA_BUF;
         let Allocation { addr, len, context, .. } = &*self.inner;
         if !context.info.dmabuf {
@@ -197,7 +197,7 @@ mod tests {
     fn a_copy_past_the_end_is_told_with_its_range() {
         assert!(check_range(10, 6, 16).is_ok());
         let error = check_range(10, 7, 16).unwrap_err().to_string();
-        assert_eq!(error, "bytes 10..17 of a region of 16 bytes");
+        assert_eq!(error, "bytes 10..17 are out of range: the memory has 16 bytes");
         assert!(check_range(u64::MAX, 2, 16).is_err());
     }
 }

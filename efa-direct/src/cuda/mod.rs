@@ -79,7 +79,7 @@ pub use error::{CudaError, GpuError};
 pub use gpu::Gpu;
 pub use info::GpuInfo;
 pub use launch::{KernelArgs, Running, Shape};
-pub use mapped::{MapRefused, Mappable, Mapped};
+pub use mapped::{Mappable, Mapped};
 pub use memory::GpuMemory;
 pub use module::{Kernel, Module};
 pub use ordering::RdmaWritesOrdering;

@@ -4,7 +4,6 @@ use super::context::Context;
 use super::driver::{cuda, log};
 use super::error::{CudaError, GpuError};
 use super::gpu::Gpu;
-use crate::error::Error;
 use cudarc::driver::sys::{self, CUjit_option_enum as Jit};
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
@@ -62,9 +61,9 @@ impl Gpu {
     ///
     /// # Errors
     /// [`GpuError::NoArchitecture`], or [`GpuError::Compile`] with what the driver's compiler says.
-    pub fn load(&self, kernels: &[(u32, impl AsRef<str>)]) -> Result<Module, Error> {
+    pub fn load(&self, kernels: &[(u32, impl AsRef<str>)]) -> Result<Module, GpuError> {
         let (arch, ptx) = choose(self.info().arch(), kernels)?;
-        let refused = |log: String, source| Error::Gpu(GpuError::Compile { arch, log, source });
+        let refused = |log: String, source| GpuError::Compile { arch, log, source };
         let image = CString::new(ptx).map_err(|error| {
             let (name, text) = ("CUDA_ERROR_INVALID_PTX".into(), "a PTX JIT compilation failed".into());
             refused(format!("the PTX has {error}"), CudaError { call: "cuModuleLoadDataEx", code: 218, name, text })
@@ -95,7 +94,7 @@ impl Module {
     ///
     /// # Errors
     /// [`GpuError::NoKernel`].
-    pub fn kernel(&self, name: &str) -> Result<Kernel, Error> {
+    pub fn kernel(&self, name: &str) -> Result<Kernel, GpuError> {
         let module = &self.inner;
         let _current = module.context.enter()?;
         let mut function = std::ptr::null_mut();

@@ -2,9 +2,10 @@
 
 use super::context::Context;
 use super::driver::{cuda, log};
+use super::error::GpuError;
 use super::gpu::Gpu;
 use super::memory::check_range;
-use crate::error::Error;
+use crate::error::RangeError;
 use cudarc::driver::sys;
 use efa_memory::{copy_in, copy_out};
 use std::ptr::NonNull;
@@ -37,7 +38,7 @@ impl Gpu {
     ///
     /// # Errors
     /// What CUDA answers, mostly that there is no memory.
-    pub fn pinned(&self, len: usize) -> Result<PinnedMemory, Error> {
+    pub fn pinned(&self, len: usize) -> Result<PinnedMemory, GpuError> {
         let context = &self.context;
         let _current = context.enter()?;
         let (mut ptr, mut addr) = (std::ptr::null_mut(), 0);
@@ -62,7 +63,7 @@ impl Gpu {
     ///
     /// # Errors
     /// As for [`pinned`](Self::pinned).
-    pub fn pinned_words(&self, count: usize) -> Result<PinnedWords, Error> {
+    pub fn pinned_words(&self, count: usize) -> Result<PinnedWords, GpuError> {
         Ok(PinnedWords { memory: self.pinned(count.saturating_mul(4))? })
     }
 }
@@ -87,7 +88,7 @@ impl PinnedMemory {
     ///
     /// # Errors
     /// They pass the end.
-    pub fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), Error> {
+    pub fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), RangeError> {
         check_range(offset, dst.len(), self.len())?;
         // SAFETY: in bounds; the bytes live as long as `self` and are only accessed atomically.
         unsafe { copy_out(self.ptr.as_ptr().add(offset as usize), dst) };
@@ -98,7 +99,7 @@ impl PinnedMemory {
     ///
     /// # Errors
     /// They pass the end.
-    pub fn write(&self, offset: u64, src: &[u8]) -> Result<(), Error> {
+    pub fn write(&self, offset: u64, src: &[u8]) -> Result<(), RangeError> {
         check_range(offset, src.len(), self.len())?;
         // SAFETY: as in `read`.
         unsafe { copy_in(src, self.ptr.as_ptr().add(offset as usize)) };
@@ -109,7 +110,7 @@ impl PinnedMemory {
     ///
     /// # Errors
     /// They pass the end.
-    pub fn read_vec(&self, offset: u64, len: usize) -> Result<Vec<u8>, Error> {
+    pub fn read_vec(&self, offset: u64, len: usize) -> Result<Vec<u8>, RangeError> {
         check_range(offset, len, self.len())?;
         let mut bytes = vec![0; len];
         self.read(offset, &mut bytes)?;

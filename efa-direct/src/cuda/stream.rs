@@ -2,9 +2,8 @@
 
 use super::context::Context;
 use super::driver::{create_stream, cuda, log};
-use super::error::CudaError;
+use super::error::{CudaError, GpuError};
 use super::gpu::Gpu;
-use crate::error::Error;
 use cudarc::driver::sys;
 use std::sync::Arc;
 
@@ -38,7 +37,7 @@ impl Gpu {
     ///
     /// # Errors
     /// What CUDA answers.
-    pub fn stream(&self) -> Result<Stream, Error> {
+    pub fn stream(&self) -> Result<Stream, GpuError> {
         let _current = self.context.enter()?;
         Ok(Stream { raw: create_stream()?, context: self.context.clone() })
     }
@@ -54,7 +53,7 @@ impl Stream {
     ///
     /// # Errors
     /// What CUDA answers, for example that a kernel failed.
-    pub fn synchronize(&self) -> Result<(), Error> {
+    pub fn synchronize(&self) -> Result<(), GpuError> {
         let _current = self.context.enter()?;
         // SAFETY: the stream lives.
         Ok(unsafe { cuda!(cuStreamSynchronize(self.raw)) }?)

@@ -1,8 +1,8 @@
 //! Watchdogs: how long kernels wait, and what they say of it.
 
+use super::error::GpuError;
 use super::gpu::Gpu;
 use super::pinned::PinnedWords;
-use crate::error::Error;
 use efa_gpu_device::{TimeoutReport, WatchdogHandle};
 use std::sync::atomic::{AtomicU32, Ordering::*};
 use std::time::Duration;
@@ -25,7 +25,7 @@ impl Gpu {
     ///
     /// # Errors
     /// No memory.
-    pub fn watchdog(&self, timeout: Duration) -> Result<Watchdog, Error> {
+    pub fn watchdog(&self, timeout: Duration) -> Result<Watchdog, GpuError> {
         let report = self.pinned_words(size_of::<TimeoutReport>() / 4)?;
         Ok(Watchdog { report, timeout, grace: Duration::from_secs(5) })
     }

@@ -18,7 +18,7 @@ use efa_types::{Access, AsyncEvent, CounterOps, CounterValue, Counters, Gid};
 pub use efa_types::{ControlError, CqAttributes, CqeSize, DeviceAttributes, QpAttributes, RegionKeys};
 
 use crate::barrier;
-use crate::error::Error;
+use crate::error::SetupError;
 use crate::external::{DmabufRange, ExternalMemory};
 use crate::ring::RawRing;
 use efa_io::{Limits, RingSize};
@@ -206,7 +206,7 @@ pub unsafe trait Provider: Send + Sync + 'static {
     ///
     /// # Errors
     /// The device refused.
-    fn alloc_pd(&self) -> Result<u32, Error>;
+    fn alloc_pd(&self) -> Result<u32, SetupError>;
 
     /// Destroys a protection domain.
     fn dealloc_pd(&self, pd: u32);
@@ -215,16 +215,21 @@ pub unsafe trait Provider: Send + Sync + 'static {
     ///
     /// # Errors
     /// The device refused.
-    fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<Registration, Error>;
+    fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<Registration, SetupError>;
 
     /// Registers memory that this process cannot touch, in one of the ways that it comes with. The registration keeps
     /// its owner.
     ///
     /// # Errors
     /// The device refused, or cannot, which is what this provided method says.
-    fn register_external(&self, pd: u32, memory: ExternalMemory<'_>, access: Access) -> Result<Registration, Error> {
+    fn register_external(
+        &self,
+        pd: u32,
+        memory: ExternalMemory<'_>,
+        access: Access,
+    ) -> Result<Registration, SetupError> {
         let _ = (pd, memory, access);
-        Err(Error::Control(ControlError::Unsupported("way to memory of others")))
+        Err(SetupError::Control(ControlError::Unsupported("the registration of memory that the CPU cannot access")))
     }
 
     /// Deregisters memory. Once this returns nobody touches it.
@@ -234,7 +239,7 @@ pub unsafe trait Provider: Send + Sync + 'static {
     ///
     /// # Errors
     /// The device refused.
-    fn create_cq(&self, request: CqAttributes) -> Result<RawCq, Error>;
+    fn create_cq(&self, request: CqAttributes) -> Result<RawCq, SetupError>;
 
     /// Creates a completion queue in memory that this process cannot touch: one ring, without doorbell. `owner` is kept
     /// until it is destroyed, and for good if that fails.
@@ -246,9 +251,9 @@ pub unsafe trait Provider: Send + Sync + 'static {
         request: CqAttributes,
         memory: DmabufRange<'_>,
         owner: Option<Arc<dyn Any + Send + Sync>>,
-    ) -> Result<RawExternalCq, Error> {
+    ) -> Result<RawExternalCq, SetupError> {
         let _ = (request, memory, owner);
-        Err(Error::Control(ControlError::Unsupported("completion queues in memory of others")))
+        Err(SetupError::Control(ControlError::Unsupported("completion queues in memory that the CPU cannot access")))
     }
 
     /// Destroys a completion queue.
@@ -258,19 +263,19 @@ pub unsafe trait Provider: Send + Sync + 'static {
     ///
     /// # Errors
     /// The device refused.
-    fn create_qp(&self, request: QpAttributes) -> Result<RawQp, Error>;
+    fn create_qp(&self, request: QpAttributes) -> Result<RawQp, SetupError>;
 
     /// Takes a queue pair from Reset to ReadyToSend.
     ///
     /// # Errors
     /// The device refused.
-    fn activate_qp(&self, qpn: u16, qkey: u32) -> Result<(), Error>;
+    fn activate_qp(&self, qpn: u16, qkey: u32) -> Result<(), SetupError>;
 
     /// Puts a queue pair in the error state: everything outstanding is flushed.
     ///
     /// # Errors
     /// The device refused.
-    fn fail_qp(&self, qpn: u16) -> Result<(), Error>;
+    fn fail_qp(&self, qpn: u16) -> Result<(), SetupError>;
 
     /// Destroys a queue pair.
     fn destroy_qp(&self, qpn: u16);
@@ -279,7 +284,7 @@ pub unsafe trait Provider: Send + Sync + 'static {
     ///
     /// # Errors
     /// The device refused.
-    fn create_ah(&self, pd: u32, gid: Gid) -> Result<u16, Error>;
+    fn create_ah(&self, pd: u32, gid: Gid) -> Result<u16, SetupError>;
 
     /// Destroys an address handle.
     fn destroy_ah(&self, pd: u32, ah: u16);
@@ -288,8 +293,8 @@ pub unsafe trait Provider: Send + Sync + 'static {
     ///
     /// # Errors
     /// The device refused, or has none, which is what this provided method says.
-    fn create_counter(&self) -> Result<RawCounter, Error> {
-        Err(Error::Control(ControlError::Unsupported("completion counters")))
+    fn create_counter(&self) -> Result<RawCounter, SetupError> {
+        Err(SetupError::Control(ControlError::Unsupported("completion counters")))
     }
 
     /// Creates a completion counter in memory that this process cannot touch: its two numbers are so many bytes from
@@ -304,27 +309,27 @@ pub unsafe trait Provider: Send + Sync + 'static {
         completions: u64,
         errors: u64,
         owner: Option<Arc<dyn Any + Send + Sync>>,
-    ) -> Result<u32, Error> {
+    ) -> Result<u32, SetupError> {
         let _ = (fd, completions, errors, owner);
-        Err(Error::Control(ControlError::Unsupported("completion counters in memory of others")))
+        Err(SetupError::Control(ControlError::Unsupported("completion counters in memory that the CPU cannot access")))
     }
 
     /// Has a completion counter count completions of these kinds of a queue pair that is not active yet.
     ///
     /// # Errors
     /// The device refused.
-    fn attach_counter(&self, qpn: u16, id: u32, ops: CounterOps) -> Result<(), Error> {
+    fn attach_counter(&self, qpn: u16, id: u32, ops: CounterOps) -> Result<(), SetupError> {
         let _ = (qpn, id, ops);
-        Err(Error::Control(ControlError::Unsupported("completion counters")))
+        Err(SetupError::Control(ControlError::Unsupported("completion counters")))
     }
 
     /// Sets one of a completion counter's numbers.
     ///
     /// # Errors
     /// The device refused.
-    fn set_counter(&self, id: u32, which: CounterValue, value: u64) -> Result<(), Error> {
+    fn set_counter(&self, id: u32, which: CounterValue, value: u64) -> Result<(), SetupError> {
         let _ = (id, which, value);
-        Err(Error::Control(ControlError::Unsupported("completion counters")))
+        Err(SetupError::Control(ControlError::Unsupported("completion counters")))
     }
 
     /// Destroys a completion counter.
@@ -362,9 +367,9 @@ pub unsafe trait Provider: Send + Sync + 'static {
 
 /// The size of a ring that a provider reported.
 #[cfg(any(feature = "soft", feature = "verbs"))]
-pub(crate) fn ring_size(entries: u32) -> Result<RingSize, Error> {
+pub(crate) fn ring_size(entries: u32) -> Result<RingSize, SetupError> {
     RingSize::new(entries).map_err(|_| {
-        Error::Control(ControlError::Invalid {
+        SetupError::Control(ControlError::Invalid {
             what: "ring entries reported by the device",
             value: entries.into(),
             expected: "a power of two",

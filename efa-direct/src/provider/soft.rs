@@ -6,7 +6,7 @@
 use super::{
     CounterWord, EventSource, HostRange, Provider, RawCounter, RawCq, RawExternalCq, RawQp, Registration, ring_size,
 };
-use crate::error::Error;
+use crate::error::{OpenError, SetupError};
 use crate::external::{DmabufRange, ExternalMemory};
 use crate::provider::DeviceInfo;
 use crate::ring::RawRing;
@@ -47,23 +47,23 @@ pub(crate) fn list() -> Vec<DeviceInfo> {
 }
 
 /// Opens a software device, if this is the name of one.
-pub(crate) fn open(name: &str) -> Option<Result<Arc<dyn Provider>, Error>> {
+pub(crate) fn open(name: &str) -> Option<Result<Arc<dyn Provider>, OpenError>> {
     let rest = name.strip_prefix("soft")?;
-    let bad = |problem: String| Error::BadDeviceName { name: name.into(), problem };
+    let invalid = |problem: String| OpenError::InvalidName { name: name.into(), problem };
     Some(if let Some(spec) = rest.strip_prefix(':') {
-        spec.parse().map_err(bad).and_then(|spec| open_udp(name, &spec))
+        spec.parse().map_err(invalid).and_then(|spec| open_udp(name, &spec))
     } else {
-        let index = rest.parse().map_err(|_| bad("expected soft0, soft1, … or soft:KEY=VALUE,…".into()));
+        let index = rest.parse().map_err(|_| invalid("expected soft0, soft1, … or soft:KEY=VALUE,…".into()));
         index.and_then(|index| open_local(name, index))
     })
 }
 
-fn open_local(name: &str, index: u32) -> Result<Arc<dyn Provider>, Error> {
+fn open_local(name: &str, index: u32) -> Result<Arc<dyn Provider>, OpenError> {
     static NETWORK: OnceLock<Result<LocalNetwork, String>> = OnceLock::new();
     static OPEN: Mutex<Option<HashMap<u32, Weak<Soft>>>> = Mutex::new(None);
-    let network = NETWORK
-        .get_or_init(|| LocalNetwork::start(LinkConfig::default(), IdleMode::default()).map_err(|e| e.to_string()));
-    let network = network.as_ref().map_err(|e| Error::BadDeviceName { name: name.into(), problem: e.clone() })?;
+    let network =
+        NETWORK.get_or_init(|| LocalNetwork::start(LinkConfig::default(), IdleMode::default()).map_err(|e| e.to_string()));
+    let network = network.as_ref().map_err(|problem| cannot_start(name, problem))?;
     let mut open = OPEN.lock();
     let open = open.get_or_insert_default();
     if let Some(soft) = open.get(&index).and_then(Weak::upgrade) {
@@ -77,10 +77,16 @@ fn open_local(name: &str, index: u32) -> Result<Arc<dyn Provider>, Error> {
     Ok(soft)
 }
 
-fn open_udp(name: &str, spec: &SoftSpec) -> Result<Arc<dyn Provider>, Error> {
-    let udp = spec.start(false).map_err(Error::io("starting a software device on UDP"))?;
+fn cannot_start(name: &str, problem: impl ToString) -> OpenError {
+    OpenError::CannotStart { name: name.into(), problem: problem.to_string() }
+}
+
+fn open_udp(name: &str, spec: &SoftSpec) -> Result<Arc<dyn Provider>, OpenError> {
+    let udp = spec.start(false).map_err(|error| cannot_start(name, error))?;
     Ok(Arc::new(Soft::new(name, Arc::new(udp))?))
 }
+
+const NO_COUNTER_PAGE: ControlError = ControlError::NoMemory { what: "a page of completion counters", bytes: 4096 };
 
 /// A device that some driver runs.
 pub(crate) struct Soft {
@@ -90,27 +96,26 @@ pub(crate) struct Soft {
 }
 
 impl Soft {
-    pub(crate) fn new(name: &str, port: Arc<dyn DeviceHandle>) -> Result<Self, Error> {
+    pub(crate) fn new(name: &str, port: Arc<dyn DeviceHandle>) -> Result<Self, OpenError> {
         let mut config = None;
         port.with(&mut |device| config = Some(device.config().clone()));
-        let gone = || Error::BadDeviceName { name: name.into(), problem: "the device behind it is gone".into() };
-        let config = config.ok_or_else(gone)?;
+        let config = config.ok_or_else(|| cannot_start(name, "its driver has ended"))?;
         Ok(Self { name: name.into(), port, attributes: config.attributes })
     }
 
     /// Calls `f` with the device.
-    fn call<T>(&self, f: impl FnOnce(&mut Device) -> Result<T, ControlError>) -> Result<T, Error> {
-        let (mut f, mut answer) = (Some(f), Err(ControlError::NoSuch { kind: "device", id: 0 }));
+    fn call<T>(&self, f: impl FnOnce(&mut Device) -> Result<T, ControlError>) -> Result<T, SetupError> {
+        let (mut f, mut answer) = (Some(f), Err(ControlError::DeviceGone));
         self.port.with(&mut |device| {
             if let Some(f) = f.take() {
                 answer = f(device);
             }
         });
-        answer.map_err(Error::Control)
+        answer.map_err(SetupError::Control)
     }
 
     /// Registers memory that can be taken back.
-    fn lend(&self, pd: u32, lent: Arc<Lent>, addr: u64, access: Access) -> Result<Registration, Error> {
+    fn lend(&self, pd: u32, lent: Arc<Lent>, addr: u64, access: Access) -> Result<Registration, SetupError> {
         // The device may have it by the time that the call fails, or unwinds.
         let unless_registered = TakeBack(&lent);
         let keys = self.call(|device| device.register(pd, lent.clone(), addr, access))?;
@@ -132,8 +137,9 @@ fn raw_ring(
     doorbell: Option<(&Arc<DoorbellMemory>, usize)>,
     entries: u32,
     entry_size: u32,
-) -> Result<RawRing, Error> {
-    let base = NonNull::new(ring.as_ptr().wrapping_add(offset)).ok_or(ControlError::NoMemory(ring.len()))?;
+) -> Result<RawRing, SetupError> {
+    let base = NonNull::new(ring.as_ptr().wrapping_add(offset))
+        .ok_or(ControlError::NoMemory { what: "a ring", bytes: ring.len() })?;
     let register = doorbell.and_then(|(page, offset)| NonNull::new(page.as_ptr().wrapping_add(offset).cast()));
     let owner = (ring.clone(), doorbell.map(|(page, _)| page.clone()));
     // SAFETY: the device made the ring this long, from the start of a page, so every entry is inside and as aligned as
@@ -142,7 +148,7 @@ fn raw_ring(
     Ok(unsafe { RawRing::new(base, register, ring_size(entries)?, entry_size as usize, false, Arc::new(owner)) })
 }
 
-fn raw_wq(wq: &WqInfo) -> Result<RawRing, Error> {
+fn raw_wq(wq: &WqInfo) -> Result<RawRing, SetupError> {
     raw_ring(&wq.ring, 0, Some((&wq.doorbell, wq.doorbell_offset)), wq.entries, wq.entry_size)
 }
 
@@ -234,7 +240,7 @@ unsafe impl Provider for Soft {
         &self.attributes
     }
 
-    fn alloc_pd(&self) -> Result<u32, Error> {
+    fn alloc_pd(&self) -> Result<u32, SetupError> {
         self.call(Device::alloc_pd)
     }
 
@@ -242,7 +248,7 @@ unsafe impl Provider for Soft {
         self.destroy("protection domain", |device| device.dealloc_pd(pd));
     }
 
-    fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<Registration, Error> {
+    fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<Registration, SetupError> {
         let addr = range.ptr.as_ptr() as u64;
         let (len, owned) = (range.len, range.owner.is_some());
         // SAFETY: the bytes live as long as their owner, which this value keeps; or if they are borrowed, until
@@ -256,12 +262,17 @@ unsafe impl Provider for Soft {
         self.lend(pd, Lent::new(Arc::new(memory), None), addr, access)
     }
 
-    fn register_external(&self, pd: u32, memory: ExternalMemory<'_>, access: Access) -> Result<Registration, Error> {
+    fn register_external(
+        &self,
+        pd: u32,
+        memory: ExternalMemory<'_>,
+        access: Access,
+    ) -> Result<Registration, SetupError> {
         let backing = memory.backing().ok_or(ControlError::Unsupported(
-            "way to memory that the CPU cannot touch, unless it is given one (`ExternalMemory::backed_by`)",
+            "the registration of memory that its CPU cannot access: give it a way with `ExternalMemory::backed_by`",
         ))?;
         if backing.len() as u64 != memory.len() {
-            let (what, expected) = ("length of the backing", "that of the memory");
+            let (what, expected) = ("the backing's length in bytes", "the memory's length");
             return Err(ControlError::Invalid { what, value: backing.len() as u64, expected }.into());
         }
         self.lend(pd, Lent::new(backing, memory.owner()), memory.addr(), access)
@@ -273,7 +284,7 @@ unsafe impl Provider for Soft {
         self.destroy("memory region", |device| device.deregister(registration.keys.lkey));
     }
 
-    fn create_cq(&self, request: CqAttributes) -> Result<RawCq, Error> {
+    fn create_cq(&self, request: CqAttributes) -> Result<RawCq, SetupError> {
         let cq = self.call(|device| device.create_cq(request))?;
         let complete = || {
             let doorbell = cq.doorbell.as_ref().map(|page| (page, 0));
@@ -283,10 +294,10 @@ unsafe impl Provider for Soft {
                 .collect::<Result<_, _>>()?;
             let mut events = None;
             if request.events {
-                let fd = Arc::new(EventFd::new().map_err(Error::io("making an event descriptor"))?);
+                let fd = Arc::new(EventFd::new().map_err(SetupError::io("making an event descriptor"))?);
                 let signal = fd.clone();
                 let waker = self.port.set_waker(cq.cqn, Some(Arc::new(move || signal.signal())));
-                waker.map_err(Error::io("asking for events"))?;
+                waker.map_err(SetupError::io("asking for events"))?;
                 let source = SoftEvents { fd, port: Arc::downgrade(&self.port), cqn: cq.cqn };
                 events = Some(Box::new(source) as Box<dyn EventSource>);
             }
@@ -300,8 +311,8 @@ unsafe impl Provider for Soft {
         _: CqAttributes,
         _: DmabufRange<'_>,
         _: Option<Arc<dyn Any + Send + Sync>>,
-    ) -> Result<RawExternalCq, Error> {
-        Err(Error::Control(ControlError::Unsupported(
+    ) -> Result<RawExternalCq, SetupError> {
+        Err(SetupError::Control(ControlError::Unsupported(
             "completion queues in GPU memory, which its CPU cannot map: choose `CqPlace::PinnedHost`",
         )))
     }
@@ -310,7 +321,7 @@ unsafe impl Provider for Soft {
         self.destroy("completion queue", |device| device.destroy_cq(cqn));
     }
 
-    fn create_qp(&self, request: QpAttributes) -> Result<RawQp, Error> {
+    fn create_qp(&self, request: QpAttributes) -> Result<RawQp, SetupError> {
         let qp = self.call(|device| device.create_qp(request))?;
         let a = &self.attributes;
         let is_srd = request.transport == Transport::Srd;
@@ -337,7 +348,7 @@ unsafe impl Provider for Soft {
         })
     }
 
-    fn activate_qp(&self, qpn: u16, qkey: u32) -> Result<(), Error> {
+    fn activate_qp(&self, qpn: u16, qkey: u32) -> Result<(), SetupError> {
         self.call(|device| {
             device.modify_qp(qpn, QpState::Init, Some(qkey))?;
             device.modify_qp(qpn, QpState::ReadyToReceive, None)?;
@@ -345,7 +356,7 @@ unsafe impl Provider for Soft {
         })
     }
 
-    fn fail_qp(&self, qpn: u16) -> Result<(), Error> {
+    fn fail_qp(&self, qpn: u16) -> Result<(), SetupError> {
         self.call(|device| device.modify_qp(qpn, QpState::Error, None))
     }
 
@@ -353,7 +364,7 @@ unsafe impl Provider for Soft {
         self.destroy("queue pair", |device| device.destroy_qp(qpn));
     }
 
-    fn create_ah(&self, pd: u32, gid: Gid) -> Result<u16, Error> {
+    fn create_ah(&self, pd: u32, gid: Gid) -> Result<u16, SetupError> {
         self.call(|device| device.create_ah(pd, gid))
     }
 
@@ -361,14 +372,14 @@ unsafe impl Provider for Soft {
         self.destroy("address handle", |device| device.destroy_ah(pd, ah));
     }
 
-    fn create_counter(&self) -> Result<RawCounter, Error> {
-        let page = RingMemory::zeroed(4096).map_err(|_| ControlError::NoMemory(4096))?;
+    fn create_counter(&self) -> Result<RawCounter, SetupError> {
+        let page = RingMemory::zeroed(4096).map_err(|_| NO_COUNTER_PAGE)?;
         let place = |offset| CounterPlace::Shared(page.clone(), offset);
         let word = |offset: usize| {
-            let word = NonNull::new(page.as_ptr().wrapping_add(offset).cast()).ok_or(ControlError::NoMemory(4096))?;
+            let word = NonNull::new(page.as_ptr().wrapping_add(offset).cast()).ok_or(NO_COUNTER_PAGE)?;
             // SAFETY: the offset is that of an aligned word inside the page, which is the owner and is memory of words:
             // nothing else is done to it, by the device or by safe code.
-            Ok::<_, Error>(unsafe { CounterWord::new(word, Arc::new(page.clone())) })
+            Ok::<_, SetupError>(unsafe { CounterWord::new(word, Arc::new(page.clone())) })
         };
         // On cache lines of their own.
         let (completions, errors) = (0, 64);
@@ -382,17 +393,17 @@ unsafe impl Provider for Soft {
         _: u64,
         _: u64,
         _: Option<Arc<dyn std::any::Any + Send + Sync>>,
-    ) -> Result<u32, Error> {
-        Err(Error::Control(ControlError::Unsupported(
+    ) -> Result<u32, SetupError> {
+        Err(SetupError::Control(ControlError::Unsupported(
             "completion counters in GPU memory, which its CPU cannot map: map one of `Device::create_counter` into the GPU",
         )))
     }
 
-    fn attach_counter(&self, qpn: u16, id: u32, ops: CounterOps) -> Result<(), Error> {
+    fn attach_counter(&self, qpn: u16, id: u32, ops: CounterOps) -> Result<(), SetupError> {
         self.call(|device| device.attach_counter(qpn, id, ops))
     }
 
-    fn set_counter(&self, id: u32, which: CounterValue, value: u64) -> Result<(), Error> {
+    fn set_counter(&self, id: u32, which: CounterValue, value: u64) -> Result<(), SetupError> {
         self.call(|device| device.set_counter(id, which, value))
     }
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 /// A counter that queue pairs can count in, whoever reads it. Sealed: the kinds of this crate.
 #[expect(private_bounds, reason = "sealed")]
-pub trait Counting: Counts {}
+pub trait AttachableCounter: Counts {}
 
-/// What seals [`Counting`].
+/// What seals [`AttachableCounter`].
 pub(crate) trait Counts {
     fn inner(&self) -> &Arc<CounterShared>;
 }

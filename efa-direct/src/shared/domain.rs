@@ -1,6 +1,6 @@
 //! What the objects of a protection domain share.
 
-use crate::error::Error;
+use crate::error::SetupError;
 use crate::provider::Provider;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,7 +16,7 @@ pub(crate) struct DomainShared {
 }
 
 impl DomainShared {
-    pub(crate) fn alloc(provider: Arc<dyn Provider>) -> Result<Arc<Self>, Error> {
+    pub(crate) fn alloc(provider: Arc<dyn Provider>) -> Result<Arc<Self>, SetupError> {
         static TAGS: AtomicU32 = AtomicU32::new(1);
         let pd = provider.alloc_pd()?;
         let tag = TAGS.fetch_add(1, Ordering::Relaxed);

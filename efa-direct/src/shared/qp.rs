@@ -1,6 +1,6 @@
 //! What the parts of a queue pair share: its shares of completion queues, and its end.
 
-use crate::error::Error;
+use crate::error::SetupError;
 use crate::ledger::QpLedgers;
 use crate::provider::{Provider, RawQp};
 use crate::shared::counter::CounterShared;
@@ -31,7 +31,7 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    pub(crate) fn of(cq: &Arc<CqShared>, entries: u32) -> Result<Self, Error> {
+    pub(crate) fn of(cq: &Arc<CqShared>, entries: u32) -> Result<Self, SetupError> {
         cq.promises.reserve(entries)?;
         Ok(Self { cq: cq.clone(), entries })
     }
@@ -94,7 +94,7 @@ pub(crate) fn create_with_free_number<'p>(
     provider: &'p dyn Provider,
     request: QpAttributes,
     cqs: [&CqShared; 2],
-) -> Result<(RawQp, Unwanted<'p>), Error> {
+) -> Result<(RawQp, Unwanted<'p>), SetupError> {
     let mut aside: Vec<(RawQp, Unwanted<'p>)> = Vec::new();
     loop {
         let raw = match provider.create_qp(request) {
@@ -102,7 +102,7 @@ pub(crate) fn create_with_free_number<'p>(
             Err(source) if aside.is_empty() => return Err(source),
             Err(source) => {
                 let numbers = aside.iter().map(|(raw, _)| raw.qpn).collect();
-                return Err(Error::NumbersInUse { numbers, source: Box::new(source) });
+                return Err(SetupError::NumbersInUse { numbers, source: Box::new(source) });
             }
         };
         let unwanted = Unwanted { provider, qpn: raw.qpn };

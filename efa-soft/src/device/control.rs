@@ -333,11 +333,7 @@ impl Device {
             }
             let taken = ops.kinds().filter(|&kind| qp.counters[kind].is_some()).count() as u32;
             if taken != 0 {
-                return Err(ControlError::InUse {
-                    kind: "completion counter place of queue pair",
-                    id: qpn.into(),
-                    users: taken,
-                });
+                return Err(ControlError::CounterAttached { qpn, kinds: taken });
             }
             ops.kinds().for_each(|kind| qp.counters[kind] = Some(id));
             device.objects.counter(id)?.users += ops.kinds().count() as u32;

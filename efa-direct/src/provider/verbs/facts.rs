@@ -1,6 +1,5 @@
 //! What a device is and can do, as it says itself.
 
-use crate::error::Error;
 use efa_sys::Context;
 use efa_sys::sys::*;
 use efa_types::{DeviceAttributes, Gid};
@@ -17,7 +16,7 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    pub(super) fn of(context: &Context) -> Result<Self, Error> {
+    pub(super) fn of(context: &Context) -> Result<Self, efa_sys::Error> {
         let efa = context.query_efa()?;
         // Without these there are no rings.
         let libefa = context.libraries().efa()?;

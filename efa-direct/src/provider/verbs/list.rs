@@ -1,7 +1,7 @@
 //! Which EFA devices there are, and what they lack here.
 
 use super::facts::Facts;
-use crate::error::Error;
+use crate::error::OpenError;
 use crate::provider::DeviceInfo;
 use efa_sys::sys::{
     EFADV_DEVICE_ATTR_CAPS_RDMA_READ as RDMA_READ, EFADV_DEVICE_ATTR_CAPS_RDMA_WRITE as RDMA_WRITE, IBV_NODE_UNKNOWN,
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 /// The EFA devices of this machine, those that cannot be opened among them.
-pub(crate) fn list() -> Result<Vec<DeviceInfo>, Error> {
+pub(crate) fn list() -> Result<Vec<DeviceInfo>, OpenError> {
     let libraries = Libraries::get()?;
     let list = DeviceList::get(libraries)?;
     let mut infos: Vec<DeviceInfo> = list.iter().filter(is_candidate).filter_map(info).collect();
@@ -35,11 +35,11 @@ fn is_candidate(device: &Device<'_>) -> bool {
 /// What a device is; `None` if it is no EFA device.
 fn info(device: Device<'_>) -> Option<DeviceInfo> {
     let name = device.name().to_owned();
-    match device.open().map_err(Error::from).and_then(|context| Ok((Facts::of(&context)?, context))) {
+    match device.open().and_then(|context| Ok((Facts::of(&context)?, context))) {
         Ok((facts, context)) => {
             Some(DeviceInfo { description: describe(&facts, &context), missing: missing(&facts), name, usable: true })
         }
-        Err(Error::Verbs(error)) if error.errno() == Some(libc::EOPNOTSUPP) => None,
+        Err(error) if error.errno() == Some(libc::EOPNOTSUPP) => None,
         Err(error) => {
             Some(DeviceInfo { name, description: "EFA".into(), missing: vec![error.to_string()], usable: false })
         }

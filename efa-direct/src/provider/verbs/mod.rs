@@ -18,7 +18,7 @@ pub(crate) use list::list;
 use super::{
     CounterWord, EventSource, HostRange, Provider, RawCounter, RawCq, RawExternalCq, RawQp, Registration, ring_size,
 };
-use crate::error::Error;
+use crate::error::{OpenError, SetupError};
 use crate::external::{DmabufRange, ExternalMemory};
 use crate::ring::RawRing;
 use efa_io::{Cqe16, Limits};
@@ -46,7 +46,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Opens the EFA device with this name, if the machine has it; or says what devices it has.
-pub(crate) fn open(name: &str) -> Result<Result<Arc<dyn Provider>, String>, Error> {
+pub(crate) fn open(name: &str) -> Result<Result<Arc<dyn Provider>, String>, OpenError> {
     let libraries = match Libraries::get() {
         Ok(libraries) => libraries,
         Err(error) => return Ok(Err(format!("EFA devices cannot be looked for: {error}"))),
@@ -67,6 +67,8 @@ pub(crate) fn open(name: &str) -> Result<Result<Arc<dyn Provider>, String>, Erro
         }
     })))
 }
+
+const NO_COUNTER_PAGE: ControlError = ControlError::NoMemory { what: "a page of completion counters", bytes: 4096 };
 
 /// An open device.
 pub(crate) struct Verbs {
@@ -106,7 +108,7 @@ impl EventSource for Events {
     }
 }
 
-fn no_such(kind: &'static str, id: impl Into<u32>) -> Error {
+fn no_such(kind: &'static str, id: impl Into<u32>) -> SetupError {
     ControlError::NoSuch { kind, id: id.into() }.into()
 }
 
@@ -115,7 +117,7 @@ fn find<K: Copy + Eq + Hash + Into<u32>, T: Clone>(
     objects: &Mutex<HashMap<K, T>>,
     kind: &'static str,
     id: K,
-) -> Result<T, Error> {
+) -> Result<T, SetupError> {
     objects.lock().get(&id).cloned().ok_or_else(|| no_such(kind, id))
 }
 
@@ -129,12 +131,12 @@ fn forget<K: Eq + Hash + Display, T>(objects: &Mutex<HashMap<K, T>>, kind: &'sta
 }
 
 /// Asking for more than there is, with the numbers that the vendor's `EINVAL` does not have.
-fn limit(what: &'static str, asked: u32, max: u32) -> Result<(), Error> {
+fn limit(what: &'static str, asked: u32, max: u32) -> Result<(), SetupError> {
     if asked <= max { Ok(()) } else { Err(ControlError::Limit { what, asked: asked.into(), max: max.into() }.into()) }
 }
 
 impl Verbs {
-    fn new(name: &str, context: Context) -> Result<Self, Error> {
+    fn new(name: &str, context: Context) -> Result<Self, efa_sys::Error> {
         let facts = Facts::of(&context)?;
         let attributes = facts.attributes(&context);
         Ok(Self {
@@ -158,7 +160,7 @@ impl Verbs {
     }
 
     /// Refuses a queue pair over a limit, as far as the library can tell (rdma-core 63 and newer).
-    fn check_depths(&self, request: &QpAttributes, attr: &QpAttr) -> Result<(), Error> {
+    fn check_depths(&self, request: &QpAttributes, attr: &QpAttr) -> Result<(), SetupError> {
         let flags = if request.inline_write { EFADV_SQ_DEPTH_ATTR_INLINE_WRITE } else { 0 };
         let (max_send_sge, max_inline_data) = (attr.send_sge, attr.inline_bytes);
         let depth = efadv_sq_depth_attr { flags, max_send_sge, max_inline_data, ..Default::default() };
@@ -173,7 +175,7 @@ impl Verbs {
     }
 
     /// That the device can do what a region is to be registered for.
-    fn check_access(&self, access: Access) -> Result<(), Error> {
+    fn check_access(&self, access: Access) -> Result<(), SetupError> {
         for (right, can, what) in [
             (Access::REMOTE_WRITE, self.attributes.rdma_write, "RDMA write: register without `Access::REMOTE_WRITE`"),
             (Access::REMOTE_READ, self.attributes.rdma_read, "RDMA read: register without `Access::REMOTE_READ`"),
@@ -235,9 +237,10 @@ unsafe fn raw_ring(
     entry_size: u32,
     write_combining: bool,
     owner: Arc<dyn Any + Send + Sync>,
-) -> Result<RawRing, Error> {
+) -> Result<RawRing, SetupError> {
     let size = ring_size(entries)?;
-    let base = NonNull::new(buffer).ok_or(ControlError::NoMemory(entries as usize * entry_size as usize))?;
+    let base = NonNull::new(buffer)
+        .ok_or(ControlError::NoMemory { what: "a ring", bytes: entries as usize * entry_size as usize })?;
     // SAFETY: libefa mapped all entries, at a page's beginning or behind other rings of whole pages, and the doorbell,
     // a word of a device's register page. It unmaps them when it destroys the object, which the handle does when it is
     // dropped; so they are there as long as `owner`. The library accesses neither: its posting and polling are not
@@ -259,7 +262,7 @@ unsafe impl Provider for Verbs {
         &self.attributes
     }
 
-    fn alloc_pd(&self) -> Result<u32, Error> {
+    fn alloc_pd(&self) -> Result<u32, SetupError> {
         let pd = Pd::alloc(&self.context)?;
         let id = pd.handle();
         self.pds.lock().insert(id, Arc::new(pd));
@@ -270,7 +273,7 @@ unsafe impl Provider for Verbs {
         forget(&self.pds, "protection domain", pd);
     }
 
-    fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<Registration, Error> {
+    fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<Registration, SetupError> {
         self.check_access(access)?;
         let pd = find(&self.pds, "protection domain", pd)?;
         let bytes = range.owner().map_or(Bytes::Borrowed, Bytes::Owned);
@@ -281,7 +284,12 @@ unsafe impl Provider for Verbs {
         Ok(registration(mr, bytes))
     }
 
-    fn register_external(&self, pd: u32, memory: ExternalMemory<'_>, access: Access) -> Result<Registration, Error> {
+    fn register_external(
+        &self,
+        pd: u32,
+        memory: ExternalMemory<'_>,
+        access: Access,
+    ) -> Result<Registration, SetupError> {
         self.check_access(access)?;
         let pd = find(&self.pds, "protection domain", pd)?;
         let bytes = |otherwise| memory.owner().map_or(otherwise, Bytes::Owned);
@@ -303,11 +311,11 @@ unsafe impl Provider for Verbs {
                 let mr = unsafe { Mr::register(&pd, addr, len, access_flags(access)) };
                 mr.map_err(|error| error.to_string())
             }
-            None => Err("which its owner does not allow".into()),
+            None => Err("its owner does not allow it: see `ExternalMemory::by_address`".into()),
         };
         match by_address {
             Ok(mr) => Ok(registration(mr, bytes(Bytes::Borrowed))),
-            Err(by_address) => Err(Error::ExternalMemory { dmabuf: refused, by_address }),
+            Err(by_address) => Err(SetupError::ExternalMemory { dmabuf: refused, by_address }),
         }
     }
 
@@ -318,7 +326,7 @@ unsafe impl Provider for Verbs {
         }
     }
 
-    fn create_cq(&self, request: CqAttributes) -> Result<RawCq, Error> {
+    fn create_cq(&self, request: CqAttributes) -> Result<RawCq, SetupError> {
         limit("entries of a completion queue", request.entries, self.attributes.max_cqe)?;
         let channel = if request.events { Some(Arc::new(CompChannel::create(&self.context)?)) } else { None };
         // Whole pages, even of the smallest entries, so that the mapping's length tells the number of sub-queues.
@@ -356,12 +364,15 @@ unsafe impl Provider for Verbs {
         request: CqAttributes,
         memory: DmabufRange<'_>,
         owner: Option<Arc<dyn Any + Send + Sync>>,
-    ) -> Result<RawExternalCq, Error> {
+    ) -> Result<RawExternalCq, SetupError> {
         if !self.facts.can(EFADV_DEVICE_ATTR_CAPS_CQ_WITH_EXT_MEM_DMABUF) {
-            return Err(ControlError::Unsupported("completion queues in memory of others").into());
+            return Err(ControlError::Unsupported("completion queues in memory that the CPU cannot access").into());
         }
         if request.events {
-            return Err(ControlError::Unsupported("events of completion queues in memory of others").into());
+            return Err(ControlError::Unsupported(
+                "events of completion queues in memory that the CPU cannot access: poll it, or place it in host memory",
+            )
+            .into());
         }
         limit("entries of a completion queue", request.entries, self.attributes.max_cqe)?;
         let with_sgid = self.facts.can(EFADV_DEVICE_ATTR_CAPS_CQ_WITH_SGID);
@@ -387,11 +398,11 @@ unsafe impl Provider for Verbs {
         forget(&self.cqs, "completion queue", cqn);
     }
 
-    fn create_qp(&self, request: QpAttributes) -> Result<RawQp, Error> {
+    fn create_qp(&self, request: QpAttributes) -> Result<RawQp, SetupError> {
         let attr = self.qp_attr(&request);
         self.check_depths(&request, &attr)?;
         if request.rnr_retry.is_some() && !self.facts.can(EFADV_DEVICE_ATTR_CAPS_RNR_RETRY) {
-            return Err(ControlError::Unsupported("setting for retries to a receiver that is not ready").into());
+            return Err(ControlError::Unsupported("a limit of retries to a receiver that is not ready: create the queue pair without `QpConfig::rnr_retry`").into());
         }
         let pd = find(&self.pds, "protection domain", request.pd)?;
         let send_cq = find(&self.cqs, "completion queue", request.send_cq)?;
@@ -441,14 +452,14 @@ unsafe impl Provider for Verbs {
         })
     }
 
-    fn activate_qp(&self, qpn: u16, qkey: u32) -> Result<(), Error> {
+    fn activate_qp(&self, qpn: u16, qkey: u32) -> Result<(), SetupError> {
         let QueuePair { qp, rnr_retry } = find(&self.qps, "queue pair", qpn)?;
         qp.to_init(qkey)?;
         qp.to_rtr()?;
         Ok(qp.to_rts(rnr_retry)?)
     }
 
-    fn fail_qp(&self, qpn: u16) -> Result<(), Error> {
+    fn fail_qp(&self, qpn: u16) -> Result<(), SetupError> {
         Ok(find(&self.qps, "queue pair", qpn)?.qp.to_error()?)
     }
 
@@ -456,7 +467,7 @@ unsafe impl Provider for Verbs {
         forget(&self.qps, "queue pair", qpn);
     }
 
-    fn create_ah(&self, pd: u32, gid: Gid) -> Result<u16, Error> {
+    fn create_ah(&self, pd: u32, gid: Gid) -> Result<u16, SetupError> {
         let ah = Ah::create(&find(&self.pds, "protection domain", pd)?, gid.0)?;
         let number = ah.number();
         self.ahs.lock().entry((pd, number)).or_default().push(ah);
@@ -476,15 +487,15 @@ unsafe impl Provider for Verbs {
         drop(handle); // behind the lock
     }
 
-    fn create_counter(&self) -> Result<RawCounter, Error> {
+    fn create_counter(&self) -> Result<RawCounter, SetupError> {
         if !self.facts.can(EFADV_DEVICE_ATTR_CAPS_COMP_CNTR) {
             return Err(ControlError::Unsupported("completion counters").into());
         }
-        let page = RingMemory::zeroed(4096).map_err(|_| ControlError::NoMemory(4096))?;
+        let page = RingMemory::zeroed(4096).map_err(|_| NO_COUNTER_PAGE)?;
         // On cache lines of their own.
         let word = |offset: usize| {
             let word = page.as_ptr().wrapping_add(offset).cast::<u64>();
-            NonNull::new(word).ok_or(ControlError::NoMemory(4096))
+            NonNull::new(word).ok_or(NO_COUNTER_PAGE)
         };
         let (completions, errors) = (word(0)?, word(64)?);
         // SAFETY: both are aligned words inside the page, at 0 and 64 of 4096 bytes, and live as long as the page,
@@ -507,7 +518,7 @@ unsafe impl Provider for Verbs {
         completions: u64,
         errors: u64,
         owner: Option<Arc<dyn Any + Send + Sync>>,
-    ) -> Result<u32, Error> {
+    ) -> Result<u32, SetupError> {
         if !self.facts.can(EFADV_DEVICE_ATTR_CAPS_COMP_CNTR) {
             return Err(ControlError::Unsupported("completion counters").into());
         }
@@ -517,13 +528,13 @@ unsafe impl Provider for Verbs {
         Ok(id)
     }
 
-    fn attach_counter(&self, qpn: u16, id: u32, ops: CounterOps) -> Result<(), Error> {
+    fn attach_counter(&self, qpn: u16, id: u32, ops: CounterOps) -> Result<(), SetupError> {
         let counter = find(&self.counters, "completion counter", id)?;
         // The kinds are verbs' own bits.
         Ok(find(&self.qps, "queue pair", qpn)?.qp.attach_counter(&counter, ops.bits())?)
     }
 
-    fn set_counter(&self, id: u32, which: CounterValue, value: u64) -> Result<(), Error> {
+    fn set_counter(&self, id: u32, which: CounterValue, value: u64) -> Result<(), SetupError> {
         let which = match which {
             CounterValue::Completions => efa_sys::CounterValue::Completions,
             CounterValue::Errors => efa_sys::CounterValue::Errors,
