@@ -2,26 +2,26 @@
 
 use crate::error::SetupError;
 use crate::provider::{CounterWord, Provider, RawCounter};
-use crate::shared::counter::{AttachableCounter, CounterShared, Counts};
+use crate::shared::counter::{AttachableCounter, CounterShared, HasCounter};
 use efa_io::handle::CounterHandle;
 use efa_types::{COUNTER_MAX, CounterValue};
 use std::any::Any;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-/// A counter of completions. Attach it to queue pairs with
-/// [`QueuePair::attach_counter`](crate::QueuePair::attach_counter); one that is attached to several counts for all of
-/// them together. Completion entries are written as without it.
+/// A completion counter. Attach it to queue pairs with [`QueuePair::attach_counter`](crate::QueuePair::attach_counter).
+/// One that is attached to several queue pairs counts for all of them together. Completion entries are written with and
+/// without it.
 ///
-/// It has 31 bits and wraps: compare values with [`completions_since`](Self::completions_since), not with `<`.
+/// It has 31 bits and wraps, so compare values with [`completions_since`](Self::completions_since), not with `<`.
 #[derive(Clone)]
 pub struct CompletionCounter {
     inner: Arc<CounterShared>,
     words: Arc<[CounterWord; 2]>,
 }
 
-/// A completion counter in memory that this process cannot touch: somebody else reads it, who sees that memory. The
-/// same in all else.
+/// A completion counter in memory that this process cannot access, such as GPU memory. Whoever can access that memory
+/// reads it.
 #[derive(Clone)]
 pub struct ExternalCompletionCounter {
     inner: Arc<CounterShared>,
@@ -30,7 +30,7 @@ pub struct ExternalCompletionCounter {
 macro_rules! counting {
     ($($counter:ty),*) => {$(
         impl AttachableCounter for $counter {}
-        impl Counts for $counter {
+        impl HasCounter for $counter {
             fn inner(&self) -> &Arc<CounterShared> {
                 &self.inner
             }
@@ -46,28 +46,29 @@ impl CompletionCounter {
         Ok(Self { inner: Arc::new(CounterShared { provider, id }), words: Arc::new([completions, errors]) })
     }
 
-    /// Completions that went well, modulo 2^31. All bytes that they stand for are in place.
+    /// Returns the number of successful completions, modulo 2^31. All bytes that they stand for are visible after this.
     pub fn completions(&self) -> u64 {
         self.words[0].load()
     }
 
-    /// Completions with an error, modulo 2^31.
+    /// Returns the number of completions with an error, modulo 2^31.
     pub fn errors(&self) -> u64 {
         self.words[1].load()
     }
 
-    /// How many completions went well since [`completions`](Self::completions) was `earlier`, if fewer than 2^31.
+    /// Returns the number of successful completions since [`completions`](Self::completions) returned `earlier`, if
+    /// fewer than 2^31.
     pub fn completions_since(&self, earlier: u64) -> u64 {
         self.completions().wrapping_sub(earlier) & COUNTER_MAX
     }
 
-    /// What whoever else reads it needs to know. Addresses are those of this process.
+    /// Returns what another reader of the counter needs to know. Addresses are those of this process.
     pub fn handle(&self) -> CounterHandle {
         let [completions, errors] = self.words.each_ref().map(CounterWord::addr);
         CounterHandle { completions, errors }
     }
 
-    /// Sets one of the two numbers. The device must not be counting meanwhile, or some of what it counts is lost.
+    /// Sets one of the two numbers. If the device counts a completion meanwhile, that completion may be lost.
     ///
     /// # Errors
     /// The device refused.
@@ -88,7 +89,7 @@ impl ExternalCompletionCounter {
         Ok(Self { inner: Arc::new(CounterShared { provider, id }) })
     }
 
-    /// Sets one of the two numbers, as [`CompletionCounter::set`].
+    /// Sets one of the two numbers, like [`CompletionCounter::set`].
     ///
     /// # Errors
     /// The device refused.

@@ -1,13 +1,24 @@
 //! Completion queues: one ring, one reader.
 //!
-//! Completions come in any order: SRD does not order. Each carries the `wr_id` that its request was posted with, on
-//! devices with 16-bit request ids too.
+//! Completions come in any order, since SRD does not order messages. Each carries the `wr_id` that its request was
+//! posted with, also on devices with 16-bit request ids.
+//!
+//! # How an entry is found and accounted for
+//!
+//! The device writes entries in ring order, and inverts their phase bit with each lap of the ring. So the next entry is
+//! new if its phase is that of the reader's lap, and the reader needs no index from the device.
+//!
+//! An entry names its queue pair by number. The reader looks up that queue pair's ledgers in a table, and releases the
+//! credit of the request there. An entry without a living queue pair is skipped and counted. When the reader finds the
+//! ring empty, shares and numbers of queue pairs that were destroyed before become free (`promises.rs`).
+//!
+//! Old devices have several rings in a completion queue (sub-queues). They take turns.
 
 use crate::error::{EventError, HandOverError, Refused, SetupError};
 use crate::ledger::QpLedgers;
 use crate::provider::Provider;
 use crate::ring::RawRing;
-use crate::shared::cq::{CompletionTarget, CqShared, Target};
+use crate::shared::cq::{CompletionTarget, CqShared, HasCq};
 use efa_io::ring::CqDoorbell;
 use efa_io::{CompletionRingHandle, Cqe, Cqe16, Cqe32, Event, OpCode, Status};
 use efa_types::{CqAttributes, CqeSize};
@@ -19,7 +30,7 @@ use std::time::{Duration, Instant};
 
 pub use efa_io::cqe::Received;
 
-/// What a completion queue is to be like.
+/// The configuration of a completion queue.
 #[derive(Clone, Copy, Debug)]
 pub struct CqConfig {
     entries: u32,
@@ -27,7 +38,8 @@ pub struct CqConfig {
 }
 
 impl CqConfig {
-    /// A queue of at least this many entries. It must hold what all rings that complete in it may have outstanding.
+    /// Returns the configuration of a queue of at least this many entries. It must hold as many as all rings that
+    /// complete in it may have outstanding.
     pub const fn new(entries: u32) -> Self {
         Self { entries, events: false }
     }
@@ -37,42 +49,43 @@ impl CqConfig {
         self.entries
     }
 
-    /// Entries are of 32 bytes, which hold everything that a completion may say.
+    /// Returns the attributes to ask the device for. Entries have 32 bytes, which hold everything that a completion may
+    /// report.
     pub(crate) fn attributes(self) -> CqAttributes {
         CqAttributes { entries: self.entries, entry_size: CqeSize::Large, events: self.events }
     }
 
-    /// One that can be waited on without polling: [`CpuCompletionQueue::wait_event`].
+    /// Enables events, so that a thread can sleep until a completion arrives: [`CpuCompletionQueue::wait_event`].
     pub const fn events(mut self) -> Self {
         self.events = true;
         self
     }
 }
 
-/// What became of a work request, or a message that arrived.
+/// A completion: the outcome of a work request, or a message that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completion {
-    /// The caller's id of the request; 0 in an unsolicited receive, which had none.
+    /// The caller's id of the request; 0 in an unsolicited receive, which has no request.
     pub wr_id: u64,
-    /// How it went.
+    /// The outcome.
     pub status: Status,
-    /// Local queue pair.
+    /// Number of the local queue pair.
     pub qpn: u16,
-    /// What completed.
+    /// The kind of work that completed.
     pub kind: CompletionKind,
 }
 
-/// What completed.
+/// The kind of work that completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompletionKind {
     /// A request of a send queue, with its operation.
     Send(OpCode),
-    /// A message arrived. With a status other than ok its fields mean nothing.
+    /// A message that arrived. The fields are valid only if the status is ok.
     Receive(Received),
 }
 
 impl Default for Completion {
-    /// For filling an array that is to be polled into.
+    /// Returns a placeholder, for an array to poll into.
     fn default() -> Self {
         Self { wr_id: 0, status: Status::Ok, qpn: 0, kind: CompletionKind::Send(OpCode::Send) }
     }
@@ -81,38 +94,40 @@ impl Default for Completion {
 /// A completion ring that nobody reads.
 pub struct CompletionQueue {
     shared: Arc<CqShared>,
-    /// Entries taken so far, by sub-queue.
+    /// Number of entries taken so far, by sub-queue.
     consumers: Box<[u32]>,
 }
 
-/// A ring of a completion queue, and how far its reader is.
+/// A ring of a completion queue, and its reader's position.
 struct SubQueue {
     index: usize,
     ring: RawRing,
-    /// Entries taken so far.
+    /// Number of entries taken so far.
     consumer: u32,
 }
 
-/// A completion ring that this value's owner reads, on the CPU.
+/// A completion ring that the owner of this value reads, on the CPU.
 pub struct CpuCompletionQueue {
-    /// The sub-queue whose turn it is; mostly there is no other.
+    /// The sub-queue whose turn it is. Current devices have only this one.
     current: SubQueue,
-    /// The others, the next one first.
+    /// The other sub-queues, the next one first.
     others: VecDeque<SubQueue>,
-    /// There is something to be done after a poll.
-    needs_after_poll: bool,
-    /// Ledgers by queue pair number modulo the table's size, which a device keeps free of collisions.
+    /// `true` if each poll that took something is followed by [`after_poll`](Self::after_poll).
+    needs_upkeep: bool,
+    /// Ledgers of living queue pairs, by number modulo the table's size. A device has no two queue pairs with the same
+    /// place.
     table: Box<[Option<Arc<QpLedgers>>]>,
+    /// The version of `shared.ledgers` that the table was filled from.
     version: u32,
     skipped: u64,
-    /// Events that came.
+    /// Number of events that arrived.
     sequence: u32,
-    /// An event was asked for and has not come.
+    /// `true` if an event was asked for and has not arrived.
     armed: bool,
     shared: Arc<CqShared>,
 }
 
-/// A completion ring that a GPU reads. The CPU cannot: there is no method for it.
+/// A completion ring that a GPU reads. The CPU cannot: this type has no method for it.
 pub struct GpuCompletionQueue {
     queue: CompletionQueue,
 }
@@ -120,7 +135,7 @@ pub struct GpuCompletionQueue {
 macro_rules! target {
     ($($queue:ty => $($path:ident).+),*) => {$(
         impl CompletionTarget for $queue {}
-        impl Target for $queue {
+        impl HasCq for $queue {
             fn shared(&self) -> &Arc<CqShared> {
                 &self.$($path).+
             }
@@ -142,7 +157,7 @@ impl CompletionQueue {
         Ok(Self { shared: Arc::new(shared), consumers })
     }
 
-    /// Number of entries; of each sub-queue, on a device that has several.
+    /// Returns the number of entries (of each sub-queue, on a device that has several).
     pub fn entries(&self) -> u32 {
         self.shared.entries
     }
@@ -155,7 +170,7 @@ impl CompletionQueue {
             subs.map(|(index, (ring, &consumer))| SubQueue { index, ring: ring.clone(), consumer }).collect();
         CpuCompletionQueue {
             current: subs.pop_front().expect("at least one sub-queue"),
-            needs_after_poll: self.shared.events.is_some() || !subs.is_empty(),
+            needs_upkeep: self.shared.events.is_some() || !subs.is_empty(),
             others: subs,
             table: (0..places).map(|_| None).collect(),
             version: 0,
@@ -166,10 +181,10 @@ impl CompletionQueue {
         }
     }
 
-    /// Hands the ring to a GPU, or to anyone else who reads it through a [`CompletionRingHandle`].
+    /// Hands the ring to a GPU, or to another program that reads it through a [`CompletionRingHandle`].
     ///
     /// # Errors
-    /// [`HandOverError::SubQueues`] on a device whose completion queues consist of several rings.
+    /// [`HandOverError::SubQueues`], with this queue, on a device whose completion queues consist of several rings.
     pub fn into_gpu(self) -> Result<GpuCompletionQueue, Refused<Self>> {
         match self.consumers.len() {
             1 => Ok(GpuCompletionQueue { queue: self }),
@@ -179,7 +194,7 @@ impl CompletionQueue {
 }
 
 impl CpuCompletionQueue {
-    /// Takes completions, as many as there are and `into` has room for; gives their number. Does not wait.
+    /// Takes up to `into.len()` completions, and returns their number. Does not wait.
     pub fn poll(&mut self, into: &mut [Completion]) -> usize {
         let mut count = 0;
         for place in into {
@@ -188,7 +203,7 @@ impl CpuCompletionQueue {
             }
             count += 1;
         }
-        if self.needs_after_poll && count > 0 {
+        if self.needs_upkeep && count > 0 {
             self.after_poll();
         }
         count
@@ -197,18 +212,19 @@ impl CpuCompletionQueue {
     /// Takes the next completion, if there is one. Does not wait.
     #[inline]
     pub fn poll_one(&mut self) -> Option<Completion> {
-        if self.needs_after_poll { self.poll_one_out_of_line() } else { self.take(|completion| completion) }
+        if self.needs_upkeep { self.poll_one_with_upkeep() } else { self.take(|completion| completion) }
     }
 
+    /// [`poll_one`](Self::poll_one) of a queue that needs upkeep, out of line to keep the common case short.
     #[inline(never)]
-    fn poll_one_out_of_line(&mut self) -> Option<Completion> {
+    fn poll_one_with_upkeep(&mut self) -> Option<Completion> {
         let completion = self.take(|completion| completion)?;
         self.after_poll();
         Some(completion)
     }
 
-    /// After a poll that took something: tells the device how far this reader is, where it wants to know, and turns to
-    /// the next sub-queue, where there are several.
+    /// Reports to the device how far this reader is, if the device wants to know (a queue with events), and passes the
+    /// turn to the next sub-queue, if there are several. Called after a poll that took something.
     #[cold]
     fn after_poll(&mut self) {
         if self.shared.events.is_some() {
@@ -217,19 +233,19 @@ impl CpuCompletionQueue {
         self.rotate();
     }
 
-    /// Entries taken so far, from all sub-queues.
+    /// Returns the number of entries taken so far from all sub-queues.
     fn taken(&self) -> u32 {
         self.others.iter().fold(self.current.consumer, |sum, sub| sum.wrapping_add(sub.consumer))
     }
 
-    /// Tells the device how far this reader is and, until an event has come, that it wants one: what it said before may
-    /// be overwritten here before the device looks.
+    /// Reports to the device how far this reader is. While an event is asked for and has not arrived, the doorbell
+    /// repeats that request: it is one word, and this value may overwrite an earlier one that the device has not seen.
     fn ring_doorbell(&self) {
         let doorbell = if self.armed { CqDoorbell::arm } else { CqDoorbell::consumed };
         self.current.ring.ring(doorbell(self.taken(), self.sequence).value());
     }
 
-    /// Sub-queues take turns from poll to poll.
+    /// Passes the turn to the next sub-queue.
     #[cold]
     fn rotate(&mut self) {
         if let Some(next) = self.others.pop_front() {
@@ -237,7 +253,7 @@ impl CpuCompletionQueue {
         }
     }
 
-    /// Turns to a sub-queue with an entry that was not taken; whether there is one.
+    /// Passes the turn to a sub-queue that has a new entry. Returns `true` if there is one.
     fn find_ready(&mut self) -> bool {
         for _ in 0..self.others.len() {
             self.rotate();
@@ -248,14 +264,17 @@ impl CpuCompletionQueue {
         false
     }
 
-    /// Takes the next completion, if there is one, and hands it to `put`: from two places, so that for a send only a
-    /// send's few words are written, not a copy of the longer receive.
+    /// Takes the next completion, if there is one, and passes it to `put`.
+    ///
+    /// Sends and receives call `put` in two places. So a send writes only the few words that it has, instead of a copy
+    /// of the longer receive.
     #[inline(always)]
     fn take<T>(&mut self, put: impl FnOnce(Completion) -> T) -> Option<T> {
         loop {
-            // Asked before the ring is looked at: a queue pair that is gone by now writes nothing more.
+            // Before the ring is looked at: only of queue pairs that are gone by now is it certain that no entry
+            // follows.
             let gone = self.shared.promises.gone();
-            // All that a send's entry says is in the first half.
+            // The first 16 bytes hold all fields of a send's entry.
             let Some(entry) = self.fresh().map(Cqe16::from_words) else {
                 if self.find_ready() {
                     continue;
@@ -273,11 +292,12 @@ impl CpuCompletionQueue {
             } else if let Some(completion) = self.take_receive() {
                 return Some(put(completion));
             }
-            self.skip();
+            self.count_skipped();
         }
     }
 
-    /// Takes an entry that is there and is not a send's. `None`: malformed, or of a queue pair that is gone.
+    /// Takes a new entry that is not a send's. Returns `None` if it is malformed, or belongs to a queue pair that is
+    /// gone.
     #[inline(never)]
     fn take_receive(&mut self) -> Option<Completion> {
         let decoded = if self.current.ring.entry_size() == Cqe32::SIZE {
@@ -294,25 +314,26 @@ impl CpuCompletionQueue {
         Some(Completion { wr_id, status, qpn, kind: CompletionKind::Receive(received) })
     }
 
-    /// The next entry, if the device has written it.
+    /// Returns the next entry, if the device has written it.
     #[inline(always)]
     fn fresh<const W: usize>(&self) -> Option<[u64; W]> {
         let phase = self.current.ring.size().cq_phase(self.current.consumer);
         self.current.ring.load_if(self.current.consumer, |first| Cqe::from_words([first]).phase() == phase)
     }
 
-    /// Whose queue pair it is. `None`: one that is gone.
+    /// Returns the ledgers of a queue pair, or `None` if it is gone.
     #[inline(always)]
     fn ledgers(&mut self, qpn: u16) -> Option<&QpLedgers> {
         if self.version != self.shared.version.load(Acquire) {
-            self.refresh();
+            self.rebuild_table();
         }
         let place = usize::from(qpn) & (self.table.len() - 1);
         self.table[place].as_deref().filter(|ledgers| ledgers.qpn == qpn)
     }
 
+    /// Fills the table again, after a queue pair was created or destroyed.
     #[cold]
-    fn refresh(&mut self) {
+    fn rebuild_table(&mut self) {
         let ledgers = self.shared.ledgers.lock();
         self.version = self.shared.version.load(Acquire);
         self.table.fill(None);
@@ -321,8 +342,9 @@ impl CpuCompletionQueue {
         }
     }
 
+    /// Counts an entry that was taken and belongs to no living queue pair.
     #[cold]
-    fn skip(&mut self) {
+    fn count_skipped(&mut self) {
         self.skipped += 1;
         if self.shared.events.is_some() {
             self.ring_doorbell(); // the device counts skipped entries as taken, too
@@ -330,12 +352,12 @@ impl CpuCompletionQueue {
         tracing::debug!(cqn = self.shared.cqn, "a completion of no living queue pair");
     }
 
-    /// Entries that were skipped: of queue pairs that are gone, or malformed.
+    /// Returns the number of skipped entries: malformed ones, and those of queue pairs that are gone.
     pub fn skipped(&self) -> u64 {
         self.skipped
     }
 
-    /// Polls until there is a completion; `None` if there was none within `timeout`.
+    /// Polls until a completion arrives. Returns `None` if none arrived within `timeout`.
     pub fn wait(&mut self, timeout: Duration) -> Option<Completion> {
         for _ in 0..128 {
             if let Some(completion) = self.poll_one() {
@@ -343,7 +365,7 @@ impl CpuCompletionQueue {
             }
             std::hint::spin_loop();
         }
-        let deadline = Instant::now().checked_add(timeout); // none: later than any clock goes
+        let deadline = Instant::now().checked_add(timeout); // `None`: beyond the range of the clock, so never
         while deadline.is_none_or(|deadline| Instant::now() < deadline) {
             if let Some(completion) = self.poll_one() {
                 return Some(completion);
@@ -353,14 +375,15 @@ impl CpuCompletionQueue {
         self.poll_one()
     }
 
-    /// Sleeps until there is a completion to poll, at most `timeout`; whether there is one. Neither signals nor events
-    /// of completions that were polled already shorten that time. Rarely what there is belongs to a queue pair that is
-    /// gone, and polling gives nothing.
+    /// Sleeps until there is a completion to poll, but at most for `timeout`. Returns `true` if there is one. Signals,
+    /// and events of completions that were polled already, do not end the wait early. In rare cases the completion
+    /// belongs to a queue pair that is gone, and polling returns nothing.
     ///
     /// # Errors
-    /// [`EventError::NotEnabled`] for a queue without [`CqConfig::events`], or whatever the operating system answers.
+    /// [`EventError::NotEnabled`] for a queue without [`CqConfig::events`], or [`EventError::Io`] with the operating
+    /// system's answer.
     pub fn wait_event(&mut self, timeout: Duration) -> Result<bool, EventError> {
-        let deadline = Instant::now().checked_add(timeout); // none: later than any clock goes
+        let deadline = Instant::now().checked_add(timeout); // `None`: beyond the range of the clock, so never
         loop {
             if self.fresh::<1>().is_some() || self.find_ready() {
                 return Ok(true);
@@ -369,34 +392,34 @@ impl CpuCompletionQueue {
             let Some(events) = &self.shared.events else { return Err(EventError::NotEnabled) };
             let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
             if events.wait(left).map_err(EventError::io("waiting for a completion event"))? {
-                self.event_came();
+                self.note_event();
             } else if left.is_zero() {
                 return Ok(self.fresh::<1>().is_some() || self.find_ready());
             }
         }
     }
 
-    /// Takes an event that has come, so that [`event_fd`](Self::event_fd) is not readable any more; whether there was
-    /// one.
+    /// Takes an event that has arrived, so that [`event_fd`](Self::event_fd) is no longer readable. Returns `true` if
+    /// there was one.
     ///
     /// # Errors
-    /// As [`wait_event`](Self::wait_event).
+    /// As for [`wait_event`](Self::wait_event).
     pub fn take_event(&mut self) -> Result<bool, EventError> {
         let events = self.shared.events.as_ref().ok_or(EventError::NotEnabled)?;
         let came = events.wait(Duration::ZERO).map_err(EventError::io("taking a completion event"))?;
         if came {
-            self.event_came();
+            self.note_event();
         }
         Ok(came)
     }
 
-    fn event_came(&mut self) {
+    fn note_event(&mut self) {
         self.sequence = self.sequence.wrapping_add(1);
         self.armed = false;
     }
 
-    /// Asks for an event with the next completion, or at once if one is there that was not polled. For event loops,
-    /// which watch [`event_fd`](Self::event_fd), [`take_event`](Self::take_event) and poll;
+    /// Asks for an event with the next completion, or at once if there is a completion that was not polled. Event loops
+    /// call this, watch [`event_fd`](Self::event_fd), then [`take_event`](Self::take_event) and poll.
     /// [`wait_event`](Self::wait_event) does all of it.
     ///
     /// # Errors
@@ -410,13 +433,13 @@ impl CpuCompletionQueue {
         Ok(())
     }
 
-    /// The descriptor that becomes readable with an event.
+    /// Returns the descriptor that becomes readable with an event; `None` without [`CqConfig::events`].
     pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         self.shared.events.as_ref().map(|events| events.fd())
     }
 
-    /// The entry at which the reader stands or, `back` entries earlier, one it has taken. For people who want to look
-    /// at it: the device may have overwritten it.
+    /// Returns, for inspection, the entry that the reader waits for or, with `back` above 0, one that it took `back`
+    /// entries earlier. The device may have overwritten it.
     pub fn peek_back(&self, back: u32) -> Cqe32 {
         let counter = self.current.consumer.wrapping_sub(back);
         let words = if self.current.ring.entry_size() == Cqe32::SIZE {
@@ -427,10 +450,10 @@ impl CpuCompletionQueue {
         Cqe32::from_words(words.unwrap_or_default())
     }
 
-    /// Takes the ring back from the CPU, its consumer counter carried over.
+    /// Takes the ring back from the CPU. Its consumer counter is carried over.
     ///
     /// # Errors
-    /// Entries are there that were not polled.
+    /// [`HandOverError::Unpolled`], with this queue, if there are entries that were not polled.
     #[expect(clippy::result_large_err, reason = "the queue goes back whole, and rarely")]
     pub fn into_idle(mut self) -> Result<CompletionQueue, Refused<Self>> {
         if self.fresh::<1>().is_some() || self.find_ready() {
@@ -451,7 +474,7 @@ impl GpuCompletionQueue {
         &self.queue.shared.rings[0]
     }
 
-    /// What whoever reads the ring needs to know. Addresses are those of this process.
+    /// Returns what the ring's reader needs to know. Addresses are those of this process.
     pub fn handle(&self) -> CompletionRingHandle {
         let ring = &self.queue.shared.rings[0];
         let size = ring.size();
@@ -466,21 +489,21 @@ impl GpuCompletionQueue {
         }
     }
 
-    /// The reader has found the ring empty: what queue pairs that were dropped before had of it, their share and their
-    /// number, is free again. A CPU's reader says this by itself.
+    /// Reports that the reader has found the ring empty. Shares and numbers of queue pairs that were dropped before
+    /// become free. (A CPU's reader does this by itself.)
     ///
     /// # Safety
-    /// The reader did find it empty, after every one of these queue pairs was dropped.
+    /// The reader found the ring empty after every one of these queue pairs was dropped.
     pub unsafe fn found_empty(&self) {
         let promises = &self.queue.shared.promises;
         promises.found_empty(promises.gone());
     }
 
-    /// Takes the ring back, given how many entries its reader took, counted from the ring's creation.
+    /// Takes the ring back. `consumer` is the number of entries that its reader took, counted from the ring's creation.
     ///
     /// # Safety
-    /// The reader has stopped, reads no more by any handle, and took so many entries. With another number entries would
-    /// be taken twice, or be overwritten before they are.
+    /// The reader has stopped, reads no more through any handle, and took so many entries. With another number, entries
+    /// would be taken twice, or overwritten before they are taken.
     pub unsafe fn into_idle(self, consumer: u32) -> CompletionQueue {
         CompletionQueue { consumers: [consumer].into(), ..self.queue }
     }

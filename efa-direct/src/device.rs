@@ -16,7 +16,8 @@ use std::any::Any;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-/// Returns the devices here: EFA devices of this machine, also those that lack something, and software devices.
+/// Returns all devices: the EFA devices of this machine, including those that cannot be used as they are, and software
+/// devices. Without libibverbs the list has no EFA devices.
 pub fn devices() -> Vec<DeviceInfo> {
     #[cfg_attr(not(feature = "soft"), expect(unused_mut, reason = "there are no others"))]
     let mut devices = hardware_devices().unwrap_or_default();
@@ -28,7 +29,7 @@ pub fn devices() -> Vec<DeviceInfo> {
 /// Returns the EFA devices of this machine.
 ///
 /// # Errors
-/// Why there can be none: the machine has no libibverbs, or no RDMA at all, or the program was built without the
+/// [`OpenError`] if there can be none: the machine has no libibverbs or no RDMA, or the program was built without the
 /// feature `verbs`.
 pub fn hardware_devices() -> Result<Vec<DeviceInfo>, OpenError> {
     #[cfg(feature = "verbs")]
@@ -37,22 +38,22 @@ pub fn hardware_devices() -> Result<Vec<DeviceInfo>, OpenError> {
     Err(OpenError::NotBuilt { what: "EFA devices", feature: "verbs" })
 }
 
-/// An opened device. Clones are the same device; it closes when the last object made from it is gone.
+/// An open device. Clones refer to the same device. It closes when the last object made from it is gone.
 #[derive(Clone)]
 pub struct Device {
     pub(crate) provider: Arc<dyn Provider>,
 }
 
 impl Device {
-    /// Opens a device by name. [`devices`] lists names. Those of EFA devices are libibverbs' (`rdmap79s0`); `soft…`
+    /// Opens a device by name. [`devices`] lists the names. Those of EFA devices are libibverbs' (`rdmap79s0`); `soft…`
     /// names are software devices:
     ///
     /// - `soft0`, `soft1`, …: devices on a network inside this process;
     /// - `soft:udp=127.0.0.1:0,loss=0.2,seed=7`: a device that talks UDP to other processes and hosts
-    ///   (see [`SoftSpec`](crate::SoftSpec) for the keys).
+    ///   ([`SoftSpec`](crate::SoftSpec) documents the keys).
     ///
     /// # Errors
-    /// No such device, or it could not be started.
+    /// [`OpenError`]: there is no such device, or it cannot be started.
     pub fn open(name: &str) -> Result<Self, OpenError> {
         #[cfg(feature = "soft")]
         if let Some(provider) = soft::open(name) {
@@ -73,16 +74,16 @@ impl Device {
         })
     }
 
-    /// A software device that the caller's own driver runs, under a name of the caller's choice.
+    /// Wraps a software device that the caller's own driver runs, under a name of the caller's choice.
     ///
     /// # Errors
-    /// The port's device is gone.
+    /// [`OpenError::CannotStart`] if the driver has ended.
     #[cfg(feature = "soft")]
     pub fn from_soft_port(name: &str, port: Arc<dyn DeviceHandle>) -> Result<Self, OpenError> {
         Ok(Self { provider: Arc::new(soft::Soft::new(name, port)?) })
     }
 
-    /// A device of a provider that is not part of this crate.
+    /// Wraps a device of a provider that is not part of this crate.
     pub fn from_provider(provider: Arc<dyn Provider>) -> Self {
         Self { provider }
     }
@@ -97,12 +98,12 @@ impl Device {
         self.provider.attributes()
     }
 
-    /// What the device has counted.
+    /// Returns what the device has counted.
     pub fn counters(&self) -> Counters {
         self.provider.counters()
     }
 
-    /// What a simulated network did to this device's packets; `None` on a real one.
+    /// Returns what a simulated network did to this device's packets; `None` on a real network.
     #[cfg(feature = "soft")]
     pub fn link_counters(&self) -> Option<LinkCounters> {
         self.provider.link_counters()
@@ -111,16 +112,17 @@ impl Device {
     /// Creates a completion counter.
     ///
     /// # Errors
-    /// The device refused, or has none.
+    /// The device refused, or has no completion counters.
     pub fn create_counter(&self) -> Result<CompletionCounter, SetupError> {
         CompletionCounter::new(self.provider.clone())
     }
 
-    /// Creates a completion counter in memory that this process cannot touch: its two 64-bit numbers are so many bytes
-    /// from the beginning of a DMA-BUF, and zero. `owner` lives as long as the device writes there.
+    /// Creates a completion counter in memory that this process cannot access, given as a DMA-BUF. `completions` and
+    /// `errors` are the offsets of its two 64-bit numbers in bytes; both numbers must be 0. `owner` is kept as long as
+    /// the device writes there.
     ///
     /// # Errors
-    /// The device refused, or cannot.
+    /// The device refused, or does not support this.
     pub fn create_counter_in(
         &self,
         fd: BorrowedFd<'_>,
@@ -131,14 +133,14 @@ impl Device {
         ExternalCompletionCounter::new(self.provider.clone(), fd, completions, errors, owner)
     }
 
-    /// The next thing that happened which no completion tells of, if nobody has fetched it. (The vendor's driver
-    /// reports none of these; a software device does.)
+    /// Returns the next asynchronous event that was not fetched yet. (The vendor's driver reports none of them; a
+    /// software device does.)
     pub fn next_event(&self) -> Option<AsyncEvent> {
         self.provider.next_event()
     }
 
-    /// The software device behind this one, if there is one: through it a program sets faults, takes the port down,
-    /// subscribes to what the device does.
+    /// Returns the software device behind this one, if there is one. Through it a program sets faults, takes the port
+    /// down, and subscribes to events of the device.
     #[cfg(feature = "soft")]
     pub fn soft_port(&self) -> Option<Arc<dyn DeviceHandle>> {
         self.provider.soft_port()
@@ -155,17 +157,17 @@ impl Device {
     /// Creates a completion queue.
     ///
     /// # Errors
-    /// The device refused, for example a length over `max_cqe`.
+    /// The device refused, for example more entries than `max_cqe`.
     pub fn create_cq(&self, config: CqConfig) -> Result<CompletionQueue, SetupError> {
         CompletionQueue::new(self.provider.clone(), config)
     }
 
-    /// Creates a completion queue in memory that this process cannot touch, which is zeroed, and has room for its
-    /// entries of 32 bytes. `owner` lives as long as the device writes there.
+    /// Creates a completion queue in memory that this process cannot access. The memory must be zeroed, and have room
+    /// for the entries, of 32 bytes each. `owner` is kept as long as the device writes there.
     ///
     /// # Errors
-    /// The device refused: it cannot, or the memory is too short, or [`CqConfig::events`] was asked for, which there
-    /// are none of.
+    /// The device refused: it does not support this, the memory is too short, or [`CqConfig::events`] is set, which
+    /// such a queue does not have.
     pub fn create_cq_in(
         &self,
         config: CqConfig,

@@ -1,7 +1,7 @@
-//! Memory that this process cannot touch, as that of a GPU: regions and completion queues in it.
+//! Memory that this process cannot access, such as that of a GPU.
 //!
-//! It comes as a DMA-BUF, a descriptor by which its owner lets others have it. The feature `cuda` makes these of GPU
-//! memory; whoever has memory of another kind, or allocates GPU memory by other means, starts here.
+//! Such memory comes as a DMA-BUF: a file descriptor through which its owner shares it. The feature `cuda` makes these
+//! of GPU memory. A program with memory of another kind, or that allocates GPU memory by other means, starts here.
 
 use efa_memory::Backing;
 use std::any::Any;
@@ -13,13 +13,13 @@ use std::sync::Arc;
 pub struct DmabufRange<'f> {
     /// The DMA-BUF.
     pub fd: BorrowedFd<'f>,
-    /// Where in it the piece begins, in bytes.
+    /// Offset of the piece in the DMA-BUF, in bytes.
     pub offset: u64,
-    /// Bytes.
+    /// Length of the piece, in bytes.
     pub len: u64,
 }
 
-/// Memory that is to be registered, and all ways in which a device may reach it. A device takes those that it can.
+/// Memory to register, with all ways in which a device may reach it. A device takes the one that it supports.
 #[derive(Clone)]
 pub struct ExternalMemory<'f> {
     addr: u64,
@@ -31,26 +31,26 @@ pub struct ExternalMemory<'f> {
 }
 
 impl<'f> ExternalMemory<'f> {
-    /// A piece of a DMA-BUF, which work requests name by addresses from `addr` on. `addr` and the piece's offset are at
-    /// the same place of a page.
+    /// Describes a piece of a DMA-BUF. Work requests name it by addresses from `addr` on. `addr` and the piece's offset
+    /// must be at the same place in a page of 4096 bytes.
     pub fn dmabuf(range: DmabufRange<'f>, addr: u64) -> Self {
         Self { addr, len: range.len, dmabuf: Ok(range), by_address: false, backing: None, owner: None }
     }
 
-    /// Memory of which there is no DMA-BUF, for this reason.
+    /// Describes memory without a DMA-BUF, with the reason why there is none.
     #[cfg(feature = "cuda")]
     pub(crate) fn without_dmabuf(reason: String, addr: u64, len: u64) -> Self {
         Self { addr, len, dmabuf: Err(reason), by_address: false, backing: None, owner: None }
     }
 
-    /// The same, which a software device reaches through `backing`, that is as long.
+    /// Adds a way for software devices: they access the memory through `backing`, which must have the same length.
     #[must_use]
     pub fn backed_by(mut self, backing: Arc<dyn Backing>) -> Self {
         self.backing = Some(backing);
         self
     }
 
-    /// The same, kept alive by `owner` as long as it is registered; several owners are all kept.
+    /// Keeps `owner` alive as long as the memory is registered. All of several owners are kept.
     #[must_use]
     pub fn owned_by(mut self, owner: Arc<dyn Any + Send + Sync>) -> Self {
         self.owner = Some(match self.owner.take() {
@@ -60,51 +60,52 @@ impl<'f> ExternalMemory<'f> {
         self
     }
 
-    /// The same, which the kernel may also look up by its address in this process: that works for GPU memory where a
-    /// peer-memory module is loaded.
+    /// Allows a device to register the memory by its address in this process. This works for GPU memory if a
+    /// peer-memory module (`nvidia_peermem`) is loaded.
     ///
     /// # Safety
-    /// Until the region is deregistered, and as long as an [owner](Self::owned_by) given before this lives, the bytes
-    /// at these addresses must stay allocated, and nobody may rely on what is in them except through atomic or volatile
-    /// access.
+    /// Until the region is deregistered, and as long as an [owner](Self::owned_by) that was given before this call
+    /// lives, the bytes at these addresses must stay allocated, and nobody may rely on their contents except through
+    /// atomic or volatile access.
     #[must_use]
     pub unsafe fn by_address(mut self) -> Self {
         self.by_address = true;
         self
     }
 
-    /// Address of the first byte, as work requests name it.
+    /// Returns the address of the first byte, by which work requests name it.
     pub fn addr(&self) -> u64 {
         self.addr
     }
 
-    /// Bytes.
+    /// Returns the length in bytes.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether there are none.
+    /// Returns `true` if the length is 0.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Its DMA-BUF, or why there is none.
+    /// Returns the DMA-BUF, or the reason why there is none.
     pub fn as_dmabuf(&self) -> Result<DmabufRange<'f>, &str> {
         self.dmabuf.as_ref().copied().map_err(String::as_str)
     }
 
-    /// Whether it may be registered by its address. Then the bytes are valid until that is undone, and as long as
-    /// [`owner`](Self::owner) lives.
+    /// Returns `true` if the memory may be registered by its address. The bytes are valid then until they are
+    /// deregistered, and as long as [`owner`](Self::owner) lives.
     pub fn is_by_address(&self) -> bool {
         self.by_address
     }
 
-    /// How a software device reaches it.
+    /// Returns the way for software devices, if there is one.
     pub fn backing(&self) -> Option<Arc<dyn Backing>> {
         self.backing.clone()
     }
 
-    /// What keeps it alive. Who registers it keeps this until it is deregistered, and for good if that fails.
+    /// Returns what keeps the memory alive. Whoever registers the memory keeps this until it is deregistered, and
+    /// forever if that fails.
     pub fn owner(&self) -> Option<Arc<dyn Any + Send + Sync>> {
         self.owner.clone()
     }

@@ -1,16 +1,16 @@
-//! Completion queues in memory that this process cannot touch.
+//! Completion queues in memory that this process cannot access.
 
 use crate::cq::CqConfig;
 use crate::error::SetupError;
 use crate::external::DmabufRange;
 use crate::provider::{Provider, RawExternalCq};
-use crate::shared::cq::{CompletionTarget, CqShared, Target};
+use crate::shared::cq::{CompletionTarget, CqShared, HasCq};
 use efa_io::{CompletionRingHandle, RingSize};
 use std::any::Any;
 use std::sync::Arc;
 
-/// A completion queue whose ring is in memory that this process cannot touch: somebody else polls it, who sees that
-/// memory. It stays theirs.
+/// A completion queue in memory that this process cannot access. Whoever can access that memory polls it, for as long
+/// as it exists.
 pub struct ExternalCompletionQueue {
     shared: Arc<CqShared>,
     size: RingSize,
@@ -29,22 +29,22 @@ impl ExternalCompletionQueue {
         Ok(Self { shared, size, entry_size })
     }
 
-    /// Number of entries.
+    /// Returns the number of entries.
     pub fn entries(&self) -> u32 {
         self.size.entries()
     }
 
-    /// The reader has found the ring empty: what queue pairs that were dropped before had of it, their share and their
-    /// number, is free again.
+    /// Reports that the reader has found the ring empty. Shares and numbers of queue pairs that were dropped before
+    /// become free.
     ///
     /// # Safety
-    /// The reader did find it empty, after every one of these queue pairs was dropped.
+    /// The reader found the ring empty after every one of these queue pairs was dropped.
     pub unsafe fn found_empty(&self) {
         self.shared.promises.found_empty(self.shared.promises.gone());
     }
 
-    /// What whoever polls it needs to know, who sees the ring at `addr`. There is no doorbell, and nothing has been
-    /// polled.
+    /// Returns what the ring's reader needs to know, if it sees the ring at `addr`. There is no doorbell, and the
+    /// reader begins at the first entry.
     pub fn handle_at(&self, addr: u64) -> CompletionRingHandle {
         CompletionRingHandle {
             ring: addr,
@@ -59,7 +59,7 @@ impl ExternalCompletionQueue {
 }
 
 impl CompletionTarget for ExternalCompletionQueue {}
-impl Target for ExternalCompletionQueue {
+impl HasCq for ExternalCompletionQueue {
     fn shared(&self) -> &Arc<CqShared> {
         &self.shared
     }

@@ -1,22 +1,22 @@
-//! Regions of memory that this process cannot touch.
+//! Registered regions of memory that this process cannot access.
 
 use crate::error::{RangeError, SetupError};
 use crate::external::{DmabufRange, ExternalMemory};
 use crate::provider::Registration;
-use crate::region::{LocalSlice, RemoteRegion, resolve};
+use crate::region::{LocalSlice, RemoteRegion, resolve_range};
 use crate::shared::domain::DomainShared;
 use efa_io::Lkey;
 use efa_types::{Access, ControlError, RegionKeys};
 use std::ops::RangeBounds;
 use std::sync::Arc;
 
-/// Bytes of a page, as NICs see memory.
+/// Bytes of a page, as EFA devices see memory.
 const PAGE: u64 = 4096;
 
-/// A registered region of memory that this process cannot touch.
+/// A registered region of memory that this process cannot access.
 ///
-/// Dropping it deregisters: the device does not touch the memory any more, and a request that is still under way
-/// towards it fails with a status.
+/// Dropping it deregisters the memory: the device accesses it no more, and requests that still name it fail with a
+/// status.
 pub struct ExternalRegion {
     addr: u64,
     len: u64,
@@ -51,37 +51,37 @@ impl ExternalRegion {
         }
     }
 
-    /// Bytes.
+    /// Returns the length in bytes.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether there are none.
+    /// Returns `true` if the length is 0.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Address of the first byte, as work requests name it.
+    /// Returns the address of the first byte, by which work requests name it.
     pub fn addr(&self) -> u64 {
         self.addr
     }
 
-    /// Its keys.
+    /// Returns the region's keys.
     pub fn keys(&self) -> RegionKeys {
         self.registration.keys
     }
 
-    /// What peers need to know to reach it.
+    /// Returns what peers need to know to access the region.
     pub fn remote(&self) -> RemoteRegion {
         RemoteRegion { addr: self.addr, rkey: self.keys().rkey, len: self.len }
     }
 
-    /// A piece of it, for a work request of the CPU's, or by [`LocalSlice::buf`] for one of a kernel's.
+    /// Returns a piece of the region, for a work request of the CPU, or of a kernel ([`LocalSlice::buf`]).
     ///
     /// # Errors
-    /// The range passes the end, or is 4 GiB or longer.
+    /// [`RangeError`]: the range passes the end, or has 4 GiB or more.
     pub fn slice(&self, range: impl RangeBounds<u64>) -> Result<LocalSlice<'_>, RangeError> {
-        let (start, end) = resolve(range, self.len)?;
+        let (start, end) = resolve_range(range, self.len)?;
         LocalSlice::new(self.addr + start, end - start, self.lkey, self.domain.tag)
     }
 }

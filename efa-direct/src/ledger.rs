@@ -1,27 +1,29 @@
-//! What the poster of a ring and the poller of its completion queue tell each other.
+//! Credits and request ids that the poster of a ring and the poller of its completion queue exchange.
 //!
-//! The poster and the poller may be different threads. Each word here has one writer, so plain stores do: there is no
-//! read-modify-write and no lock on the way of a work request.
+//! The poster and the poller may be different threads, and both are on the fast path. So each word here has exactly one
+//! writer, and a plain store publishes it: there is no read-modify-write and no lock between a post and its completion.
 //!
-//! On devices with 16-bit request ids the ledger also keeps the caller's 64-bit ids: the request id is an index into
-//! `wr_ids`, and indices that are free again travel back through a ring of their own, which is as long as the work ring
-//! and thus never full. The bits above the index are the queue pair's generation, so that a completion of an earlier
-//! queue pair with the same number is noticed (as libefa does, `efa_cqe_is_valid_req_id_qp_gen`).
+//! On devices with 16-bit request ids, the ledger also keeps the caller's 64-bit ids. A request id is an index into
+//! `wr_ids`. Completions come in any order, so indices become free in any order, and the poller returns them through
+//! the ring `free`. This ring is as long as the work ring, so it is never full. The bits of a request id above the
+//! index are the queue pair's generation: they reveal a completion of an earlier queue pair with the same number (as in
+//! libefa, `efa_cqe_is_valid_req_id_qp_gen`).
 
 use crate::error::PostError;
 use efa_io::RingSize;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::*};
 
-/// How many work requests of a ring may be outstanding, so that neither the ring nor its completion queue overflows.
+/// The number of work requests that a ring may have outstanding, so that neither the ring nor its completion queue
+/// overflows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Credits {
     limit: u32,
-    /// The ring's share of the completion queue is the narrower bound.
+    /// `true` if the ring's share of the completion queue, not its size, is the limit.
     by_share: bool,
 }
 
 impl Credits {
-    /// For a ring of `entries` requests that has `share` entries of a completion queue.
+    /// Returns the credits of a ring of `entries` requests that has `share` entries of a completion queue.
     pub(crate) fn new(entries: u32, share: u32) -> Self {
         Self { limit: entries.min(share), by_share: share < entries }
     }
@@ -31,14 +33,14 @@ impl Credits {
         self.limit
     }
 
-    /// Requests without completion, of those that were posted. A device that completes what was never posted has lost
-    /// its count: then the ring is full, lest it overflow.
+    /// Returns the number of posted requests that have not completed. A device that reports more completions than there
+    /// were posts is broken. The ring then counts as full, so that it cannot overflow.
     #[inline(always)]
     pub(crate) fn outstanding(self, posted: u32, completed: u32) -> u32 {
         posted.wrapping_sub(completed).min(self.limit)
     }
 
-    /// Whether one more fits.
+    /// Checks that there is room for one more request.
     #[inline]
     pub(crate) fn check(self, outstanding: u32) -> Result<(), PostError> {
         match (outstanding < self.limit, self.by_share) {
@@ -49,20 +51,20 @@ impl Credits {
     }
 }
 
-/// The shared part of one work ring.
+/// The part of one work ring that poster and poller share.
 pub(crate) struct Ledger {
-    /// Number of entries of the ring, less 1: the bits of a request id that are an index.
+    /// Number of entries of the ring minus 1: the bits of a request id that are an index.
     mask: u32,
     generation: u16,
-    /// Request ids are the caller's own 64 bits.
+    /// `true` if request ids are the caller's own 64 bits.
     wide_ids: bool,
-    /// The ring is driven by somebody else, who chooses request ids.
+    /// `true` if somebody else drives the ring, and chooses the request ids.
     foreign: AtomicBool,
-    /// Work requests whose completion was polled. Written by the poller.
+    /// Work requests whose completion was polled. Only the poller writes it.
     completed: AtomicU32,
-    /// The caller's ids by index. Written by the poster.
+    /// The caller's ids by index. Only the poster writes them.
     wr_ids: Box<[AtomicU64]>,
-    /// Free request ids. Written by the poller, in the order in which requests complete.
+    /// Free request ids, in the order in which requests completed. Only the poller writes them.
     free: Box<[AtomicU16]>,
 }
 
@@ -81,19 +83,20 @@ impl Ledger {
         }
     }
 
-    /// Work requests whose completion was polled.
+    /// Returns the number of work requests whose completion was polled.
     #[inline(always)]
     pub(crate) fn completed(&self) -> u32 {
         self.completed.load(Acquire)
     }
 
-    /// Poster: the request id of request number `producer`, once there is room for it.
+    /// Poster: returns the request id for request number `producer`, which there must be room for.
     #[inline(always)]
     pub(crate) fn req_id(&self, producer: u32) -> u16 {
         self.free.get((producer & self.mask) as usize).map_or(0, |free| free.load(Relaxed))
     }
 
-    /// Poster: the same, for a request that is posted, and which the caller calls `wr_id`.
+    /// Poster: takes the request id for request number `producer`, and notes that the caller calls this request
+    /// `wr_id`.
     #[inline(always)]
     pub(crate) fn assign(&self, producer: u32, wr_id: u64) -> u16 {
         let req_id = self.req_id(producer);
@@ -103,14 +106,15 @@ impl Ledger {
         req_id
     }
 
-    /// Poller: whether a completion with this request id is of this queue pair.
+    /// Poller: returns `true` if a completion with this request id belongs to this queue pair, not to an earlier one of
+    /// its number.
     #[inline(always)]
     fn is_ours(&self, req_id: u16) -> bool {
         u32::from(req_id ^ self.generation) & !self.mask == 0
     }
 
-    /// Poller: the caller's id of a request that completed, whose place is free from here on. `None`: not of this queue
-    /// pair.
+    /// Poller: releases the credit of a completed request, and returns the caller's id of it. Returns `None`, and
+    /// releases nothing, if the request belongs to an earlier queue pair.
     #[inline(always)]
     pub(crate) fn complete(&self, req_id: u64) -> Option<u64> {
         let completed = self.completed.load(Relaxed);
@@ -123,12 +127,13 @@ impl Ledger {
             self.free.get((completed & self.mask) as usize)?.store(req_id as u16, Relaxed);
             self.wr_ids.get((req_id as u32 & self.mask) as usize)?.load(Relaxed)
         };
-        // Whoever sees this count sees the index freed above.
+        // Released, so that a poster that sees this count also sees the index freed above.
         self.completed.store(completed.wrapping_add(1), Release);
         Some(wr_id)
     }
 
-    /// The ring goes to (or comes back from) somebody who chooses request ids. It is drained, at `counter`.
+    /// Prepares for the ring's new owner, who chooses request ids if `foreign`. The ring must be drained, with
+    /// `counter` requests posted and completed.
     pub(crate) fn hand_over(&self, foreign: bool, counter: u32) {
         self.foreign.store(foreign, Relaxed);
         self.completed.store(counter, Relaxed);
@@ -139,7 +144,7 @@ impl Ledger {
     }
 }
 
-/// Both ledgers of a queue pair, as its completion queues find them.
+/// Both ledgers of a queue pair, which its completion queues look up by its number.
 pub(crate) struct QpLedgers {
     pub(crate) qpn: u16,
     pub(crate) send: Ledger,

@@ -1,4 +1,8 @@
-//! What can be posted to a send queue.
+//! Requests: what can be posted to a send queue.
+//!
+//! This file joins two things: the handles of this crate (regions, peers), which carry a protection domain and lengths
+//! to check, and the operations of `efa_io::op`, which encode WQEs. A request holds its descriptors as they stand in a
+//! WQE, so that encoding a good request is a few moves between registers.
 
 use crate::error::PostError;
 use crate::peer::Peer;
@@ -6,7 +10,7 @@ use crate::region::{LocalSlice, RemoteSlice};
 use efa_io::op::{self, RdmaHead};
 use efa_io::{EncodeError, Hints, Limits, OpCode, RemoteBuf, SendWqe, Wqe};
 
-/// A request that a send queue of WQE size `W` takes. Sealed: the five requests of this module.
+/// A request that a send queue with WQEs of `W` words takes. Sealed: the five requests of this module.
 pub trait Request<const W: usize>: sealed::Sealed
 where
     Wqe<W>: SendWqe,
@@ -16,12 +20,12 @@ where
     fn encode(&self, domain: u32, bounds: &Bounds, peer: &Peer) -> Result<Wqe<W>, PostError>;
 }
 
-/// A queue's limits, and what RDMA requests ask of them in a form that takes one comparison.
+/// The limits of a queue, and a form of the limits of RDMA requests that takes one comparison.
 pub struct Bounds {
     pub(crate) limits: Limits,
-    /// RDMA writes must be shorter than this; 0 where there are none.
+    /// RDMA writes must be shorter than this; 0 if the queue has no RDMA writes.
     write_end: u64,
-    /// The same for reads.
+    /// RDMA reads must be shorter than this; 0 if the queue has no RDMA reads.
     read_end: u64,
 }
 
@@ -49,7 +53,7 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// Sends up to two slices as one message; it consumes a receive at the destination.
+/// A send of up to two slices as one message. It consumes a receive at the destination.
 #[derive(Clone, Copy, Debug)]
 pub struct Send<'r> {
     bufs: &'r [LocalSlice<'r>],
@@ -57,13 +61,13 @@ pub struct Send<'r> {
     hints: Hints,
 }
 
-/// Sends bytes that travel inside the WQE; they are the caller's again as soon as the post returns.
+/// A send of bytes that travel inside the WQE. The bytes belong to the caller again when the post returns.
 #[derive(Clone, Copy, Debug)]
 pub struct SendInline<'a> {
     op: op::SendInline<'a>,
 }
 
-/// Writes a slice into remote memory.
+/// An RDMA write of a slice into remote memory.
 #[derive(Clone, Copy, Debug)]
 pub struct RdmaWrite<'r> {
     local: LocalSlice<'r>,
@@ -71,14 +75,14 @@ pub struct RdmaWrite<'r> {
     head: RdmaHead,
 }
 
-/// Writes bytes that travel inside the WQE into remote memory. Queues with 128-byte WQEs only.
+/// An RDMA write of bytes that travel inside the WQE. Only queues with 128-byte WQEs have it.
 #[derive(Clone, Copy, Debug)]
 pub struct RdmaWriteInline<'a> {
     op: op::RdmaWriteInline<'a>,
     remote_len: u64,
 }
 
-/// Reads remote memory into a slice.
+/// An RDMA read of remote memory into a slice.
 #[derive(Clone, Copy, Debug)]
 pub struct RdmaRead<'r> {
     local: LocalSlice<'r>,
@@ -91,8 +95,8 @@ fn same_domain(slice: &LocalSlice<'_>, own: u32) -> Result<(), PostError> {
     if slice.domain == own { Ok(()) } else { Err(foreign("region", slice.domain, own)) }
 }
 
-// Errors are made out of line, and checks stand where they are needed rather than in a common function: what a good
-// request is made of then stays in registers, which is a fifth of a post's time.
+// Errors are made out of line, and each request checks for itself instead of in a common function: then the parts of a
+// good request stay in registers, which is a fifth of a post's time.
 
 #[cold]
 #[inline(never)]
@@ -111,11 +115,11 @@ fn same_length(local: u64, remote: u64) -> Result<(), PostError> {
     if local == remote { Ok(()) } else { Err(mismatch(local, remote)) }
 }
 
-/// `imm` and `hints` of requests whose field of this name has them.
+/// The method `imm` of requests whose field of this name has it.
 macro_rules! with_imm {
     ($field:ident) => {
-        /// With immediate data: a receiver finds it in its completion, and the target of a write learns of the write
-        /// from it.
+        /// Adds immediate data. The receiver finds it in its completion; the target of a write gets a completion only
+        /// through it.
         pub const fn imm(mut self, imm: u32) -> Self {
             self.$field = self.$field.imm(imm);
             self
@@ -123,9 +127,10 @@ macro_rules! with_imm {
     };
 }
 
+/// The method `hints` of requests whose field of this name has it.
 macro_rules! with_hints {
     ($field:ident) => {
-        /// With processing hints.
+        /// Adds processing hints.
         pub const fn hints(mut self, hints: Hints) -> Self {
             self.$field = self.$field.hints(hints);
             self
@@ -134,18 +139,18 @@ macro_rules! with_hints {
 }
 
 impl<'r> Send<'r> {
-    /// A send of these slices, one after the other; none at all is an empty message.
+    /// Returns a send of these slices, one after the other. No slices make an empty message.
     pub const fn new(bufs: &'r [LocalSlice<'r>]) -> Self {
         Self { bufs, imm: None, hints: Hints::NONE }
     }
 
-    /// With immediate data, which the receiver finds in its completion.
+    /// Adds immediate data, which the receiver finds in its completion.
     pub const fn imm(mut self, imm: u32) -> Self {
         self.imm = Some(imm);
         self
     }
 
-    /// With processing hints.
+    /// Adds processing hints.
     pub const fn hints(mut self, hints: Hints) -> Self {
         self.hints = hints;
         self
@@ -153,7 +158,7 @@ impl<'r> Send<'r> {
 }
 
 impl<'a> SendInline<'a> {
-    /// A send of these bytes.
+    /// Returns a send of these bytes.
     pub const fn new(data: &'a [u8]) -> Self {
         Self { op: op::SendInline::new(data) }
     }
@@ -163,7 +168,7 @@ impl<'a> SendInline<'a> {
 }
 
 impl<'r> RdmaWrite<'r> {
-    /// A write of `local` to `remote`, which are of one length.
+    /// Returns a write of `local` to `remote`. Both must have the same length.
     pub const fn new(local: LocalSlice<'r>, remote: RemoteSlice) -> Self {
         Self { local, remote, head: RdmaHead::new(OpCode::RdmaWrite) }
     }
@@ -173,7 +178,7 @@ impl<'r> RdmaWrite<'r> {
 }
 
 impl<'a> RdmaWriteInline<'a> {
-    /// A write of these bytes to `remote`, which is as long.
+    /// Returns a write of these bytes to `remote`, which must have the same length.
     pub const fn new(data: &'a [u8], remote: RemoteSlice) -> Self {
         Self { op: op::RdmaWriteInline::new(data, RemoteBuf::from_words(remote.words)), remote_len: remote.len() }
     }
@@ -183,7 +188,7 @@ impl<'a> RdmaWriteInline<'a> {
 }
 
 impl<'r> RdmaRead<'r> {
-    /// A read of `remote` into `local`, which are of one length.
+    /// Returns a read of `remote` into `local`. Both must have the same length.
     pub const fn new(local: LocalSlice<'r>, remote: RemoteSlice) -> Self {
         Self { local, remote, head: RdmaHead::new(OpCode::RdmaRead) }
     }

@@ -1,7 +1,6 @@
-//! Protection domains: what belongs together.
+//! Protection domains: groups of memory, queue pairs and peers that may work together.
 //!
-//! Memory, queue pairs and peers of one domain work together; a request that mixes domains is refused before it is
-//! posted.
+//! A request that mixes domains is refused before it is posted.
 
 use crate::error::SetupError;
 use crate::external::ExternalMemory;
@@ -9,7 +8,7 @@ use crate::external_region::ExternalRegion;
 use crate::peer::{Endpoint, Peer};
 use crate::provider::Provider;
 use crate::qp::{QpConfig, QueuePair};
-use crate::region::{Region, Scoped};
+use crate::region::{BorrowedRegion, Region};
 use crate::shared::cq::CompletionTarget;
 use crate::shared::domain::DomainShared;
 use efa_io::{SendWqe, Wqe};
@@ -18,8 +17,8 @@ use std::sync::Arc;
 
 /// A protection domain.
 ///
-/// Regions borrow their domain, so none outlives it. A program that keeps both in one structure puts the domain in an
-/// `Arc` and uses [`allocate_shared`](Self::allocate_shared), whose regions share it instead.
+/// Regions borrow their domain, so no region outlives it. A program that keeps both in one structure puts the domain in
+/// an `Arc` and uses [`allocate_shared`](Self::allocate_shared), whose regions share the domain instead.
 pub struct ProtectionDomain {
     pub(crate) inner: Arc<DomainShared>,
 }
@@ -29,28 +28,27 @@ impl ProtectionDomain {
         Ok(Self { inner: DomainShared::alloc(provider)? })
     }
 
-    /// Allocates `len` zeroed bytes, page-aligned, and registers them.
+    /// Allocates `len` zeroed bytes, aligned to a page, and registers them.
     ///
     /// # Errors
-    /// No memory, or the device refused.
+    /// [`SetupError::Io`] if there is no memory, or the device refused.
     pub fn allocate(&self, len: usize, access: Access) -> Result<Region<'_>, SetupError> {
         Region::allocate(self.inner.clone(), len, access)
     }
 
-    /// The same, for a region that keeps the domain alive instead of borrowing it.
+    /// Allocates and registers `len` zeroed bytes, in a region that keeps the domain alive instead of borrowing it.
     ///
     /// # Errors
-    /// No memory, or the device refused.
+    /// [`SetupError::Io`] if there is no memory, or the device refused.
     pub fn allocate_shared(self: &Arc<Self>, len: usize, access: Access) -> Result<Region<'static>, SetupError> {
         Region::allocate(self.inner.clone(), len, access)
     }
 
     /// Registers the caller's own bytes for as long as `f` runs.
     ///
-    /// They are lent for the duration of a call rather than of a value because a value can be leaked: the device would
-    /// go on writing to bytes that are long somebody else's. For the same reason the process is aborted should the
-    /// kernel refuse to deregister them: an EFA may still write there then. Memory with an owner is kept for good
-    /// instead.
+    /// A call lends the bytes, not a value, because a value can be leaked: then the device would go on writing to bytes
+    /// that belong to somebody else by now. For the same reason the process is aborted if the kernel refuses to
+    /// deregister the bytes, since an EFA may still write to them. (Memory with an owner is kept forever instead.)
     ///
     /// ```
     /// # use efa_direct::{Device, Access};
@@ -74,22 +72,22 @@ impl ProtectionDomain {
         access: Access,
         f: impl FnOnce(&Region<'_>) -> T,
     ) -> Result<T, SetupError> {
-        let scoped = Scoped::new(self.inner.clone(), bytes, access)?;
+        let scoped = BorrowedRegion::new(self.inner.clone(), bytes, access)?;
         Ok(f(scoped.region()))
     }
 
-    /// Registers memory that this process cannot touch.
+    /// Registers memory that this process cannot access.
     ///
     /// # Errors
-    /// The device refused, in all ways in which it could reach the memory; or [`SetupError::DmabufMisaligned`].
+    /// [`SetupError::DmabufMisaligned`], or the device refused every way to the memory.
     pub fn register_external(&self, memory: ExternalMemory<'_>, access: Access) -> Result<ExternalRegion, SetupError> {
         ExternalRegion::register(self.inner.clone(), memory, access)
     }
 
-    /// A destination.
+    /// Creates a destination for work requests of this domain.
     ///
-    /// For RDMA both sides need one of the other, even the side that never posts: a device refuses RDMA from an
-    /// initiator that it has no address handle for (status 14, unknown peer).
+    /// RDMA needs a peer on both sides, even on the side that never posts: a device refuses RDMA from an initiator that
+    /// it has no address handle for (status 14, unknown peer).
     ///
     /// # Errors
     /// The device refused.
@@ -97,11 +95,12 @@ impl ProtectionDomain {
         Peer::new(self.inner.clone(), endpoint)
     }
 
-    /// Creates an SRD queue pair whose sends complete in `send_cq` and whose receives complete in `recv_cq`; they may
-    /// be the same.
+    /// Creates a queue pair whose sends complete in `send_cq` and whose receives complete in `recv_cq`, which may be
+    /// the same queue.
     ///
     /// # Errors
-    /// The device refused, or a completion queue cannot hold what the rings may have outstanding.
+    /// The device refused, or [`SetupError::CompletionQueueTooSmall`]: a completion queue cannot hold what the rings
+    /// may have outstanding.
     pub fn create_qp<const W: usize>(
         &self,
         send_cq: &impl CompletionTarget,

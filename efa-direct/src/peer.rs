@@ -6,10 +6,10 @@ use efa_io::Destination;
 use efa_types::Gid;
 use std::sync::Arc;
 
-/// Where a queue pair can be reached: all that a peer needs to know, exchanged by any means.
+/// The address of a queue pair: all that a peer needs to know, exchanged by any means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
-    /// The device's address.
+    /// The device's address (GID).
     pub gid: Gid,
     /// Queue pair number.
     pub qpn: u16,
@@ -19,16 +19,17 @@ pub struct Endpoint {
 
 /// A destination for a domain's work requests.
 ///
-/// Peers of one device share its address handle. Dropping the last of them while requests towards that device are under
-/// way ends those as [`Status::Flushed`](efa_io::Status::Flushed).
+/// Peers on one device share an address handle. When the last of them is dropped, requests towards that device that are
+/// outstanding complete as [`Status::Flushed`](efa_io::Status::Flushed).
 pub struct Peer {
     pub(crate) dest: Destination,
-    /// What a WQE says of it.
+    /// The destination's fields as they stand in a WQE.
     pub(crate) words: [u64; 3],
     pub(crate) domain: u32,
     handle: AddressHandle,
 }
 
+/// An address handle, destroyed when this is dropped.
 struct AddressHandle {
     domain: Arc<DomainShared>,
     ah: u16,
@@ -47,12 +48,13 @@ impl Peer {
         Ok(Self { dest, words: dest.words(), domain: domain.tag, handle: AddressHandle { domain, ah } })
     }
 
-    /// The destination as plain data, for requests that a kernel makes; the address handle lives as long as `self`.
+    /// Returns the destination as plain data, for requests that a kernel makes. It is valid as long as `self` lives,
+    /// which keeps the address handle.
     pub fn destination(&self) -> Destination {
         self.dest
     }
 
-    /// The address handle's number, as receive completions report their source.
+    /// Returns the number of the address handle, by which receive completions name their source.
     pub fn ah(&self) -> u16 {
         self.handle.ah
     }

@@ -1,4 +1,4 @@
-//! Queue pairs: from creation to the two rings that one posts to.
+//! Queue pairs: their configuration, creation and activation.
 
 use crate::error::SetupError;
 use crate::ledger::{Credits, Ledger, QpLedgers};
@@ -17,7 +17,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What a queue pair is to be like. `W` is the size of its WQEs in 64-bit words: 8, or 16 after [`wqe_128`](Self::wqe_128).
+/// The configuration of a queue pair. `W` is the size of its WQEs in 64-bit words: 8, or 16 after [`wqe_128`](Self::wqe_128).
 #[derive(Clone, Copy, Debug)]
 pub struct QpConfig<const W: usize = 8> {
     send_entries: u32,
@@ -31,7 +31,8 @@ pub struct QpConfig<const W: usize = 8> {
 }
 
 impl QpConfig<8> {
-    /// A queue pair with 64-byte WQEs that may have this many sends and receives outstanding.
+    /// Returns the configuration of an SRD queue pair with 64-byte WQEs that may have this many sends and receives
+    /// outstanding.
     pub const fn new(send_entries: u32, recv_entries: u32) -> Self {
         Self {
             send_entries,
@@ -45,7 +46,7 @@ impl QpConfig<8> {
         }
     }
 
-    /// The same with 128-byte WQEs: up to 80 bytes inline, and inline RDMA writes. Only newer devices have them.
+    /// Selects 128-byte WQEs, with up to 80 bytes inline and inline RDMA writes. Only newer devices have them.
     pub const fn wqe_128(self) -> QpConfig<16> {
         QpConfig {
             send_entries: self.send_entries,
@@ -61,53 +62,53 @@ impl QpConfig<8> {
 }
 
 impl<const W: usize> QpConfig<W> {
-    /// Receives of up to this many buffers (1 unless set).
+    /// Sets the most buffers of a receive (1 by default).
     pub const fn recv_bufs(mut self, bufs: u16) -> Self {
         self.recv_bufs = bufs;
         self
     }
 
-    /// RDMA writes with immediate consume no receive. The receive completion queue then needs room for as many of them
-    /// as peers may send before it is polled: nothing on this side can hold them back.
+    /// Lets RDMA writes with immediate consume no receive. The receive completion queue then needs room for as many of
+    /// them as peers may send before it is polled, because nothing on this side can hold them back.
     pub const fn unsolicited_write_recv(mut self) -> Self {
         self.unsolicited_write_recv = true;
         self
     }
 
-    /// Unreliable datagrams (UD) instead of SRD: sends only, of one packet each, which may be lost without notice. A
-    /// send completes once it has left. A receive needs [`UD_PREFIX`](crate::UD_PREFIX) bytes more than the message, in
-    /// front of it, and its length counts them.
+    /// Selects unreliable datagrams (UD) instead of SRD: sends only, of one packet each, which may be lost without
+    /// notice. A send completes once it has left. A receive needs [`UD_PREFIX`](crate::UD_PREFIX) bytes more than the
+    /// message, in front of it, and its length counts them.
     pub const fn unreliable(mut self) -> Self {
         self.transport = Transport::Ud;
         self
     }
 
-    /// How often a message is offered again to a receiver that has no receive posted: 0 to 6 times, after which it
-    /// fails with [`Status::RemoteRnr`](efa_io::Status::RemoteRnr), or with 7 for ever, which is also what a queue pair
-    /// does unasked.
+    /// Sets how often a message is offered again to a receiver that has no receive posted: 0 to 6 times, after which it
+    /// fails with [`Status::RemoteRnr`](efa_io::Status::RemoteRnr), or 7 for no limit, which is the default.
     pub const fn rnr_retry(mut self, retry: u8) -> Self {
         self.rnr_retry = Some(retry);
         self
     }
 
-    /// Entries of the send completion queue that are this queue pair's, if not as many as the send ring has. With
-    /// fewer, posting stops early rather than overflow the completion queue.
+    /// Sets the number of entries of the send completion queue that this queue pair has. The default is the size of its
+    /// send ring. With fewer, posting stops early, so that the completion queue cannot overflow.
     pub const fn send_share(mut self, entries: u32) -> Self {
         self.send_share = Some(entries);
         self
     }
 
-    /// The same for receives.
+    /// Sets the number of entries of the receive completion queue that this queue pair has. The default is the size of
+    /// its receive ring.
     pub const fn recv_share(mut self, entries: u32) -> Self {
         self.recv_share = Some(entries);
         self
     }
 }
 
-/// A queue pair that exists and cannot be posted to yet: [`activate`](Self::activate) it.
+/// A queue pair that is not active yet: [`activate`](Self::activate) it to post.
 pub struct QueuePair<const W: usize> {
-    /// First to go: with rings around, the provider's object would outlive [`QpShared`], and complete what nobody
-    /// expects any more.
+    /// Dropped first. Its rings keep the provider's object alive, which would outlive [`QpShared`] and complete
+    /// requests that nobody expects any more.
     raw: RawQp,
     inner: Arc<QpShared>,
     recv_bufs: u16,
@@ -116,23 +117,23 @@ pub struct QueuePair<const W: usize> {
     _wqe: PhantomData<[u64; W]>,
 }
 
-/// An active queue pair, in its parts. Each ring has exactly one owner; the queue pair lives as long as any part.
+/// An active queue pair, in parts. Each ring has exactly one owner. The queue pair lives as long as any part.
 #[non_exhaustive]
 pub struct ActiveQueuePair<const W: usize>
 where
     Wqe<W>: SendWqe,
 {
-    /// Where peers reach it.
+    /// The queue pair's address, for its peers.
     pub endpoint: Endpoint,
-    /// Its send ring, owned by nobody yet.
+    /// The send ring, which nobody owns yet.
     pub send: SendQueue<W>,
-    /// Its receive ring, owned by nobody yet.
+    /// The receive ring, which nobody owns yet.
     pub recv: RecvQueue,
-    /// Control over its state.
+    /// The handle that changes its state.
     pub control: QpControl,
 }
 
-/// Control over an active queue pair's state.
+/// A handle that changes the state of an active queue pair.
 pub struct QpControl {
     inner: Arc<QpShared>,
 }
@@ -170,7 +171,7 @@ where
             inline_write: wide && attributes.rdma_write && is_srd,
             unsolicited_write_recv: config.unsolicited_write_recv,
         };
-        let (raw, unwanted) = create_with_free_number(&*provider, request, [send_cq, recv_cq])?;
+        let (raw, guard) = create_with_free_number(&*provider, request, [send_cq, recv_cq])?;
         let send_credits = Credits::new(config.send_entries, send.entries);
         let recv_credits = Credits::new(config.recv_entries, recv.entries);
         let (asked, found) = (<Wqe<W> as SendWqe>::SIZE, raw.send.entry_size());
@@ -191,24 +192,26 @@ where
             activated: AtomicBool::new(false),
             counters: Mutex::default(),
         });
-        std::mem::forget(unwanted); // `inner` destroys it
-        send_cq.announce(&inner.ledgers);
+        guard.keep(); // from here on `inner` destroys it
+        send_cq.add_ledgers(&inner.ledgers);
         if !Arc::ptr_eq(send_cq, recv_cq) {
-            recv_cq.announce(&inner.ledgers);
+            recv_cq.add_ledgers(&inner.ledgers);
         }
         let recv_bufs = config.recv_bufs.max(1);
         Ok(Self { raw, inner, recv_bufs, send_credits, recv_credits, _wqe: PhantomData })
     }
 
-    /// Queue pair number.
+    /// Returns the queue pair's number.
     pub fn qpn(&self) -> u16 {
         self.inner.qpn
     }
 
-    /// Has `counter` count the queue pair's completions of these kinds, for as long as the queue pair lives.
+    /// Attaches a counter, which then counts the queue pair's completions of these kinds for as long as the queue pair
+    /// lives.
     ///
     /// # Errors
-    /// The device refused: it has no counters, one of the kinds has a counter already, or there are no kinds.
+    /// [`SetupError::ForeignCounter`], or the device refused: it has no counters, one of the kinds has a counter
+    /// already, or `ops` is empty.
     pub fn attach_counter(&self, counter: &impl AttachableCounter, ops: CounterOps) -> Result<(), SetupError> {
         let provider = &self.inner.domain.provider;
         let counter = counter.inner();
@@ -220,7 +223,7 @@ where
         Ok(())
     }
 
-    /// Takes the queue pair through its states until it sends and receives, and gives its rings out. Peers must name
+    /// Takes the queue pair through its states until it sends and receives, and returns its rings. Peers must name
     /// `qkey`.
     ///
     /// # Errors
@@ -240,8 +243,8 @@ where
 }
 
 impl QpControl {
-    /// Puts the queue pair in the error state: everything outstanding, and everything posted from here on, completes as
-    /// [`Status::Flushed`](efa_io::Status::Flushed).
+    /// Puts the queue pair into the error state: all requests that are outstanding, or are posted from now on, complete
+    /// as [`Status::Flushed`](efa_io::Status::Flushed).
     ///
     /// # Errors
     /// The device refused.

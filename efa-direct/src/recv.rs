@@ -1,4 +1,8 @@
-//! Receive queues: one ring, one owner, as for send queues.
+//! Receive queues: one ring, one owner.
+//!
+//! The types change hands as those of send queues do (`send.rs`). A receive takes one descriptor for each of its
+//! buffers, so descriptors and receives are counted separately: doorbells and batches count descriptors, credits and
+//! completions count receives.
 
 use crate::error::{HandOverError, PostError, Refused};
 use crate::ledger::Credits;
@@ -16,14 +20,14 @@ pub struct RecvQueue {
     max_batch: u32,
     max_bufs: u16,
     credits: Credits,
-    /// In descriptors; a receive of several buffers is several of them.
+    /// Producer counter in descriptors; a receive of several buffers takes several of them.
     producer: u32,
-    /// In receives.
+    /// Producer counter in receives.
     posted: u32,
     qp: Arc<QpShared>,
 }
 
-/// A receive ring that this value's owner posts to, from the CPU.
+/// A receive ring that the owner of this value posts to, from the CPU.
 pub struct CpuRecvQueue {
     queue: RecvQueue,
     /// Producer counter at the last doorbell.
@@ -33,7 +37,7 @@ pub struct CpuRecvQueue {
     domain: u32,
 }
 
-/// A receive ring that a GPU posts to. The CPU cannot: there is no method for it.
+/// A receive ring that a GPU posts to. The CPU cannot post: this type has no method for it.
 pub struct GpuRecvQueue {
     queue: RecvQueue,
 }
@@ -52,7 +56,7 @@ impl RecvQueue {
         CpuRecvQueue { queue: self, rung, completed, domain }
     }
 
-    /// Hands the ring to a GPU, or to anyone else who drives it through a [`RecvRingHandle`].
+    /// Hands the ring to a GPU, or to another program that drives it through a [`RecvRingHandle`].
     pub fn into_gpu(self) -> GpuRecvQueue {
         self.qp.ledgers.recv.hand_over(true, self.posted);
         GpuRecvQueue { queue: self }
@@ -60,11 +64,11 @@ impl RecvQueue {
 }
 
 impl CpuRecvQueue {
-    /// Writes a receive into the ring: a message fills `bufs` one after the other. `wr_id` comes back in its
+    /// Writes a receive into the ring: a message fills `bufs` one after the other. `wr_id` comes back in the
     /// completion.
     ///
     /// # Errors
-    /// A [`PostError`]; nothing was written.
+    /// A [`PostError`]. The ring is unchanged.
     pub fn post(&mut self, bufs: &[LocalSlice<'_>], wr_id: u64) -> Result<(), PostError> {
         let queue = &mut self.queue;
         let max = usize::from(queue.max_bufs);
@@ -83,7 +87,7 @@ impl CpuRecvQueue {
             self.completed = queue.qp.ledgers.recv.completed();
             queue.credits.check(queue.credits.outstanding(queue.posted, self.completed))?;
         }
-        // A batch never ends inside a receive.
+        // A doorbell must not cut a receive in two, so a batch that has no room for all of it ends before it.
         if queue.producer.wrapping_sub(self.rung) + bufs.len() as u32 > queue.max_batch {
             self.ring();
         }
@@ -92,7 +96,7 @@ impl CpuRecvQueue {
         for (i, slice) in bufs.iter().enumerate() {
             let (first, last) = (i == 0, i + 1 == bufs.len());
             let desc = RxDesc::new(RxBuf {
-                // Only the first descriptor carries it, as libefa writes them.
+                // libefa sets the request id in the first descriptor only (`efa_post_recv`).
                 req_id: if first { req_id } else { 0 },
                 addr: slice.buf().addr,
                 lkey: slice.buf().lkey,
@@ -107,7 +111,7 @@ impl CpuRecvQueue {
         Ok(())
     }
 
-    /// Rings the doorbell for everything posted since the last time. Before that the device knows of none of it.
+    /// Rings the doorbell for all receives that were posted since the last time. The device learns of them from it.
     pub fn ring(&mut self) {
         let producer = self.queue.producer;
         if producer != self.rung {
@@ -116,16 +120,16 @@ impl CpuRecvQueue {
         }
     }
 
-    /// Receives posted and not yet seen to complete.
+    /// Returns the number of receives whose completion was not polled yet.
     pub fn outstanding(&self) -> u32 {
         self.queue.credits.outstanding(self.queue.posted, self.queue.qp.ledgers.recv.completed())
     }
 
-    /// Takes the ring back from the CPU, once every receive posted has completed and been polled; failing the queue
-    /// pair ([`QpControl::fail`](crate::QpControl::fail)) completes those that wait.
+    /// Takes the ring back from the CPU, once all receives have completed and been polled. Failing the queue pair
+    /// ([`QpControl::fail`](crate::QpControl::fail)) completes receives that wait for a message.
     ///
     /// # Errors
-    /// Receives are outstanding.
+    /// [`HandOverError::Outstanding`], with this queue.
     pub fn into_idle(mut self) -> Result<RecvQueue, Refused<Self>> {
         self.ring();
         match self.outstanding() {
@@ -141,7 +145,7 @@ impl GpuRecvQueue {
         &self.queue.ring
     }
 
-    /// What whoever drives the ring needs to know. Addresses are those of this process.
+    /// Returns what the ring's driver needs to know. Addresses are those of this process.
     pub fn handle(&self) -> RecvRingHandle {
         let queue = &self.queue;
         let size = queue.ring.size();
@@ -160,14 +164,14 @@ impl GpuRecvQueue {
         }
     }
 
-    /// Takes the ring back, given what its driver says it did: descriptors rung, receives posted, and receives
-    /// completed, all counted from the ring's creation.
+    /// Takes the ring back. `producer` is the number of descriptors that its driver rang, `posted` the number of
+    /// receives that it posted, `completed` the number that completed. All count from the ring's creation.
     ///
     /// # Errors
-    /// Receives are outstanding.
+    /// [`HandOverError::Outstanding`], with this queue.
     ///
     /// # Safety
-    /// The driver has stopped and posts no more by any handle, and the numbers are true; as for
+    /// The driver has stopped, posts no more through any handle, and the numbers are correct: see
     /// [`GpuSendQueue::into_idle`](crate::GpuSendQueue::into_idle).
     pub unsafe fn into_idle(mut self, producer: u32, posted: u32, completed: u32) -> Result<RecvQueue, Refused<Self>> {
         match posted.wrapping_sub(completed) {

@@ -1,11 +1,11 @@
 //! Registered memory.
 //!
-//! A peer may write a registered region at any time, and the device reads one after a post has returned. So a region is
-//! never a `&mut [u8]`, nor even a `&[u8]`: its bytes are copied in and out. A copy that races with a peer's write sees
-//! some mixture of old and new bytes, never anything worse; arrival is learnt from a completion.
+//! A peer may write a registered region at any time, and the device may read one after a post has returned. So a region
+//! is never a `&mut [u8]`, nor a `&[u8]`: its bytes are copied in and out. A copy that races with a peer's write
+//! returns some mixture of old and new bytes. A completion tells when bytes have arrived.
 //!
-//! Everyone accesses a region as atomic bytes, so regions may overlap: `efa_memory` tells why, and why no ring
-//! can be a region.
+//! Everybody in the program accesses a region as atomic bytes, so regions may overlap. `efa_memory` explains this, and
+//! why no ring can be a region.
 
 use crate::error::{RangeError, SetupError};
 use crate::provider::{HostRange, Registration};
@@ -20,8 +20,8 @@ use std::sync::Arc;
 
 /// A registered memory region.
 ///
-/// Dropping it deregisters: the device does not touch the memory any more, and a request that is still under way
-/// towards it fails with a status. So a region may be dropped at any time, and nothing needs to be counted per post.
+/// Dropping it deregisters the memory: the device accesses it no more, and requests that still name it fail with a
+/// status. So a region may be dropped at any time, and posts need no reference count.
 pub struct Region<'d> {
     range: HostRange,
     registration: Registration,
@@ -30,28 +30,28 @@ pub struct Region<'d> {
     _domain: PhantomData<&'d ()>,
 }
 
-// SAFETY: only the address in `range` keeps this from being automatic. What is done with it is access as atomic bytes,
-// here and by the provider, which any thread may do while the bytes are valid: `range` owns them, or `Scoped` borrows
-// them for longer than the region lives.
+// SAFETY: the only field that is not `Send` is the address in `range`. This file and the provider access those bytes
+// only as atomics, which any thread may do while they are valid. `range` owns them, or the `BorrowedRegion` around this
+// borrows them for longer than the region lives.
 unsafe impl Send for Region<'_> {}
-// SAFETY: a shared reference gives no more than such accesses.
+// SAFETY: a shared reference allows only these atomic accesses.
 unsafe impl Sync for Region<'_> {}
 
 /// A piece of a region, for one side of a work request.
 #[derive(Clone, Copy, Debug)]
 pub struct LocalSlice<'r> {
-    /// The descriptor of the piece, as it stands in a WQE.
+    /// The piece's descriptor, as it stands in a WQE.
     pub(crate) words: [u64; 2],
     pub(crate) domain: u32,
     _region: PhantomData<&'r ()>,
 }
 
-/// A region as its owner describes it to peers: plain numbers, exchanged by any means.
+/// A region of a peer: plain numbers, exchanged by any means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RemoteRegion {
-    /// Address of its first byte, at its owner.
+    /// Address of the first byte, as its owner sees it.
     pub addr: u64,
-    /// Its remote key.
+    /// The remote key.
     pub rkey: u32,
     /// Bytes.
     pub len: u64,
@@ -60,11 +60,12 @@ pub struct RemoteRegion {
 /// A piece of a remote region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RemoteSlice {
-    /// The descriptor of the piece, as it stands in a WQE.
+    /// The piece's descriptor, as it stands in a WQE.
     pub(crate) words: [u64; 2],
 }
 
-pub(crate) fn resolve(range: impl RangeBounds<u64>, len: u64) -> Result<(u64, u64), RangeError> {
+/// Returns the first byte of a range in `len` bytes, and the byte after its last.
+pub(crate) fn resolve_range(range: impl RangeBounds<u64>, len: u64) -> Result<(u64, u64), RangeError> {
     let start = match range.start_bound() {
         Bound::Included(&start) => start,
         Bound::Excluded(&start) => start.saturating_add(1),
@@ -96,71 +97,71 @@ impl<'d> Region<'d> {
         Self::register(domain, HostRange { ptr, len, owner: Some(memory) }, access)
     }
 
-    /// Bytes.
+    /// Returns the length in bytes.
     pub fn len(&self) -> u64 {
         self.range.len as u64
     }
 
-    /// Whether there are none.
+    /// Returns `true` if the length is 0.
     pub fn is_empty(&self) -> bool {
         self.range.len == 0
     }
 
-    /// Address of the first byte, as work requests name it.
+    /// Returns the address of the first byte, by which work requests name it.
     pub fn addr(&self) -> u64 {
         self.range.ptr.as_ptr() as u64
     }
 
-    /// Its keys.
+    /// Returns the region's keys.
     pub fn keys(&self) -> RegionKeys {
         self.registration.keys
     }
 
-    /// What peers need to know to reach it.
+    /// Returns what peers need to know to access the region.
     pub fn remote(&self) -> RemoteRegion {
         RemoteRegion { addr: self.addr(), rkey: self.keys().rkey, len: self.len() }
     }
 
-    /// A piece of it, for a work request.
+    /// Returns a piece of the region, for one side of a work request.
     ///
     /// # Errors
-    /// The range passes the end, or is 4 GiB or longer.
+    /// [`RangeError`]: the range passes the end, or has 4 GiB or more.
     pub fn slice(&self, range: impl RangeBounds<u64>) -> Result<LocalSlice<'_>, RangeError> {
-        let (start, end) = resolve(range, self.len())?;
+        let (start, end) = resolve_range(range, self.len())?;
         LocalSlice::new(self.addr() + start, end - start, self.lkey, self.domain.tag)
     }
 
-    /// Copies bytes out, from `offset` on.
+    /// Copies bytes of the region into `dst`, from `offset` on.
     ///
     /// # Errors
-    /// They pass the end.
+    /// [`RangeError::OutOfRange`].
     pub fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), RangeError> {
-        let (start, _) = resolve(offset..offset.saturating_add(dst.len() as u64), self.len())?;
-        // SAFETY: `resolve` found the range inside the region. The bytes are valid while `self` is borrowed: `range`
-        // owns them, or `Scoped` borrows them exclusively for longer than the region lives. They are `SharedMemory` or
-        // a borrowed slice that nobody can use meanwhile, so safe code cannot reach them but as atomic bytes: by
-        // regions, and by a device, which `Provider` binds to it.
+        let (start, _) = resolve_range(offset..offset.saturating_add(dst.len() as u64), self.len())?;
+        // SAFETY: `resolve_range` found the range inside the region. The bytes are valid while `self` is borrowed:
+        // `range` owns them, or `BorrowedRegion` borrows them exclusively for longer than the region lives. Safe code
+        // reaches them only as atomic bytes: they are `SharedMemory`, or a slice whose owner cannot use it meanwhile,
+        // and the contract of `Provider` binds the device.
         unsafe { copy_out(self.range.ptr.as_ptr().add(start as usize), dst) };
         Ok(())
     }
 
-    /// Copies bytes in, at `offset`.
+    /// Copies `src` into the region, at `offset`.
     ///
     /// # Errors
-    /// They pass the end.
+    /// [`RangeError::OutOfRange`].
     pub fn write(&self, offset: u64, src: &[u8]) -> Result<(), RangeError> {
-        let (start, _) = resolve(offset..offset.saturating_add(src.len() as u64), self.len())?;
-        // SAFETY: as in `read`.
+        let (start, _) = resolve_range(offset..offset.saturating_add(src.len() as u64), self.len())?;
+        // SAFETY: as in `read`; `copy_in` stores atomic bytes.
         unsafe { copy_in(src, self.range.ptr.as_ptr().add(start as usize)) };
         Ok(())
     }
 
-    /// A copy of these bytes.
+    /// Returns a copy of these bytes.
     ///
     /// # Errors
-    /// The range passes the end.
+    /// [`RangeError::OutOfRange`].
     pub fn read_vec(&self, range: impl RangeBounds<u64>) -> Result<Vec<u8>, RangeError> {
-        let (start, end) = resolve(range, self.len())?;
+        let (start, end) = resolve_range(range, self.len())?;
         let mut bytes = vec![0; (end - start) as usize];
         self.read(start, &mut bytes)?;
         Ok(bytes)
@@ -179,13 +180,13 @@ impl std::fmt::Debug for Region<'_> {
     }
 }
 
-/// A region over borrowed bytes. It stays inside this crate, so that nobody can leak it.
-pub(crate) struct Scoped<'b> {
+/// A region over borrowed bytes. The type is private to this crate, so that a program cannot leak it.
+pub(crate) struct BorrowedRegion<'b> {
     region: Region<'b>,
     _bytes: PhantomData<&'b mut [u8]>,
 }
 
-impl<'b> Scoped<'b> {
+impl<'b> BorrowedRegion<'b> {
     pub(crate) fn new(domain: Arc<DomainShared>, bytes: &'b mut [u8], access: Access) -> Result<Self, SetupError> {
         let len = bytes.len();
         let ptr = NonNull::from(bytes).cast();
@@ -198,20 +199,20 @@ impl<'b> Scoped<'b> {
 }
 
 impl LocalSlice<'_> {
-    /// `len` bytes at `addr` of a region with this key, which the caller has found in bounds.
+    /// Returns the slice of `len` bytes at `addr` of a region with this key. The caller has checked the bounds.
     pub(crate) fn new(addr: u64, len: u64, lkey: Lkey, domain: u32) -> Result<Self, RangeError> {
         let max = u64::from(u32::MAX);
         let length = u32::try_from(len).map_err(|_| RangeError::SliceTooLong { len, max })?;
         Ok(Self { words: LocalBuf { addr, lkey, length }.words(), domain, _region: PhantomData })
     }
 
-    /// The piece as plain data, for requests that a kernel makes. It says nothing of the region's life.
+    /// Returns the piece as plain data, for requests that a kernel makes. The result does not borrow the region.
     #[inline(always)]
     pub fn buf(&self) -> LocalBuf {
         LocalBuf::from_words(self.words)
     }
 
-    /// The first `at` bytes, and the rest. `at` beyond the end takes all.
+    /// Returns the first `at` bytes, and the rest. With `at` beyond the end, the rest is empty.
     pub fn split_at(self, at: u32) -> (Self, Self) {
         let buf = self.buf();
         let at = at.min(buf.length);
@@ -220,25 +221,25 @@ impl LocalSlice<'_> {
         (Self { words: head.words(), ..self }, Self { words: tail.words(), ..self })
     }
 
-    /// Bytes.
+    /// Returns the length in bytes.
     #[inline(always)]
     pub fn len(&self) -> u32 {
         self.buf().length
     }
 
-    /// Whether there are none.
+    /// Returns `true` if the length is 0.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
 impl RemoteRegion {
-    /// A piece of it.
+    /// Returns a piece of the region.
     ///
     /// # Errors
-    /// The range passes the end, or is 4 GiB or longer.
+    /// [`RangeError`]: the range passes the end, or has 4 GiB or more.
     pub fn slice(&self, range: impl RangeBounds<u64>) -> Result<RemoteSlice, RangeError> {
-        let (start, end) = resolve(range, self.len)?;
+        let (start, end) = resolve_range(range, self.len)?;
         let buf = RemoteBuf { addr: self.addr.wrapping_add(start), rkey: self.rkey };
         let max = u64::from(u32::MAX);
         let length = u32::try_from(end - start).map_err(|_| RangeError::SliceTooLong { len: end - start, max })?;
@@ -247,18 +248,18 @@ impl RemoteRegion {
 }
 
 impl RemoteSlice {
-    /// The piece as plain data, for requests that a kernel makes; its length is that of their local side.
+    /// Returns the piece as plain data, for requests that a kernel makes. The length is that of the local side.
     pub fn buf(&self) -> RemoteBuf {
         RemoteBuf { addr: self.words[1], rkey: (self.words[0] >> 32) as u32 }
     }
 
-    /// Bytes.
+    /// Returns the length in bytes.
     #[inline(always)]
     pub const fn len(&self) -> u64 {
         self.words[0] as u32 as u64
     }
 
-    /// Whether there are none.
+    /// Returns `true` if the length is 0.
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -1,16 +1,24 @@
 //! Send queues: one ring, one owner.
 //!
 //! A [`SendQueue`] is a ring that nobody posts to. [`into_cpu`](SendQueue::into_cpu) and
-//! [`into_gpu`](SendQueue::into_gpu) consume it: CPU and GPU keep separate producer counters, and a ring with two
-//! producers is corrupt. The way back needs the ring to be drained, and carries its counter over.
+//! [`into_gpu`](SendQueue::into_gpu) consume it, because CPU and GPU keep separate producer counters, and two producers
+//! would corrupt the ring. The way back needs a drained ring, and carries its counter over.
+//!
+//! # The fast path
+//!
+//! [`CpuSendQueue::post`] makes one comparison: has the next WQE's offset reached `refill_at`? All other questions are
+//! answered before, by `refill` and `plan_refill`: how many WQEs fit until the ring or its share of the completion
+//! queue is full, until the batch is full, and until the ring wraps. Phase and offset are constant, or count up, in
+//! between.
 //!
 //! # Batches
 //!
-//! A device takes at most `max_batch` WQEs between two doorbells, as they arrive there. Where the ring is mapped
-//! write-combining, WQEs of the next batch may overtake a doorbell until a store fence stands between them: libefa puts
-//! one behind each (`mmio_wc_start` in `efa_post_send`). The fence in front of doorbell k + 1 has doorbell k behind it
-//! as well, so here a batch is counted from the last doorbell that some fence is behind, and another fence is spent
-//! only where the requests since then would exceed `max_batch`: never, as long as two batches together do not.
+//! A device takes at most `max_batch` WQEs between two doorbells, in the order in which they arrive at it. If the ring
+//! is mapped write-combining, WQEs of the next batch may overtake a doorbell until a store fence stands between them.
+//! libefa puts a fence behind each doorbell (`mmio_wc_start` in `efa_post_send`). But the fence in front of doorbell
+//! k + 1 is behind doorbell k as well. So this queue counts a batch from the last doorbell that has any fence behind
+//! it, and spends another fence only if the requests since then would exceed `max_batch`. As long as two batches
+//! together do not, this never happens.
 
 use crate::error::{HandOverError, PostError, Refused};
 use crate::ledger::{Credits, Ledger, QpLedgers};
@@ -32,18 +40,19 @@ where
     bounds: Bounds,
     max_batch: u32,
     credits: Credits,
-    /// Producer counter; a [`CpuSendQueue`] keeps its own and carries it over here.
+    /// Producer counter at the last hand-over. A [`CpuSendQueue`] counts on by itself, and stores its counter here in
+    /// the end.
     producer: u32,
     req_id_64: bool,
-    /// Those of `qp`, one step nearer to a post.
+    /// The ledgers of `qp`: a copy of the pointer, which saves each post a load.
     ledgers: Arc<QpLedgers>,
     qp: Arc<QpShared>,
     _wqe: PhantomData<[u64; W]>,
 }
 
-/// A send ring that this value's owner posts to, from the CPU.
+/// A send ring that the owner of this value posts to, from the CPU.
 ///
-/// Nothing is sent before [`ring`](Self::ring), except that a full batch rings by itself.
+/// The device sends nothing before [`ring`](Self::ring), except that the queue rings by itself when a batch is full.
 pub struct CpuSendQueue<const W: usize>
 where
     Wqe<W>: SendWqe,
@@ -51,22 +60,22 @@ where
     queue: SendQueue<W>,
     /// Producer counter at the last doorbell.
     rung: u32,
-    /// Producer counter at the last doorbell that every WQE stored from now on is behind; a batch is counted from here.
+    /// Producer counter at the last doorbell that no later WQE can overtake. Batches are counted from here.
     ordered: u32,
-    /// Completions seen so far; refreshed when the ring seems full.
+    /// Completions seen so far. Loaded again when the ring seems full.
     completed: u32,
-    /// Offset of the place of the next WQE in the ring, in bytes.
+    /// Offset of the next WQE in the ring, in bytes.
     at: usize,
-    /// The offset at which posting has to look around: the ring seems full, or the batch is full, or the lap ends.
-    stop: usize,
-    /// Producer counter at the lap's first place.
+    /// Offset at which `post` calls `refill`: the ring seems full, or the batch is full, or the ring wraps.
+    refill_at: usize,
+    /// Producer counter at offset 0 of the current lap.
     lap: u32,
-    /// Phase of the lap, as a bit of the WQE's first word.
+    /// Phase of the current lap, as a bit of the WQE's first word.
     phase: u64,
     domain: u32,
 }
 
-/// A send ring that a GPU posts to. The CPU cannot: there is no method for it.
+/// A send ring that a GPU posts to. The CPU cannot post: this type has no method for it.
 pub struct GpuSendQueue<const W: usize>
 where
     Wqe<W>: SendWqe,
@@ -98,10 +107,10 @@ where
         let (rung, completed, domain) = (self.producer, self.producer, self.qp.domain.tag);
         let slot = self.ring.size().slot(self.producer);
         let (at, lap) = (CpuSendQueue::<W>::offset(slot), self.producer.wrapping_sub(slot));
-        CpuSendQueue { queue: self, rung, ordered: rung, completed, at, stop: at, lap, phase: 0, domain }
+        CpuSendQueue { queue: self, rung, ordered: rung, completed, at, refill_at: at, lap, phase: 0, domain }
     }
 
-    /// Hands the ring to a GPU, or to anyone else who drives it through a [`SendRingHandle`].
+    /// Hands the ring to a GPU, or to another program that drives it through a [`SendRingHandle`].
     pub fn into_gpu(self) -> GpuSendQueue<W> {
         self.qp.ledgers.send.hand_over(true, self.producer);
         GpuSendQueue { queue: self }
@@ -112,8 +121,8 @@ impl<const W: usize> SendQueue<W>
 where
     Wqe<W>: SendWqe,
 {
-    /// Adds what depends on when the WQE is posted: phase and request id. `req_id` gives the latter where it has 16
-    /// bits.
+    /// Adds the phase and the request id, which depend on when the WQE is posted. `req_id` is called for the latter if
+    /// request ids have 16 bits.
     #[inline(always)]
     fn stamp(&self, wqe: Wqe<W>, wr_id: u64, phase: u64, req_id: impl FnOnce(&Ledger) -> u16) -> Wqe<W> {
         if self.req_id_64 { wqe.stamp_64(wr_id, phase) } else { wqe.stamp(req_id(&self.ledgers.send), phase) }
@@ -127,18 +136,18 @@ where
     /// Writes a request into the ring. `wr_id` comes back in its completion.
     ///
     /// # Errors
-    /// A [`PostError`]; nothing was written.
+    /// A [`PostError`]. The ring is unchanged.
     #[inline]
     pub fn post(&mut self, peer: &Peer, request: impl Request<W>, wr_id: u64) -> Result<(), PostError> {
         let mut at = self.at;
-        if at == self.stop {
+        if at == self.refill_at {
             at = self.refill()?;
         }
         let wqe = self.encode(peer, request)?;
         let wqe = self.queue.stamp(wqe, wr_id, self.phase, |ledger| ledger.assign(Self::slot(at), wr_id));
         self.queue.ring.store(at, wqe.words());
         self.at = at + <Wqe<W> as SendWqe>::SIZE;
-        if self.at == self.stop {
+        if self.at == self.refill_at {
             self.ring_if_due();
         }
         Ok(())
@@ -152,7 +161,7 @@ where
         request.encode(self.domain, &self.queue.bounds, peer)
     }
 
-    /// Rings for a full batch.
+    /// Rings the doorbell if the batch is full.
     #[cold]
     #[inline(never)]
     fn ring_if_due(&mut self) {
@@ -175,7 +184,8 @@ where
         self.lap.wrapping_add(Self::slot(self.at))
     }
 
-    /// Does what is not due at every post: looks for room, starts a lap. Gives the next WQE's place.
+    /// Does the work that not every post needs: looks for room, and begins a lap or a batch. Returns the next WQE's
+    /// offset.
     #[cold]
     #[inline(never)]
     fn refill(&mut self) -> Result<usize, PostError> {
@@ -185,29 +195,29 @@ where
             self.queue.credits.check(self.queue.credits.outstanding(producer, self.completed))?;
         }
         if producer.wrapping_sub(self.ordered) >= self.queue.max_batch {
-            // Everything since is rung for: `ring_if_due` sees to that, unless a doorbell came in between and this is
-            // about that one.
+            // All WQEs since are rung for: `ring_if_due` rings at a full batch. At most one doorbell came in between;
+            // the fence orders that one.
             self.queue.ring.order_doorbell();
             self.ordered = self.rung;
         }
         let slot = size.slot(producer);
         (self.at, self.lap) = (Self::offset(slot), producer.wrapping_sub(slot));
         self.phase = Wqe::<W>::phase_bit(size.wq_phase(producer));
-        self.plan(producer);
+        self.plan_refill(producer);
         Ok(self.at)
     }
 
-    /// Works out how far posting may go on without a refill.
+    /// Sets `refill_at` to the offset that posting reaches without another `refill`.
     #[inline(always)]
-    fn plan(&mut self, producer: u32) {
+    fn plan_refill(&mut self, producer: u32) {
         let credits = self.queue.credits;
         let room = credits.limit() - credits.outstanding(producer, self.completed);
         let batch = self.queue.max_batch - producer.wrapping_sub(self.ordered);
-        let stop = producer.wrapping_sub(self.lap) + room.min(batch);
-        self.stop = Self::offset(stop.min(self.queue.ring.size().entries()));
+        let slots = producer.wrapping_sub(self.lap) + room.min(batch);
+        self.refill_at = Self::offset(slots.min(self.queue.ring.size().entries()));
     }
 
-    /// Rings the doorbell for everything posted since the last time.
+    /// Rings the doorbell for all WQEs that were posted since the last time.
     #[inline]
     pub fn ring(&mut self) {
         let producer = self.producer();
@@ -215,45 +225,46 @@ where
             let orders_the_last_one = self.queue.ring.ring(Doorbell::new(producer).value());
             self.ordered = if orders_the_last_one { self.rung } else { producer };
             self.rung = producer;
-            self.plan(producer);
+            self.plan_refill(producer);
         }
     }
 
-    /// Work requests posted and not yet seen to complete.
+    /// Returns the number of work requests whose completion was not polled yet.
     pub fn outstanding(&self) -> u32 {
         self.queue.credits.outstanding(self.producer(), self.queue.ledgers.send.completed())
     }
 
-    /// Requests that can be posted now.
+    /// Returns the number of requests that can be posted now.
     pub fn room(&self) -> u32 {
         self.queue.credits.limit() - self.outstanding()
     }
 
-    /// Most WQEs between two doorbells; the queue rings by itself when there are so many.
+    /// Returns the most WQEs that the device takes between two doorbells. The queue rings by itself when so many are
+    /// posted.
     pub fn max_batch(&self) -> u32 {
         self.queue.max_batch
     }
 
-    /// The doorbell's value: the low 16 bits of the producer counter at the last ring.
+    /// Returns the doorbell's value: the low 16 bits of the producer counter at the last ring.
     pub fn doorbell(&self) -> Doorbell {
         Doorbell::new(self.rung)
     }
 
-    /// The WQE that posting `request` now would write. For people who want to look at it: the ring itself cannot be
-    /// read. In a full ring the request id is a guess.
+    /// Returns the WQE that posting `request` now would write, for inspection: the ring itself cannot be read. In a
+    /// full ring the request id may differ from the one that a later post gets.
     ///
     /// # Errors
-    /// As [`post`](Self::post), but for fullness, which is not looked at.
+    /// As for [`post`](Self::post), except that the ring may be full.
     pub fn preview(&self, peer: &Peer, request: impl Request<W>, wr_id: u64) -> Result<Wqe<W>, PostError> {
         let wqe = self.encode(peer, request)?;
         let (producer, size) = (self.producer(), self.queue.ring.size());
         Ok(self.queue.stamp(wqe, wr_id, Wqe::<W>::phase_bit(size.wq_phase(producer)), |ledger| ledger.req_id(producer)))
     }
 
-    /// Takes the ring back from the CPU, once everything posted has completed and been polled.
+    /// Takes the ring back from the CPU, once all requests have completed and been polled.
     ///
     /// # Errors
-    /// Work requests are outstanding. What was posted and never rung is rung now.
+    /// [`HandOverError::Outstanding`], with this queue. Requests that were posted but not rung are rung first.
     #[expect(clippy::result_large_err, reason = "the queue goes back whole, and rarely")]
     pub fn into_idle(mut self) -> Result<SendQueue<W>, Refused<Self>> {
         self.ring();
@@ -274,7 +285,7 @@ where
         &self.queue.ring
     }
 
-    /// What whoever drives the ring needs to know. Addresses are those of this process.
+    /// Returns what the ring's driver needs to know. Addresses are those of this process.
     pub fn handle(&self) -> SendRingHandle {
         let queue = &self.queue;
         let size = queue.ring.size();
@@ -294,15 +305,15 @@ where
         }
     }
 
-    /// Takes the ring back, given what its driver says it did: how many WQEs it posted and rang, and how many
-    /// completions it (or whoever polls the completion queue) took, both counted from the ring's creation.
+    /// Takes the ring back. `producer` is the number of WQEs that its driver posted and rang, `completed` the number of
+    /// completions that it (or the poller of the completion queue) took. Both count from the ring's creation.
     ///
     /// # Errors
-    /// The two differ: work requests are outstanding.
+    /// [`HandOverError::Outstanding`], with this queue, if the two numbers differ.
     ///
     /// # Safety
-    /// The driver has stopped and posts no more by any handle, and the numbers are true. Of a GPU's ring the host sees
-    /// nothing: with other numbers the next owner overwrites WQEs that the device has not read yet.
+    /// The driver has stopped, posts no more through any handle, and the numbers are correct. The host cannot see what
+    /// a GPU did with the ring: with wrong numbers the next owner would overwrite WQEs that the device has not read.
     #[expect(clippy::result_large_err, reason = "the queue goes back whole, and rarely")]
     pub unsafe fn into_idle(mut self, producer: u32, completed: u32) -> Result<SendQueue<W>, Refused<Self>> {
         match producer.wrapping_sub(completed) {
@@ -334,7 +345,7 @@ debug!(SendQueue, CpuSendQueue, GpuSendQueue);
 mod tests {
     use crate::*;
 
-    /// Every word of the send ring, which only a software device lets one read.
+    /// Returns every word of the send ring, which only a software device makes readable.
     fn ring_words(sq: &CpuSendQueue<8>) -> Vec<[u64; 8]> {
         let ring = &sq.queue.ring;
         (0..ring.size().entries()).filter_map(|slot| ring.load_if(slot, |_| true)).collect()
@@ -356,7 +367,7 @@ mod tests {
                 let (rung, ordered) = (sq.rung, sq.ordered);
                 sq.post(&nobody, SendInline::new(b"x"), i)?;
                 fences += u32::from(sq.rung == rung && sq.ordered != ordered);
-                // All of these may be there when the doorbell behind `ordered` arrives.
+                // All of these WQEs may reach the device before the doorbell behind `ordered`.
                 assert!(sq.producer().wrapping_sub(sq.ordered) <= max_batch);
                 if (i + 1) % every == 0 {
                     sq.ring();

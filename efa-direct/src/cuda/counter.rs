@@ -6,7 +6,7 @@ use super::memory::GpuMemory;
 use crate::counter::ExternalCompletionCounter;
 use crate::device::Device;
 use crate::error::Error;
-use crate::shared::counter::{AttachableCounter, CounterShared, Counts};
+use crate::shared::counter::{AttachableCounter, CounterShared, HasCounter};
 use efa_io::handle::CounterHandle;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ impl PlacedCompletionCounter {
 }
 
 impl AttachableCounter for PlacedCompletionCounter {}
-impl Counts for PlacedCompletionCounter {
+impl HasCounter for PlacedCompletionCounter {
     fn inner(&self) -> &Arc<CounterShared> {
         self.counter.inner()
     }

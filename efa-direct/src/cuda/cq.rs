@@ -9,7 +9,7 @@ use crate::device::Device;
 use crate::error::{Error, HandOverError, Refused};
 use crate::external::DmabufRange;
 use crate::external_cq::ExternalCompletionQueue;
-use crate::shared::cq::{CompletionTarget, CqShared, Target};
+use crate::shared::cq::{CompletionTarget, CqShared, HasCq};
 use efa_io::{Cqe32, handle::CompletionRingHandle};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -103,7 +103,7 @@ impl PlacedCompletionQueue {
 }
 
 impl CompletionTarget for PlacedCompletionQueue {}
-impl Target for PlacedCompletionQueue {
+impl HasCq for PlacedCompletionQueue {
     fn shared(&self) -> &Arc<CqShared> {
         match &self.inner {
             Placed::Gpu { queue, .. } => queue.shared(),

@@ -11,8 +11,8 @@ use crate::provider::Provider;
 use crate::recv::GpuRecvQueue;
 use crate::ring::RawRing;
 use crate::send::GpuSendQueue;
-use crate::shared::counter::Counts;
-use crate::shared::cq::{CompletionTarget, CqShared, Target};
+use crate::shared::counter::HasCounter;
+use crate::shared::cq::{CompletionTarget, CqShared, HasCq};
 use efa_io::handle::{CompletionRingHandle, CounterHandle, RecvRingHandle, SendRingHandle};
 use std::sync::Arc;
 
@@ -155,7 +155,7 @@ impl<Q: Mappable> Mapped<Q> {
 }
 
 impl CompletionTarget for Mapped<GpuCompletionQueue> {}
-impl Target for Mapped<GpuCompletionQueue> {
+impl HasCq for Mapped<GpuCompletionQueue> {
     fn shared(&self) -> &Arc<CqShared> {
         self.queue.shared()
     }

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::external::{DmabufRange, ExternalMemory};
 use crate::external_region::ExternalRegion;
 use crate::pd::ProtectionDomain;
-use crate::region::resolve;
+use crate::region::resolve_range;
 use efa_memory::Backing;
 use efa_types::Access;
 use std::ops::{Deref, RangeBounds};
@@ -44,7 +44,7 @@ impl ProtectionDomain {
         range: impl RangeBounds<u64>,
         access: Access,
     ) -> Result<GpuRegion, Error> {
-        let (start, end) = resolve(range, memory.len())?;
+        let (start, end) = resolve_range(range, memory.len())?;
         let written = if access.allows(Access::LOCAL_WRITE) || access.allows(Access::REMOTE_WRITE) {
             memory.gpu().context.arrivals.claim(Role::Written, &*self.inner.provider)?
         } else {

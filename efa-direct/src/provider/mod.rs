@@ -1,11 +1,10 @@
-//! The control path: whoever creates objects.
+//! The control path: the interface to what creates and destroys a device's objects.
 //!
-//! Creating a queue pair happens once, posting happens millions of times a second. So a provider creates objects and
-//! hands back [`RawRing`]s; posting and polling over them is one piece of code for every provider and never comes back
-//! here.
+//! A queue pair is created once, and posts happen millions of times a second. So a provider creates objects and hands
+//! over their [`RawRing`]s. One piece of code posts to them and polls them, whatever the provider, and never calls it.
 //!
-//! Two providers are part of this crate: `soft.rs` over `efa-soft`, and `verbs/` over `efa-sys`, that is libibverbs and
-//! libefa.
+//! Two providers are part of this crate: `soft.rs` on top of `efa-soft`, and `verbs/` on top of `efa-sys`, that is
+//! libibverbs and libefa.
 
 #[cfg(feature = "soft")]
 pub(crate) mod soft;
@@ -13,7 +12,7 @@ pub(crate) mod soft;
 pub(crate) mod verbs;
 
 use efa_types::{Access, AsyncEvent, CounterOps, CounterValue, Counters, Gid};
-/// The vocabulary of these calls.
+/// The types of these calls.
 #[doc(no_inline)]
 pub use efa_types::{ControlError, CqAttributes, CqeSize, DeviceAttributes, QpAttributes, RegionKeys};
 
@@ -34,17 +33,17 @@ use std::time::Duration;
 /// A device that can be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
-    /// What to open it by.
+    /// The name to open it by.
     pub name: String,
-    /// What it is.
+    /// A description for people.
     pub description: String,
-    /// What is missing here, and what to do about it.
+    /// What is missing on this machine, and how to add it.
     pub missing: Vec<String>,
-    /// Whether it can be opened in spite of that.
+    /// `true` if the device can be opened in spite of that.
     pub usable: bool,
 }
 
-/// Host memory that is to be registered.
+/// Host memory to register.
 #[derive(Clone)]
 pub struct HostRange {
     pub(crate) ptr: NonNull<u8>,
@@ -53,111 +52,112 @@ pub struct HostRange {
 }
 
 impl HostRange {
-    /// First byte. Valid until the region is deregistered; this program accesses it as `AtomicU8`, as `efa_memory`
-    /// does, or not at all.
+    /// Returns the first byte. The bytes are valid until the region is deregistered. This program accesses them only as
+    /// `AtomicU8`, as `efa_memory` does.
     pub fn as_ptr(&self) -> NonNull<u8> {
         self.ptr
     }
 
-    /// Bytes.
+    /// Returns the length in bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Returns `true` if the length is 0.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Whatever keeps the bytes alive, if they are not borrowed.
+    /// Returns what keeps the bytes alive; `None` if they are borrowed.
     pub fn owner(&self) -> Option<Arc<dyn Any + Send + Sync>> {
         self.owner.clone()
     }
 }
 
-/// A registered region: its keys, and whatever its provider needs to take it back.
+/// A registered region: its keys, and what its provider needs to deregister it.
 pub struct Registration {
-    /// The keys.
+    /// The region's keys.
     pub keys: RegionKeys,
-    /// The provider's own.
+    /// Data of the provider.
     pub token: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// A completion queue as a provider hands it over.
 pub struct RawCq {
-    /// Its number at the provider.
+    /// The object's number at the provider.
     pub cqn: u32,
-    /// Its rings, one for each sub-queue, with one doorbell.
+    /// The rings, one for each sub-queue. They have one doorbell in common.
     pub rings: Vec<RawRing>,
     /// Where events arrive, if they were asked for.
     pub events: Option<Box<dyn EventSource>>,
 }
 
-/// A completion queue in memory that its provider cannot touch.
+/// A completion queue in memory that the CPU cannot access, as a provider hands it over.
 #[derive(Clone, Copy, Debug)]
 pub struct RawExternalCq {
-    /// Its number at the provider.
+    /// The object's number at the provider.
     pub cqn: u32,
-    /// Its entries, from the first byte of the memory on.
+    /// Number of entries, from the first byte of the memory on.
     pub size: RingSize,
     /// Bytes of an entry.
     pub entry_size: usize,
 }
 
-/// Where a completion queue's events arrive.
+/// The source of a completion queue's events.
 pub trait EventSource: Send + Sync {
-    /// Waits for an event at most `timeout`, and takes it; whether one came. A signal may end it early: callers look at
-    /// the clock.
+    /// Waits for an event for at most `timeout`, and takes it. Returns `true` if one arrived. A signal may end the wait
+    /// early, so callers look at the clock.
     ///
     /// # Errors
     /// The operating system refused.
     fn wait(&self, timeout: Duration) -> std::io::Result<bool>;
 
-    /// The descriptor that becomes readable with an event, for event loops.
+    /// Returns the descriptor that becomes readable with an event, for event loops.
     fn fd(&self) -> BorrowedFd<'_>;
 }
 
 /// A completion counter as a provider hands it over.
 pub struct RawCounter {
-    /// Its number at the provider.
+    /// The object's number at the provider.
     pub id: u32,
-    /// Completions that went well.
+    /// The number of successful completions.
     pub completions: CounterWord,
-    /// Completions with an error.
+    /// The number of completions with an error.
     pub errors: CounterWord,
 }
 
-/// A 64-bit number that a device writes and a program reads.
+/// A 64-bit number that a device writes and this program reads.
 pub struct CounterWord {
     word: NonNull<u64>,
     _owner: Arc<dyn Any + Send + Sync>,
 }
 
-// SAFETY: the address may go to another thread: all that is done with it is an atomic load of a word that, as `new`'s
-// caller vouched, stays valid while `_owner` lives, which is `Send` and goes along.
+// SAFETY: the address may move to another thread. This file only loads that word atomically, which any thread may do
+// while it is valid. By the contract of `new`, `_owner`, which is `Send` and moves along, keeps it valid.
 unsafe impl Send for CounterWord {}
-// SAFETY: a shared reference gives no more than such a load; `_owner`, which is `Sync`, cannot be reached through it.
+// SAFETY: a shared reference allows only atomic loads. Nothing gives access to `_owner`, which is `Sync` besides.
 unsafe impl Sync for CounterWord {}
 
 impl CounterWord {
-    /// The number at `word`.
+    /// Returns the number at `word`.
     ///
     /// # Safety
-    /// While `owner` lives, `word` must be valid for loads and aligned to 8 bytes, and this program may access it as
-    /// `AtomicU64` only.
+    /// While `owner` lives, `word` must be aligned to 8 bytes and valid for loads, and this program must access it only
+    /// as `AtomicU64`.
     pub unsafe fn new(word: NonNull<u64>, owner: Arc<dyn Any + Send + Sync>) -> Self {
         assert!(word.is_aligned(), "a counter is an aligned word");
         Self { word, _owner: owner }
     }
 
-    /// Where the number is.
+    /// Returns the number's address.
     pub fn addr(&self) -> u64 {
         self.word.as_ptr() as u64
     }
 
-    /// The number, and all that the device wrote before it.
+    /// Loads the number. Everything that the device wrote before the number is visible after this.
     pub(crate) fn load(&self) -> u64 {
-        // SAFETY: aligned, and valid and accessed as a word only while `_owner` lives: `new`'s contract.
+        // SAFETY: by the contract of `new` the word is aligned, valid, and accessed only as an `AtomicU64` while
+        // `_owner` lives, which `self` keeps.
         let number = unsafe { AtomicU64::from_ptr(self.word.as_ptr()) }.load(Ordering::Acquire);
         barrier::after_completion();
         number
@@ -166,35 +166,37 @@ impl CounterWord {
 
 /// A queue pair as a provider hands it over.
 pub struct RawQp {
-    /// Its number.
+    /// The queue pair's number.
     pub qpn: u16,
-    /// Tells this queue pair from earlier ones of its number; its low bits go into request ids.
+    /// A number that differs from one queue pair to the next with the same number. Its low bits are part of request
+    /// ids.
     pub generation: u16,
-    /// Its send ring.
+    /// The send ring.
     pub send: RawRing,
     /// Most WQEs between two doorbells of the send ring.
     pub send_max_batch: u32,
-    /// Request ids of the send ring have 64 bits.
+    /// `true` if request ids of the send ring have 64 bits.
     pub req_id_64: bool,
-    /// Its receive ring.
+    /// The receive ring.
     pub recv: RawRing,
     /// Most descriptors between two doorbells of the receive ring.
     pub recv_max_batch: u32,
-    /// What a WQE may ask for.
+    /// The limits of a WQE.
     pub limits: Limits,
 }
 
-/// One opened device: creates and destroys objects.
+/// An open device: creates and destroys objects.
 ///
-/// Destroying takes no answer. Objects are destroyed in the right order by construction, so a refusal would be a bug of
-/// the provider, which logs it.
+/// Destroying returns no result. The types of this crate destroy objects in the right order, so a refusal would be a
+/// fault of the provider, which logs it.
 ///
 /// # Safety
-/// Once [`deregister`](Self::deregister) has ended, nobody accesses the bytes of that registration any more, whatever
-/// else has happened to the device, or they are owned ones and their owner is kept for good; nor those of one that
-/// [`register`](Self::register) or [`register_external`](Self::register_external) refused. Unwinding is an end, too:
-/// where code of others runs inside, such as what listens to `tracing`, the memory is taken back by a guard. Before
-/// that, what runs in this program accesses them as `AtomicU8` only (`efa_memory` does).
+/// - Once [`deregister`](Self::deregister) has returned or unwound, nobody accesses the bytes of that registration,
+///   whatever happened to the device. The alternative is that their owner is kept forever. The same holds for bytes
+///   that [`register`](Self::register) or [`register_external`](Self::register_external) refused.
+/// - Unwinding counts as an end, because code of others may run inside these calls, such as a subscriber of `tracing`.
+///   A guard that takes the memory back handles this.
+/// - Before that, code of this program accesses the bytes only as `AtomicU8` (`efa_memory` does).
 pub unsafe trait Provider: Send + Sync + 'static {
     /// Returns the name that the device was opened by.
     fn name(&self) -> &str;
@@ -211,17 +213,17 @@ pub unsafe trait Provider: Send + Sync + 'static {
     /// Destroys a protection domain.
     fn dealloc_pd(&self, pd: u32);
 
-    /// Registers host memory.
+    /// Registers host memory. The registration keeps the range's owner.
     ///
     /// # Errors
     /// The device refused.
     fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<Registration, SetupError>;
 
-    /// Registers memory that this process cannot touch, in one of the ways that it comes with. The registration keeps
+    /// Registers memory that this process cannot access, in one of the ways that it comes with. The registration keeps
     /// its owner.
     ///
     /// # Errors
-    /// The device refused, or cannot, which is what this provided method says.
+    /// The device refused, or does not support this, which is the answer of the provided method.
     fn register_external(
         &self,
         pd: u32,
@@ -232,7 +234,7 @@ pub unsafe trait Provider: Send + Sync + 'static {
         Err(SetupError::Control(ControlError::Unsupported("the registration of memory that the CPU cannot access")))
     }
 
-    /// Deregisters memory. Once this returns nobody touches it.
+    /// Deregisters memory. Once this has returned, nobody accesses it.
     fn deregister(&self, registration: &Registration);
 
     /// Creates a completion queue.
@@ -241,11 +243,11 @@ pub unsafe trait Provider: Send + Sync + 'static {
     /// The device refused.
     fn create_cq(&self, request: CqAttributes) -> Result<RawCq, SetupError>;
 
-    /// Creates a completion queue in memory that this process cannot touch: one ring, without doorbell. `owner` is kept
-    /// until it is destroyed, and for good if that fails.
+    /// Creates a completion queue in memory that this process cannot access: one ring, without a doorbell. `owner` is
+    /// kept until the queue is destroyed, and forever if that fails.
     ///
     /// # Errors
-    /// The device refused, or cannot, which is what this provided method says.
+    /// The device refused, or does not support this, which is the answer of the provided method.
     fn create_cq_in(
         &self,
         request: CqAttributes,
@@ -265,13 +267,13 @@ pub unsafe trait Provider: Send + Sync + 'static {
     /// The device refused.
     fn create_qp(&self, request: QpAttributes) -> Result<RawQp, SetupError>;
 
-    /// Takes a queue pair from Reset to ReadyToSend.
+    /// Changes a queue pair's state from Reset to ReadyToSend.
     ///
     /// # Errors
     /// The device refused.
     fn activate_qp(&self, qpn: u16, qkey: u32) -> Result<(), SetupError>;
 
-    /// Puts a queue pair in the error state: everything outstanding is flushed.
+    /// Puts a queue pair into the error state, which flushes all outstanding requests.
     ///
     /// # Errors
     /// The device refused.
@@ -280,7 +282,7 @@ pub unsafe trait Provider: Send + Sync + 'static {
     /// Destroys a queue pair.
     fn destroy_qp(&self, qpn: u16);
 
-    /// Creates an address handle and gives its number.
+    /// Creates an address handle and returns its number.
     ///
     /// # Errors
     /// The device refused.
@@ -292,17 +294,17 @@ pub unsafe trait Provider: Send + Sync + 'static {
     /// Creates a completion counter.
     ///
     /// # Errors
-    /// The device refused, or has none, which is what this provided method says.
+    /// The device refused, or has no counters, which is the answer of the provided method.
     fn create_counter(&self) -> Result<RawCounter, SetupError> {
         Err(SetupError::Control(ControlError::Unsupported("completion counters")))
     }
 
-    /// Creates a completion counter in memory that this process cannot touch: its two numbers are so many bytes from
-    /// the beginning of a DMA-BUF. Gives the provider's number of it. `owner` is kept until it is destroyed, and for
-    /// good if that fails.
+    /// Creates a completion counter in memory that this process cannot access, and returns its number at the provider.
+    /// `completions` and `errors` are the offsets of its two numbers in the DMA-BUF, in bytes. `owner` is kept until
+    /// the counter is destroyed, and forever if that fails.
     ///
     /// # Errors
-    /// The device refused, or cannot, which is what this provided method says.
+    /// The device refused, or does not support this, which is the answer of the provided method.
     fn create_counter_in(
         &self,
         fd: BorrowedFd<'_>,
@@ -314,7 +316,7 @@ pub unsafe trait Provider: Send + Sync + 'static {
         Err(SetupError::Control(ControlError::Unsupported("completion counters in memory that the CPU cannot access")))
     }
 
-    /// Has a completion counter count completions of these kinds of a queue pair that is not active yet.
+    /// Attaches a completion counter to a queue pair that is not active yet, for these kinds of completions.
     ///
     /// # Errors
     /// The device refused.
@@ -337,14 +339,14 @@ pub unsafe trait Provider: Send + Sync + 'static {
         let _ = id;
     }
 
-    /// The next asynchronous event that nobody has fetched.
+    /// Returns the next asynchronous event that was not fetched yet.
     fn next_event(&self) -> Option<AsyncEvent> {
         None
     }
 
-    /// Returns `true` if a kernel that has seen a completion sees the bytes that it stands for in GPU memory, on every
-    /// GPU and without a flush: the device writes them by a copy that CUDA has finished before it writes the
-    /// completion. Software devices do; a NIC's writes are as ordered as the GPU says.
+    /// Returns `true` if a kernel that has seen a completion also sees the bytes that it stands for in GPU memory, on
+    /// every GPU and without a flush. Software devices return `true`: they write these bytes by a copy that CUDA has
+    /// finished before they write the completion. A NIC's writes are only as ordered as the GPU reports.
     fn orders_gpu_writes(&self) -> bool {
         false
     }
@@ -355,7 +357,7 @@ pub unsafe trait Provider: Send + Sync + 'static {
         None
     }
 
-    /// What the device has counted.
+    /// Returns what the device has counted.
     fn counters(&self) -> Counters;
 
     /// Returns what a simulated network did to this device's packets; `None` on a real network.
@@ -365,7 +367,7 @@ pub unsafe trait Provider: Send + Sync + 'static {
     }
 }
 
-/// The size of a ring that a provider reported.
+/// Converts the size of a ring that a device reported.
 #[cfg(any(feature = "soft", feature = "verbs"))]
 pub(crate) fn ring_size(entries: u32) -> Result<RingSize, SetupError> {
     RingSize::new(entries).map_err(|_| {

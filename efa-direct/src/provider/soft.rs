@@ -1,7 +1,7 @@
-//! Software devices: in this process, or over UDP.
+//! The provider of software devices, in this process or over UDP.
 //!
 //! Names: `soft0`, `soft1`, … are devices on a network inside this process. `soft:KEY=VALUE,…` is a device of its own
-//! over UDP; the keys are those of [`SoftSpec`].
+//! over UDP, with the keys of [`SoftSpec`].
 
 use super::{
     CounterWord, EventSource, HostRange, Provider, RawCounter, RawCq, RawExternalCq, RawQp, Registration, ring_size,
@@ -26,12 +26,12 @@ use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-/// How many in-process devices the listing shows; any number can be opened.
-const LISTED: u32 = 4;
+/// Number of in-process devices that [`list`] shows. Any number can be opened.
+const LISTED_DEVICES: u32 = 4;
 
-/// The software devices that can be opened by name.
+/// Returns the software devices that can be opened by name.
 pub(crate) fn list() -> Vec<DeviceInfo> {
-    let local = (0..LISTED).map(|i| DeviceInfo {
+    let local = (0..LISTED_DEVICES).map(|i| DeviceInfo {
         name: format!("soft{i}"),
         description: "software device on the network inside this process (any number)".into(),
         missing: Vec::new(),
@@ -46,7 +46,7 @@ pub(crate) fn list() -> Vec<DeviceInfo> {
     local.chain([udp]).collect()
 }
 
-/// Opens a software device, if this is the name of one.
+/// Opens a software device. Returns `None` if this is not the name of one.
 pub(crate) fn open(name: &str) -> Option<Result<Arc<dyn Provider>, OpenError>> {
     let rest = name.strip_prefix("soft")?;
     let invalid = |problem: String| OpenError::InvalidName { name: name.into(), problem };
@@ -69,8 +69,8 @@ fn open_local(name: &str, index: u32) -> Result<Arc<dyn Provider>, OpenError> {
     if let Some(soft) = open.get(&index).and_then(Weak::upgrade) {
         return Ok(soft);
     }
-    static LIVES: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
-    let incarnation = LIVES.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    static INCARNATIONS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+    let incarnation = INCARNATIONS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let config = DeviceConfig { incarnation, seed: index.into(), ..DeviceConfig::new(Gid::local(index)) };
     let soft = Arc::new(Soft::new(name, network.add(config))?);
     open.insert(index, Arc::downgrade(&soft));
@@ -88,7 +88,7 @@ fn open_udp(name: &str, spec: &SoftSpec) -> Result<Arc<dyn Provider>, OpenError>
 
 const NO_COUNTER_PAGE: ControlError = ControlError::NoMemory { what: "a page of completion counters", bytes: 4096 };
 
-/// A device that some driver runs.
+/// A software device, which some driver runs.
 pub(crate) struct Soft {
     name: String,
     port: Arc<dyn DeviceHandle>,
@@ -104,6 +104,9 @@ impl Soft {
     }
 
     /// Calls `f` with the device.
+    ///
+    /// # Errors
+    /// The device refused, or its driver has ended.
     fn call<T>(&self, f: impl FnOnce(&mut Device) -> Result<T, ControlError>) -> Result<T, SetupError> {
         let (mut f, mut answer) = (Some(f), Err(ControlError::DeviceGone));
         self.port.with(&mut |device| {
@@ -114,13 +117,19 @@ impl Soft {
         answer.map_err(SetupError::Control)
     }
 
-    /// Registers memory that can be taken back.
-    fn lend(&self, pd: u32, lent: Arc<Lent>, addr: u64, access: Access) -> Result<Registration, SetupError> {
-        // The device may have it by the time that the call fails, or unwinds.
-        let unless_registered = TakeBack(&lent);
-        let keys = self.call(|device| device.register(pd, lent.clone(), addr, access))?;
-        std::mem::forget(unless_registered);
-        Ok(Registration { keys, token: Some(lent) })
+    /// Registers memory that this provider can take back from the device.
+    fn register_revocable(
+        &self,
+        pd: u32,
+        memory: Arc<Revocable>,
+        addr: u64,
+        access: Access,
+    ) -> Result<Registration, SetupError> {
+        // The device may have the memory already when the call fails or unwinds.
+        let revoke = RevokeOnDrop(&memory);
+        let keys = self.call(|device| device.register(pd, memory.clone(), addr, access))?;
+        std::mem::forget(revoke);
+        Ok(Registration { keys, token: Some(memory) })
     }
 
     fn destroy(&self, what: &'static str, f: impl FnOnce(&mut Device) -> Result<(), ControlError>) {
@@ -130,7 +139,7 @@ impl Soft {
     }
 }
 
-/// A ring that begins `offset` bytes into `ring`.
+/// Returns the ring that begins `offset` bytes into `ring`.
 fn raw_ring(
     ring: &Arc<RingMemory>,
     offset: usize,
@@ -142,9 +151,9 @@ fn raw_ring(
         .ok_or(ControlError::NoMemory { what: "a ring", bytes: ring.len() })?;
     let register = doorbell.and_then(|(page, offset)| NonNull::new(page.as_ptr().wrapping_add(offset).cast()));
     let owner = (ring.clone(), doorbell.map(|(page, _)| page.clone()));
-    // SAFETY: the device made the ring this long, from the start of a page, so every entry is inside and as aligned as
-    // it is long; and the doorbell in the page that it says. Both live as long as `owner`. A ring is memory of words
-    // and a doorbell memory of 32-bit words: nothing else is ever done to them, by the device or by safe code.
+    // SAFETY: the device made the ring this long, from the start of a page, so every entry is inside the memory and as
+    // aligned as it is long. It reports the doorbell's place in its page. `owner` keeps both alive. `RingMemory` is
+    // accessed only as 64-bit atomics and `DoorbellMemory` only as 32-bit ones, by the device and by all safe code.
     Ok(unsafe { RawRing::new(base, register, ring_size(entries)?, entry_size as usize, false, Arc::new(owner)) })
 }
 
@@ -152,40 +161,39 @@ fn raw_wq(wq: &WqInfo) -> Result<RawRing, SetupError> {
     raw_ring(&wq.ring, 0, Some((&wq.doorbell, wq.doorbell_offset)), wq.entries, wq.entry_size)
 }
 
-/// Memory that is only borrowed, or another's. It is taken back here rather than trusted to the device, which safe code
-/// can reach ([`DeviceHandle::with`]) and put aside.
-struct Lent {
+/// Registered memory that the provider can take back, because it is only borrowed, or belongs to somebody else. Taking
+/// it back must not depend on the device: safe code can reach the device ([`DeviceHandle::with`]) and keep it.
+struct Revocable {
     len: usize,
     memory: RwLock<Option<Arc<dyn Backing>>>,
-    /// What keeps the memory alive, as long as it is lent.
+    /// What keeps the memory alive until it is revoked.
     owner: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
 }
 
-impl Lent {
+impl Revocable {
     fn new(memory: Arc<dyn Backing>, owner: Option<Arc<dyn Any + Send + Sync>>) -> Arc<Self> {
         Arc::new(Self { len: memory.len(), memory: RwLock::new(Some(memory)), owner: Mutex::new(owner) })
     }
 
-    /// From here on nobody reaches the bytes.
-    fn take_back(&self) {
-        // Out of the lock first: what is dropped may be anybody's, and may unwind.
+    /// Takes the memory back. After this nobody can access the bytes; an access that is under way ends first.
+    fn revoke(&self) {
+        // Dropped outside the locks: the drop may run any code, and may unwind.
         let memory = self.memory.write().take();
         let owner = self.owner.lock().take();
         drop((memory, owner));
     }
 }
 
-/// Takes lent memory back when it goes, also when it goes because something unwinds: what stands behind a
-/// [`DeviceHandle`], and what listens to `tracing`, is anybody's code.
-struct TakeBack<'l>(&'l Lent);
+/// Revokes memory when dropped, also by unwinding: anybody's code may run behind a [`DeviceHandle`], or listen to `tracing`.
+struct RevokeOnDrop<'r>(&'r Revocable);
 
-impl Drop for TakeBack<'_> {
+impl Drop for RevokeOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.take_back();
+        self.0.revoke();
     }
 }
 
-impl Backing for Lent {
+impl Backing for Revocable {
     fn len(&self) -> usize {
         self.len
     }
@@ -199,11 +207,12 @@ impl Backing for Lent {
     }
 
     fn lend(&self, f: &mut dyn FnMut(&HostMemory)) -> bool {
-        // Recursive: both ends of a copy may be this one.
+        // Recursive, because source and target of a copy may be the same region.
         self.memory.read_recursive().as_ref().is_some_and(|memory| memory.lend(f))
     }
 }
 
+/// The events of a completion queue of a software device.
 struct SoftEvents {
     fd: Arc<EventFd>,
     port: Weak<dyn DeviceHandle>,
@@ -223,14 +232,14 @@ impl EventSource for SoftEvents {
 impl Drop for SoftEvents {
     fn drop(&mut self) {
         if let Some(port) = self.port.upgrade() {
-            let _ = port.set_waker(self.cqn, None); // there was one
+            let _ = port.set_waker(self.cqn, None); // a waker was set, so it can be removed
         }
     }
 }
 
-// SAFETY: bytes with an owner are kept alive by the `HostMemory` that the device has of them. All others are `Lent`,
-// and a `TakeBack` takes them from the device when `deregister` ends, and when `lend` ends without success, in whatever
-// way they end; no access is under way then, since it holds the lock that taking back waits for.
+// SAFETY: the device's `HostMemory` keeps the owner of owned bytes alive. All other bytes are `Revocable`. A
+// `RevokeOnDrop` takes them from the device when `deregister` ends, and when `register_revocable` ends without success,
+// whether they return or unwind. Then no access is under way, since accesses hold the lock that revoking takes.
 unsafe impl Provider for Soft {
     fn name(&self) -> &str {
         &self.name
@@ -251,15 +260,15 @@ unsafe impl Provider for Soft {
     fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<Registration, SetupError> {
         let addr = range.ptr.as_ptr() as u64;
         let (len, owned) = (range.len, range.owner.is_some());
-        // SAFETY: the bytes live as long as their owner, which this value keeps; or if they are borrowed, until
-        // `deregister`, which drops this value. `region.rs` accesses them as atomic bytes and gives out no reference to
-        // them.
+        // SAFETY: `HostRange` promises that the bytes are valid until they are deregistered: owned ones live as long as
+        // their owner, which this value keeps, and borrowed ones until `deregister`, which drops this value.
+        // `region.rs` accesses them as atomic bytes and gives out no reference to them.
         let memory = unsafe { HostMemory::from_raw(range.ptr, len, range.owner) };
         if owned {
             let keys = self.call(|device| device.register(pd, Arc::new(memory), addr, access))?;
             return Ok(Registration { keys, token: None });
         }
-        self.lend(pd, Lent::new(Arc::new(memory), None), addr, access)
+        self.register_revocable(pd, Revocable::new(Arc::new(memory), None), addr, access)
     }
 
     fn register_external(
@@ -275,12 +284,12 @@ unsafe impl Provider for Soft {
             let (what, expected) = ("the backing's length in bytes", "the memory's length");
             return Err(ControlError::Invalid { what, value: backing.len() as u64, expected }.into());
         }
-        self.lend(pd, Lent::new(backing, memory.owner()), memory.addr(), access)
+        self.register_revocable(pd, Revocable::new(backing, memory.owner()), memory.addr(), access)
     }
 
     fn deregister(&self, registration: &Registration) {
-        let lent = registration.token.as_ref().and_then(|token| token.downcast_ref::<Lent>());
-        let _taken_back = lent.map(TakeBack); // whatever becomes of the call, and of the device
+        let revocable = registration.token.as_ref().and_then(|token| token.downcast_ref::<Revocable>());
+        let _revoke = revocable.map(RevokeOnDrop); // whatever happens to the call, and to the device
         self.destroy("memory region", |device| device.deregister(registration.keys.lkey));
     }
 
@@ -337,7 +346,7 @@ unsafe impl Provider for Soft {
         };
         Ok(RawQp {
             qpn: qp.qpn,
-            // The number itself changes from one queue pair to the next in its place.
+            // The bits of the number above the place in the device's table change from one queue pair to the next.
             generation: (u32::from(qp.qpn) / a.max_qp.next_power_of_two()) as u16,
             send: raw_wq(&qp.sq)?,
             send_max_batch: qp.sq.max_batch,
@@ -377,11 +386,11 @@ unsafe impl Provider for Soft {
         let place = |offset| CounterPlace::Shared(page.clone(), offset);
         let word = |offset: usize| {
             let word = NonNull::new(page.as_ptr().wrapping_add(offset).cast()).ok_or(NO_COUNTER_PAGE)?;
-            // SAFETY: the offset is that of an aligned word inside the page, which is the owner and is memory of words:
-            // nothing else is done to it, by the device or by safe code.
+            // SAFETY: `offset` is 0 or 64, so this is an aligned word inside the page, which the owner keeps alive. A
+            // `RingMemory` is accessed only as 64-bit atomics, by the device and by all safe code.
             Ok::<_, SetupError>(unsafe { CounterWord::new(word, Arc::new(page.clone())) })
         };
-        // On cache lines of their own.
+        // On separate cache lines, since the device writes one while programs poll the other.
         let (completions, errors) = (0, 64);
         let id = self.call(|device| device.create_counter(place(completions), place(errors)))?;
         Ok(RawCounter { id, completions: word(completions)?, errors: word(errors)? })

@@ -1,18 +1,18 @@
-//! What the owners of a completion counter and the queue pairs that it is attached to share.
+//! The state that a completion counter's owners share with the queue pairs that it is attached to.
 
 use crate::provider::Provider;
 use std::sync::Arc;
 
-/// A counter that queue pairs can count in, whoever reads it. Sealed: the kinds of this crate.
+/// A counter that can be attached to queue pairs, whoever reads it. Sealed: implemented by the counters of this crate.
 #[expect(private_bounds, reason = "sealed")]
-pub trait AttachableCounter: Counts {}
+pub trait AttachableCounter: HasCounter {}
 
-/// What seals [`AttachableCounter`].
-pub(crate) trait Counts {
+/// Seals [`AttachableCounter`].
+pub(crate) trait HasCounter {
     fn inner(&self) -> &Arc<CounterShared>;
 }
 
-/// What a counter's owners and the queue pairs it is attached to keep alive.
+/// The shared state of a counter. It keeps the device's object alive.
 pub(crate) struct CounterShared {
     pub(crate) provider: Arc<dyn Provider>,
     pub(crate) id: u32,

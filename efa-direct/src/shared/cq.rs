@@ -1,4 +1,4 @@
-//! What the readers of a completion queue and the queue pairs that complete in it share.
+//! The state that a completion queue's readers share with the queue pairs that complete in it.
 
 use crate::ledger::QpLedgers;
 use crate::promises::Promises;
@@ -9,35 +9,39 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::*};
 
-/// A completion queue that queue pairs can complete in, whoever reads it. Sealed: the three kinds of this module.
+/// A completion queue that queue pairs can complete in, whoever reads it. Sealed: implemented by the completion queues
+/// of this crate.
 #[expect(private_bounds, reason = "sealed")]
-pub trait CompletionTarget: Target {}
+pub trait CompletionTarget: HasCq {}
 
-/// What seals [`CompletionTarget`].
-pub(crate) trait Target {
+/// Seals [`CompletionTarget`].
+pub(crate) trait HasCq {
     fn shared(&self) -> &Arc<CqShared>;
 }
 
-/// What a completion queue's readers, and the queue pairs that complete in it, share.
+/// The shared state of a completion queue. It keeps the device's object alive.
 pub(crate) struct CqShared {
     pub(crate) provider: Arc<dyn Provider>,
     pub(crate) cqn: u32,
-    /// Tells it from every other one of the process.
+    /// A number that no other completion queue of the process has. Kernels compare it, to find that a queue pair
+    /// completes in the queue that they poll.
     pub(crate) tag: u32,
     /// Entries of each sub-queue.
     pub(crate) entries: u32,
     pub(crate) promises: Promises,
-    /// By sub-queue; none if this process cannot touch them.
+    /// By sub-queue; empty if this process cannot access them.
     pub(crate) rings: Box<[RawRing]>,
+    /// Where events arrive, if they were asked for.
     pub(crate) events: Option<Box<dyn EventSource>>,
+    /// Ledgers of the living queue pairs that complete here.
     pub(crate) ledgers: Mutex<Vec<Arc<QpLedgers>>>,
-    /// Moves on with every change of `ledgers`.
+    /// Changes with `ledgers`. Readers compare it, to know when their own table is out of date.
     pub(crate) version: AtomicU32,
 }
 
 impl Drop for CqShared {
     fn drop(&mut self) {
-        self.events = None;
+        self.events = None; // its channel belongs to the queue
         self.provider.destroy_cq(self.cqn);
     }
 }
@@ -57,12 +61,12 @@ impl CqShared {
         }
     }
 
-    pub(crate) fn announce(&self, ledgers: &Arc<QpLedgers>) {
+    pub(crate) fn add_ledgers(&self, ledgers: &Arc<QpLedgers>) {
         self.ledgers.lock().push(ledgers.clone());
         self.version.fetch_add(1, Release);
     }
 
-    pub(crate) fn forget(&self, ledgers: &Arc<QpLedgers>) {
+    pub(crate) fn remove_ledgers(&self, ledgers: &Arc<QpLedgers>) {
         self.ledgers.lock().retain(|other| !Arc::ptr_eq(other, ledgers));
         self.version.fetch_add(1, Release);
     }

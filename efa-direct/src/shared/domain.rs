@@ -1,17 +1,17 @@
-//! What the objects of a protection domain share.
+//! The state that all objects of a protection domain share.
 
 use crate::error::SetupError;
 use crate::provider::Provider;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A protection domain of a provider, which every object made in it keeps alive.
+/// A protection domain of a provider. Every object made in it keeps it alive.
 pub(crate) struct DomainShared {
     pub(crate) provider: Arc<dyn Provider>,
-    /// The provider's number.
+    /// The domain's number at the provider.
     pub(crate) pd: u32,
-    /// The process's number, by which requests of another domain are refused: no two domains have the same one, across
-    /// devices.
+    /// The domain's number in this process, which is unique across devices. Requests that mix domains are refused by
+    /// it.
     pub(crate) tag: u32,
 }
 

@@ -1,4 +1,4 @@
-//! What the parts of a queue pair share: its shares of completion queues, and its end.
+//! The state that the parts of a queue pair share: its ledgers, its shares of completion queues, and its end.
 
 use crate::error::SetupError;
 use crate::ledger::QpLedgers;
@@ -11,20 +11,21 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// What all parts of a queue pair keep alive.
+/// The shared state of a queue pair. It keeps the device's object alive.
 pub(crate) struct QpShared {
     pub(crate) domain: Arc<DomainShared>,
     pub(crate) qpn: u16,
     pub(crate) ledgers: Arc<QpLedgers>,
     pub(crate) send: Share,
     pub(crate) recv: Share,
-    /// It was active at some time, and so may have completed something.
+    /// `true` if the queue pair was ever active: then it may have completed something.
     pub(crate) activated: AtomicBool,
-    /// What is attached to it.
+    /// The counters that are attached to the queue pair.
     pub(crate) counters: Mutex<Vec<Arc<CounterShared>>>,
 }
 
-/// Entries of a completion queue that are promised to a ring.
+/// Entries of a completion queue that are promised to a ring, until this is dropped.
+#[must_use = "the entries are free again when this is dropped"]
 pub(crate) struct Share {
     cq: Arc<CqShared>,
     pub(crate) entries: u32,
@@ -57,45 +58,58 @@ impl Drop for QpShared {
     fn drop(&mut self) {
         let (qpn, ledgers) = (self.qpn, &self.ledgers);
         let mut shares = [&mut self.send, &mut self.recv];
-        // What was never active has completed nothing: its share and its number are free at once.
+        // A queue pair that was never active has completed nothing, so its shares and its number are free at once.
         let activated = *self.activated.get_mut();
         let mut entries = [0; 2];
         if activated {
-            // Taken before the device is called: should that unwind, they stay promised.
+            // Taken before the device is called: if that unwinds, the entries stay promised, which is safe.
             entries = shares.each_mut().map(|share| std::mem::take(&mut share.entries));
-            shares.iter().for_each(|share| share.cq.promises.leaves(qpn));
+            shares.iter().for_each(|share| share.cq.promises.begin_destroy(qpn));
         }
         self.domain.provider.destroy_qp(qpn);
         for (share, entries) in shares.iter().zip(entries) {
-            share.cq.forget(ledgers);
+            share.cq.remove_ledgers(ledgers);
             if activated {
-                share.cq.promises.left(qpn, entries);
+                share.cq.promises.finish_destroy(qpn, entries);
             }
         }
     }
 }
 
-/// A queue pair that the provider has created, and destroys again unless this is forgotten.
-pub(crate) struct Unwanted<'p> {
+/// A queue pair that the provider has created. Dropping this destroys it, unless it is [kept](Self::keep).
+#[must_use = "the queue pair is destroyed when this is dropped"]
+pub(crate) struct QpGuard<'p> {
     provider: &'p dyn Provider,
     qpn: u16,
 }
 
-impl Drop for Unwanted<'_> {
+impl QpGuard<'_> {
+    /// Leaves the queue pair to another owner.
+    pub(crate) fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for QpGuard<'_> {
     fn drop(&mut self) {
         self.provider.destroy_qp(self.qpn);
     }
 }
 
-/// Has the provider create a queue pair whose number is free in both completion queues: a device may give out that of
-/// one which is gone while completions of it lie unpolled. Such a queue pair is put aside until there is one of another
-/// number.
+/// Creates a queue pair whose number is free in both completion queues.
+///
+/// A device may reuse the number of a queue pair that is gone while completions of that one are unpolled. Such a queue
+/// pair is set aside, which keeps the device from offering its number again, until the device offers a free one. Those
+/// set aside are destroyed in the end.
+///
+/// # Errors
+/// The device refused; or [`SetupError::NumbersInUse`] if it offered numbers, but no free one.
 pub(crate) fn create_with_free_number<'p>(
     provider: &'p dyn Provider,
     request: QpAttributes,
     cqs: [&CqShared; 2],
-) -> Result<(RawQp, Unwanted<'p>), SetupError> {
-    let mut aside: Vec<(RawQp, Unwanted<'p>)> = Vec::new();
+) -> Result<(RawQp, QpGuard<'p>), SetupError> {
+    let mut aside: Vec<(RawQp, QpGuard<'p>)> = Vec::new();
     loop {
         let raw = match provider.create_qp(request) {
             Ok(raw) => raw,
@@ -105,11 +119,11 @@ pub(crate) fn create_with_free_number<'p>(
                 return Err(SetupError::NumbersInUse { numbers, source: Box::new(source) });
             }
         };
-        let unwanted = Unwanted { provider, qpn: raw.qpn };
-        if !cqs.iter().any(|cq| cq.promises.remembers(raw.qpn)) {
-            return Ok((raw, unwanted));
+        let guard = QpGuard { provider, qpn: raw.qpn };
+        if !cqs.iter().any(|cq| cq.promises.may_hold_completions_of(raw.qpn)) {
+            return Ok((raw, guard));
         }
-        tracing::debug!(qpn = raw.qpn, "completions of an earlier queue pair of this number may lie unpolled");
-        aside.push((raw, unwanted));
+        tracing::debug!(qpn = raw.qpn, "completions of an earlier queue pair with this number may be unpolled");
+        aside.push((raw, guard));
     }
 }

@@ -1,12 +1,12 @@
-//! What a device has counted, as the kernel shows it in sysfs.
+//! A device's counters, as the kernel shows them in sysfs.
 
 use efa_types::Counters;
 use std::fs;
 use std::path::Path;
 
-/// The counters of the device with this directory in sysfs. What its driver does not count is 0.
+/// Returns the counters of the device with this directory in sysfs. Those that its driver does not have are 0.
 pub(super) fn read(sysfs: &Path) -> Counters {
-    // Older drivers have all of them at the device, newer ones those of the port at the port.
+    // Older drivers show all counters at the device; newer ones show those of the port at the port.
     let dirs = [sysfs.join("ports/1/hw_counters"), sysfs.join("hw_counters")];
     let value = |name| dirs.iter().find_map(|dir| fs::read_to_string(dir.join(name)).ok()?.trim().parse().ok());
     macro_rules! counters {

@@ -1,6 +1,6 @@
-//! Which EFA devices there are, and what they lack here.
+//! The EFA devices of this machine, and what they lack here.
 
-use super::facts::Facts;
+use super::query::DeviceQuery;
 use crate::error::OpenError;
 use crate::provider::DeviceInfo;
 use efa_sys::sys::{
@@ -11,33 +11,34 @@ use efa_sys::{Context, Device, DeviceList};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-/// The EFA devices of this machine, those that cannot be opened among them.
+/// Returns the EFA devices of this machine, including those that cannot be opened.
 pub(crate) fn list() -> Result<Vec<DeviceInfo>, OpenError> {
     let libraries = Libraries::get()?;
     let list = DeviceList::get(libraries)?;
     let mut infos: Vec<DeviceInfo> = list.iter().filter(is_candidate).filter_map(info).collect();
     let class = env::var_os("SYSFS_PATH").map_or("/sys".into(), PathBuf::from).join("class/infiniband_verbs");
     for (name, file) in kernel_devices(&class) {
-        // libibverbs leaves out what has no device file.
+        // libibverbs leaves out devices without a device file.
         if list.iter().all(|device| device.name() != name) {
-            let missing = format!("/dev/infiniband/{file} is missing: a container must be given it");
+            let missing =
+                format!("/dev/infiniband/{file} is missing: pass it into the container (docker run --device)");
             infos.push(DeviceInfo { name, description: "EFA".into(), missing: vec![missing], usable: false });
         }
     }
     Ok(infos)
 }
 
-/// EFA is neither InfiniBand nor iWARP nor Ethernet.
+/// Returns `true` for devices that may be EFAs: the kernel reports neither InfiniBand nor iWARP nor Ethernet for those.
 fn is_candidate(device: &Device<'_>) -> bool {
     [IBV_NODE_UNSPECIFIED, IBV_NODE_UNKNOWN].contains(&device.node_type())
 }
 
-/// What a device is; `None` if it is no EFA device.
+/// Describes a device. Returns `None` if it is no EFA device.
 fn info(device: Device<'_>) -> Option<DeviceInfo> {
     let name = device.name().to_owned();
-    match device.open().and_then(|context| Ok((Facts::of(&context)?, context))) {
-        Ok((facts, context)) => {
-            Some(DeviceInfo { description: describe(&facts, &context), missing: missing(&facts), name, usable: true })
+    match device.open().and_then(|context| Ok((DeviceQuery::of(&context)?, context))) {
+        Ok((query, context)) => {
+            Some(DeviceInfo { description: describe(&query, &context), missing: missing(&query), name, usable: true })
         }
         Err(error) if error.errno() == Some(libc::EOPNOTSUPP) => None,
         Err(error) => {
@@ -46,32 +47,32 @@ fn info(device: Device<'_>) -> Option<DeviceInfo> {
     }
 }
 
-fn describe(facts: &Facts, context: &Context) -> String {
-    let can = match (facts.can(RDMA_READ), facts.can(RDMA_WRITE)) {
+fn describe(query: &DeviceQuery, context: &Context) -> String {
+    let can = match (query.has_capability(RDMA_READ), query.has_capability(RDMA_WRITE)) {
         (true, true) => "RDMA read and write",
         (true, false) => "RDMA read",
         (false, true) => "RDMA write",
         (false, false) => "no RDMA",
     };
-    let speed = gigabits(&facts.port).map_or(String::new(), |gigabits| format!("{gigabits} Gb/s, "));
+    let speed = gigabits(&query.port).map_or(String::new(), |gigabits| format!("{gigabits} Gb/s, "));
     let release = context.libraries().verbs.version().map_or(String::new(), |version| format!(", rdma-core {version}"));
-    format!("EFA, {}, {speed}sends up to {} bytes, {can}{release}", facts.gid, facts.port.max_msg_sz)
+    format!("EFA, {}, {speed}sends up to {} bytes, {can}{release}", query.gid, query.port.max_msg_sz)
 }
 
-/// What somebody may miss later.
-fn missing(facts: &Facts) -> Vec<String> {
+/// Returns what a program may miss later on this device.
+fn missing(query: &DeviceQuery) -> Vec<String> {
     let mut missing = Vec::new();
-    if facts.port.state != IBV_PORT_ACTIVE {
+    if query.port.state != IBV_PORT_ACTIVE {
         missing.push("the port is not active: nothing is sent or received".into());
     }
-    if !facts.can(RDMA_WRITE) {
+    if !query.has_capability(RDMA_WRITE) {
         missing.push("no RDMA write: the device has none (p4d and older), or its driver is too old".into());
     }
     missing
 }
 
-/// The speed of a port: lanes times the speed of each (tables of the InfiniBand specification, `ib_verbs.h` of the
-/// kernel).
+/// Returns the speed of a port in Gb/s: lanes times the speed of each (tables of the InfiniBand specification,
+/// `ib_verbs.h` of the kernel).
 fn gigabits(port: &ibv_port_attr) -> Option<u32> {
     let lanes = match port.active_width {
         1 => 1,
@@ -92,7 +93,7 @@ fn gigabits(port: &ibv_port_attr) -> Option<u32> {
     Some(lanes * speed)
 }
 
-/// EFA devices that the kernel has: their names, and the names of their device files.
+/// Returns the EFA devices that the kernel has: their names, and the names of their device files.
 fn kernel_devices(class: &Path) -> Vec<(String, String)> {
     let entries = fs::read_dir(class).into_iter().flatten().flatten();
     let devices = entries.filter_map(|entry| {

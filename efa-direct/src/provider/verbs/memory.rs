@@ -1,4 +1,8 @@
-//! Registered memory, and getting it back.
+//! Registered memory, and how it is taken back from a device.
+//!
+//! The kernel may refuse to deregister a region, and then the device may still write to it. So the bytes must not be
+//! reused: their owner is kept forever, and if the bytes were only borrowed, the process is aborted. Both happen in a
+//! guard, because code of others (a subscriber of `tracing`) may unwind on the way.
 
 use efa_sys::Mr;
 use efa_sys::sys::*;
@@ -8,10 +12,10 @@ use std::any::Any;
 use std::io::Write;
 use std::sync::Arc;
 
-/// The verbs' names of what a region may be used for.
+/// Converts access rights into libibverbs' flags.
 pub(super) fn access_flags(access: Access) -> ibv_access_flags {
     let mut flags = 0;
-    // Verbs want memory that peers may write to be writable by its owner, too.
+    // libibverbs requires local write access for memory that peers may write.
     if access.allows(Access::LOCAL_WRITE) || access.allows(Access::REMOTE_WRITE) {
         flags |= IBV_ACCESS_LOCAL_WRITE;
     }
@@ -24,37 +28,38 @@ pub(super) fn access_flags(access: Access) -> ibv_access_flags {
     flags
 }
 
-/// What a [`Registration`](crate::provider::Registration) of this provider carries: the region, until it is
+/// The token of a [`Registration`](crate::provider::Registration) of this provider: the region, until it is
 /// deregistered.
-pub(super) struct Registered(Mutex<Option<Lent>>);
+pub(super) struct Registered(Mutex<Option<DeregisterOnDrop>>);
 
 impl Registered {
     pub(super) fn new(mr: Mr, bytes: Bytes) -> Self {
-        Self(Mutex::new(Some(Lent { parts: Some((mr, bytes)) })))
+        Self(Mutex::new(Some(DeregisterOnDrop { parts: Some((mr, bytes)) })))
     }
 
-    /// Takes the bytes back from the device. Once this has returned, or unwound, nobody but this process touches them;
-    /// or they are kept for good.
-    pub(super) fn release(&self) {
-        let lent = self.0.lock().take();
-        drop(lent); // behind the lock
+    /// Takes the bytes back from the device. Once this has returned or unwound, only this process accesses them, or
+    /// they are kept forever.
+    pub(super) fn deregister(&self) {
+        let region = self.0.lock().take();
+        drop(region); // outside the lock
     }
 }
 
-/// A region, and whatever keeps its bytes. Dropping it takes the bytes back from the device, in [`Registered::release`]
-/// or wherever else that happens.
-struct Lent {
-    /// There until it is dropped.
+/// A region, and what keeps its bytes. Dropping it takes the bytes back from the device, in [`Registered::deregister`]
+/// or wherever else it is dropped.
+struct DeregisterOnDrop {
+    /// `Some` until it is dropped.
     parts: Option<(Mr, Bytes)>,
 }
 
-impl Drop for Lent {
+impl Drop for DeregisterOnDrop {
     fn drop(&mut self) {
         let Some((mr, bytes)) = self.parts.take() else { return };
-        let guard = Guard(Some(bytes));
+        let guard = KeepUnlessReleased(Some(bytes));
         match mr.deregister() {
-            Ok(()) => guard.let_go(),
-            // With whatever reason: who has lost its device (`EIO`, `ENODEV`) does not say that the device has stopped.
+            Ok(()) => guard.release(),
+            // Whatever the reason: even errors that report a lost device (`EIO`, `ENODEV`) do not promise that the
+            // device has stopped.
             Err(error) => {
                 tracing::error!(%error, "memory could not be deregistered, and peers may go on writing to it")
             }
@@ -62,35 +67,34 @@ impl Drop for Lent {
     }
 }
 
-/// What keeps the bytes of a region.
+/// The owner of a region's bytes.
 pub(super) enum Bytes {
-    /// They are there as long as this lives.
+    /// The bytes are valid as long as this value lives.
     Owned(Arc<dyn Any + Send + Sync>),
-    /// The kernel keeps them as long as the region exists.
+    /// The kernel keeps the bytes as long as the region exists.
     Kernel,
-    /// Nobody does: they are somebody else's again as soon as the region is said to be gone.
+    /// Nobody keeps the bytes: they belong to somebody else again as soon as the region is reported gone.
     Borrowed,
 }
 
-/// Bytes that a device may still touch. Unless they are [let go of](Self::let_go) they stay as they are, however this
-/// is dropped: what owns them is kept for good; and if nothing does, the process ends, before anybody takes them for
-/// its own again.
-struct Guard(Option<Bytes>);
+/// Bytes that a device may still access. Unless they are [released](Self::release), dropping this keeps them from being
+/// reused: it leaks their owner or, if nobody owns them, aborts the process.
+struct KeepUnlessReleased(Option<Bytes>);
 
-impl Guard {
-    /// The device touches them no more.
-    fn let_go(mut self) {
+impl KeepUnlessReleased {
+    /// The device accesses the bytes no more.
+    fn release(mut self) {
         drop(self.0.take());
     }
 }
 
-impl Drop for Guard {
+impl Drop for KeepUnlessReleased {
     fn drop(&mut self) {
         match self.0.take() {
             None | Some(Bytes::Kernel) => {}
             Some(Bytes::Owned(owner)) => std::mem::forget(owner),
             Some(Bytes::Borrowed) => {
-                // Nobody may be there to listen to `tracing`, nor to this.
+                // There may be neither a subscriber of `tracing` nor a standard error, so failures are ignored.
                 let _ = writeln!(std::io::stderr(), "efa-direct: borrowed memory could not be deregistered, aborting");
                 std::process::abort();
             }
@@ -131,7 +135,7 @@ mod tests {
         ExternalMemory::dmabuf(DmabufRange { fd: null.as_fd(), offset: 0, len: BYTES as u64 }, 0x10000)
     }
 
-    /// A subscriber for which every event is one too many.
+    /// A subscriber that panics at every event.
     struct Panics;
 
     impl tracing::Subscriber for Panics {
@@ -176,12 +180,12 @@ mod tests {
             verbs.deregister(&registration);
             assert!(is.upgrade().is_none() && there(&verbs.context).mrs == 0);
             verbs.deregister(&registration);
-            // Nobody has to ask for it.
+            // Dropping the registration is enough.
             let (kept, is) = owner();
             drop(register(kept));
             assert!(is.upgrade().is_none() && there(&verbs.context).mrs == 0);
         }
-        // The same of rings and counters.
+        // Rings and counters keep their owners in the same way.
         let ((ring, ring_is), (word, word_is)) = (owner(), owner());
         let range = DmabufRange { fd: null.as_fd(), offset: 0, len: BYTES as u64 };
         let cq = verbs
@@ -221,7 +225,8 @@ mod tests {
                 under(panics, || verbs.destroy_cq(cq.cqn));
                 under(panics, || verbs.destroy_counter(counter));
                 assert!(owned.1.upgrade().is_some() && ring_is.upgrade().is_some() && word_is.upgrade().is_some());
-                // SAFETY: the region's memory is kept for good, which is the point; if it were not, this would fault.
+                // SAFETY: the guard under test keeps the region's memory forever. If it did not, this load would fault,
+                // and the test would fail.
                 assert_eq!(unsafe { peer_sees.read_volatile() }, 7);
                 let there = there(&verbs.context);
                 assert_eq!((there.mrs, there.cqs, there.counters, there.twice), (2, 1, 1, 0));
@@ -230,7 +235,7 @@ mod tests {
         }
     }
 
-    /// In processes of their own, which end.
+    /// Each case runs in its own process, which aborts.
     #[test]
     fn borrowed_bytes_are_not_given_back_if_the_kernel_does_not_deregister() {
         const CHILD: &str = "EFA_VERBS_BORROWED";
@@ -251,7 +256,7 @@ mod tests {
                     let (addr, len) = (bytes.as_ptr() as u64, BYTES as u64);
                     let piece = DmabufRange { fd: null.as_fd(), offset: 4096 + addr % 4096, len };
                     let memory = ExternalMemory::dmabuf(piece, addr);
-                    // SAFETY: the bytes stay allocated until the region is deregistered, and nobody looks at them.
+                    // SAFETY: `bytes` outlives the region, and nobody reads it.
                     let region = pd.register_external(unsafe { memory.by_address() }, Access::LOCAL_READ).unwrap();
                     refuse();
                     drop(region);

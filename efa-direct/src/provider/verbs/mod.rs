@@ -1,16 +1,16 @@
-//! EFA devices, by libibverbs and libefa.
+//! The provider of EFA devices, through libibverbs and libefa.
 //!
-//! Objects are the libraries' own; their rings are where libefa says (`efadv_query_qp_wqs`, `efadv_query_cq`), and are
-//! posted to and polled by this crate alone: nothing here calls the vendor's `ibv_post_send` or `ibv_poll_cq`, which
+//! The libraries create the objects and report where their rings are (`efadv_query_qp_wqs`, `efadv_query_cq`). Only
+//! this crate posts to these rings and polls them. It never calls the vendor's `ibv_post_send` or `ibv_poll_cq`, which
 //! keep counters of their own.
 
-mod facts;
 #[cfg(test)]
 #[path = "../../../../efa-sys/tests/fake/mod.rs"]
 mod fake;
 mod hw_counters;
 mod list;
 mod memory;
+mod query;
 mod sub_queues;
 
 pub(crate) use list::list;
@@ -32,9 +32,9 @@ use efa_types::{
     Access, AsyncEvent, ControlError, CounterOps, CounterValue, Counters, CqAttributes, DeviceAttributes, Gid,
     QpAttributes, RegionKeys, Transport,
 };
-use facts::Facts;
 use memory::{Bytes, Registered, access_flags};
 use parking_lot::Mutex;
+use query::DeviceQuery;
 use std::any::Any;
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -45,20 +45,21 @@ use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// Opens the EFA device with this name, if the machine has it; or says what devices it has.
+/// Opens the EFA device with this name. If the machine has none, the inner error says which devices it has.
 pub(crate) fn open(name: &str) -> Result<Result<Arc<dyn Provider>, String>, OpenError> {
     let libraries = match Libraries::get() {
         Ok(libraries) => libraries,
-        Err(error) => return Ok(Err(format!("EFA devices cannot be looked for: {error}"))),
+        Err(error) => return Ok(Err(format!("EFA devices cannot be listed: {error}"))),
     };
     let list = DeviceList::get(libraries)?;
     if let Some(device) = list.iter().find(|device| device.name() == name) {
         return Ok(Ok(Arc::new(Verbs::new(name, device.open()?)?)));
     }
-    // With those that libibverbs leaves out, and why.
+    // The list also has devices that libibverbs leaves out, and why.
     let devices = self::list()?;
-    let told = |name: &str| devices.iter().find(|device| device.name == name).map(|device| device.missing.join("; "));
-    Ok(Err(told(name).unwrap_or_else(|| {
+    let missing =
+        |name: &str| devices.iter().find(|device| device.name == name).map(|device| device.missing.join("; "));
+    Ok(Err(missing(name).unwrap_or_else(|| {
         let names: Vec<_> = devices.iter().map(|device| device.name.as_str()).collect();
         if names.is_empty() {
             "this machine has no EFA device".into()
@@ -70,32 +71,35 @@ pub(crate) fn open(name: &str) -> Result<Result<Arc<dyn Provider>, String>, Open
 
 const NO_COUNTER_PAGE: ControlError = ControlError::NoMemory { what: "a page of completion counters", bytes: 4096 };
 
-/// An open device.
+/// An open EFA device.
 pub(crate) struct Verbs {
     name: String,
-    facts: Facts,
+    query: DeviceQuery,
     attributes: DeviceAttributes,
-    /// Rings of a completion queue, once there was one.
+    /// Number of rings in a completion queue; set when the first one is created.
     sub_queues: OnceLock<u64>,
-    // Objects by their numbers. Dropping one destroys it, unless another still uses it.
+    // Objects by number. Removing one destroys it, unless another object still uses it.
     pds: Mutex<HashMap<u32, Arc<Pd>>>,
     cqs: Mutex<HashMap<u32, Arc<Cq>>>,
     qps: Mutex<HashMap<u16, QueuePair>>,
-    /// How many queue pairs there have been in each place of the device's table.
+    /// Number of queue pairs so far in each place of the device's table.
     generations: Mutex<HashMap<u32, u16>>,
-    /// Handles of one device have one number: one of them for each time that it was asked for.
+    /// Address handles by domain and number. Handles for one peer device share a number, so there is one for each time
+    /// that it was created.
     ahs: Mutex<HashMap<(u32, u16), Vec<Ah>>>,
     counters: Mutex<HashMap<u32, Arc<CompCounter>>>,
-    /// Last, so that it is closed last.
+    /// The last field, so that it is closed last.
     context: Arc<Context>,
 }
 
+/// A queue pair, with the setting that its last change of state needs.
 #[derive(Clone)]
 struct QueuePair {
     qp: Arc<Qp>,
     rnr_retry: Option<u8>,
 }
 
+/// The events of a completion queue of an EFA device.
 struct Events(Arc<CompChannel>);
 
 impl EventSource for Events {
@@ -108,12 +112,13 @@ impl EventSource for Events {
     }
 }
 
+/// Returns the error of a call that names an object which does not exist.
 fn no_such(kind: &'static str, id: impl Into<u32>) -> SetupError {
     ControlError::NoSuch { kind, id: id.into() }.into()
 }
 
-/// An object in use, by its number.
-fn find<K: Copy + Eq + Hash + Into<u32>, T: Clone>(
+/// Returns the object with this number.
+fn lookup<K: Copy + Eq + Hash + Into<u32>, T: Clone>(
     objects: &Mutex<HashMap<K, T>>,
     kind: &'static str,
     id: K,
@@ -121,27 +126,27 @@ fn find<K: Copy + Eq + Hash + Into<u32>, T: Clone>(
     objects.lock().get(&id).cloned().ok_or_else(|| no_such(kind, id))
 }
 
-/// Destroys an object, unless another uses it.
-fn forget<K: Eq + Hash + Display, T>(objects: &Mutex<HashMap<K, T>>, kind: &'static str, id: K) {
-    // Destroyed behind the lock.
+/// Removes an object from its table, which destroys it unless another object uses it.
+fn remove<K: Eq + Hash + Display, T>(objects: &Mutex<HashMap<K, T>>, kind: &'static str, id: K) {
+    // Dropped outside the lock.
     let object = objects.lock().remove(&id);
     if object.is_none() {
         tracing::error!(kind, %id, "an object is destroyed that does not exist");
     }
 }
 
-/// Asking for more than there is, with the numbers that the vendor's `EINVAL` does not have.
-fn limit(what: &'static str, asked: u32, max: u32) -> Result<(), SetupError> {
+/// Refuses to ask for more than the device has. The vendor's `EINVAL` has no numbers; this error has.
+fn check_limit(what: &'static str, asked: u32, max: u32) -> Result<(), SetupError> {
     if asked <= max { Ok(()) } else { Err(ControlError::Limit { what, asked: asked.into(), max: max.into() }.into()) }
 }
 
 impl Verbs {
     fn new(name: &str, context: Context) -> Result<Self, efa_sys::Error> {
-        let facts = Facts::of(&context)?;
-        let attributes = facts.attributes(&context);
+        let query = DeviceQuery::of(&context)?;
+        let attributes = query.attributes(&context);
         Ok(Self {
             name: name.into(),
-            facts,
+            query,
             attributes,
             sub_queues: OnceLock::new(),
             pds: Mutex::default(),
@@ -154,27 +159,27 @@ impl Verbs {
         })
     }
 
-    /// Whether the device has WQEs of 128 bytes.
-    fn has_wide(&self) -> bool {
+    /// Returns `true` if the device has WQEs of 128 bytes.
+    fn has_128_byte_wqes(&self) -> bool {
         self.attributes.inline_bytes_ex > 32
     }
 
-    /// Refuses a queue pair over a limit, as far as the library can tell (rdma-core 63 and newer).
+    /// Refuses a queue pair that exceeds a limit, as far as the library reports limits (rdma-core 63 and newer).
     fn check_depths(&self, request: &QpAttributes, attr: &QpAttr) -> Result<(), SetupError> {
         let flags = if request.inline_write { EFADV_SQ_DEPTH_ATTR_INLINE_WRITE } else { 0 };
         let (max_send_sge, max_inline_data) = (attr.send_sge, attr.inline_bytes);
         let depth = efadv_sq_depth_attr { flags, max_send_sge, max_inline_data, ..Default::default() };
         if let Ok(max) = self.context.max_sq_depth(depth) {
-            limit("sends", attr.send_wr, max)?;
+            check_limit("sends", attr.send_wr, max)?;
         }
-        limit("buffers of a receive", attr.recv_sge, self.attributes.max_rq_sge.into())?;
+        check_limit("buffers of a receive", attr.recv_sge, self.attributes.max_rq_sge.into())?;
         match self.context.max_rq_depth(attr.recv_sge) {
-            Ok(max) => limit("receives", attr.recv_wr, max),
+            Ok(max) => check_limit("receives", attr.recv_wr, max),
             Err(_) => Ok(()),
         }
     }
 
-    /// That the device can do what a region is to be registered for.
+    /// Refuses access rights that the device does not support.
     fn check_access(&self, access: Access) -> Result<(), SetupError> {
         for (right, can, what) in [
             (Access::REMOTE_WRITE, self.attributes.rdma_write, "RDMA write: register without `Access::REMOTE_WRITE`"),
@@ -187,7 +192,7 @@ impl Verbs {
         Ok(())
     }
 
-    /// What libefa is asked for.
+    /// Returns the attributes to pass to libefa.
     fn qp_attr(&self, request: &QpAttributes) -> QpAttr {
         let is_srd = request.transport == Transport::Srd;
         let mut send_ops = IBV_QP_EX_WITH_SEND | IBV_QP_EX_WITH_SEND_WITH_IMM;
@@ -198,7 +203,7 @@ impl Verbs {
         if is_srd && self.attributes.rdma_write {
             send_ops |= IBV_QP_EX_WITH_RDMA_WRITE | IBV_QP_EX_WITH_RDMA_WRITE_WITH_IMM;
         }
-        if request.inline_write && self.has_wide() {
+        if request.inline_write && self.has_128_byte_wqes() {
             flags |= EFADV_QP_FLAGS_INLINE_WRITE;
         }
         if request.unsolicited_write_recv {
@@ -207,7 +212,7 @@ impl Verbs {
         QpAttr {
             qp_type: if is_srd { QpType::Srd } else { QpType::Ud },
             send_wr: request.send_entries,
-            // libefa makes no ring for none.
+            // libefa makes no ring for 0 entries.
             recv_wr: request.recv_entries.max(1),
             send_sge: self.attributes.max_sq_sge.min(2).into(),
             recv_sge: request.recv_sge.max(1).into(),
@@ -219,17 +224,18 @@ impl Verbs {
     }
 }
 
+/// Returns the registration of a region.
 fn registration(mr: Mr, bytes: Bytes) -> Registration {
     let keys = RegionKeys { lkey: mr.lkey(), rkey: mr.rkey() };
     Registration { keys, token: Some(Arc::new(Registered::new(mr, bytes))) }
 }
 
-/// A ring of libefa's, which lives as long as `owner`.
+/// Returns a ring of libefa, which lives as long as `owner`.
 ///
 /// # Safety
-/// `owner` is a handle of efa-sys. Its library told that these are a ring of its object, so many entries of that size,
-/// and its doorbell, if it has one; or `buffer` is that of another ring as long in the same mapping. None but the
-/// holder of the ring posts to it or reads it.
+/// `owner` is a handle of efa-sys. libefa reported that its object has this ring, of so many entries of that size, and
+/// this doorbell; or `buffer` is that of another ring of the same length in the same mapping. Only the holder of the
+/// returned ring posts to it or reads it.
 unsafe fn raw_ring(
     buffer: *mut u8,
     doorbell: *mut u32,
@@ -241,18 +247,18 @@ unsafe fn raw_ring(
     let size = ring_size(entries)?;
     let base = NonNull::new(buffer)
         .ok_or(ControlError::NoMemory { what: "a ring", bytes: entries as usize * entry_size as usize })?;
-    // SAFETY: libefa mapped all entries, at a page's beginning or behind other rings of whole pages, and the doorbell,
+    // SAFETY: libefa mapped all entries, at the start of a page or behind other rings of whole pages, and the doorbell,
     // a word of a device's register page. It unmaps them when it destroys the object, which the handle does when it is
-    // dropped; so they are there as long as `owner`. The library accesses neither: its posting and polling are not
-    // used, as the caller says.
+    // dropped, so they are valid as long as `owner` lives. The library accesses neither, because nobody calls its
+    // functions for posting and polling: the caller's promise.
     let ring = unsafe { RawRing::new(base, NonNull::new(doorbell), size, entry_size as usize, write_combining, owner) };
     Ok(ring.with_io_doorbell())
 }
 
-// SAFETY: `deregister` takes the region out of its registration and drops it (`Lent`), once. Either the kernel has
-// deregistered it then, after which the device touches the bytes no more; or a guard has seen to it that they stay as
-// they are, whether logging that panics or not: what owns them is kept for good, and borrowed ones end the process, so
-// that `deregister` does not return.
+// SAFETY: `deregister` takes the region out of its registration and drops it, once (`DeregisterOnDrop`). Either the
+// kernel deregisters it, and then the device accesses the bytes no more. Or a guard keeps the bytes from being reused,
+// even if logging panics: an owner is kept forever, and borrowed bytes abort the process, so that `deregister` does not
+// return.
 unsafe impl Provider for Verbs {
     fn name(&self) -> &str {
         &self.name
@@ -270,16 +276,16 @@ unsafe impl Provider for Verbs {
     }
 
     fn dealloc_pd(&self, pd: u32) {
-        forget(&self.pds, "protection domain", pd);
+        remove(&self.pds, "protection domain", pd);
     }
 
     fn register(&self, pd: u32, range: HostRange, access: Access) -> Result<Registration, SetupError> {
         self.check_access(access)?;
-        let pd = find(&self.pds, "protection domain", pd)?;
+        let pd = lookup(&self.pds, "protection domain", pd)?;
         let bytes = range.owner().map_or(Bytes::Borrowed, Bytes::Owned);
-        // SAFETY: the bytes are allocated as long as their owner lives, which is kept as long as the region exists; or
-        // if they are borrowed, until it is deregistered, and without that nobody has them back (`Lent`, for both).
-        // `region.rs`, which made the range, gives out no reference to them, and copies atomically.
+        // SAFETY: `HostRange` promises that the bytes are allocated until they are deregistered. `DeregisterOnDrop`
+        // keeps the owner of owned bytes as long as the region exists, and lets nobody have borrowed bytes back before.
+        // `region.rs`, which made the range, gives out no reference to them and copies atomically.
         let mr = unsafe { Mr::register(&pd, range.as_ptr(), range.len(), access_flags(access)) }?;
         Ok(registration(mr, bytes))
     }
@@ -291,7 +297,7 @@ unsafe impl Provider for Verbs {
         access: Access,
     ) -> Result<Registration, SetupError> {
         self.check_access(access)?;
-        let pd = find(&self.pds, "protection domain", pd)?;
+        let pd = lookup(&self.pds, "protection domain", pd)?;
         let bytes = |otherwise| memory.owner().map_or(otherwise, Bytes::Owned);
         let len = memory.len() as usize;
         let by_dmabuf = memory
@@ -305,9 +311,9 @@ unsafe impl Provider for Verbs {
         };
         let by_address = match NonNull::new(memory.addr() as *mut u8).filter(|_| memory.is_by_address()) {
             Some(addr) => {
-                // SAFETY: `ExternalMemory::by_address`'s contract: the bytes stay allocated until the region is
-                // deregistered, and as long as their owner lives. The owner is kept as long as the region exists; and
-                // if there is none, they pass for borrowed (`Lent`, for both).
+                // SAFETY: the caller of `ExternalMemory::by_address` promised that the bytes stay allocated until the
+                // region is deregistered, and as long as their owner lives. `DeregisterOnDrop` keeps the owner as long
+                // as the region exists; without an owner it treats the bytes as borrowed.
                 let mr = unsafe { Mr::register(&pd, addr, len, access_flags(access)) };
                 mr.map_err(|error| error.to_string())
             }
@@ -322,24 +328,25 @@ unsafe impl Provider for Verbs {
     fn deregister(&self, registration: &Registration) {
         let registered = registration.token.as_ref().and_then(|token| token.downcast_ref::<Registered>());
         if let Some(registered) = registered {
-            registered.release();
+            registered.deregister();
         }
     }
 
     fn create_cq(&self, request: CqAttributes) -> Result<RawCq, SetupError> {
-        limit("entries of a completion queue", request.entries, self.attributes.max_cqe)?;
+        check_limit("entries of a completion queue", request.entries, self.attributes.max_cqe)?;
         let channel = if request.events { Some(Arc::new(CompChannel::create(&self.context)?)) } else { None };
-        // Whole pages, even of the smallest entries, so that the mapping's length tells the number of sub-queues.
+        // Enough entries to fill whole pages, even with the smallest entries. Then the length of the mapping shows the
+        // number of sub-queues.
         let least = sub_queues::page_bytes() / Cqe16::SIZE as u64;
         let entries = request.entries.max(least as u32).min(self.attributes.max_cqe);
-        let with_sgid = self.facts.can(EFADV_DEVICE_ATTR_CAPS_CQ_WITH_SGID);
+        let with_sgid = self.query.has_capability(EFADV_DEVICE_ATTR_CAPS_CQ_WITH_SGID);
         let attr = CqAttr {
             entries,
             channel: channel.as_ref(),
             efa_wc_flags: if with_sgid { EFADV_WC_EX_WITH_SGID.into() } else { 0 },
             ..CqAttr::default()
         };
-        // Locked from here on: the first queue is looked at before there is another.
+        // Locked before the first queue is created, so that `count` looks at it before another one exists.
         let mut cqs = self.cqs.lock();
         let cq = Arc::new(Cq::create(&self.context, &attr)?);
         let ring = cq.query()?;
@@ -347,10 +354,10 @@ unsafe impl Provider for Verbs {
         let count = *self.sub_queues.get_or_init(|| sub_queues::count(ring.buffer as u64, ring_bytes));
         let rings = (0..count).map(|sub| {
             let buffer = ring.buffer.wrapping_add((sub * ring_bytes) as usize);
-            // SAFETY: `query` told the first ring, and `count` that there are so many in its mapping, one behind the
-            // other: the first queue's of whole pages, which the rings of all are, and a device has as many in each.
-            // libefa's polling is not used, and the only other holder of the queue is the table, which does nothing
-            // with it.
+            // SAFETY: `query` reported the first ring. `count` found this many in its mapping, one behind the other,
+            // when the device's first queue was created, of whole pages; all queues of a device have as many, and rings
+            // of whole pages. Nobody polls through libefa: the table, which is the only other holder of the queue, only
+            // destroys it.
             unsafe { raw_ring(buffer, ring.doorbell, ring.num_entries, ring.entry_size, false, cq.clone()) }
         });
         let rings = rings.collect::<Result<_, _>>()?;
@@ -365,7 +372,7 @@ unsafe impl Provider for Verbs {
         memory: DmabufRange<'_>,
         owner: Option<Arc<dyn Any + Send + Sync>>,
     ) -> Result<RawExternalCq, SetupError> {
-        if !self.facts.can(EFADV_DEVICE_ATTR_CAPS_CQ_WITH_EXT_MEM_DMABUF) {
+        if !self.query.has_capability(EFADV_DEVICE_ATTR_CAPS_CQ_WITH_EXT_MEM_DMABUF) {
             return Err(ControlError::Unsupported("completion queues in memory that the CPU cannot access").into());
         }
         if request.events {
@@ -374,8 +381,8 @@ unsafe impl Provider for Verbs {
             )
             .into());
         }
-        limit("entries of a completion queue", request.entries, self.attributes.max_cqe)?;
-        let with_sgid = self.facts.can(EFADV_DEVICE_ATTR_CAPS_CQ_WITH_SGID);
+        check_limit("entries of a completion queue", request.entries, self.attributes.max_cqe)?;
+        let with_sgid = self.query.has_capability(EFADV_DEVICE_ATTR_CAPS_CQ_WITH_SGID);
         let DmabufRange { fd, offset, len } = memory;
         let attr = CqAttr {
             entries: request.entries,
@@ -395,18 +402,18 @@ unsafe impl Provider for Verbs {
     }
 
     fn destroy_cq(&self, cqn: u32) {
-        forget(&self.cqs, "completion queue", cqn);
+        remove(&self.cqs, "completion queue", cqn);
     }
 
     fn create_qp(&self, request: QpAttributes) -> Result<RawQp, SetupError> {
         let attr = self.qp_attr(&request);
         self.check_depths(&request, &attr)?;
-        if request.rnr_retry.is_some() && !self.facts.can(EFADV_DEVICE_ATTR_CAPS_RNR_RETRY) {
+        if request.rnr_retry.is_some() && !self.query.has_capability(EFADV_DEVICE_ATTR_CAPS_RNR_RETRY) {
             return Err(ControlError::Unsupported("a limit of retries to a receiver that is not ready: create the queue pair without `QpConfig::rnr_retry`").into());
         }
-        let pd = find(&self.pds, "protection domain", request.pd)?;
-        let send_cq = find(&self.cqs, "completion queue", request.send_cq)?;
-        let recv_cq = find(&self.cqs, "completion queue", request.recv_cq)?;
+        let pd = lookup(&self.pds, "protection domain", request.pd)?;
+        let send_cq = lookup(&self.cqs, "completion queue", request.send_cq)?;
+        let recv_cq = lookup(&self.cqs, "completion queue", request.recv_cq)?;
         let qp = Arc::new(Qp::create(&pd, &send_cq, &recv_cq, &attr)?);
         let number = qp.number();
         let qpn = u16::try_from(number).map_err(|_| ControlError::Invalid {
@@ -415,8 +422,8 @@ unsafe impl Provider for Verbs {
             expected: "16 bits",
         })?;
         let (sq, rq) = qp.query_wqs()?;
-        // SAFETY: `query_wqs` told both rings. libefa's posting is not used, and the only other holder of the queue
-        // pair is the table, which changes its state and nothing else.
+        // SAFETY: `query_wqs` reported both rings. Nobody posts through libefa: the table, which is the only other
+        // holder of the queue pair, only changes its state and destroys it.
         let (send, recv) = unsafe {
             (
                 raw_ring(sq.buffer, sq.doorbell, sq.num_entries, sq.entry_size, true, qp.clone())?,
@@ -453,22 +460,22 @@ unsafe impl Provider for Verbs {
     }
 
     fn activate_qp(&self, qpn: u16, qkey: u32) -> Result<(), SetupError> {
-        let QueuePair { qp, rnr_retry } = find(&self.qps, "queue pair", qpn)?;
+        let QueuePair { qp, rnr_retry } = lookup(&self.qps, "queue pair", qpn)?;
         qp.to_init(qkey)?;
         qp.to_rtr()?;
         Ok(qp.to_rts(rnr_retry)?)
     }
 
     fn fail_qp(&self, qpn: u16) -> Result<(), SetupError> {
-        Ok(find(&self.qps, "queue pair", qpn)?.qp.to_error()?)
+        Ok(lookup(&self.qps, "queue pair", qpn)?.qp.to_error()?)
     }
 
     fn destroy_qp(&self, qpn: u16) {
-        forget(&self.qps, "queue pair", qpn);
+        remove(&self.qps, "queue pair", qpn);
     }
 
     fn create_ah(&self, pd: u32, gid: Gid) -> Result<u16, SetupError> {
-        let ah = Ah::create(&find(&self.pds, "protection domain", pd)?, gid.0)?;
+        let ah = Ah::create(&lookup(&self.pds, "protection domain", pd)?, gid.0)?;
         let number = ah.number();
         self.ahs.lock().entry((pd, number)).or_default().push(ah);
         Ok(number)
@@ -484,22 +491,23 @@ unsafe impl Provider for Verbs {
             ahs.remove(&(pd, ah));
         }
         drop(ahs);
-        drop(handle); // behind the lock
+        drop(handle); // outside the lock
     }
 
     fn create_counter(&self) -> Result<RawCounter, SetupError> {
-        if !self.facts.can(EFADV_DEVICE_ATTR_CAPS_COMP_CNTR) {
+        if !self.query.has_capability(EFADV_DEVICE_ATTR_CAPS_COMP_CNTR) {
             return Err(ControlError::Unsupported("completion counters").into());
         }
         let page = RingMemory::zeroed(4096).map_err(|_| NO_COUNTER_PAGE)?;
-        // On cache lines of their own.
+        // On separate cache lines, since the device writes one while programs poll the other.
         let word = |offset: usize| {
             let word = page.as_ptr().wrapping_add(offset).cast::<u64>();
             NonNull::new(word).ok_or(NO_COUNTER_PAGE)
         };
         let (completions, errors) = (word(0)?, word(64)?);
-        // SAFETY: both are aligned words inside the page, at 0 and 64 of 4096 bytes, and live as long as the page,
-        // which counter and words each own a part of. Here they are accessed by `CounterWord` alone, atomically.
+        // SAFETY: both are aligned words inside the page, at 0 and 64 of 4096 bytes. The counter and the words each
+        // hold the page, so it outlives them. This process accesses the words only through `CounterWord`, as
+        // `AtomicU64`.
         unsafe {
             let counter = CompCounter::create_at(&self.context, completions, errors, page.clone())?;
             let id = counter.handle();
@@ -519,7 +527,7 @@ unsafe impl Provider for Verbs {
         errors: u64,
         owner: Option<Arc<dyn Any + Send + Sync>>,
     ) -> Result<u32, SetupError> {
-        if !self.facts.can(EFADV_DEVICE_ATTR_CAPS_COMP_CNTR) {
+        if !self.query.has_capability(EFADV_DEVICE_ATTR_CAPS_COMP_CNTR) {
             return Err(ControlError::Unsupported("completion counters").into());
         }
         let counter = CompCounter::create_in(&self.context, fd, completions, errors, owner)?;
@@ -529,9 +537,9 @@ unsafe impl Provider for Verbs {
     }
 
     fn attach_counter(&self, qpn: u16, id: u32, ops: CounterOps) -> Result<(), SetupError> {
-        let counter = find(&self.counters, "completion counter", id)?;
-        // The kinds are verbs' own bits.
-        Ok(find(&self.qps, "queue pair", qpn)?.qp.attach_counter(&counter, ops.bits())?)
+        let counter = lookup(&self.counters, "completion counter", id)?;
+        // `CounterOps` has libibverbs' bits (tested below).
+        Ok(lookup(&self.qps, "queue pair", qpn)?.qp.attach_counter(&counter, ops.bits())?)
     }
 
     fn set_counter(&self, id: u32, which: CounterValue, value: u64) -> Result<(), SetupError> {
@@ -539,23 +547,24 @@ unsafe impl Provider for Verbs {
             CounterValue::Completions => efa_sys::CounterValue::Completions,
             CounterValue::Errors => efa_sys::CounterValue::Errors,
         };
-        Ok(find(&self.counters, "completion counter", id)?.set(which, value)?)
+        Ok(lookup(&self.counters, "completion counter", id)?.set(which, value)?)
     }
 
     fn destroy_counter(&self, id: u32) {
-        forget(&self.counters, "completion counter", id);
+        remove(&self.counters, "completion counter", id);
     }
 
     fn next_event(&self) -> Option<AsyncEvent> {
         loop {
             let event = self.context.next_async_event();
-            let event = event.inspect_err(|error| tracing::warn!(%error, "asynchronous events")).ok()??;
+            let event =
+                event.inspect_err(|error| tracing::warn!(%error, "asynchronous events cannot be read")).ok()??;
             match (event.kind, event.element) {
                 (IBV_EVENT_CQ_ERR, AsyncElement::Cq(cqn)) => return Some(AsyncEvent::CqError(cqn)),
                 (IBV_EVENT_QP_FATAL, AsyncElement::Qp(qpn)) => return Some(AsyncEvent::QpFatal(qpn as u16)),
                 (IBV_EVENT_PORT_ACTIVE, _) => return Some(AsyncEvent::PortActive),
                 (IBV_EVENT_PORT_ERR, _) => return Some(AsyncEvent::PortError),
-                _ => tracing::warn!(?event, "an asynchronous event of no known kind"),
+                _ => tracing::warn!(?event, "an asynchronous event of an unknown kind"),
             }
         }
     }
@@ -570,7 +579,7 @@ mod tests {
     use super::*;
     use efa_types::CqeSize;
 
-    /// A ring that is taken for two would be read behind its end.
+    /// If one ring were taken for two, the reader would read beyond its end.
     #[test]
     fn a_device_s_first_completion_queue_tells_how_many_rings_all_have_however_small_its_entries_are() {
         for flags in [&[][..], &["-DSMALL"]] {

@@ -1,31 +1,33 @@
-//! How many rings a completion queue consists of.
+//! The number of rings in a completion queue.
 //!
 //! The oldest EFA devices (0xefa0) have several sub-queues in one completion queue, one after the other in one mapping
-//! (`create_cq` in rdma-core's `providers/efa/verbs.c`). libefa tells the place of the first and the entries of each
-//! (`efadv_query_cq`), not their number. The mapping's length does: it is entry size times entries times sub-queues,
-//! rounded up to whole pages.
+//! (`create_cq` in rdma-core's `providers/efa/verbs.c`). libefa reports the address of the first and the entries of
+//! each (`efadv_query_cq`), but not their number. The length of the mapping shows it: entry size times entries times
+//! sub-queues, rounded up to whole pages.
 
 use std::fs;
 
-/// Bytes in front of which a mapping's length would be rounded up: no ring must be shorter.
+/// Returns the size of a page in bytes. A ring must have whole pages: the length of a mapping is rounded up to them.
 pub(super) fn page_bytes() -> u64 {
-    // SAFETY: asks for a number, and has no pointers.
+    // SAFETY: `sysconf` takes and returns numbers, and accesses no memory of this process.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u64::try_from(bytes).unwrap_or(4096)
 }
 
-/// How many rings of `ring_bytes`, whole pages, there are in the mapping that begins at `addr`. Asked for the first
-/// completion queue of a device, while no other mapping of it exists that the kernel could have joined with this one.
+/// Returns the number of rings of `ring_bytes` (whole pages) in the mapping that begins at `addr`. Call it for a
+/// device's first completion queue, before the device has other mappings that the kernel could join with this one.
 pub(super) fn count(addr: u64, ring_bytes: u64) -> u64 {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let bytes = mapped_from(&maps, addr).unwrap_or_else(|| {
-        tracing::warn!("/proc/self/maps does not tell the length of a completion queue: taking it for one ring");
+        tracing::warn!(
+            "/proc/self/maps does not show the length of a completion queue: it is assumed to have one ring"
+        );
         ring_bytes
     });
     (bytes / ring_bytes.max(1)).max(1)
 }
 
-/// Bytes from `addr` to the end of its mapping.
+/// Returns the number of bytes from `addr` to the end of its mapping.
 fn mapped_from(maps: &str, addr: u64) -> Option<u64> {
     maps.lines().find_map(|line| {
         let (start, end) = line.split_once(' ')?.0.split_once('-')?;
