@@ -20,7 +20,7 @@ use crate::provider::Provider;
 use crate::ring::RawRing;
 use crate::shared::cq::{CompletionTarget, CqShared, HasCq};
 use efa_io::ring::CqDoorbell;
-use efa_io::{CompletionRingHandle, Cqe, Cqe16, Cqe32, Event, OpCode, Status};
+use efa_io::{CompletionRingHandle, CqCursor, Cqe, Cqe16, Cqe32, Event, OpCode, Status};
 use efa_types::{CqAttributes, CqeSize};
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
@@ -317,8 +317,8 @@ impl CpuCompletionQueue {
     /// Returns the next entry, if the device has written it.
     #[inline(always)]
     fn fresh<const W: usize>(&self) -> Option<[u64; W]> {
-        let phase = self.current.ring.size().cq_phase(self.current.consumer);
-        self.current.ring.load_if(self.current.consumer, |first| Cqe::from_words([first]).phase() == phase)
+        let next = CqCursor::new(self.current.ring.size(), self.current.consumer);
+        self.current.ring.load_if(next.counter(), |first| Cqe::from_words([first]).phase() == next.phase())
     }
 
     /// Returns the ledgers of a queue pair, or `None` if it is gone.

@@ -61,8 +61,8 @@ pub(crate) fn open(name: &str) -> Option<Result<Arc<dyn Provider>, OpenError>> {
 fn open_local(name: &str, index: u32) -> Result<Arc<dyn Provider>, OpenError> {
     static NETWORK: OnceLock<Result<LocalNetwork, String>> = OnceLock::new();
     static OPEN: Mutex<Option<HashMap<u32, Weak<Soft>>>> = Mutex::new(None);
-    let network =
-        NETWORK.get_or_init(|| LocalNetwork::start(LinkConfig::default(), IdleMode::default()).map_err(|e| e.to_string()));
+    let network = NETWORK
+        .get_or_init(|| LocalNetwork::start(LinkConfig::default(), IdleMode::default()).map_err(|e| e.to_string()));
     let network = network.as_ref().map_err(|problem| cannot_start(name, problem))?;
     let mut open = OPEN.lock();
     let open = open.get_or_insert_default();
