@@ -34,7 +34,7 @@ impl Gpu {
     /// [`GpuError::NoCuda`] on a machine without NVIDIA's driver, or what CUDA answers.
     pub fn list() -> Result<Vec<GpuInfo>, GpuError> {
         driver::load()?;
-        Ok((0..count()?).map(|ordinal| find(ordinal).map(|(_, info)| info)).collect::<Result<_, _>>()?)
+        (0..count()?).map(|ordinal| find(ordinal).map(|(_, info)| info)).collect::<Result<_, _>>()
     }
 
     /// From here on this GPU's kernels reach the other one's memory, under the addresses that it has there: over NVLink
@@ -48,7 +48,7 @@ impl Gpu {
         unsafe { cuda!(cuDeviceCanAccessPeer(&mut can, from, to)) }.map_err(GpuError::from)?;
         if can == 0 {
             let [from, to] = [self, other].map(|gpu| gpu.info().ordinal);
-            return Err(GpuError::NoPeer { from, to }.into());
+            return Err(GpuError::NoPeer { from, to });
         }
         let _current = self.context.enter().map_err(GpuError::from)?;
         // SAFETY: the other context is retained. It stays reachable as long as either context lives, which hurts
@@ -80,7 +80,7 @@ impl Gpu {
             return Ok(());
         }
         if !info.rdma_flush {
-            return Err(GpuError::NoFlush { gpu: info.name.clone(), ordering: info.rdma_writes_ordering }.into());
+            return Err(GpuError::NoFlush { gpu: info.name.clone(), ordering: info.rdma_writes_ordering });
         }
         let (target, scope) = (
             sys::CUflushGPUDirectRDMAWritesTarget::CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TARGET_CURRENT_CTX,

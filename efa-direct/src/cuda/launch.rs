@@ -102,7 +102,7 @@ impl Kernel {
         let kernel = || self.name.to_string();
         let context = &self.module.context;
         if !context.is_same(&stream.context) {
-            return Err(GpuError::ForeignStream { kernel: kernel() }.into());
+            return Err(GpuError::ForeignStream { kernel: kernel() });
         }
         let _current = context.enter()?;
         // Made before the launch, so that the launch is the last thing that can fail.
@@ -140,7 +140,7 @@ impl Kernel {
             let raw = stream.raw();
             // SAFETY: the stream lives.
             let _ = unsafe { cuda!(cuStreamSynchronize(raw)) };
-            return Err(GpuError::KernelFailed { kernel: kernel(), source }.into());
+            return Err(GpuError::KernelFailed { kernel: kernel(), source });
         }
         Ok(running)
     }
@@ -157,7 +157,7 @@ impl Running {
     /// # Errors
     /// [`GpuError::KernelFailed`].
     pub fn wait(&self) -> Result<(), GpuError> {
-        Ok(self.end.wait().map_err(|source| self.failed(source))?)
+        self.end.wait().map_err(|source| self.failed(source))
     }
 
     /// Waits until the kernel, which was given this watchdog, is over, or should be.
@@ -173,7 +173,7 @@ impl Running {
         while !self.end.is_past().map_err(|source| self.failed(source))? {
             let after = self.launched.elapsed();
             if after > patience {
-                return Err(GpuError::KernelHangs { kernel: self.kernel.to_string(), after, timeout }.into());
+                return Err(GpuError::KernelHangs { kernel: self.kernel.to_string(), after, timeout });
             }
             looks = looks.saturating_add(1);
             // A kernel may take microseconds, or seconds.
@@ -185,7 +185,7 @@ impl Running {
         }
         match watchdog.take() {
             None => Ok(()),
-            Some(waited) => Err(GpuError::KernelTimedOut { kernel: self.kernel.to_string(), timeout, waited }.into()),
+            Some(waited) => Err(GpuError::KernelTimedOut { kernel: self.kernel.to_string(), timeout, waited }),
         }
     }
 

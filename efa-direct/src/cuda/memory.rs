@@ -148,7 +148,7 @@ impl GpuMemory {
         use sys::CUmemRangeHandleType_enum::CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD as DMA_BUF;
         let Allocation { addr, len, context, .. } = &*self.inner;
         if !context.info.dmabuf {
-            return Err(GpuError::NoDmabuf { gpu: context.info.name.clone() }.into());
+            return Err(GpuError::NoDmabuf { gpu: context.info.name.clone() });
         }
         let bytes = rounded(*len);
         let _current = context.enter()?;
