@@ -1,6 +1,7 @@
-//! What a device has before it when a doorbell arrives: never more than `max_batch` WQEs since the doorbell before.
+//! Batches: when a doorbell arrives, a device never has more than `max_batch` WQEs since the doorbell before.
 //!
-//! The executor keeps a lane's stores back, each for a while of its own, until a fence. So here a doorbell arrives as late as hardware may have it.
+//! The executor delays a lane's stores, each by a time of its own, until a fence. So a doorbell arrives as late here as
+//! on hardware.
 
 use efa_gpu_device::simt::Executor;
 use efa_gpu_device::warp::Warp;

@@ -99,7 +99,8 @@ fn counters_are_waited_for_until_enough_is_done_or_something_failed_or_it_takes_
     let pair = Pair::new(110, QpConfig::new(16, 1));
     let source = pair.sides[0].pd.allocate(64, Access::LOCAL_READ).unwrap();
     let target = pair.sides[1].pd.allocate(64, Access::ALL).unwrap();
-    // A counter as the device has it in memory: a thread keeps it, by the completions that it polls from the software device.
+    // A counter as the device has it in memory: a thread keeps it, by the completions that it polls from the software
+    // device.
     let (words, over) = ([const { AtomicU64::new((1 << 31) - 3) }; 2], AtomicBool::new(false));
     let handle = CounterHandle { completions: words[0].as_ptr() as u64, errors: words[1].as_ptr() as u64 };
     let count = |word: &AtomicU64| word.store((word.load(Ordering::Relaxed) + 1) & 0x7fff_ffff, Ordering::Release);
@@ -137,7 +138,8 @@ fn counters_are_waited_for_until_enough_is_done_or_something_failed_or_it_takes_
             assert_eq!(late, Err(CounterError::TimedOut(TimedOut(waited))));
             sync_threads();
             if thread::thread_idx_x() == 0 {
-                // SAFETY: nobody else has a value any more, but for the hand-over's counters: 8 were posted, and are done.
+                // SAFETY: nobody else has a value any more, but for the hand-over's counters: 8 were posted, and are
+                // done.
                 let mut sq = unsafe {
                     let handle = pair.sides[0].send.handle();
                     ThreadSendQueue::<8>::new(&efa_io::SendRingHandle { producer: 8, ..handle }).unwrap()

@@ -1,4 +1,4 @@
-//! Kernels' code on the host: it posts to a software device, and polls what that completes.
+//! Kernels as plain functions on the host: they post to a software device and poll its completions.
 
 use efa_direct::{
     Access, ActiveQueuePair, CompletionQueue as HostCompletionQueue, CqConfig, Device, Peer, ProtectionDomain, QpConfig,

@@ -1,11 +1,12 @@
-//! The project's kernels, compiled for every architecture and assembled. Takes a PTX toolchain: `cargo xtask toolchain`.
+//! The project's kernels, compiled for every architecture and assembled. Needs a PTX toolchain:
+//! `cargo xtask toolchain`.
 
 use efa_gpu_builder::PtxBuilder;
 use std::path::Path;
 
 const NEEDS: &str = "cargo xtask toolchain brings what this needs";
 
-/// Most registers of kernels that post or poll, their loops and their requests included.
+/// The most registers that kernels may use which post or poll, with their loops and their requests.
 const MOST: &[(&str, u32)] = &[
     ("post_one", 40),
     // Of the oldest architecture; 40 on the others.

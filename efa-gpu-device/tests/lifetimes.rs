@@ -1,4 +1,4 @@
-//! What the executor stores to, and until when.
+//! Lifetimes: the executor stores only to memory that is still there.
 
 use efa_gpu_device::simt::{Executor, Fault};
 use efa_gpu_device::{mem, thread, warp};

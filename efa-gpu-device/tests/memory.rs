@@ -1,4 +1,4 @@
-//! Which stores others see, and when: what is missing before a doorbell is found by a launch that plays the device.
+//! The executor's memory: a launch that plays the device finds fences that are missing before a doorbell.
 
 use efa_gpu_device::simt::{Executor, Fault};
 use efa_gpu_device::{RecvQueue, ThreadSendQueue, WarpSendQueue, mem, thread, warp};
@@ -19,7 +19,8 @@ struct Ring {
 #[repr(align(16))]
 struct Entry([AtomicU64; 2]);
 
-/// How many seeds have a device see a doorbell before the entries that it tells of. A warp of another block than those that help posts.
+/// How many seeds have a device see a doorbell before the entries that it tells of. A warp of another block than those
+/// that help posts.
 fn too_early(device_gpu: u32, order: impl Fn()) -> usize {
     let early = |seed: &u64| {
         let (ring, early) = (Ring::default(), Cell::new(false));
@@ -194,8 +195,8 @@ fn a_watch_may_object() {
     }
 }
 
-/// How many seeds have a doorbell of a queue get to memory before what it tells of, in a ring of 32 entries of `size` bytes. `post` gets the
-/// addresses of ring and doorbell, and runs as a warp.
+/// How many seeds have a doorbell of a queue get to memory before what it tells of, in a ring of 32 entries of `size`
+/// bytes. `post` gets the addresses of ring and doorbell, and runs as a warp.
 fn untold(size: usize, post: impl Fn(u64, u64)) -> usize {
     let early = |seed: &u64| {
         let entries: Vec<Entry> = std::iter::repeat_with(Entry::default).take(32 * size / 16).collect();

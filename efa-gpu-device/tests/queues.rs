@@ -1,4 +1,5 @@
-//! Send queues in kernels of many lanes, against software devices: many laps, lanes that have nothing to post, requests that are refused.
+//! Send queues in kernels of many lanes, against software devices: many laps, lanes without a request, refused
+//! requests.
 
 mod soft;
 

@@ -1,4 +1,5 @@
-//! The shared send queue: warps and lanes of several blocks post through one ring, while another launch plays the NIC and checks all that it sees.
+//! The shared send queue: warps and lanes of several blocks post to one ring, while another launch plays the NIC and
+//! checks all that it sees.
 
 use efa_gpu_device::simt::Executor;
 use efa_gpu_device::warp::{self, Warp};

@@ -1,4 +1,5 @@
-//! The executor itself: lanes meet as on a GPU, or it says why not; what the seed decides; and which stores others see.
+//! The executor itself: lanes meet as on a GPU, or a fault says why not; seeds repeat runs; stores become visible as
+//! fences say.
 
 use efa_gpu_device::simt::{Executor, Fault, LaneId, Primitive, Stats, Waiting};
 use efa_gpu_device::{globaltimer, mem, thread, warp};

@@ -1,4 +1,5 @@
-//! The same requests, right and wrong, for the NIC and for the software device: both say the same and leave the same bytes.
+//! NIC and software device agree: given the same requests, valid and invalid, both report the same statuses and leave
+//! the same bytes.
 
 mod common;
 #[path = "../../efa-soft/tests/common/mod.rs"]

@@ -1,4 +1,4 @@
-//! Programs that write their rings over while the NIC reads them.
+//! Hostile programs, which overwrite their rings while the NIC reads them.
 
 mod common;
 

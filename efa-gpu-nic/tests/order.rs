@@ -1,4 +1,4 @@
-//! What waits, what does not, in which order, and when the NIC ends.
+//! Order: which requests wait for a receive, which pass them, and when the NIC ends.
 
 mod common;
 

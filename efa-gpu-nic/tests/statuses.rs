@@ -1,4 +1,4 @@
-//! Every status that the NIC answers with, as the software device's own tests provoke it.
+//! Every status that the NIC reports, provoked as in the software device's own tests.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! Kernels that post, kernels that receive, and the NIC, side by side on the executor: every byte and every completion is compared with what a
-//! model says.
+//! Kernels that post, kernels that receive, and the NIC, side by side on the executor. Every byte and every completion
+//! is compared with a model.
 
 mod common;
 

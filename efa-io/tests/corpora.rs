@@ -1,4 +1,4 @@
-//! Replays the fuzz targets' corpora, so that every input a fuzzer ever found interesting is run by `cargo test`.
+//! Replays the fuzz targets' corpora: every input that a fuzzer found interesting.
 
 use std::collections::BTreeSet;
 use std::fs;

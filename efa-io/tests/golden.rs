@@ -1,4 +1,4 @@
-//! Bytes that the vendor's CUDA library (efa-dp-direct 0.0.1) produced or read, byte for byte.
+//! Golden vectors: entries that the vendor's CUDA library (efa-dp-direct 0.0.1) wrote or read, compared byte for byte.
 
 use efa_io::*;
 use serde::Deserialize;

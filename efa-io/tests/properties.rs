@@ -79,52 +79,88 @@ where
 
 proptest! {
     #[test]
-    fn a_send_survives_the_round_trip(bufs in prop::collection::vec(local(4096), 0..=2), imm: Option<u32>, hints in hints(),
-                                      dest in dest(), req_id: u64, phase: bool) {
+    fn a_send_survives_the_round_trip(
+        bufs in prop::collection::vec(local(4096), 0..=2),
+        imm: Option<u32>,
+        hints in hints(),
+        dest in dest(),
+        req_id: u64,
+        phase: bool,
+    ) {
         let op = Op::Send(Send { imm, hints, ..Send::new(&bufs).unwrap() });
         round_trip::<8>(op, dest, req_id, phase);
         round_trip::<16>(op, dest, req_id, phase);
     }
 
     #[test]
-    fn an_inline_send_survives_the_round_trip(data in prop::collection::vec(any::<u8>(), 0..=80), imm: Option<u32>, hints in hints(),
-                                              dest in dest(), req_id: u64, phase: bool) {
+    fn an_inline_send_survives_the_round_trip(
+        data in prop::collection::vec(any::<u8>(), 0..=80),
+        imm: Option<u32>,
+        hints in hints(),
+        dest in dest(),
+        req_id: u64,
+        phase: bool,
+    ) {
         let op = Op::SendInline(SendInline { data: &data, imm, hints });
         if data.len() <= 32 {
             round_trip::<8>(op, dest, req_id, phase);
         } else {
-            prop_assert_eq!(encode::<8>(&op, &LIMITS, dest), Err(EncodeError::InlineTooLong { given: data.len(), max: 32 }));
+            let too_long = EncodeError::InlineTooLong { given: data.len(), max: 32 };
+            prop_assert_eq!(encode::<8>(&op, &LIMITS, dest), Err(too_long));
         }
         round_trip::<16>(op, dest, req_id, phase);
     }
 
     #[test]
-    fn rdma_survives_the_round_trip(local in local(1 << 30), remote in remote(), imm: Option<u32>, hints in hints(),
-                                    dest in dest(), req_id: u64, phase: bool) {
-        for op in [Op::RdmaWrite(RdmaWrite { local, remote, imm, hints }), Op::RdmaRead(RdmaRead { local, remote, hints })] {
+    fn rdma_survives_the_round_trip(
+        local in local(1 << 30),
+        remote in remote(),
+        imm: Option<u32>,
+        hints in hints(),
+        dest in dest(),
+        req_id: u64,
+        phase: bool,
+    ) {
+        let write = RdmaWrite { local, remote, imm, hints };
+        for op in [Op::RdmaWrite(write), Op::RdmaRead(RdmaRead { local, remote, hints })] {
             round_trip::<8>(op, dest, req_id, phase);
             round_trip::<16>(op, dest, req_id, phase);
         }
     }
 
     #[test]
-    fn an_inline_write_survives_the_round_trip(data in prop::collection::vec(any::<u8>(), 0..=80), remote in remote(), imm: Option<u32>,
-                                               hints in hints(), dest in dest(), req_id: u64, phase: bool) {
+    fn an_inline_write_survives_the_round_trip(
+        data in prop::collection::vec(any::<u8>(), 0..=80),
+        remote in remote(),
+        imm: Option<u32>,
+        hints in hints(),
+        dest in dest(),
+        req_id: u64,
+        phase: bool,
+    ) {
         let op = RdmaWriteInline { data: &data, remote, imm, hints };
         let wqe = op.encode(&LIMITS, dest).unwrap().with_req_id_64(req_id).with_phase(phase);
         prop_assert_eq!(wqe.decode(), Ok(SendRequest { req_id, phase, dest, op: Op::RdmaWriteInline(op) }));
     }
 
     #[test]
-    fn arbitrary_words_are_a_wqe_or_name_the_offending_field(words in uniform8(any::<u64>()), wide in uniform16(any::<u64>())) {
+    fn arbitrary_words_are_a_wqe_or_name_the_offending_field(
+        words in uniform8(any::<u64>()),
+        wide in uniform16(any::<u64>()),
+    ) {
         decodes_or_names_a_field(Wqe64::from_words(words));
         decodes_or_names_a_field(Wqe128::from_words(wide));
     }
 
     /// Random words hardly ever have all fixed bits right, so this test sets them.
     #[test]
-    fn nearly_right_words_are_a_wqe_or_name_the_offending_field(words in uniform8(any::<u64>()), wide in uniform16(any::<u64>()),
-                                                                op in 0u64..4, length in 0u64..96, equal: bool) {
+    fn nearly_right_words_are_a_wqe_or_name_the_offending_field(
+        words in uniform8(any::<u64>()),
+        wide in uniform16(any::<u64>()),
+        op in 0u64..4,
+        length in 0u64..96,
+        equal: bool,
+    ) {
         fn nearly<const W: usize>(mut words: [u64; W], op: u64, length: u64, equal: bool) -> Wqe<W> {
             words[0] = words[0] & 0x0000_ffff_013f_ffff & !0xf_0000 | 0x1c80_0000 | op << 16 | length << 48;
             words[1] &= 0x0003_ffff_ffff_ffff;
@@ -132,7 +168,8 @@ proptest! {
             words[3] &= !0xffff;
             words[6] &= 0x00ff_ffff_ffff_ffff;
             if equal {
-                words[4] = words[4] & !0xffff_ffff | if words[0] >> 21 & 1 == 1 { length } else { words[6] & 0xffff_ffff };
+                let is_inline = words[0] >> 21 & 1 == 1;
+                words[4] = words[4] & !0xffff_ffff | if is_inline { length } else { words[6] & 0xffff_ffff };
             }
             Wqe::from_words(words)
         }
@@ -141,7 +178,14 @@ proptest! {
     }
 
     #[test]
-    fn a_receive_descriptor_survives_the_round_trip(req_id: u16, addr: u64, lkey in 0u32..1 << 24, length: u16, first: bool, last: bool) {
+    fn a_receive_descriptor_survives_the_round_trip(
+        req_id: u16,
+        addr: u64,
+        lkey in 0u32..1 << 24,
+        length: u16,
+        first: bool,
+        last: bool,
+    ) {
         let buf = RxBuf { req_id, addr, lkey: Lkey::new(lkey).unwrap(), length, first, last };
         prop_assert_eq!(RxDesc::new(buf).decode(), Ok(buf));
     }
@@ -165,8 +209,19 @@ proptest! {
     }
 
     #[test]
-    fn a_receive_completion_survives_the_round_trip(req_id: u16, status: u8, qpn: u16, phase: bool, write: bool, length: u32,
-                                                    ah: Option<u16>, src_qpn: u16, imm: Option<u32>, unsolicited: bool, gid: [u8; 16]) {
+    fn a_receive_completion_survives_the_round_trip(
+        req_id: u16,
+        status: u8,
+        qpn: u16,
+        phase: bool,
+        write: bool,
+        length: u32,
+        ah: Option<u16>,
+        src_qpn: u16,
+        imm: Option<u32>,
+        unsolicited: bool,
+        gid: [u8; 16],
+    ) {
         let ah = ah.filter(|&ah| ah != 0xffff);
         let op = if write { OpCode::RdmaWrite } else { OpCode::Send };
         let length = if write { length } else { length & 0xffff };

@@ -429,7 +429,12 @@ pub(crate) unsafe fn load_u8_system(from: *const u8) -> u8 {
     let value: u16;
     // SAFETY: the caller's promise.
     unsafe {
-        asm!("ld.relaxed.sys.u8 {value}, [{from}];", value = out(reg16) value, from = in(reg64) from, options(nostack, preserves_flags));
+        asm!(
+            "ld.relaxed.sys.u8 {value}, [{from}];",
+            value = out(reg16) value,
+            from = in(reg64) from,
+            options(nostack, preserves_flags)
+        );
     }
     value as u8
 }
@@ -442,6 +447,11 @@ pub(crate) unsafe fn load_u8_system(from: *const u8) -> u8 {
 pub(crate) unsafe fn store_u8_system(to: *mut u8, value: u8) {
     // SAFETY: the caller's promise.
     unsafe {
-        asm!("st.relaxed.sys.u8 [{to}], {value};", to = in(reg64) to, value = in(reg16) u16::from(value), options(nostack, preserves_flags));
+        asm!(
+            "st.relaxed.sys.u8 [{to}], {value};",
+            to = in(reg64) to,
+            value = in(reg16) u16::from(value),
+            options(nostack, preserves_flags)
+        );
     }
 }

@@ -164,7 +164,8 @@ where
             let phase = Wqe::<W>::phase_bit(at.phase());
             let wqe = request.wqe(to);
             let wqe = if self.req_id_64 { wqe.stamp_64(req_id, phase) } else { wqe.stamp(req_id as u16, phase) };
-            // SAFETY: a slot is inside the ring, which `new`'s contract keeps valid, and this lane has reserved this one.
+            // SAFETY: a slot is inside the ring, which `new`'s contract keeps valid, and this lane has reserved this
+            // one.
             unsafe { arch::store_entry(self.slots.add(at.slot() as usize * W), wqe.words()) };
         }
         (Some(Placed { bell: self.bell, group, at, has_one, _queue: PhantomData }), checked)
