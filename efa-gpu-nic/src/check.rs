@@ -11,16 +11,16 @@ impl<'a> Lookup<'a> {
     /// completes with.
     #[inline(always)]
     pub(crate) fn check_at_sender(self, qp: &QueuePair, request: &FlatRequest) -> Result<u32, Status> {
-        let Limits { max_send_bytes, max_rdma_bytes, max_inline_bytes, operations, .. } = qp.limits;
-        let (needs, most) = match request.op {
-            OpCode::Send => (0, max_send_bytes),
-            OpCode::RdmaRead => (Limits::RDMA_READ, max_rdma_bytes),
-            OpCode::RdmaWrite => (Limits::RDMA_WRITE, max_rdma_bytes),
+        let Limits { max_inline_bytes, operations, .. } = qp.limits;
+        let needs = match request.op {
+            OpCode::Send => 0,
+            OpCode::RdmaRead => Limits::RDMA_READ,
+            OpCode::RdmaWrite => Limits::RDMA_WRITE,
         };
         if operations & needs != needs {
             return Err(Status::UnsupportedOp);
         }
-        if total_bytes(request) > most.into() {
+        if total_bytes(request) > qp.limits.max_bytes(request.op).into() {
             return Err(Status::BadLength);
         }
         let device = self.device_of(qp.pd, request.dest.ah).ok_or(Status::InvalidAh)?;
