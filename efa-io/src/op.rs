@@ -314,8 +314,12 @@ impl RdmaRead {
     }
 }
 
-/// The methods that all operations have: an operation, its row of the table, what its check refuses, the generic
-/// parameter and the words of its WQEs, the same of its inherent `check`, and which of `imm` and `hints` it takes.
+/// Defines the methods that all operations have. Its arguments are the operation, its row of the table, what its check
+/// refuses, the generic parameter and the number of words of its WQEs, the same for its own `check`, and which of `hints`
+/// and `imm` it takes.
+///
+/// The methods with these names are there beside those of [`Operation`] because they are `const`. The most inline bytes
+/// are a constant of their own, so that the compiler compares with a number and not with a place in the table.
 macro_rules! operation {
     (
         $op:ty, $layout:ident, $errors:literal, [$($wqe:tt)*] $W:tt, check [$($check:tt)*] $C:tt,
