@@ -1,21 +1,21 @@
 //! Copies of bytes of which at least one side is shared.
 //!
-//! What a region's bytes go through here is a loop of relaxed atomic loads and stores of one byte each, whatever it is
-//! made of: whoever accesses the same bytes at the same time sees, and leaves, some mixture of old and new bytes. That
-//! loop is what compilers make of such atomics, byte by byte; they do not join them. On x86-64 the copy is therefore
-//! made of instructions that the compiler does not look into. Each of them reads every byte once and writes it once, in
-//! an order that it does not promise, and relaxed atomics promise none either: so whatever the instructions do, the
-//! loop may do. That is all that the compiler has to know of them.
+//! In Rust's terms every copy is a loop of relaxed atomic loads and stores of one byte each. Whoever accesses the same
+//! bytes at the same time sees, and leaves, some mixture of old and new bytes. Compilers do not join such accesses, so
+//! a loop in Rust would copy byte by byte. On x86-64 the copy is therefore made of instructions that the compiler does
+//! not look into. They read every byte once and write it once, in an order that they do not promise. Relaxed atomics
+//! promise none either: whatever the instructions do, the loop may do. This is all that the compiler has to know about
+//! them.
 //!
-//! - `rep movsb` for what is long: as fast as `memcpy`, which is the same instruction from some size on.
-//! - Loads and stores of 8 bytes for what is short, and of single bytes for the rest. A processor may tear them between
-//!   bytes, not within.
+//! - Long copies are `rep movsb`. It is as fast as `memcpy`, which uses the same instruction from some size on.
+//! - Short copies are loads and stores of 8 bytes, and of single bytes for the rest. A processor may tear them between
+//!   bytes, but not within one.
 //!
-//! Stores after a copy are not seen before it: x86-64 keeps stores in order, those of a string instruction before all
-//! that follow it (Intel SDM 3A, 9.2.4 "Fast-String Operation and Out-of-Order Stores").
+//! Nobody sees a store after a copy before the copy itself: x86-64 keeps stores in order, and those of a string
+//! instruction before all that follow it (Intel SDM 3A, 9.2.4 "Fast-String Operation and Out-of-Order Stores").
 //!
-//! Miri and the sanitizers do not look into instructions either. For them, as for other processors, the loop is a loop:
-//! `cfg(efa_bytewise)`. `cargo bench -p efa-soft --bench copies` compares it all with `memcpy`.
+//! Miri and the sanitizers do not look into instructions either. For them (`cfg(efa_bytewise)`), and on other
+//! processors, the copy is the loop.
 
 #[cfg(all(target_arch = "x86_64", not(any(miri, efa_bytewise))))]
 use instructions as how;
@@ -58,14 +58,14 @@ pub(super) unsafe fn copy_shared(src: *const u8, dst: *mut u8, len: usize) {
     unsafe { how::copy_shared(src, dst, len) }
 }
 
-/// Instructions of x86-64. They do not care which side is shared.
+/// Copies by instructions of x86-64. It makes no difference to them which side is shared.
 #[cfg(all(target_arch = "x86_64", not(any(miri, efa_bytewise))))]
 mod instructions {
     use std::arch::asm;
 
     pub(super) use {copy as copy_in, copy as copy_out, copy as copy_shared};
 
-    /// From this many bytes on a copy is worth the start of a string instruction.
+    /// Fewest bytes of a copy for which a string instruction is worth its start.
     const LONG: usize = 64;
 
     /// # Safety
@@ -121,8 +121,8 @@ mod instructions {
     }
 }
 
-/// The same in Rust. The private side is accessed plainly: what is borrowed to be read cannot be looked at as an
-/// atomic.
+/// Copies by loops in Rust. The private side is accessed plainly: Rust has no atomic access to bytes behind a shared
+/// reference.
 #[cfg(not(all(target_arch = "x86_64", not(any(miri, efa_bytewise)))))]
 mod loops {
     use std::sync::atomic::{AtomicU8, Ordering::Relaxed};

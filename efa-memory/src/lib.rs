@@ -1,24 +1,23 @@
 //! Memory that a device shares with a program: rings, doorbells, registered regions.
 //!
-//! The other side reads and writes it at any time, so nothing here ever makes a reference to its bytes that is not to
-//! an atomic. Rust's memory model gives a race a meaning if all accesses to a location are atomic and of one size: the
-//! same bytes looked at as a word here and as single bytes there are undefined behaviour if the two race, though no
-//! processor minds. So a piece of memory is of one kind for its whole life:
+//! The other side reads and writes it at any time, so this crate makes references to its bytes as atomics only. Rust's
+//! memory model defines a race if all accesses to a location are atomic and of one size. An access to a word that races
+//! with an access to one of its bytes is undefined behaviour, though every processor can do it. So a piece of memory is
+//! of one kind for its whole life:
 //!
-//! | kind | unit of every access | what is in it |
+//! | kind | unit of every access | contents |
 //! | --- | --- | --- |
 //! | [`RingMemory`] | `AtomicU64` | WQEs, receive descriptors, completion entries; completion counters |
 //! | [`DoorbellMemory`] | `AtomicU32` | doorbells |
-//! | [`SharedMemory`], [`HostMemory`], whatever is a [`Backing`] | `AtomicU8` | registered bytes |
+//! | [`SharedMemory`], [`HostMemory`], every [`Backing`] | `AtomicU8` | registered bytes |
 //!
-//! Rings and doorbells are no [`Backing`]: no region can be made of them in safe code, and of a region no ring. Regions
-//! may overlap one another, and share their bytes with memory that is only borrowed, since all of them are bytes. How
-//! bytes are copied fast nevertheless is told in `copy.rs`. A copy that races with the other side sees some
-//! mixture of old and new bytes, as with DMA.
+//! Rings and doorbells are not a [`Backing`]: safe code can make neither a region of them, nor a ring of a region.
+//! Regions may overlap, and may share their bytes with memory that is only borrowed, since all of them are bytes.
+//! `copy.rs` explains how bytes are copied fast nevertheless. A copy that races with the other side sees some mixture
+//! of old and new bytes, as with DMA.
 //!
-//! Another process, or another mapping of the same file, is to a piece of memory what a device is: it does not access
-//! these addresses. What it does to the bytes behind them happens between our accesses, each of which the processor
-//! keeps whole.
+//! Another process, or another mapping of the same file, is like a device: it does not access these addresses. It
+//! changes the bytes behind them between two of this program's accesses, each of which the processor keeps whole.
 //!
 //! Unsafe code: `lib.rs`, `copy.rs` (access to shared memory).
 
@@ -40,30 +39,30 @@ mod copy;
 use copy::copy_shared;
 pub use copy::{copy_in, copy_out};
 
-/// What a memory region's bytes are kept in.
+/// The memory behind a memory region.
 ///
-/// Host memory today; a DMA-BUF or GPU memory is another implementation.
+/// [`SharedMemory`] and [`HostMemory`] are host memory. DMA-BUFs and GPU memory have implementations of their own.
 pub trait Backing: Send + Sync {
-    /// Bytes.
+    /// Returns the number of bytes.
     fn len(&self) -> usize;
 
-    /// Whether there are no bytes.
+    /// Returns `true` if there are no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Copies out `dst.len()` bytes from `offset` on. The caller has checked the bounds. `false`: the memory was taken
-    /// back, and nothing was copied.
+    /// Copies `dst.len()` bytes from `offset` on to `dst`. The caller has checked the bounds. Returns `false` if the
+    /// memory was taken back, and nothing was copied.
     #[must_use]
     fn read(&self, offset: usize, dst: &mut [u8]) -> bool;
 
-    /// Copies `src` in at `offset`. The caller has checked the bounds. `false`: the memory was taken back, before or in
-    /// the middle.
+    /// Copies `src` to the bytes from `offset` on. The caller has checked the bounds. Returns `false` if the memory was
+    /// taken back, before the copy or in its middle.
     #[must_use]
     fn write(&self, offset: usize, src: &[u8]) -> bool;
 
-    /// Hands the memory to `f` for the length of the call, so that bytes can go straight from one region to another.
-    /// `false`, and no call: it was taken back, or is no host memory, which is what this provided method says.
+    /// Calls `f` with the memory, so that bytes can go straight from one region to another. Returns `false` without a
+    /// call if the memory was taken back, or is not host memory, which is what this provided method assumes.
     #[must_use]
     fn lend(&self, f: &mut dyn FnMut(&HostMemory)) -> bool {
         let _ = f;
@@ -71,8 +70,8 @@ pub trait Backing: Send + Sync {
     }
 }
 
-/// Copies `len` bytes from one memory to another; the caller has checked the bounds. They may overlap. `false`: one of
-/// them was taken back.
+/// Copies `len` bytes from one memory to another. The two may overlap, and the caller has checked the bounds. Returns
+/// `false` if one of them was taken back.
 #[must_use]
 pub fn copy(src: &dyn Backing, from: usize, dst: &dyn Backing, to: usize, len: usize) -> bool {
     let mut copied = false;
@@ -89,6 +88,7 @@ pub fn copy(src: &dyn Backing, from: usize, dst: &dyn Backing, to: usize, len: u
     if lent && copied {
         return true;
     }
+    // One of them has no host address: the bytes go through a buffer.
     let mut bounce = [0; 4096];
     for done in (0..len).step_by(bounce.len()) {
         let chunk = &mut bounce[..(len - done).min(4096)];
@@ -99,11 +99,11 @@ pub fn copy(src: &dyn Backing, from: usize, dst: &dyn Backing, to: usize, len: u
     true
 }
 
-/// A piece of memory that a device and a program share, every access to which is of one unit `U`. It lives as long as
+/// A piece of memory that a device and a program share. Every access to it is of one unit `U`. It lives as long as
 /// anyone holds it.
 pub struct Shared<U> {
     map: MmapRaw,
-    /// What other processes map, if they can.
+    /// The file that other processes map, if they can.
     file: Option<File>,
     _unit: PhantomData<U>,
 }
@@ -119,7 +119,7 @@ pub type DoorbellMemory = Shared<u32>;
 #[expect(private_bounds, reason = "sealed")]
 pub trait Unit: Accessed + Send + Sync + 'static {}
 
-/// What seals [`Unit`].
+/// The trait that seals [`Unit`].
 ///
 /// # Safety
 /// `Atomic` is the atomic integer of the unit's size, alignment and validity.
@@ -140,9 +140,9 @@ macro_rules! units {
 
 units!(u8: AtomicU8, u32: AtomicU32, u64: AtomicU64);
 
-/// Memory that another process can map, perhaps; of any unit.
+/// Memory of any unit that another process may be able to map.
 pub trait Mappable: Send + Sync {
-    /// The file it lies in, if another process can map it.
+    /// Returns the file in which the memory is, if another process can map it.
     fn file(&self) -> Option<BorrowedFd<'_>>;
 }
 
@@ -153,7 +153,7 @@ impl<U: Unit> Mappable for Shared<U> {
 }
 
 impl<U: Unit> Shared<U> {
-    /// A new piece of at least `len` bytes, in whole pages, zeroed.
+    /// Creates a piece of at least `len` bytes, in whole pages, zeroed.
     ///
     /// # Errors
     /// The operating system has no memory.
@@ -162,7 +162,8 @@ impl<U: Unit> Shared<U> {
         Ok(Arc::new(Self { map: map.into(), file: None, _unit: PhantomData }))
     }
 
-    /// The same, in a file without a name that other processes can map: [`file`](Self::file).
+    /// Creates a piece of at least `len` bytes, in whole pages, zeroed. It is in a file without a name, which other
+    /// processes can map ([`file`](Self::file)).
     ///
     /// # Errors
     /// The operating system has no memory, or no more descriptors.
@@ -170,13 +171,13 @@ impl<U: Unit> Shared<U> {
         let len = whole_pages(len)?;
         let file = File::from(rustix::fs::memfd_create(c"efa-ring", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
         file.set_len(len as u64)?;
-        // Whoever maps it can write, but not take it away from under the device.
+        // Who maps the file can write to it, but cannot shrink it: an access beyond its end would end this process.
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         Self::of_file(file, 0, len)
     }
 
-    /// `len` bytes of a file, from byte `offset` on. The file must keep that length: access beyond its end would end
-    /// this process.
+    /// Maps `len` bytes of a file, from byte `offset` on. The file must keep that length: an access beyond its end
+    /// would end this process.
     ///
     /// # Errors
     /// The file is shorter, or cannot be mapped for reading and writing.
@@ -190,34 +191,35 @@ impl<U: Unit> Shared<U> {
         Ok(Arc::new(Self { map, file: Some(file), _unit: PhantomData }))
     }
 
-    /// The file it lies in, if another process can map it.
+    /// Returns the file in which the memory is, if another process can map it.
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
         self.file.as_ref().map(AsFd::as_fd)
     }
 
-    /// Bytes.
+    /// Returns the number of bytes.
     pub fn len(&self) -> usize {
         self.map.len()
     }
 
-    /// Never: the operating system maps no empty piece.
+    /// Returns `false`: the operating system maps no empty piece.
     pub fn is_empty(&self) -> bool {
         false
     }
 
-    /// The first byte. Valid while `self` lives, for atomic access in aligned units of `U` and in no other size.
+    /// Returns the address of the first byte. It is valid while `self` lives, for atomic access in aligned units of `U`
+    /// and in no other size.
     pub fn as_ptr(&self) -> *mut u8 {
         self.map.as_mut_ptr()
     }
 
-    /// Whether `bytes` bytes at `offset` are inside, and begin at an aligned unit.
+    /// Returns `true` if `bytes` bytes at `offset` are inside, and begin at an aligned unit.
     pub fn has_units(&self, offset: usize, bytes: usize) -> bool {
         let end = offset.checked_add(bytes);
         // The address, since the mapping of a file may begin at any byte.
         end.is_some_and(|end| end <= self.len()) && self.as_ptr().wrapping_add(offset).cast::<U::Atomic>().is_aligned()
     }
 
-    /// The unit at this byte offset.
+    /// Returns the unit at this byte offset.
     fn at(&self, offset: usize) -> &U::Atomic {
         assert!(
             self.has_units(offset, size_of::<U::Atomic>()),
@@ -233,24 +235,24 @@ impl<U: Unit> Shared<U> {
 }
 
 impl DoorbellMemory {
-    /// Loads a doorbell, and everything that was stored before it was rung.
+    /// Loads a doorbell. Everything that was stored before it was rung is visible after the load.
     pub fn load_doorbell(&self, offset: usize) -> u32 {
         self.at(offset).load(Acquire)
     }
 
-    /// Rings a doorbell: stores `value` behind everything stored before.
+    /// Rings a doorbell: stores `value`, after everything that this thread stored before.
     pub fn store_doorbell(&self, offset: usize, value: u32) {
         self.at(offset).store(value, Release);
     }
 }
 
 impl RingMemory {
-    /// Loads an aligned 64-bit word, and everything that was stored before it was.
+    /// Loads an aligned 64-bit word. Everything that was stored before the word is visible after the load.
     pub fn load_word(&self, offset: usize) -> u64 {
         self.at(offset).load(Acquire)
     }
 
-    /// Stores an aligned 64-bit word behind everything stored before.
+    /// Stores an aligned 64-bit word, after everything that this thread stored before.
     pub fn store_word(&self, offset: usize, value: u64) {
         self.at(offset).store(value, Release);
     }
@@ -300,7 +302,7 @@ impl Backing for SharedMemory {
     }
 }
 
-/// Host memory by address, kept alive by whatever owns it.
+/// Host memory by its address, kept alive by its owner.
 pub struct HostMemory {
     ptr: NonNull<u8>,
     len: usize,
@@ -314,12 +316,12 @@ unsafe impl Send for HostMemory {}
 unsafe impl Sync for HostMemory {}
 
 impl HostMemory {
-    /// `len` bytes at `ptr`.
+    /// Takes `len` bytes at `ptr`.
     ///
     /// # Safety
-    /// Until this value is dropped the bytes must be valid for reads and writes, and whoever else in this program
-    /// accesses them must do so as atomic bytes, that is by [`copy_in`], [`copy_out`] or as `AtomicU8`: no reference to
-    /// them, no plain access, and no atomic one of another size, as rings have. `owner`, if given, is dropped with this
+    /// Until this value is dropped, the bytes must be valid for reads and writes, and all others in this program must
+    /// access them as atomic bytes: by [`copy_in`], [`copy_out`] or as `AtomicU8`. There must be no reference to them,
+    /// no plain access, and no atomic access of another size, as rings have. `owner`, if given, is dropped with this
     /// value.
     pub unsafe fn from_raw(ptr: NonNull<u8>, len: usize, owner: Option<Arc<dyn Any + Send + Sync>>) -> Self {
         Self { ptr, len, _owner: owner }
@@ -396,7 +398,7 @@ mod tests {
         });
     }
 
-    /// The same for rings.
+    /// Under Miri and the thread sanitizer this proves more than it does alone.
     #[test]
     fn an_entry_is_complete_once_its_first_word_is_seen() {
         const ROUNDS: u64 = if cfg!(miri) { 5 } else { 10_000 };

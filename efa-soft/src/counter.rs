@@ -7,7 +7,7 @@ use efa_memory::{Backing, RingMemory};
 use efa_types::{COUNTER_MAX, ControlError, CounterValue};
 use std::sync::Arc;
 
-/// Where one of a counter's numbers is: a 64-bit word.
+/// The place of one of a counter's numbers: a 64-bit word.
 #[derive(Clone)]
 pub enum CounterPlace {
     /// At this byte offset of memory of words. It is stored in one piece.

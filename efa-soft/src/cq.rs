@@ -12,10 +12,10 @@ use efa_types::{ControlError, CqAttributes, CqeSize};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a program may leave completions in the ring before it counts as waiting for an event.
+/// The longest time for which a program may leave completions in the ring before it counts as waiting for an event.
 const PATIENCE: Duration = Duration::from_micros(100);
 
-/// What became of a completion.
+/// The outcome of writing a completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pushed {
     /// It is in the ring.
@@ -28,7 +28,7 @@ pub(crate) enum Pushed {
     Lost,
 }
 
-/// Where a completion queue's ring is, as its program needs to know.
+/// The ring and the doorbell of a completion queue, as its program needs to know them.
 #[derive(Clone)]
 pub struct CqInfo {
     /// Number of the queue.

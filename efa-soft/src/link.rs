@@ -62,7 +62,7 @@ impl Default for LinkConfig {
     }
 }
 
-/// What a network did.
+/// The counters of a network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkCounters {
     /// Packets that were sent.

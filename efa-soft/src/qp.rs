@@ -12,7 +12,7 @@ const SQ_DOORBELL: usize = 0;
 /// Byte offset of the receive doorbell. It has a cache line of its own, since another thread may ring it.
 const RQ_DOORBELL: usize = 64;
 
-/// Where a work queue's ring is, as its program needs to know.
+/// The ring and the doorbell of a work queue, as its program needs to know them.
 #[derive(Clone)]
 pub struct WqInfo {
     /// The memory of the ring, which begins at byte 0.
@@ -31,7 +31,7 @@ pub struct WqInfo {
     pub req_id_64: bool,
 }
 
-/// Where the rings of a queue pair are, as its program needs to know.
+/// The two work queues of a queue pair, as its program needs to know them.
 #[derive(Clone)]
 pub struct QpInfo {
     /// Number of the queue pair.

@@ -21,7 +21,7 @@ pub struct TraceEvent {
     pub what: Traced,
 }
 
-/// What a device did.
+/// An event in a device, without its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Traced {

@@ -1,4 +1,4 @@
-//! What a device tells the program without being asked.
+//! Events: what a device tells the program without being asked.
 
 use efa_types::AsyncEvent;
 

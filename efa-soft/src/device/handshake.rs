@@ -1,4 +1,4 @@
-//! Which life of a device speaks to which life of its peer. `wire/mod.rs` has the protocol in words.
+//! The handshake: which life of a device speaks to which life of its peer. `wire/mod.rs` has the protocol in words.
 
 use super::Device;
 use super::peer::PeerIndex;
@@ -11,7 +11,7 @@ use efa_types::Gid;
 /// Most answers that wait to be sent. A peer that gets none asks again.
 const MAX_ANSWERS: usize = 64;
 
-/// Whom a packet is for.
+/// The addressee of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Addressee {
     /// This life of this device.

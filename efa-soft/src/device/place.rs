@@ -17,10 +17,10 @@ use efa_io::cqe::Received;
 use efa_io::{OpCode, Status};
 use efa_types::{Access, CounterOps, Gid, Transport, UD_PREFIX};
 
-/// What became of a packet's bytes; `Err` with the status that its sender is told if the message cannot be taken.
+/// The outcome of placing a packet's bytes: `Err` with the status that the sender is told, if the message is refused.
 type Outcome = Result<Placed, Status>;
 
-/// What became of bytes that may be placed.
+/// What became of bytes that are not refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Placed {
     /// They are where they belong.

@@ -75,8 +75,8 @@ impl AsFd for EventFd {
 /// again, and the device goes on.
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
 
-/// What waits for events of a device: wakers, by the number of their completion queue, and asynchronous events that
-/// nobody has fetched.
+/// The wakers of a device, by the number of their completion queue, and the asynchronous events that nobody has
+/// fetched.
 #[derive(Default)]
 pub(super) struct Waiters {
     wakers: Mutex<HashMap<u32, Waker>>,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How long a thread goes on looking for work before it naps.
+/// The time for which a thread goes on looking for work before it naps.
 const SPIN: Duration = Duration::from_micros(20);
 /// The length of a nap. A doorbell that is rung meanwhile waits for its end.
 const NAP: Duration = Duration::from_micros(50);
@@ -23,7 +23,7 @@ pub(super) fn now() -> Time {
     Time::from_nanos(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64 + 1)
 }
 
-/// What a driver's thread does when there is nothing to do.
+/// The behaviour of a driver's thread when there is nothing to do.
 ///
 /// A program rings doorbells without a system call, so the thread finds them only when it looks. The mode decides how
 /// soon that is. A packet wakes the thread of a device on UDP at once in any mode.
@@ -39,7 +39,7 @@ pub enum IdleMode {
     Sleep,
 }
 
-/// How long a thread has been idle, and so how it waits.
+/// The idle time of a thread, and so how it waits.
 pub(super) struct Idle {
     mode: IdleMode,
     /// When there was work for the last time.
@@ -72,7 +72,7 @@ impl Idle {
     }
 }
 
-/// Whether what a thread drives can still be used, and by which process.
+/// The life of a driver's thread: whether the thread still runs, and in which process.
 #[derive(Clone)]
 pub(super) struct Life {
     failed: Arc<AtomicBool>,

@@ -39,7 +39,7 @@ impl Origin {
     }
 }
 
-/// Where a message's bytes are.
+/// The place of a message's bytes.
 ///
 /// Regions are named by their keys and looked up for every packet: a program may deregister one while the message is
 /// under way.

@@ -10,9 +10,9 @@ use std::time::Duration;
 const INITIAL_WINDOW: f32 = 32.0;
 const MIN_WINDOW: f32 = 8.0;
 const MAX_WINDOW: f32 = 1024.0;
-/// What a loss leaves of a window. CUBIC has the same factor (RFC 9438, section 4.6).
+/// The part of a window that a loss leaves. CUBIC has the same factor (RFC 9438, section 4.6).
 const AFTER_LOSS: f32 = 0.7;
-/// What a timeout leaves of a window: all of it may have been lost.
+/// The part of a window that a timeout leaves: all of it may have been lost.
 const AFTER_TIMEOUT: f32 = 0.5;
 /// Timeouts in a row after which a path is only tried from time to time.
 const MAX_STRIKES: u32 = 2;

@@ -1,4 +1,4 @@
-//! What one queue pair has in a lane.
+//! The share of one queue pair in a lane.
 //!
 //! Queue pairs take turns: one message each when messages are opened, and one packet each when packets leave. So no
 //! queue pair waits for what another has posted, however much that is. Within a queue pair, short messages do not wait

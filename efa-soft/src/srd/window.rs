@@ -1,4 +1,4 @@
-//! How much may be under way at once.
+//! Limits of what may be under way at once.
 
 /// Most open messages of a lane; further ones wait at the sender.
 pub(crate) const MESSAGE_WINDOW: u32 = 2048;

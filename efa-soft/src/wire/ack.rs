@@ -13,7 +13,7 @@ const ENTRY: usize = 8;
 /// Bytes in front of the bitmap of an entry that has one.
 const PARTIAL: usize = 12;
 
-/// What a receiver says about a message, or about several that follow each other.
+/// The acknowledgement of a message, or of several that follow each other.
 ///
 /// An entry begins with its kind:
 ///

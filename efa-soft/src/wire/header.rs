@@ -35,11 +35,11 @@ struct HeaderBytes {
 
 /// Bytes of the header.
 pub(super) const HEADER: usize = size_of::<HeaderBytes>();
-/// Where the header has its checksum.
+/// The place of the checksum in the header.
 const CHECKSUM: Range<usize> = 8..12;
 const _: () = assert!(HEADER == 64 && std::mem::offset_of!(HeaderBytes, checksum) == CHECKSUM.start);
 
-/// What follows the header.
+/// The kind of a packet, which says what follows the header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Data = 0,

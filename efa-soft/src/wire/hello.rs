@@ -3,7 +3,7 @@
 use super::header::WireError;
 use bytemuck::{Pod, Zeroable};
 
-/// What a hello asks and answers.
+/// A hello: a question, an answer, or neither.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hello {
     /// The number that the answer is to echo; 0 if no answer is wanted.

@@ -19,7 +19,7 @@ pub struct Packet<'a> {
     pub body: Body<'a>,
 }
 
-/// What a packet says.
+/// The content of a packet.
 #[derive(Clone, Debug)]
 pub enum Body<'a> {
     /// A part of a message, and its bytes.
