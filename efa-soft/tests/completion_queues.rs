@@ -1,4 +1,4 @@
-//! Completion queues of every shape: ones that overflow, ones with small entries, ones that consist of several rings.
+//! Completion queues that overflow, that have small entries, or that have several sub-queues.
 
 mod common;
 
@@ -8,7 +8,7 @@ use efa_memory::RingMemory;
 use efa_soft::*;
 use std::time::Duration;
 
-/// Node A writes this often, and time passes until all of it is done.
+/// Has node A write this often, and lets time pass until all writes have completed.
 fn write(world: &mut World, count: usize) {
     let write = world.write(A, B, 8);
     world.post(A, vec![write; count]);

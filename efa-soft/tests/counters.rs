@@ -1,4 +1,4 @@
-//! Completion counters: what they count, where they are kept, and when they can be attached.
+//! Completion counters: what they count, where they are, and when they can be attached.
 
 mod common;
 
@@ -21,11 +21,11 @@ const KINDS: [CounterOps; 6] = [
 struct Counter {
     id: u32,
     memory: Arc<RingMemory>,
-    /// Where its completions and its errors are.
+    /// The places of its completions and its errors.
     offsets: [usize; 2],
 }
 
-/// A counter's completions and errors.
+/// Returns a counter's completions and errors.
 fn value(counter: &Counter) -> (u64, u64) {
     let [completions, errors] = counter.offsets.map(|offset| counter.memory.load_word(offset));
     (completions, errors)

@@ -1,4 +1,4 @@
-//! Unreliable datagrams: what arrives, what is lost without a word, and what is refused.
+//! Unreliable datagrams: what arrives, what is lost silently, and what is refused.
 
 mod common;
 
@@ -16,7 +16,7 @@ fn world() -> World {
     world
 }
 
-/// Node A sends a datagram, which succeeds whatever becomes of it; what node B received of it.
+/// Has node A send a datagram, which succeeds whatever becomes of it. Returns what node B received.
 fn received(world: &mut World, wqe: Wqe64) -> Option<Received> {
     assert_eq!(world.status_of(A, wqe), Status::Ok);
     world.run(Duration::from_millis(1));

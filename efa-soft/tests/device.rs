@@ -1,4 +1,4 @@
-//! What the device owes programs and peers that do strange things, packet by packet and doorbell by doorbell.
+//! A device, driven packet by packet and doorbell by doorbell, whose programs and peers do strange things.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! Devices and paths with something wrong with them: what it costs, and that it costs no more.
+//! Faults of devices and paths: what they cost, and that they cost no more.
 
 mod common;
 
@@ -12,14 +12,14 @@ use std::time::Duration;
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Takes the completions that a host has; how many there were. All have to be good.
+/// Takes the completions of a host, which must all be successful. Returns their number.
 fn take(world: &mut World, host: usize) -> u64 {
     let there = world.hosts[host].cq.drain();
     assert!(there.iter().all(|completion| completion.status.is_ok()), "{there:?}");
     there.len() as u64
 }
 
-/// `count` hosts write to host `A`, which takes in a gigabit a second.
+/// Has `count` hosts write to host `A`, which takes in a gigabit a second.
 fn share_a_slow_receiver(count: usize) {
     const WRITES: u64 = 1000;
     const BYTES_EACH: u32 = 8192;
@@ -189,7 +189,7 @@ fn what_goes_to_another_subnet_leaves_and_arrives_nowhere() {
     assert_eq!(world.device(B).counters().rx_pkts, 0);
 }
 
-/// Bytes a second that node A writes to node B, of which each path to B is as `paths` says; and what A counted.
+/// Returns how many bytes a second node A writes to node B over `paths`, and what A counted.
 fn goodput(paths: [PathConfig; 4]) -> (f64, Counters) {
     const WRITES: u64 = 1000;
     let mut world = World::pair();

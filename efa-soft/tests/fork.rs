@@ -5,7 +5,7 @@ use efa_soft::*;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Calls `f` in a child; its exit status, or none if it had to be killed.
+/// Calls `f` in a child. Returns its exit status, or `None` if it had to be killed.
 fn in_child(f: impl FnOnce()) -> Option<i32> {
     // SAFETY: the child is a copy of this thread alone. It runs `f` and ends without unwinding, running destructors or
     // flushing what it inherited; the allocator is made usable in it by the C library.

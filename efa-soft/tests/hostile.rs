@@ -1,5 +1,4 @@
-//! Networks and programs that do as they please: the fuzz targets of the device, on their corpora and on scripts of
-//! proptest's.
+//! Hostile networks and programs: the fuzz targets of the device, on their corpora and on random scripts.
 
 #[path = "../../fuzz/device/mod.rs"]
 mod device;
@@ -7,7 +6,7 @@ mod device;
 use proptest::prelude::*;
 use std::path::Path;
 
-/// Executes a script; it panics where something does not hold.
+/// A function that executes a script, and panics if the device breaks a promise.
 type Body = fn(&[u8]);
 
 const TARGETS: [(&str, Body); 3] =

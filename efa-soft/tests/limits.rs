@@ -1,4 +1,4 @@
-//! Windows, laps and limits: what goes wrong where nobody looks.
+//! Windows, laps of rings, and limits of tables.
 
 mod common;
 
@@ -59,7 +59,7 @@ fn a_receiver_that_was_very_slow_is_well_again_at_once() {
     assert_eq!(statuses(&mut world), vec![Status::Ok; 15]);
 }
 
-/// A packet of a stranger, to a queue pair that does not exist.
+/// Returns a packet of a stranger to a queue pair that does not exist.
 fn from_stranger(world: &World, number: u32) -> Vec<u8> {
     let (src, config) = (Gid::local(1000 + number), &world.hosts[A].setup.device);
     let dst_incarnation = config.incarnation_for(src);

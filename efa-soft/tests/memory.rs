@@ -1,4 +1,4 @@
-//! What strange peers can make a device hold. One test, since it looks at the whole process.
+//! The memory that strange peers can make a device hold. This is one test, since it measures the whole process.
 
 mod common;
 
@@ -14,7 +14,7 @@ fn whatever_peers_do_memory_stays_bounded() {
     reads_whose_answers_nobody_acknowledges_are_refused_in_the_end();
 }
 
-/// How much this process holds, in KiB.
+/// Returns the address space of this process, in KiB.
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmSize")).unwrap();

@@ -1,4 +1,4 @@
-//! No message waits for another: not for one that nobody receives, not for one that takes long.
+//! Messages overtake others: those that nobody receives, and those that take long.
 
 mod common;
 
@@ -8,8 +8,8 @@ use efa_memory::SharedMemory;
 use efa_soft::*;
 use std::time::Duration;
 
-/// Has these queue pairs of node A do this `count` times together, while `others` sees what else completes; whether all
-/// of it got done.
+/// Has these queue pairs of node A do this `count` times together, while `others` sees what else completes. Returns
+/// `true` if all of it completed.
 fn keep_doing(
     world: &mut World,
     qps: &mut [Qp],

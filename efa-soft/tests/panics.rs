@@ -1,4 +1,4 @@
-//! Who panics on a device's thread, and what becomes of the device and its neighbours.
+//! Panics of foreign code on a device's thread, and what becomes of the device and its neighbours.
 
 mod common;
 
@@ -28,10 +28,10 @@ fn works(port: &dyn DeviceHandle) -> bool {
     works
 }
 
-/// A device, a neighbour where there is one, and what drives both.
+/// A device, its neighbour if there is one, and the network that drives both.
 type Driven = (Arc<dyn DeviceHandle>, Option<Arc<dyn DeviceHandle>>, Option<LocalNetwork>);
 
-/// A device of either driver.
+/// Returns a device of each driver.
 fn devices() -> [Driven; 2] {
     let network = LocalNetwork::start(LinkConfig::default(), IdleMode::Nap).unwrap();
     let [a, b] = [0, 1].map(|index| network.add(DeviceConfig::new(Gid::local(index))));
@@ -39,7 +39,7 @@ fn devices() -> [Driven; 2] {
     [(a, Some(b), Some(network)), (Arc::new(udp), None, None)]
 }
 
-/// A completion queue with events and a queue pair that sends, and their doorbells.
+/// Creates a completion queue with events, and a queue pair that sends.
 fn furnish(port: &dyn DeviceHandle) -> (CqInfo, QpInfo) {
     let mut made = None;
     port.with(&mut |device| {
@@ -68,7 +68,7 @@ fn furnish(port: &dyn DeviceHandle) -> (CqInfo, QpInfo) {
     made.expect("the device is there")
 }
 
-/// A WQE of zeros makes no sense: it completes with an error, on the device's own thread.
+/// Rings the doorbell for a WQE of zeros. It is malformed, and completes with an error on the device's own thread.
 fn ring(qp: &QpInfo) {
     qp.sq.doorbell.store_doorbell(qp.sq.doorbell_offset, 1);
 }
@@ -130,7 +130,7 @@ fn a_closure_that_panics_harms_neither_its_device_nor_another() {
     }
 }
 
-/// Memory that panics, and whose length is anything.
+/// Memory of any length that panics at every access.
 struct Liar(AtomicUsize);
 
 impl Backing for Liar {
@@ -189,7 +189,7 @@ fn memory_that_panics_fails_its_operations_and_nothing_else() {
     assert_eq!(world.status_of::<8>(A, wqe(RdmaWrite::new(good, remote), to)), Status::Ok);
 }
 
-/// Whom the crate `tracing` tells.
+/// A subscriber of the crate `tracing`.
 struct Log;
 
 impl tracing::Subscriber for Log {

@@ -1,4 +1,4 @@
-//! What a device owes to itself and its peers when somebody else sends it packets in a peer's name.
+//! Strangers who send a device packets in a peer's name.
 
 mod common;
 
@@ -8,7 +8,7 @@ use efa_io::Status;
 use efa_soft::wire::{Ack, Body, Envelope, Hello, MessageHeader, Packet, WireOp};
 use efa_soft::*;
 
-/// What the device says, whatever it is.
+/// Returns all packets that the device sends.
 fn said(node: &mut Node, now: Time) -> Vec<Vec<u8>> {
     std::iter::from_fn(|| node.device.poll_transmit(now)).map(|packet| bytes(&packet)).collect()
 }
@@ -17,7 +17,7 @@ fn parsed(packet: &[u8]) -> Body<'_> {
     Packet::parse(packet).unwrap().body
 }
 
-/// The challenge of a device that asks.
+/// Returns the challenge of the hello among these packets, if there is one.
 fn asked(packets: &[Vec<u8>]) -> Option<u64> {
     packets.iter().find_map(|packet| match parsed(packet) {
         Body::Hello(Hello { challenge, .. }) if challenge != 0 => Some(challenge),
@@ -29,7 +29,7 @@ fn nothing() -> MessageHeader {
     header(WireOp::Send, 1, 0)
 }
 
-/// Whether the peer of [`from_there`] is heard: its next message is acknowledged.
+/// Returns `true` if the peer of [`from_there`] is heard: its next message is acknowledged.
 fn hears(node: &mut Node, now: Time, envelope: &Envelope, message: u32) -> bool {
     node.device.handle(now, &data(envelope, nothing(), message, message, 64));
     let answers = said(node, now);

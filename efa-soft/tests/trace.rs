@@ -1,4 +1,4 @@
-//! What a device tells those who watch it.
+//! Traces: what a device tells its subscribers.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! Devices on UDP and whom they hear.
+//! Devices on UDP: whom they hear, and whom they refuse.
 
 mod common;
 
@@ -23,7 +23,7 @@ fn gid(port: &dyn DeviceHandle) -> Gid {
     gid.unwrap()
 }
 
-/// How a send to a queue pair that the peer does not have ends.
+/// Sends to a queue pair that the peer does not have, and returns the status.
 fn ends(from: &dyn DeviceHandle, to: Gid) -> Status {
     let mut made = None;
     from.with(&mut |device| {
@@ -89,14 +89,14 @@ fn a_name_gives_a_key_by_its_file_and_shows_it_nowhere() {
     assert_eq!(spec.start(false).err().unwrap().kind(), std::io::ErrorKind::NotFound);
 }
 
-/// A socket and the GID of its address.
+/// Returns a socket, and the GID of its address.
 fn stranger() -> (UdpSocket, Gid) {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let SocketAddr::V4(addr) = socket.local_addr().unwrap() else { panic!("an IPv4 address") };
     (socket, Gid::of_udp(addr))
 }
 
-/// Asks a device which life it is in, in the name of `src`.
+/// Sends a device a hello with a challenge, in the name of `src`.
 fn ask(socket: &UdpSocket, src: Gid, device: &dyn DeviceHandle) {
     let dst = gid(device);
     let mut packet = Vec::new();

@@ -25,8 +25,8 @@ pub(crate) fn at(us: u64) -> Time {
     Time::from_nanos(us * 1000)
 }
 
-/// How often a test that repeats itself does so: a hundredth of `natively` in Miri, which takes about that much longer
-/// for each.
+/// Returns how often a test repeats itself: `natively`, or a hundredth of it in Miri, which takes about that much
+/// longer.
 pub(crate) fn times(natively: usize) -> usize {
     if cfg!(miri) { natively.div_ceil(100) } else { natively }
 }
@@ -60,7 +60,7 @@ impl Node {
         Destination { ah: self.ah, qpn, qkey: 7 }
     }
 
-    /// Completions of the first lap, as a program would read them.
+    /// Returns the completions of the first lap, as a program would read them.
     pub(crate) fn completions(&self) -> Vec<Completion> {
         let entry = |i: u32| Cqe32::from_words(self.cq.ring.load_entry(i as usize * 32));
         (0..self.cq.entries).map(entry).take_while(Cqe32::phase).map(|cqe| cqe.decode().unwrap()).collect()
@@ -89,14 +89,14 @@ impl Node {
     }
 }
 
-/// Takes a queue pair to where it sends.
+/// Takes a queue pair to `ReadyToSend`.
 pub(crate) fn activate(device: &mut Device, qpn: u16) {
     for state in [QpState::Init, QpState::ReadyToReceive, QpState::ReadyToSend] {
         device.modify_qp(qpn, state, Some(7)).unwrap();
     }
 }
 
-/// A WQE as a program writes it in its place in the ring: with a request id, and the phase of the lap.
+/// Returns a WQE as a program writes it in its place in the ring: with a request id, and the phase of the lap.
 pub(crate) fn stamp<const W: usize>(qp: &QpInfo, producer: u32, wqe: Wqe<W>) -> Wqe<W> {
     let size = RingSize::new(qp.sq.entries).unwrap();
     wqe.with_req_id(producer as u16).with_phase(size.wq_phase(producer))
@@ -116,7 +116,7 @@ pub(crate) fn bytes(packet: &Packet<'_>) -> Vec<u8> {
     bytes
 }
 
-/// The bytes of a packet that says this.
+/// Returns the bytes of a packet with this content.
 pub(crate) fn packet(envelope: &Envelope, body: Body<'_>) -> Vec<u8> {
     bytes(&Packet { envelope: *envelope, body })
 }
@@ -147,13 +147,14 @@ pub(crate) fn from_there() -> Envelope {
     from(THERE)
 }
 
-/// A packet of a device at `src` that was told which life of a [`Node`] at [`HERE`] it speaks to.
+/// Returns the envelope of a packet from a device at `src` to a [`Node`] at [`HERE`]. Each knows the other's
+/// incarnation.
 pub(crate) fn from(src: Gid) -> Envelope {
     let called = |gid, peer| DeviceConfig::new(gid).incarnation_for(peer);
     Envelope { src, dst: HERE, src_incarnation: called(src, HERE), dst_incarnation: called(HERE, src), path: 0 }
 }
 
-/// The way back.
+/// Returns the envelope of an answer.
 pub(crate) fn back(envelope: &Envelope) -> Envelope {
     let Envelope { src, dst, src_incarnation, dst_incarnation, path } = *envelope;
     Envelope { src: dst, dst: src, src_incarnation: dst_incarnation, dst_incarnation: src_incarnation, path }
@@ -181,7 +182,7 @@ pub(crate) fn header(op: WireOp, dst_qpn: u16, bytes: u32) -> MessageHeader {
     MessageHeader { qkey: 7, ..MessageHeader::new(op, 1, dst_qpn, bytes) }
 }
 
-/// The number of the first message that is under way.
+/// Returns the number of the first message that is under way.
 pub(crate) fn first_message(packets: &[Vec<u8>]) -> u32 {
     let Ok(Packet { body: Body::Data(data, _), .. }) = Packet::parse(&packets[0]) else { panic!() };
     data.base

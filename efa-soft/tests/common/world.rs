@@ -1,4 +1,4 @@
-//! Devices on a network in simulated time, under the hands of a program that writes their rings itself.
+//! Devices on a network in simulated time, and a program that writes their rings itself.
 
 use super::{activate, put_raw, stamp};
 use efa_io::ring::CqDoorbell;
@@ -14,22 +14,22 @@ use std::time::Duration;
 /// The first two hosts.
 pub(crate) const A: usize = 0;
 pub(crate) const B: usize = 1;
-/// Where every host sees its memory.
+/// The address at which every host sees its memory.
 pub(crate) const ADDR: u64 = 0x10_0000;
 /// Bytes of that memory.
 pub(crate) const BYTES: usize = 1 << 20;
 pub(crate) const QKEY: u32 = 7;
-/// Longer than anything takes.
+/// A time that is longer than any operation takes.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// Limits that keep nothing from the device.
+/// Limits that let every WQE through to the device.
 const NO_LIMITS: Limits = Limits::of_queue(u32::MAX, u32::MAX);
 
-/// What a host is to be like.
+/// The configuration of a host.
 #[derive(Clone)]
 pub(crate) struct Setup {
     pub(crate) device: DeviceConfig,
     pub(crate) cq: CqAttributes,
-    /// Its domain and completion queues are filled in.
+    /// The attributes of its queue pair, except domain and completion queues.
     pub(crate) qp: QpAttributes,
     pub(crate) access: Access,
 }
@@ -75,12 +75,12 @@ impl Cq {
         Self { consumers: vec![0; info.sub_queues.into()], info }
     }
 
-    /// The next completion of whichever sub-queue has one.
+    /// Returns the next completion of any sub-queue.
     pub(crate) fn take(&mut self) -> Option<Completion> {
         (0..self.consumers.len()).find_map(|sub| self.take_from(sub))
     }
 
-    /// The next completion of a sub-queue.
+    /// Returns the next completion of a sub-queue.
     pub(crate) fn take_from(&mut self, sub: usize) -> Option<Completion> {
         let size = RingSize::new(self.info.entries).unwrap();
         let consumer = self.consumers[sub];
@@ -99,12 +99,12 @@ impl Cq {
         (cqe.phase() == phase).then(|| cqe.decode().unwrap())
     }
 
-    /// Everything that is there.
+    /// Returns all completions.
     pub(crate) fn drain(&mut self) -> Vec<Completion> {
         std::iter::from_fn(|| self.take()).collect()
     }
 
-    /// Tells the device how far the program is.
+    /// Tells the device how many completions the program has taken.
     pub(crate) fn report(&self) {
         let taken = self.consumers.iter().sum();
         self.info.doorbell.as_ref().unwrap().store_doorbell(0, CqDoorbell::consumed(taken, 0).value());
@@ -167,17 +167,17 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Two hosts, 5 µs apart.
+    /// Creates two hosts, 5 µs apart.
     pub(crate) fn pair() -> Self {
         Self::with(|_| ())
     }
 
-    /// Two hosts that both are changed like this.
+    /// Creates two hosts, whose configurations are both changed like this.
     pub(crate) fn with(change: impl Fn(&mut Setup)) -> Self {
         Self::of(2, |_, setup| change(setup))
     }
 
-    /// `count` hosts, each changed like this, that all know each other.
+    /// Creates `count` hosts that have address handles of each other, each with its configuration changed like this.
     pub(crate) fn of(count: usize, change: impl Fn(usize, &mut Setup)) -> Self {
         let net = Net::new(LinkConfig { delay: Duration::from_micros(5), ..LinkConfig::default() });
         let mut world = Self { net, now: Time::ZERO, hosts: Vec::new() };
@@ -215,21 +215,21 @@ impl World {
         self.device(host).create_ah(pd, gid).unwrap()
     }
 
-    /// One more queue pair like the host's first, changed like this, in state Reset.
+    /// Creates one more queue pair like the host's first, changed like this, in state Reset.
     pub(crate) fn create_qp(&mut self, host: usize, change: impl FnOnce(&mut QpAttributes)) -> Qp {
         let mut config = self.hosts[host].setup.qp;
         change(&mut config);
         Qp::new(self.device(host).create_qp(config).unwrap())
     }
 
-    /// One more queue pair, ready to send.
+    /// Creates one more queue pair, in state ReadyToSend.
     pub(crate) fn active_qp(&mut self, host: usize, change: impl FnOnce(&mut QpAttributes)) -> Qp {
         let qp = self.create_qp(host, change);
         activate(self.device(host), qp.qpn());
         qp
     }
 
-    /// The host dies, and its device comes back with nothing in it.
+    /// Replaces the host's device by another life of it, without objects.
     pub(crate) fn restart(&mut self, host: usize) {
         self.net.remove(self.hosts[host].place);
         let config = &mut self.hosts[host].setup.device;
@@ -237,7 +237,7 @@ impl World {
         self.hosts[host].place = self.net.add(config.clone());
     }
 
-    /// What the host's device does from here on.
+    /// Returns the events of the host's device from here on, as they happen.
     pub(crate) fn watch(&mut self, host: usize) -> Arc<Mutex<Vec<TraceEvent>>> {
         let seen = Arc::<Mutex<Vec<_>>>::default();
         let here = seen.clone();
@@ -245,7 +245,7 @@ impl World {
         seen
     }
 
-    /// The next asynchronous event of a device.
+    /// Returns the next asynchronous event of a device.
     pub(crate) fn event(&mut self, host: usize) -> Option<AsyncEvent> {
         std::iter::from_fn(|| self.device(host).poll_event()).find_map(|event| match event {
             DeviceEvent::Async(event) => Some(event),
@@ -272,7 +272,7 @@ impl World {
         self.now = next.clamp(self.now + Duration::from_nanos(100), latest);
     }
 
-    /// Steps until `done`, at most `most` of simulated time; whether it got there.
+    /// Steps until `done`, for at most `most` of simulated time. Returns `true` if `done` was reached.
     pub(crate) fn run_until(&mut self, most: Duration, mut done: impl FnMut(&mut Self) -> bool) -> bool {
         let end = self.now + most;
         while !done(self) {
@@ -289,7 +289,7 @@ impl World {
         self.run_until(time, |_| false);
     }
 
-    /// The next completion of a host.
+    /// Returns the next completion of a host, after as many steps as it takes.
     pub(crate) fn completion(&mut self, host: usize) -> Completion {
         let mut completion = None;
         self.run_until(PATIENCE, |world| {
@@ -306,13 +306,13 @@ impl World {
         qp.ring();
     }
 
-    /// Has two hosts' devices say hello, so that what comes next is all that is said.
+    /// Has the devices of two hosts say hello, so that no hello comes between the packets of a test.
     pub(crate) fn acquaint(&mut self, from: usize, to: usize) {
         let write = self.write(from, to, 0);
         assert_eq!(self.status_of(from, write), Status::Ok);
     }
 
-    /// Posts a WQE and gives the status of the next completion, which is its own.
+    /// Posts a WQE, and returns the status of its completion, which must be the next.
     pub(crate) fn status_of<const W: usize>(&mut self, host: usize, wqe: Wqe<W>) -> Status {
         self.post(host, [wqe]);
         let expected = u64::from((self.hosts[host].qp.sent as u16).wrapping_sub(1));
@@ -327,24 +327,24 @@ impl World {
         qp.receive(keys.lkey, ADDR, &[length]);
     }
 
-    /// Bytes from the start of a host's memory.
+    /// Returns bytes from the start of a host's memory.
     pub(crate) fn bytes(&self, host: usize, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         assert!(self.hosts[host].memory.read(0, &mut bytes));
         bytes
     }
 
-    /// One host's queue pair as another's WQE names it.
+    /// Returns one host's queue pair, as another's WQE names it.
     pub(crate) fn to(&self, from: usize, to: usize) -> Destination {
         Destination { ah: self.hosts[from].ahs[to], qpn: self.hosts[to].qp.qpn(), qkey: QKEY }
     }
 
-    /// The first `length` bytes of a host's memory.
+    /// Returns the first `length` bytes of a host's memory, as its own WQE names them.
     pub(crate) fn local(&self, host: usize, length: u32) -> LocalBuf {
         LocalBuf { addr: ADDR, lkey: Lkey::new(self.hosts[host].keys.lkey).unwrap(), length }
     }
 
-    /// The same as a peer names them.
+    /// Returns the start of a host's memory, as a peer's WQE names it.
     pub(crate) fn remote(&self, host: usize) -> RemoteBuf {
         RemoteBuf { addr: ADDR, rkey: self.hosts[host].keys.rkey }
     }
@@ -362,7 +362,7 @@ impl World {
     }
 }
 
-/// The WQE of an operation, whatever the device will say to it.
+/// Returns the WQE of an operation, which the device may refuse.
 pub(crate) fn wqe<const W: usize>(op: impl Operation<W>, dest: Destination) -> Wqe<W>
 where
     Wqe<W>: SendWqe,
