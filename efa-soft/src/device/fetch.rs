@@ -79,7 +79,7 @@ impl Device {
         // the program has overwritten some, or the doorbell is garbage.
         if rung > entries || !matches!(state, QpState::ReadyToSend | QpState::Error) {
             if state != QpState::Error && self.may_complain() {
-                log!(warn, qpn, rung, ?state, "a doorbell that cannot be: the queue pair goes to the error state");
+                log!(warn, qpn, rung, ?state, "invalid doorbell: the queue pair goes to the error state");
             }
             self.fail_qp_with_event(qpn);
             return true;

@@ -104,7 +104,8 @@ impl Device {
 
     /// Completes every posted receive of a queue pair in error as flushed.
     pub(super) fn flush_receives(&mut self, qpn: u16) {
-        // Also of descriptors that are posted later: a program may post to a queue pair in error, and gets flushes.
+        // The device looks again with every look at the doorbells: what is posted to a queue pair in error is flushed,
+        // too.
         while let Ok(qp) = self.objects.qp(qpn) {
             match qp.take_receive() {
                 Ok(Some(receive)) => {

@@ -117,7 +117,7 @@ impl Device {
     /// If the configuration is invalid: see [`DeviceConfig::check`].
     pub fn new(config: DeviceConfig) -> Self {
         if let Err(error) = config.check() {
-            panic!("no device can be like this: {error}");
+            panic!("invalid configuration of a device: {error}");
         }
         let objects = Objects::new(config.attributes.max_qp);
         Self {

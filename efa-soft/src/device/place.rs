@@ -140,6 +140,10 @@ impl Device {
     }
 
     /// Checks what a packet asks for, and does it.
+    ///
+    /// The checks are those that `enum efa_io_comp_status` (`efa_io_defs.h`) has statuses for with "remote" in their
+    /// descriptions: the queue pair and its qkey, whether the operation is enabled, whether the initiator is known,
+    /// then the key, the right and the bounds.
     fn place(&mut self, peer: PeerIndex, src: Gid, data: &Data, payload: &Payload<'_>) -> Outcome {
         let header = &data.header;
         let offset = data.packet as usize * data.stride as usize;
@@ -162,6 +166,8 @@ impl Device {
                 // packet.
                 let enabled = limits.rdma_write && header.bytes <= limits.max_rdma_bytes;
                 let target = self.objects.remote(pd, header, src, Access::REMOTE_WRITE, enabled)?;
+                // Straight from the sender's region to this one, if both are in this process: one copy, as DMA would
+                // make it.
                 if let Some((memory, start)) = target
                     && !payload.place(0, payload.len(), memory, start + offset)
                 {
@@ -250,6 +256,7 @@ impl Device {
         }
     }
 
+    /// Counts a send that was received, under the kernel driver's names (`recv_wrs`, `recv_bytes` in `efa_verbs.c`).
     fn count_received(&mut self, header: &MessageHeader) {
         self.counters.recv_wrs += 1;
         self.counters.recv_bytes += u64::from(header.bytes);

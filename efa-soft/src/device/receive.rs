@@ -105,6 +105,7 @@ impl Device {
     fn take_bytes(&mut self, now: Time, bytes: &[u8]) {
         match Packet::parse(bytes) {
             Ok(packet) => self.take_packet(now, &packet),
+            // Who sent it is unknown: what does not parse cannot be trusted to say. So nobody is answered.
             Err(error) => {
                 let corrupt = matches!(error, WireError::Corrupt { .. });
                 self.counters.corrupt_pkts += u64::from(corrupt);
@@ -116,6 +117,8 @@ impl Device {
 
     /// Handles a packet, whichever way it came.
     fn take_packet(&mut self, now: Time, Packet { envelope, body }: &Packet<'_>) {
+        // On hardware the bytes would have been read before. So this packet counts as lost, and its message fails at
+        // the sender.
         if let Body::Data(_, payload) = body
             && payload.is_gone()
         {

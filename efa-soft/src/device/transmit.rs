@@ -81,7 +81,8 @@ impl Device {
         None
     }
 
-    /// Makes a packet of a datagram, and completes its request: nothing more will be heard of it.
+    /// Makes a packet of a datagram, and completes its request: a datagram is not acknowledged, so that it has left is
+    /// all that can be said of it.
     fn send_datagram(&mut self, Datagram { dst, message }: Datagram) -> Option<Packet<'static>> {
         let Origin::Wqe { qpn, req_id, op } = message.origin else { return None };
         self.objects.datagram_left(qpn);
@@ -147,7 +148,7 @@ impl Device {
             // The payload is looked up only now, when the packet leaves: no region is held for packets that wait.
             let (lane, stride) = (&mut self.peers[peer].send_lanes[lane], self.config.attributes.mtu);
             let base = lane.base();
-            let Some(message) = lane.message(due.message) else { continue };
+            let Some(message) = lane.message(due.message) else { continue }; // the lane returns open messages only
             match self.objects.payload(message, due.packet, stride) {
                 Ok(payload) => {
                     let data = Data { message: due.message, base, header: message.header, stride, packet: due.packet };
