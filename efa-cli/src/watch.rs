@@ -22,7 +22,7 @@ impl Watch {
     /// Starts recording a device's events.
     pub(crate) fn over(device: &Device) -> Self {
         let events: Arc<Mutex<Vec<TraceEvent>>> = Arc::default();
-        if let Some(port) = device.soft_port() {
+        if let Some(port) = device.soft_device() {
             port.with(&mut |device| {
                 let events = events.clone();
                 device.subscribe(Box::new(move |event: &TraceEvent| {

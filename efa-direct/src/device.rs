@@ -79,8 +79,8 @@ impl Device {
     /// # Errors
     /// [`OpenError::CannotStart`] if the driver has ended.
     #[cfg(feature = "soft")]
-    pub fn from_soft_port(name: &str, port: Arc<dyn DeviceHandle>) -> Result<Self, OpenError> {
-        Ok(Self { provider: Arc::new(soft::Soft::new(name, port)?) })
+    pub fn from_soft_device(name: &str, handle: Arc<dyn DeviceHandle>) -> Result<Self, OpenError> {
+        Ok(Self { provider: Arc::new(soft::Soft::new(name, handle)?) })
     }
 
     /// Wraps a device of a provider that is not part of this crate.
@@ -142,8 +142,8 @@ impl Device {
     /// Returns the software device behind this one, if there is one. Through it a program sets faults, takes the port
     /// down, and subscribes to events of the device.
     #[cfg(feature = "soft")]
-    pub fn soft_port(&self) -> Option<Arc<dyn DeviceHandle>> {
-        self.provider.soft_port()
+    pub fn soft_device(&self) -> Option<Arc<dyn DeviceHandle>> {
+        self.provider.soft_device()
     }
 
     /// Creates a protection domain.

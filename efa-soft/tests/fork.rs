@@ -32,9 +32,9 @@ fn in_child(f: impl FnOnce()) -> Option<i32> {
     None
 }
 
-fn works(port: &dyn DeviceHandle) -> bool {
+fn works(handle: &dyn DeviceHandle) -> bool {
     let mut works = false;
-    port.with(&mut |device| works = device.alloc_pd().is_ok());
+    handle.with(&mut |device| works = device.alloc_pd().is_ok());
     works
 }
 
@@ -47,16 +47,16 @@ fn a_device_is_gone_in_a_child_which_may_drop_it_while_the_parent_goes_on() {
     let udp: Arc<dyn DeviceHandle> = Arc::new(start_udp());
     // Many times: what the thread has locked at the moment of the fork differs.
     for _ in 0..20 {
-        let (network, ports) = (&network, [&local, &udp]);
+        let (network, handles) = (&network, [&local, &udp]);
         let status = in_child(|| {
-            for port in ports {
-                assert!(!works(&**port));
-                assert!(port.set_waker(1, None).is_err() && port.next_event().is_none());
-                assert_eq!(port.link_counters(), LinkCounters::default());
-                port.change_link(&mut |_| panic!("nobody's link"));
+            for handle in handles {
+                assert!(!works(&**handle));
+                assert!(handle.set_waker(1, None).is_err() && handle.next_event().is_none());
+                assert_eq!(handle.link_counters(), LinkCounters::default());
+                handle.change_link(&mut |_| panic!("nobody's link"));
                 // SAFETY: the parent's value is not touched: this process has a copy of its own, which is not used any
                 // more.
-                drop(unsafe { std::ptr::read(port) });
+                drop(unsafe { std::ptr::read(handle) });
             }
             assert!(!works(&*network.add(DeviceConfig::new(Gid::local(1)))));
             // SAFETY: as above.

@@ -22,9 +22,9 @@ fn soon(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-fn works(port: &dyn DeviceHandle) -> bool {
+fn works(handle: &dyn DeviceHandle) -> bool {
     let mut works = false;
-    port.with(&mut |device| works = device.alloc_pd().is_ok());
+    handle.with(&mut |device| works = device.alloc_pd().is_ok());
     works
 }
 
@@ -40,9 +40,9 @@ fn devices() -> [Driven; 2] {
 }
 
 /// Creates a completion queue with events, and a queue pair that sends.
-fn furnish(port: &dyn DeviceHandle) -> (CqInfo, QpInfo) {
+fn furnish(handle: &dyn DeviceHandle) -> (CqInfo, QpInfo) {
     let mut made = None;
-    port.with(&mut |device| {
+    handle.with(&mut |device| {
         let pd = device.alloc_pd().unwrap();
         let cq = device.create_cq(CqAttributes { entries: 16, entry_size: CqeSize::Large, events: true }).unwrap();
         let qp = device
@@ -75,11 +75,11 @@ fn ring(qp: &QpInfo) {
 
 #[test]
 fn a_subscriber_that_panics_is_told_no_more_and_the_device_goes_on() {
-    for (port, neighbour, _network) in devices() {
+    for (handle, neighbour, _network) in devices() {
         let (told, others) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (here, there) = (told.clone(), others.clone());
-        let (_, qp) = furnish(&*port);
-        port.with(&mut |device| {
+        let (_, qp) = furnish(&*handle);
+        handle.with(&mut |device| {
             let (here, there) = (here.clone(), there.clone());
             device.subscribe(Box::new(move |_: &TraceEvent| {
                 here.fetch_add(1, Relaxed);
@@ -92,41 +92,42 @@ fn a_subscriber_that_panics_is_told_no_more_and_the_device_goes_on() {
         ring(&qp);
         soon("the other subscriber is told everything", || others.load(Relaxed) >= 2);
         assert_eq!(told.load(Relaxed), 1);
-        assert!(works(&*port) && neighbour.is_none_or(|neighbour| works(&*neighbour)));
-        assert_eq!(port.next_event(), Some(AsyncEvent::QpFatal(qp.qpn)));
+        assert!(works(&*handle) && neighbour.is_none_or(|neighbour| works(&*neighbour)));
+        assert_eq!(handle.next_event(), Some(AsyncEvent::QpFatal(qp.qpn)));
     }
 }
 
 #[test]
 fn a_waker_that_panics_is_called_no_more_and_the_device_goes_on() {
-    for (port, neighbour, _network) in devices() {
-        let (cq, qp) = furnish(&*port);
+    for (handle, neighbour, _network) in devices() {
+        let (cq, qp) = furnish(&*handle);
         let called = Arc::new(AtomicBool::new(false));
         let here = called.clone();
-        port.set_waker(
-            cq.cqn,
-            Some(Arc::new(move || {
-                here.store(true, Relaxed);
-                panic!("on purpose");
-            })),
-        )
-        .unwrap();
+        handle
+            .set_waker(
+                cq.cqn,
+                Some(Arc::new(move || {
+                    here.store(true, Relaxed);
+                    panic!("on purpose");
+                })),
+            )
+            .unwrap();
         let page = cq.doorbell.as_ref().unwrap();
         page.store_doorbell(0, ring::CqDoorbell::arm(0, 0).value());
         ring(&qp);
         soon("it is called", || called.load(Relaxed));
-        soon("the device goes on", || port.next_event().is_some());
-        assert!(works(&*port) && neighbour.is_none_or(|neighbour| works(&*neighbour)));
+        soon("the device goes on", || handle.next_event().is_some());
+        assert!(works(&*handle) && neighbour.is_none_or(|neighbour| works(&*neighbour)));
     }
 }
 
 #[test]
 fn a_closure_that_panics_harms_neither_its_device_nor_another() {
-    for (port, neighbour, _network) in devices() {
+    for (handle, neighbour, _network) in devices() {
         let outcome =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| port.with(&mut |_| panic!("on purpose"))));
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| handle.with(&mut |_| panic!("on purpose"))));
         assert!(outcome.is_err(), "whoever called it is told");
-        assert!(works(&*port) && neighbour.is_none_or(|neighbour| works(&*neighbour)));
+        assert!(works(&*handle) && neighbour.is_none_or(|neighbour| works(&*neighbour)));
     }
 }
 
@@ -220,11 +221,11 @@ static TOLD: AtomicBool = AtomicBool::new(false);
 #[test]
 fn a_log_that_panics_harms_no_device() {
     tracing::subscriber::set_global_default(Log).unwrap();
-    for (port, neighbour, _network) in devices() {
-        let (_, qp) = furnish(&*port);
+    for (handle, neighbour, _network) in devices() {
+        let (_, qp) = furnish(&*handle);
         ring(&qp);
-        soon("the queue pair fails", || port.next_event() == Some(AsyncEvent::QpFatal(qp.qpn)));
-        assert!(works(&*port) && neighbour.is_none_or(|neighbour| works(&*neighbour)));
+        soon("the queue pair fails", || handle.next_event() == Some(AsyncEvent::QpFatal(qp.qpn)));
+        assert!(works(&*handle) && neighbour.is_none_or(|neighbour| works(&*neighbour)));
     }
     assert!(TOLD.load(Relaxed));
 }

@@ -17,9 +17,9 @@ fn device(key: Option<&[u8]>, patience: Duration) -> Udp {
     Udp::start(&config, |gid| DeviceConfig { peer_timeout: patience, ..DeviceConfig::new(gid) }).unwrap()
 }
 
-fn gid(port: &dyn DeviceHandle) -> Gid {
+fn gid(handle: &dyn DeviceHandle) -> Gid {
     let mut gid = None;
-    port.with(&mut |device| gid = Some(device.gid()));
+    handle.with(&mut |device| gid = Some(device.gid()));
     gid.unwrap()
 }
 
@@ -49,8 +49,8 @@ fn ends(from: &dyn DeviceHandle, to: Gid) -> Status {
     }
 }
 
-fn refused(port: &dyn DeviceHandle) -> u64 {
-    port.counters().refused_pkts
+fn refused(handle: &dyn DeviceHandle) -> u64 {
+    handle.counters().refused_pkts
 }
 
 #[test]
@@ -107,30 +107,30 @@ fn ask(socket: &UdpSocket, src: Gid, device: &dyn DeviceHandle) {
 
 #[test]
 fn who_speaks_in_the_name_of_another_address_is_not_answered_and_no_life_is_called_the_same_twice() {
-    let port = device(None, Duration::from_secs(5));
+    let handle = device(None, Duration::from_secs(5));
     let [(thief, thiefs), (victim, victims)] = [stranger(), stranger()];
     for socket in [&thief, &victim] {
         socket.set_read_timeout(Some(MOST)).unwrap();
     }
     let foreign = Gid::local(5); // no address on this network
     for name in
-        [victims, victims.in_subnet(1), foreign, gid(&port), Gid::of_udp(SocketAddrV4::new([127, 0, 0, 1].into(), 1))]
+        [victims, victims.in_subnet(1), foreign, gid(&handle), Gid::of_udp(SocketAddrV4::new([127, 0, 0, 1].into(), 1))]
     {
-        ask(&thief, name, &port);
+        ask(&thief, name, &handle);
     }
     let start = Instant::now();
-    while refused(&port) < 5 {
+    while refused(&handle) < 5 {
         assert!(start.elapsed() < MOST);
         std::thread::sleep(Duration::from_millis(1));
     }
-    assert_eq!(port.counters().tx_pkts, 0);
+    assert_eq!(handle.counters().tx_pkts, 0);
     let told = [(&thief, thiefs), (&victim, victims)].map(|(socket, name)| {
-        ask(socket, name, &port);
+        ask(socket, name, &handle);
         let mut answer = [0; 1000];
         let (len, _) = socket.recv_from(&mut answer).unwrap();
         let Packet { envelope, body } = Packet::parse(&answer[..len]).unwrap();
         assert!(matches!(body, Body::Hello(Hello { challenge: 0, echo: 5 })), "{body:?}");
-        assert_eq!((envelope.src, envelope.dst, envelope.dst_incarnation), (gid(&port), name, 1));
+        assert_eq!((envelope.src, envelope.dst, envelope.dst_incarnation), (gid(&handle), name, 1));
         envelope.src_incarnation
     });
     assert_ne!(told[0], told[1]);

@@ -16,23 +16,23 @@ pub(crate) struct SoftDevice {
     /// The number of the PCI bus that the device claims to be on.
     pub(crate) bus: u8,
     pub(crate) config: DeviceConfig,
-    pub(crate) port: Udp,
+    pub(crate) handle: Udp,
 }
 
 impl SoftDevice {
     /// Creates the device with this index on a node.
-    pub(crate) fn new(index: u8, port: Udp) -> io::Result<Self> {
+    pub(crate) fn new(index: u8, handle: Udp) -> io::Result<Self> {
         let mut config = None;
-        port.with(&mut |device| config = Some(device.config().clone()));
+        handle.with(&mut |device| config = Some(device.config().clone()));
         let config = config.ok_or_else(|| io::Error::other("a software device failed as it was started"))?;
         let bus = 79 + index;
-        Ok(Self { name: format!("rdmap{bus}s0"), bus, config, port })
+        Ok(Self { name: format!("rdmap{bus}s0"), bus, config, handle })
     }
 
     /// Calls `f` with the device and returns its result.
     pub(crate) fn call<T>(&self, f: impl FnOnce(&mut Device) -> Result<T, ControlError>) -> Outcome<T> {
         let (mut f, mut answer) = (Some(f), None);
-        self.port.with(&mut |device| answer = f.take().map(|f| f(device)));
+        self.handle.with(&mut |device| answer = f.take().map(|f| f(device)));
         match answer {
             Some(answer) => Ok(answer?),
             None => refuse(Errno::IO, "the software device has failed: a bug of efa-soft"),
@@ -41,7 +41,7 @@ impl SoftDevice {
 
     /// Sets the function that is called for each event of a completion queue.
     pub(crate) fn wake(&self, cqn: u32, waker: Option<Waker>) -> Outcome<()> {
-        self.port.set_waker(cqn, waker).or_else(|error| refuse(Errno::IO, error.to_string()))
+        self.handle.set_waker(cqn, waker).or_else(|error| refuse(Errno::IO, error.to_string()))
     }
 
     /// Returns the device's GUID: the last eight bytes of its GID.

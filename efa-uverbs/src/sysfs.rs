@@ -99,8 +99,8 @@ pub(crate) struct CounterFiles {
 impl CounterFiles {
     /// Writes the device's counters to the files if one has changed.
     pub(crate) fn update(&mut self, device: &SoftDevice) -> io::Result<()> {
-        let mut now = (device.port.counters(), CommandCounters::default());
-        device.port.with(&mut |device| now.1 = device.command_counters());
+        let mut now = (device.handle.counters(), CommandCounters::default());
+        device.handle.with(&mut |device| now.1 = device.command_counters());
         if self.written.replace(now) == Some(now) {
             return Ok(());
         }

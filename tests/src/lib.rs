@@ -62,7 +62,7 @@ impl Sim {
         configure(&mut config);
         let index = self.net.lock().add(config);
         let port = SimHandle { net: self.net.clone(), index };
-        Device::from_soft_port(&format!("sim{index}"), Arc::new(port)).expect("the device was just added")
+        Device::from_soft_device(&format!("sim{index}"), Arc::new(port)).expect("the device was just added")
     }
 
     /// Removes the device that was added as number `nth` (from 0) with all its objects, as if its process had died.

@@ -25,7 +25,7 @@ fn piece<U: Unit>(memory: &Shared<U>, offset: u64, len: u64) -> DmabufRange<'_> 
 /// not.
 fn device(index: usize) -> (Device, bool) {
     let device = efa_tests::open(index);
-    let is_able = device.soft_port().is_none();
+    let is_able = device.soft_device().is_none();
     (device, is_able)
 }
 

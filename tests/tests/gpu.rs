@@ -49,7 +49,7 @@ fn a_million_operations_between_software_devices() {
         Nodes::new(["soft0", "soft1"], QpConfig::new(1024, 1024), [1024, 1024], AREA, Some(&gpu), Place::Host);
     let mut traffic = Traffic::new(&mut machine, nodes.ends(), 1);
     run(&mut traffic, &POSTERS, MIX, operations(), "software devices, packets reordered");
-    let port = Device::open("soft0").unwrap().soft_port().expect("a software device");
+    let port = Device::open("soft0").unwrap().soft_device().expect("a software device");
     port.change_link(&mut |link| link.loss = 0.02);
     run(&mut traffic, &POSTERS, MIX, operations() / 20, "the same with 2% of the packets lost");
     port.change_link(&mut |link| link.loss = 0.0);

@@ -638,7 +638,7 @@ fn borrowed_bytes_are_out_of_reach_after_the_call_even_of_a_device_that_was_put_
     let config = efa_soft::DeviceConfig::new(Gid::local(77));
     let port: Arc<dyn DeviceHandle> =
         LocalNetwork::start(LinkConfig::default(), IdleMode::Nap).unwrap().add(config.clone());
-    let pd = Device::from_soft_port("aside", port.clone()).unwrap().alloc_pd().unwrap();
+    let pd = Device::from_soft_device("aside", port.clone()).unwrap().alloc_pd().unwrap();
     let (mut bytes, mut aside) = ([0; 64], None);
     let remote = pd
         .with_borrowed(&mut bytes, Access::ALL, |region| {

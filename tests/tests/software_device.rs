@@ -25,7 +25,7 @@ fn local(sub_cqs: u16) -> (LocalNetwork, [Device; 2]) {
     let network = LocalNetwork::start(LinkConfig::default(), IdleMode::Nap).unwrap();
     let devices = [(0, sub_cqs), (1, 1)].map(|(index, sub_cqs)| {
         let config = DeviceConfig { sub_cqs, ..DeviceConfig::new(Gid::local(index)) };
-        Device::from_soft_port("local", network.add(config)).unwrap()
+        Device::from_soft_device("local", network.add(config)).unwrap()
     });
     (network, devices)
 }
@@ -165,7 +165,7 @@ fn a_port_that_goes_down_is_an_event() {
     let device = sim.add(0, |_| ());
     assert_eq!(device.next_event(), None);
     for up in [false, true] {
-        device.soft_port().unwrap().with(&mut |device| device.set_port(up));
+        device.soft_device().unwrap().with(&mut |device| device.set_port(up));
     }
     let events: Vec<_> = std::iter::from_fn(|| device.next_event()).collect();
     assert_eq!(events, [AsyncEvent::PortError, AsyncEvent::PortActive]);

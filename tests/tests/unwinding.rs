@@ -92,8 +92,8 @@ impl Nodes {
     fn new() -> Self {
         let net = LocalNetwork::start(LinkConfig::default(), IdleMode::Nap).unwrap();
         let port = Arc::new(Moody { inner: net.add(DeviceConfig::new(Gid::local(1))), when: AtomicU8::new(NEVER) });
-        let a = Device::from_soft_port("a", port.clone()).unwrap();
-        let b = Device::from_soft_port("b", net.add(DeviceConfig::new(Gid::local(2)))).unwrap();
+        let a = Device::from_soft_device("a", port.clone()).unwrap();
+        let b = Device::from_soft_device("b", net.add(DeviceConfig::new(Gid::local(2)))).unwrap();
         let [(pd, qp, _), (writer_pd, writer, cq)] = [a, b].map(|device| {
             let (pd, cq) = (device.alloc_pd().unwrap(), device.create_cq(CqConfig::new(64)).unwrap());
             let qp = pd.create_qp(&cq, &cq, QpConfig::new(8, 1)).unwrap().activate(1).unwrap();

@@ -95,7 +95,7 @@ pub(super) struct Schedule {
 
 impl Schedule {
     pub(super) fn new(device: &Device, seed: u64, node: usize) -> Result<Self> {
-        let port = device.soft_port().context("the device has no faults to set: take a software device")?;
+        let port = device.soft_device().context("the device has no faults to set: take a software device")?;
         let rng = fastrand::Rng::with_seed(seed.wrapping_mul(2).wrapping_add(node as u64));
         Ok(Self { port, rng, node, now: "none", was_outage: false, until: Duration::from_secs(1), applied: 0 })
     }

@@ -353,7 +353,7 @@ pub unsafe trait Provider: Send + Sync + 'static {
 
     /// Returns the software device behind this one, if there is one.
     #[cfg(feature = "soft")]
-    fn soft_port(&self) -> Option<Arc<dyn DeviceHandle>> {
+    fn soft_device(&self) -> Option<Arc<dyn DeviceHandle>> {
         None
     }
 

@@ -91,16 +91,16 @@ const NO_COUNTER_PAGE: ControlError = ControlError::NoMemory { what: "a page of 
 /// A software device, which some driver runs.
 pub(crate) struct Soft {
     name: String,
-    port: Arc<dyn DeviceHandle>,
+    handle: Arc<dyn DeviceHandle>,
     attributes: DeviceAttributes,
 }
 
 impl Soft {
-    pub(crate) fn new(name: &str, port: Arc<dyn DeviceHandle>) -> Result<Self, OpenError> {
+    pub(crate) fn new(name: &str, handle: Arc<dyn DeviceHandle>) -> Result<Self, OpenError> {
         let mut config = None;
-        port.with(&mut |device| config = Some(device.config().clone()));
+        handle.with(&mut |device| config = Some(device.config().clone()));
         let config = config.ok_or_else(|| cannot_start(name, "its driver has ended"))?;
-        Ok(Self { name: name.into(), port, attributes: config.attributes })
+        Ok(Self { name: name.into(), handle, attributes: config.attributes })
     }
 
     /// Calls `f` with the device.
@@ -109,7 +109,7 @@ impl Soft {
     /// The device refused, or its driver has ended.
     fn call<T>(&self, f: impl FnOnce(&mut Device) -> Result<T, ControlError>) -> Result<T, SetupError> {
         let (mut f, mut answer) = (Some(f), Err(ControlError::DeviceGone));
-        self.port.with(&mut |device| {
+        self.handle.with(&mut |device| {
             if let Some(f) = f.take() {
                 answer = f(device);
             }
@@ -215,7 +215,7 @@ impl Backing for Revocable {
 /// The events of a completion queue of a software device.
 struct SoftEvents {
     fd: Arc<EventFd>,
-    port: Weak<dyn DeviceHandle>,
+    handle: Weak<dyn DeviceHandle>,
     cqn: u32,
 }
 
@@ -231,8 +231,8 @@ impl EventSource for SoftEvents {
 
 impl Drop for SoftEvents {
     fn drop(&mut self) {
-        if let Some(port) = self.port.upgrade() {
-            let _ = port.set_waker(self.cqn, None); // a waker was set, so it can be removed
+        if let Some(handle) = self.handle.upgrade() {
+            let _ = handle.set_waker(self.cqn, None); // a waker was set, so it can be removed
         }
     }
 }
@@ -305,9 +305,9 @@ unsafe impl Provider for Soft {
             if request.events {
                 let fd = Arc::new(EventFd::new().map_err(SetupError::io("making an event descriptor"))?);
                 let signal = fd.clone();
-                let waker = self.port.set_waker(cq.cqn, Some(Arc::new(move || signal.signal())));
+                let waker = self.handle.set_waker(cq.cqn, Some(Arc::new(move || signal.signal())));
                 waker.map_err(SetupError::io("asking for events"))?;
-                let source = SoftEvents { fd, port: Arc::downgrade(&self.port), cqn: cq.cqn };
+                let source = SoftEvents { fd, handle: Arc::downgrade(&self.handle), cqn: cq.cqn };
                 events = Some(Box::new(source) as Box<dyn EventSource>);
             }
             Ok(RawCq { cqn: cq.cqn, rings, events })
@@ -421,22 +421,22 @@ unsafe impl Provider for Soft {
     }
 
     fn next_event(&self) -> Option<AsyncEvent> {
-        self.port.next_event()
+        self.handle.next_event()
     }
 
     fn orders_gpu_writes(&self) -> bool {
         true
     }
 
-    fn soft_port(&self) -> Option<Arc<dyn DeviceHandle>> {
-        Some(self.port.clone())
+    fn soft_device(&self) -> Option<Arc<dyn DeviceHandle>> {
+        Some(self.handle.clone())
     }
 
     fn counters(&self) -> efa_soft::Counters {
-        self.port.counters()
+        self.handle.counters()
     }
 
     fn link_counters(&self) -> Option<LinkCounters> {
-        Some(self.port.link_counters())
+        Some(self.handle.link_counters())
     }
 }

@@ -146,7 +146,7 @@ impl SimNode {
 
     /// Calls `f` with the device itself.
     pub(super) fn with_soft(&self, f: impl Fn(&mut efa_soft::Device)) {
-        self.device.soft_port().unwrap().with(&mut |device| f(device));
+        self.device.soft_device().unwrap().with(&mut |device| f(device));
     }
 
     pub(super) fn slots(&mut self, room: Room) -> &mut Slots {
