@@ -1,6 +1,7 @@
 //! What the feature `cuda` promises, on a real GPU, with software devices and a few kernels written by hand.
 //!
-//! `cargo test -p efa-direct --features cuda --test cuda -- --ignored --test-threads 1`; the program needs nothing of the machine that built it.
+//! `cargo test -p efa-direct --features cuda --test cuda -- --ignored --test-threads 1`; the program needs nothing of
+//! the machine that built it.
 
 use efa_direct::cuda::*;
 use efa_direct::*;
@@ -373,7 +374,7 @@ fn what_cannot_be_loaded_or_launched_is_told() {
         assert_eq!(put.takes(), Some(&[8, 4][..]));
         // SAFETY: these are not its arguments, and so it is not launched.
         let error = unsafe { put.launch(&stream, Shape::new(1, 1), (1u32,)) }.unwrap_err().to_string();
-        assert_eq!(error, "kernel put takes arguments of 8, 4 bytes, given are 4");
+        assert_eq!(error, "kernel put takes arguments of these sizes in bytes: 8, 4; given were: 4");
     }
     // SAFETY: no block has so many threads, and so it is not launched.
     let error = unsafe { put.launch(&stream, Shape::new(1, 5000), (0u64, 0u32)) }.unwrap_err();

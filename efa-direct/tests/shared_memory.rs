@@ -1,5 +1,5 @@
-//! Memory that program and device access at once, each kind of it in its own way. These tests are small enough for Miri, and made for it
-//! and for the thread sanitizer: `cargo xtask miri`, `cargo xtask sanitize`.
+//! Memory that program and device access at once, each kind of it in its own way. These tests are small enough for
+//! Miri, and made for it and for the thread sanitizer: `cargo xtask miri`, `cargo xtask sanitize`.
 
 use efa_direct::*;
 use std::thread;

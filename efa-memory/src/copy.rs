@@ -25,7 +25,7 @@ use loops as how;
 /// Copies shared bytes into private ones.
 ///
 /// # Safety
-/// `src` is valid for reads of `dst.len()` bytes, and meanwhile nobody in this program accesses them but as atomic
+/// `src` is valid for reads of `dst.len()` bytes. Meanwhile all other code of this program accesses them only as atomic
 /// bytes, that is through this module or as `AtomicU8`.
 #[inline]
 pub unsafe fn copy_out(src: *const u8, dst: &mut [u8]) {
@@ -37,8 +37,8 @@ pub unsafe fn copy_out(src: *const u8, dst: &mut [u8]) {
 /// Copies private bytes into shared ones.
 ///
 /// # Safety
-/// `dst` is valid for writes of `src.len()` bytes, and meanwhile nobody in this program accesses them but as atomic
-/// bytes, that is through this module or as `AtomicU8`.
+/// `dst` is valid for writes of `src.len()` bytes. Meanwhile all other code of this program accesses them only as
+/// atomic bytes, that is through this module or as `AtomicU8`.
 #[inline]
 pub unsafe fn copy_in(src: &[u8], dst: *mut u8) {
     // SAFETY: the caller guarantees that `dst` is valid and that others access it as atomic bytes only. `src` is a
@@ -46,11 +46,11 @@ pub unsafe fn copy_in(src: &[u8], dst: *mut u8) {
     unsafe { how::copy_in(src.as_ptr(), dst, src.len()) }
 }
 
-/// Copies shared bytes to shared ones. Where the two overlap, what is there afterwards is some mixture of both.
+/// Copies shared bytes to shared ones. If the two overlap, the result is some mixture of both.
 ///
 /// # Safety
-/// `src` is valid for reads and `dst` for writes of `len` bytes, and meanwhile nobody in this program accesses either
-/// but as atomic bytes, that is through this module or as `AtomicU8`.
+/// `src` is valid for reads and `dst` for writes of `len` bytes. Meanwhile all other code of this program accesses both
+/// only as atomic bytes, that is through this module or as `AtomicU8`.
 #[inline]
 pub(super) unsafe fn copy_shared(src: *const u8, dst: *mut u8, len: usize) {
     // SAFETY: the caller guarantees that both sides are valid for `len` bytes and that others access them as atomic
@@ -69,8 +69,8 @@ mod instructions {
     const LONG: usize = 64;
 
     /// # Safety
-    /// `src` is valid for reads and `dst` for writes of `len` bytes, and either is accessed by others meanwhile as
-    /// atomic bytes or not at all.
+    /// `src` is valid for reads and `dst` for writes of `len` bytes. Meanwhile others access either side as atomic
+    /// bytes or not at all.
     #[inline]
     pub(crate) unsafe fn copy(mut src: *const u8, mut dst: *mut u8, mut len: usize) {
         if len >= LONG {

@@ -122,7 +122,7 @@ pub trait Unit: Accessed + Send + Sync + 'static {}
 /// The trait that seals [`Unit`].
 ///
 /// # Safety
-/// `Atomic` is the atomic integer of the unit's size, alignment and validity.
+/// `Atomic` is the atomic integer with the unit's size, alignment and validity.
 pub(crate) unsafe trait Accessed {
     type Atomic;
 }
@@ -215,7 +215,7 @@ impl<U: Unit> Shared<U> {
     /// Returns `true` if `bytes` bytes at `offset` are inside, and begin at an aligned unit.
     pub fn has_units(&self, offset: usize, bytes: usize) -> bool {
         let end = offset.checked_add(bytes);
-        // The address, since the mapping of a file may begin at any byte.
+        // The address is checked, not the offset, because the mapping of a file may begin at any byte.
         end.is_some_and(|end| end <= self.len()) && self.as_ptr().wrapping_add(offset).cast::<U::Atomic>().is_aligned()
     }
 
@@ -257,12 +257,13 @@ impl RingMemory {
         self.at(offset).store(value, Release);
     }
 
-    /// Reads an entry of `W` words.
+    /// Loads an entry of `W` words.
     pub fn load_entry<const W: usize>(&self, offset: usize) -> [u64; W] {
         std::array::from_fn(|i| self.at(offset + 8 * i).load(Relaxed))
     }
 
-    /// Writes an entry whose first word holds the phase bit: the others first, then the first one, released.
+    /// Stores an entry whose first word holds the phase bit. That word is stored last, so that whoever sees it sees the
+    /// whole entry.
     pub fn publish_entry<const W: usize>(&self, offset: usize, words: &[u64; W]) {
         for (i, word) in words.iter().enumerate().skip(1) {
             self.at(offset + 8 * i).store(*word, Relaxed);
@@ -355,10 +356,13 @@ impl Backing for HostMemory {
     }
 }
 
+/// Rounds a length up to whole pages.
 fn whole_pages(len: usize) -> io::Result<usize> {
     len.max(1).checked_next_multiple_of(4096).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }
 
+/// Panics unless `count` bytes at `offset` are inside `len`: the callers' promise, on which memory safety must not
+/// depend.
 fn check(offset: usize, count: usize, len: usize) {
     assert!(offset.checked_add(count).is_some_and(|end| end <= len), "{count} bytes at {offset} pass the end at {len}");
 }
@@ -374,7 +378,7 @@ mod tests {
     assert_not_impl_any!(RingMemory: Backing);
     assert_not_impl_any!(DoorbellMemory: Backing);
 
-    /// Under Miri and the thread sanitizer this proves more than it does alone.
+    /// Under Miri and the thread sanitizer this proves more than on its own.
     #[test]
     fn whatever_accesses_the_bytes_of_overlapping_regions_may_do_so_at_once() {
         const ROUNDS: u8 = if cfg!(miri) { 3 } else { 200 };

@@ -1,16 +1,17 @@
-//! Completion counters: numbers in memory that grow with every completion of chosen kinds
-//! (`ibv_create_comp_cntr(3)`, `ibv_qp_attach_comp_cntr(3)`, `efadv_create_comp_cntr(3)`).
+//! Completion counters: numbers in memory that count completions of chosen kinds (`ibv_create_comp_cntr(3)`,
+//! `ibv_qp_attach_comp_cntr(3)`, `efadv_create_comp_cntr(3)`).
 //!
-//! EFA counts work requests, not bytes (`efa_create_comp_cntr_impl` takes no other type).
+//! EFA counts work requests, not bytes (`efa_create_comp_cntr_impl` of rdma-core accepts no other type).
 
 use std::ops::BitOr;
 
-/// The highest value of a completion counter; one more is 0.
+/// The highest value of a completion counter. After it comes 0.
 ///
-/// A device reports its own (`max_value`). This number is *assumed*: the tests of the vendor's libfabric have it.
+/// A device reports its own limit (`max_value`). This number is an assumption, taken from the tests of the vendor's
+/// libfabric.
 pub const COUNTER_MAX: u64 = (1 << 31) - 1;
 
-/// A set of kinds of completions that a counter counts (`enum ibv_qp_attach_comp_cntr_op`, by its bits).
+/// A set of kinds of completions, for a counter to count (the bits of `enum ibv_qp_attach_comp_cntr_op`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct CounterOps(u32);
 
@@ -21,8 +22,8 @@ impl CounterOps {
     pub const RECV: Self = Self(1 << 1);
     /// RDMA reads of the queue pair.
     pub const RDMA_READ: Self = Self(1 << 2);
-    /// RDMA reads that peers made through the queue pair. Failed ones are not counted: the device has no event for
-    /// them.
+    /// RDMA reads that peers made through the queue pair. Failed ones are not counted, because the device has no event
+    /// for them.
     pub const REMOTE_RDMA_READ: Self = Self(1 << 3);
     /// RDMA writes of the queue pair.
     pub const RDMA_WRITE: Self = Self(1 << 4);
@@ -31,7 +32,7 @@ impl CounterOps {
     /// Number of kinds.
     pub const KINDS: usize = 6;
 
-    /// Returns the set with these bits. Bits beyond [`KINDS`](Self::KINDS) are kept, for a device to refuse.
+    /// Returns the set with these bits. Bits beyond [`KINDS`](Self::KINDS) are kept, so that a device can refuse them.
     pub const fn from_bits(bits: u32) -> Self {
         Self(bits)
     }

@@ -1,10 +1,10 @@
-//! What a device can do.
+//! The attributes of a device.
 
 use crate::Gid;
 
-/// What a device reports about itself (`ibv_query_device`, `ibv_query_port`, `efadv_query_device`).
+/// The attributes that a device reports about itself (`ibv_query_device`, `ibv_query_port`, `efadv_query_device`).
 ///
-/// The default is a device that can do nothing: a provider fills in what its device can.
+/// The default has no features and all limits 0: a provider fills in those of its device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceAttributes {
     /// The device's address.
@@ -28,10 +28,10 @@ pub struct DeviceAttributes {
     pub max_cqe: u32,
     /// Most completion counters; 0 if the device has none.
     pub max_counters: u32,
-    /// RDMA reads work.
+    /// `true` if the device has RDMA reads.
     pub rdma_read: bool,
-    /// RDMA writes work.
+    /// `true` if the device has RDMA writes.
     pub rdma_write: bool,
-    /// A queue pair may ask that writes with immediate consume no receive descriptor.
+    /// `true` if a queue pair can let writes with immediate consume no receive descriptor.
     pub unsolicited_write_recv: bool,
 }

@@ -1,6 +1,6 @@
 //! Asynchronous events.
 
-/// An event that no completion reports, in the manner of verbs' asynchronous events.
+/// An event that no completion reports (`ibv_get_async_event(3)`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AsyncEvent {
@@ -8,8 +8,8 @@ pub enum AsyncEvent {
     CqError(u32),
     /// The queue pair with this number went to the error state by itself (`IBV_EVENT_QP_FATAL`).
     QpFatal(u16),
-    /// The device failed (`IBV_EVENT_DEVICE_FATAL`). Nothing on it completes any more, and control calls find no
-    /// device.
+    /// The device failed (`IBV_EVENT_DEVICE_FATAL`). Nothing on it completes any more, and control calls fail with
+    /// [`ControlError::DeviceGone`](crate::ControlError::DeviceGone).
     DeviceFatal,
     /// The link is up (`IBV_EVENT_PORT_ACTIVE`).
     PortActive,

@@ -1,4 +1,4 @@
-//! A device's address.
+//! The address of a device.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -9,32 +9,33 @@ use std::str::FromStr;
 pub struct Gid(pub [u8; 16]);
 
 impl Gid {
-    /// The GID of in-process device number `index`.
+    /// Returns the GID of in-process device number `index`.
     pub const fn local(index: u32) -> Self {
         let [a, b, c, d] = index.to_be_bytes();
         Self([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x02, 0xef, 0xa0, 0, a, b, c, d])
     }
 
-    /// The GID of a device whose packets travel over UDP at this address: it holds the address, so that a GID is all
-    /// that two nodes need to exchange.
+    /// Returns the GID of a device whose packets travel over UDP at this address. The GID contains the address, so two
+    /// nodes need to exchange nothing else.
     pub const fn of_udp(addr: SocketAddrV4) -> Self {
         let [a, b, c, d] = addr.ip().octets();
         let [hi, lo] = addr.port().to_be_bytes();
         Self([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x02, 0xef, hi, lo, a, b, c, d])
     }
 
-    /// Its subnet prefix: the first eight bytes.
+    /// Returns the subnet prefix: the first eight bytes.
     pub fn subnet(self) -> u64 {
         u64::from_be_bytes(std::array::from_fn(|i| self.0[i]))
     }
 
-    /// The same device address in subnet number `number`. Devices are born in subnet 0.
+    /// Returns the same device address in subnet number `number`. [`local`](Self::local) and [`of_udp`](Self::of_udp)
+    /// return addresses in subnet 0.
     pub const fn in_subnet(mut self, number: u16) -> Self {
         [self.0[6], self.0[7]] = number.to_be_bytes();
         self
     }
 
-    /// The UDP address that [`of_udp`](Self::of_udp) put in, if this is such a GID, in whatever subnet.
+    /// Returns the UDP address in a GID that [`of_udp`](Self::of_udp) made, in any subnet; `None` for other GIDs.
     pub fn to_udp(self) -> Option<SocketAddr> {
         let [0xfe, 0x80, 0, 0, 0, 0, _, _, 0x02, 0xef, hi, lo, a, b, c, d] = self.0 else { return None };
         Some(SocketAddr::from((Ipv4Addr::new(a, b, c, d), u16::from_be_bytes([hi, lo]))))

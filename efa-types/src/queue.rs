@@ -1,22 +1,22 @@
-//! What queues are created with, and the states of a queue pair.
+//! The attributes that queues are created with, and the states of a queue pair.
 
-/// The states of a queue pair that EFA knows.
+/// The state of a queue pair. (Those that EFA has; InfiniBand has more.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum QpState {
-    /// Just created.
+    /// The state after creation.
     Reset,
-    /// Receives may be posted.
+    /// Receives can be posted; no message is received.
     Init,
     /// Messages are received.
     ReadyToReceive,
     /// Messages are received and sent.
     ReadyToSend,
-    /// Everything outstanding is flushed, and so is everything posted from here on.
+    /// All outstanding requests are flushed, and so are those posted from now on.
     Error,
 }
 
 impl QpState {
-    /// Returns `true` if verbs allows this change of state.
+    /// Returns `true` if libibverbs allows this change of state.
     pub fn can_become(self, to: Self) -> bool {
         use QpState::*;
         matches!(
@@ -46,24 +46,25 @@ pub enum Transport {
     Ud,
 }
 
-/// Bytes in front of every received datagram; the completion's length counts them.
+/// Number of bytes in front of every received datagram. The completion's length includes them.
 ///
-/// InfiniBand has a global routing header there. EFA's contents are not documented; the software device's are zero.
-/// (libfabric's `msg_prefix_size` for `efa` datagrams, UCX's `UCT_IB_GRH_LEN`, perftest.)
+/// InfiniBand has its global routing header there. The contents on EFA are not documented; those of the software device
+/// are 0. (Sources: libfabric's `msg_prefix_size` for `efa` datagrams, UCX's `UCT_IB_GRH_LEN`, perftest.)
 pub const UD_PREFIX: u32 = 40;
 
-/// What a queue pair is created with. The default is an SRD queue pair of protection domain and completion queues 0.
+/// The attributes that a queue pair is created with. The default is an SRD queue pair of protection domain and
+/// completion queues 0.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct QpAttributes {
     /// The transport.
     pub transport: Transport,
-    /// Protection domain, by its device's number.
+    /// The number of its protection domain at the device.
     pub pd: u32,
-    /// The completion queue of sends, by its device's number.
+    /// The number of the completion queue for sends at the device.
     pub send_cq: u32,
-    /// The completion queue of receives, by its device's number.
+    /// The number of the completion queue for receives at the device.
     pub recv_cq: u32,
-    /// Most outstanding sends; rounded up to a power of two.
+    /// Most outstanding sends; the device rounds it up to a power of two.
     pub send_entries: u32,
     /// Most outstanding receives.
     pub recv_entries: u32,
@@ -71,16 +72,16 @@ pub struct QpAttributes {
     pub recv_sge: u16,
     /// Longest inline message in bytes; over 32 asks for 128-byte WQEs.
     pub inline_bytes: u16,
-    /// Inline RDMA writes; asks for 128-byte WQEs.
+    /// `true` for inline RDMA writes, which need 128-byte WQEs.
     pub inline_write: bool,
-    /// Writes with immediate consume no receive descriptor.
+    /// `true` if writes with immediate shall consume no receive descriptor.
     pub unsolicited_write_recv: bool,
     /// How often a message is offered again to a receiver that is not ready: 0 to 6 times, or 7 for no limit. `None`
-    /// leaves it to the device, which is no limit as well (`EFA_RNR_INFINITE_RETRY`).
+    /// leaves it to the device, which has no limit by default (`EFA_RNR_INFINITE_RETRY`).
     pub rnr_retry: Option<u8>,
 }
 
-/// Bytes of a completion entry.
+/// The size of a completion entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CqeSize {
     /// 16 bytes.
@@ -90,13 +91,13 @@ pub enum CqeSize {
     Large = 32,
 }
 
-/// What a completion queue is created with.
+/// The attributes that a completion queue is created with.
 #[derive(Clone, Copy, Debug)]
 pub struct CqAttributes {
-    /// Entries; rounded up to a power of two.
+    /// Number of entries; the device rounds it up to a power of two.
     pub entries: u32,
-    /// Bytes of an entry.
+    /// The size of an entry.
     pub entry_size: CqeSize,
-    /// A program can wait for events: the queue has a doorbell that arms them.
+    /// `true` if programs shall be able to wait for events: the queue has a doorbell that arms them.
     pub events: bool,
 }

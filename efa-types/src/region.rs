@@ -2,14 +2,14 @@
 
 use std::ops::BitOr;
 
-/// The access rights of a memory region. The device may always read it for its owner.
+/// The access rights of a memory region. Its owner's requests may always read it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Access(u8);
 
 impl Access {
     /// Local reads only.
     pub const LOCAL_READ: Self = Self(0);
-    /// The device may write the region for its owner: receives, and targets of RDMA reads.
+    /// The owner's requests may write the region: it can be a receive buffer, and the target of an RDMA read.
     pub const LOCAL_WRITE: Self = Self(1);
     /// Peers may write the region.
     pub const REMOTE_WRITE: Self = Self(2);
@@ -18,7 +18,7 @@ impl Access {
     /// All rights.
     pub const ALL: Self = Self(7);
 
-    /// Returns `true` if all of `needed` is granted.
+    /// Returns `true` if these rights include all of `needed`.
     pub const fn allows(self, needed: Self) -> bool {
         self.0 & needed.0 == needed.0
     }
@@ -34,8 +34,8 @@ impl BitOr for Access {
 /// The keys of a memory region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegionKeys {
-    /// The owner's work requests name this one; 24 bits.
+    /// The local key, which the owner's work requests name; 24 bits.
     pub lkey: u32,
-    /// Peers' work requests name this one.
+    /// The remote key, which peers' work requests name.
     pub rkey: u32,
 }

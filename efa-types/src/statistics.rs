@@ -1,7 +1,7 @@
-//! What a device has counted so far.
+//! The statistics that a device counts.
 
-/// Counters, under the names that the kernel driver gives the hardware's (`ports/1/hw_counters`, `efa_verbs.c`), and
-/// some that only software can see.
+/// Counters of traffic, by the names that the kernel driver gives the hardware's (`ports/1/hw_counters`,
+/// `efa_verbs.c`), and some that only software can see.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the hardware's names; the exceptions are documented")]
 pub struct Counters {
@@ -27,22 +27,22 @@ pub struct Counters {
     pub retrans_timeout_events: u64,
     pub unresponsive_remote_events: u64,
     pub impaired_remote_conn_events: u64,
-    /// Packets that arrived again and were not placed again.
+    /// Packets that arrived again, whose bytes were not placed again.
     pub duplicate_pkts: u64,
-    /// Packets whose checksum did not match; among `rx_drops`.
+    /// Packets with a wrong checksum; included in `rx_drops`.
     pub corrupt_pkts: u64,
-    /// Packets that did not come from the address that they give as their own, or were not sealed with the device's
-    /// key; among `rx_drops`.
+    /// Packets that did not come from the address that they name as their source, or were not sealed with the device's
+    /// key; included in `rx_drops`.
     pub refused_pkts: u64,
     /// Answers "receiver not ready" that this device sent.
     pub rnr_sent: u64,
-    /// Acknowledgement packets sent; among `tx_pkts`.
+    /// Acknowledgement packets sent; included in `tx_pkts`.
     pub ack_pkts: u64,
 }
 
-/// What became of control calls, under the names that the kernel driver gives the hardware's (`hw_counters` of the
-/// device, `efa_verbs.c`). Of its names those are missing that speak of the admin queue, of contexts and of mappings,
-/// which a software device has none of.
+/// Counters of control calls, by the names that the kernel driver gives the hardware's (`hw_counters` of the device,
+/// `efa_verbs.c`). Missing are those that count what a software device does not have: the admin queue, contexts and
+/// mappings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the hardware's names")]
 pub struct CommandCounters {

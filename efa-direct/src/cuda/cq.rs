@@ -1,9 +1,9 @@
-//! Completion queues that a GPU polls, in memory of the caller's choice.
+//! Completion queues that a GPU polls, in GPU or host memory.
 
-use super::arrivals::{Claim, Role};
 use super::gpu::Gpu;
 use super::mapped::Mapped;
 use super::memory::GpuMemory;
+use super::order_check::{ActiveUse, Use};
 use crate::cq::{CqConfig, GpuCompletionQueue};
 use crate::device::Device;
 use crate::error::{Error, HandOverError, Refused};
@@ -14,53 +14,55 @@ use efa_io::{Cqe32, handle::CompletionRingHandle};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-/// Where a completion ring is.
+/// The place of a completion ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CqPlace {
-    /// In memory of the GPU that polls: quick to poll, and written by the NIC across the PCI bus. The CPU never sees
-    /// it. Not every NIC can, and no software device.
+    /// Memory of the GPU that polls: fast to poll, and written by the NIC across the PCI bus. The CPU never sees it.
+    /// Some NICs do not support it, and no software device does.
     GpuMemory,
-    /// In host memory, where every device can have it, mapped into the GPU.
+    /// Host memory, mapped into the GPU. Every device supports it.
     PinnedHost,
 }
 
 /// A completion queue that a GPU polls.
 #[derive(Debug)]
 pub struct PlacedCompletionQueue {
-    inner: Placed,
+    inner: Storage,
 }
 
+/// A completion queue, by its place.
 #[derive(Debug)]
-enum Placed {
-    Gpu { queue: ExternalCompletionQueue, memory: GpuMemory, _polled: Option<Claim> },
+enum Storage {
+    Gpu { queue: ExternalCompletionQueue, memory: GpuMemory, _polled: Option<ActiveUse> },
     Host(Mapped<GpuCompletionQueue>),
 }
 
-/// Bytes of a ring of at least so many entries. Libraries and devices round them up to a power of two.
+/// Returns the size in bytes of a ring of at least this many entries. Libraries and devices round the number up to a
+/// power of two.
 fn ring_bytes(entries: u32) -> u64 {
     u64::from(entries.max(1)).next_power_of_two() * Cqe32::SIZE as u64
 }
 
 impl Device {
-    /// Creates a completion queue that `gpu` polls. Its place is the caller's choice: if it cannot be there, that is an
-    /// error.
+    /// Creates a completion queue that `gpu` polls, in the place of the caller's choice. There is no fallback to the
+    /// other place.
     ///
     /// # Errors
-    /// The device refused; it cannot write completions into GPU memory; the GPU exports no memory
+    /// The device refused; it cannot write completions into GPU memory; the GPU cannot export memory
     /// ([`GpuError::NoDmabuf`](super::GpuError::NoDmabuf)); or CUDA does not map the queue.
     /// [`GpuError::Unordered`](super::GpuError::Unordered) as for [`Gpu::map`].
     pub fn create_cq_on(&self, gpu: &Gpu, config: CqConfig, place: CqPlace) -> Result<PlacedCompletionQueue, Error> {
         let inner = match place {
-            CqPlace::PinnedHost => Placed::Host(gpu.map(self.create_cq(config)?.into_gpu()?)?),
+            CqPlace::PinnedHost => Storage::Host(gpu.map(self.create_cq(config)?.into_gpu()?)?),
             CqPlace::GpuMemory => {
                 let provider = &*self.provider;
-                let _polled = gpu.context.arrivals.claim(Role::Polled, provider)?;
+                let _polled = gpu.context.order_check.begin(Use::KernelsPoll, provider)?;
                 let memory = gpu.allocate(ring_bytes(config.entries()))?;
                 let dmabuf = memory.dmabuf()?;
-                // The ring is the memory's beginning, and a whole number of pages.
+                // The ring is at the start of the memory. The length must be a whole number of pages.
                 let range = DmabufRange { fd: dmabuf.as_fd(), offset: 0, len: memory.len().next_multiple_of(4096) };
                 let queue = self.create_cq_in(config, range, Some(Arc::new(memory.clone())))?;
-                Placed::Gpu { queue, memory, _polled }
+                Storage::Gpu { queue, memory, _polled }
             }
         };
         Ok(PlacedCompletionQueue { inner })
@@ -68,35 +70,35 @@ impl Device {
 }
 
 impl PlacedCompletionQueue {
-    /// What a kernel needs to know, with addresses as the GPU sees them. Nothing has been polled yet: a kernel that
-    /// goes on where another has stopped is told so by the caller, in `consumer`.
+    /// Returns what a kernel needs to know of the queue, with addresses as the GPU sees them. The handle begins at the
+    /// first entry. A kernel that continues where another has stopped gets the position from the caller, in `consumer`.
     pub fn handle(&self) -> CompletionRingHandle {
         match &self.inner {
-            Placed::Gpu { queue, memory, .. } => queue.handle_at(memory.addr()),
-            Placed::Host(queue) => queue.handle(),
+            Storage::Gpu { queue, memory, .. } => queue.handle_at(memory.addr()),
+            Storage::Host(queue) => queue.handle(),
         }
     }
 
-    /// Where it is.
+    /// Returns the ring's place.
     pub fn place(&self) -> CqPlace {
         match self.inner {
-            Placed::Gpu { .. } => CqPlace::GpuMemory,
-            Placed::Host(_) => CqPlace::PinnedHost,
+            Storage::Gpu { .. } => CqPlace::GpuMemory,
+            Storage::Host(_) => CqPlace::PinnedHost,
         }
     }
 
-    /// Number of entries.
+    /// Returns the number of entries.
     pub fn entries(&self) -> u32 {
         self.handle().size().entries()
     }
 
-    /// The mapped queue, which the CPU can take back.
+    /// Returns the mapped queue, which the CPU can take back.
     ///
     /// # Errors
-    /// This, as it was, if it is in GPU memory.
+    /// [`HandOverError::InGpuMemory`], with this queue.
     pub fn into_mapped(self) -> Result<Mapped<GpuCompletionQueue>, Refused<Self>> {
         match self.inner {
-            Placed::Host(queue) => Ok(queue),
+            Storage::Host(queue) => Ok(queue),
             inner => Err(Refused { value: Self { inner }, error: HandOverError::InGpuMemory }),
         }
     }
@@ -106,8 +108,8 @@ impl CompletionTarget for PlacedCompletionQueue {}
 impl HasCq for PlacedCompletionQueue {
     fn shared(&self) -> &Arc<CqShared> {
         match &self.inner {
-            Placed::Gpu { queue, .. } => queue.shared(),
-            Placed::Host(queue) => queue.shared(),
+            Storage::Gpu { queue, .. } => queue.shared(),
+            Storage::Host(queue) => queue.shared(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! CUDA's driver library: loaded once, its answers made errors.
+//! CUDA's driver library: loaded once, with its answers turned into errors.
 
 use super::error::{CudaError, GpuError};
 use cudarc::driver::sys;
@@ -6,11 +6,11 @@ use std::ffi::{CStr, c_char};
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-/// The oldest CUDA release whose driver has all that is called here.
+/// The oldest CUDA release whose driver has all functions that are called here.
 const NEEDED: (u32, u32) = (12, 0);
 
-/// Calls a function of the driver library by its name, with the answer as a `Result<(), CudaError>`. Whoever uses it
-/// has made sure that there is a library, which a `Context` shows.
+/// Calls a function of the driver library by its name, and returns a `Result<(), CudaError>`. The caller has made sure
+/// that the library is loaded: whoever has a `Context` has.
 macro_rules! cuda {
     ($function:ident($($arg:expr),* $(,)?)) => {
         $crate::cuda::driver::check(stringify!($function), ::cudarc::driver::sys::$function($($arg),*))
@@ -18,17 +18,18 @@ macro_rules! cuda {
 }
 pub(super) use cuda;
 
-/// Loads the library and starts it; gives the CUDA release of the driver.
+/// Loads the library and initializes it. Returns the CUDA release of the driver.
 pub(super) fn load() -> Result<(u32, u32), GpuError> {
     static LOADED: OnceLock<Result<(u32, u32), GpuError>> = OnceLock::new();
     LOADED
         .get_or_init(|| {
-            // SAFETY: loads a library whose initializers are NVIDIA's.
+            // SAFETY: runs the initializers of a library. They are NVIDIA's, which any program that uses CUDA runs.
             if !unsafe { sys::is_culib_present() } {
                 return Err(GpuError::NoCuda);
             }
             let mut version = 0;
-            // SAFETY: the library is there; the number is valid for the call.
+            // SAFETY: the library is loaded, as the check above found. `version` is valid for the call, which writes
+            // it.
             unsafe {
                 cuda!(cuInit(0))?;
                 cuda!(cuDriverGetVersion(&mut version))?;
@@ -39,13 +40,13 @@ pub(super) fn load() -> Result<(u32, u32), GpuError> {
         .clone()
 }
 
-/// 12080 is 12.8.
+/// Splits CUDA's release number: 12080 is (12, 8).
 fn release(version: i32) -> (u32, u32) {
     let version = u32::try_from(version).unwrap_or(0);
     (version / 1000, version % 1000 / 10)
 }
 
-/// What a call answered.
+/// Turns the answer of a call into a result.
 pub(super) fn check(call: &'static str, answer: sys::CUresult) -> Result<(), CudaError> {
     if answer == sys::CUresult::CUDA_SUCCESS {
         return Ok(());
@@ -53,9 +54,10 @@ pub(super) fn check(call: &'static str, answer: sys::CUresult) -> Result<(), Cud
     let call = call.strip_suffix("_v2").unwrap_or(call);
     let text = |of: unsafe fn(sys::CUresult, *mut *const c_char) -> sys::CUresult| {
         let mut text = std::ptr::null();
-        // SAFETY: there was a call, so the library is there; the pointer is valid for this one.
+        // SAFETY: `answer` came from a call, so the library is loaded. `text` is valid for the call, which writes it.
         let known = unsafe { of(answer, &mut text) } == sys::CUresult::CUDA_SUCCESS && !text.is_null();
-        // SAFETY: CUDA's texts are constants that end with a zero.
+        // SAFETY: CUDA reported success, so `text` points to one of its texts, which are constants that end with a
+        // zero.
         known.then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
     };
     let name = text(sys::cuGetErrorName).unwrap_or_else(|| format!("CUresult {}", answer as u32));
@@ -63,26 +65,26 @@ pub(super) fn check(call: &'static str, answer: sys::CUresult) -> Result<(), Cud
     Err(CudaError { call, code: answer as u32, name, text })
 }
 
-/// A context is this thread's current one, until this is dropped.
+/// Keeps a context this thread's current one, until this is dropped.
 pub(super) struct Current<'c> {
-    /// Of one thread.
+    /// Not `Send`: a context is current for one thread.
     _context: PhantomData<(&'c (), *const ())>,
 }
 
 impl Drop for Current<'_> {
     fn drop(&mut self) {
         let mut context = std::ptr::null_mut();
-        // SAFETY: `enter` has pushed a context on this thread, which this value cannot leave.
-        log("leaving a GPU's context", unsafe { cuda!(cuCtxPopCurrent_v2(&mut context)) });
+        // SAFETY: `enter` pushed a context on this thread's stack, and this value cannot leave the thread.
+        log_failure("leaving a GPU's context", unsafe { cuda!(cuCtxPopCurrent_v2(&mut context)) });
     }
 }
 
 /// Makes a context this thread's current one.
 ///
 /// # Safety
-/// The context is retained as long as `'c`.
+/// The caller keeps the context retained for `'c`.
 pub(super) unsafe fn enter<'c>(context: sys::CUcontext) -> Result<Current<'c>, CudaError> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that the context is retained.
     unsafe { cuda!(cuCtxPushCurrent_v2(context)) }?;
     Ok(Current { _context: PhantomData })
 }
@@ -90,22 +92,22 @@ pub(super) unsafe fn enter<'c>(context: sys::CUcontext) -> Result<Current<'c>, C
 /// Makes a stream of the current context that does not wait for the default one.
 pub(super) fn create_stream() -> Result<sys::CUstream, CudaError> {
     let mut raw = std::ptr::null_mut();
-    // SAFETY: a context is current, or CUDA says that none is; the pointer is valid for the call.
+    // SAFETY: `raw` is valid for the call, which writes it. Without a current context CUDA refuses.
     unsafe { cuda!(cuStreamCreate(&mut raw, sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32)) }?;
     Ok(raw)
 }
 
-/// What failed in a place where nobody can be told: something is being cleaned up, and goes on being.
-pub(super) fn log(what: &'static str, outcome: Result<(), CudaError>) {
+/// Logs a failure during cleanup, which nobody can be given as an error. The cleanup goes on.
+pub(super) fn log_failure(what: &'static str, outcome: Result<(), CudaError>) {
     if let Err(error) = outcome {
-        contained(|| tracing::warn!(%error, "{what}"));
+        catch_panic(|| tracing::warn!(%error, "{what}"));
     }
 }
 
-/// Calls what may run a subscriber of `tracing` in a place that must not unwind: what is left to do there would not be
-/// done. A panic has been told by then (by the panic hook), and ends here.
-pub(super) fn contained(f: impl FnOnce()) {
-    // Nothing of ours is seen broken afterwards: `f` only reads.
+/// Calls code that may run a subscriber of `tracing`, in a place that must not unwind because the rest of the cleanup
+/// would be skipped. The panic hook has reported a panic by then, and it ends here.
+pub(super) fn catch_panic(f: impl FnOnce()) {
+    // `f` only reads, so nothing is left half-changed.
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
 }
 
@@ -134,7 +136,7 @@ mod tests {
     #[test]
     fn logging_what_could_not_be_cleaned_up_does_not_stop_the_cleaning_up() {
         let error = CudaError { call: "cuMemFree", code: 1, name: "a name".into(), text: "a text".into() };
-        tracing::subscriber::with_default(Panics, || log("freeing", Err(error)));
+        tracing::subscriber::with_default(Panics, || log_failure("freeing", Err(error)));
     }
 
     #[test]

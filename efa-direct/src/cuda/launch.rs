@@ -10,24 +10,24 @@ use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How many threads of a kernel run, and in what order.
+/// The number and arrangement of a kernel's threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Blocks in each of three dimensions.
+    /// Number of blocks in each of three dimensions.
     pub blocks: [u32; 3],
-    /// Threads of a block in each of three dimensions.
+    /// Number of threads of a block in each of three dimensions.
     pub threads: [u32; 3],
     /// Bytes of dynamic shared memory of each block.
     pub shared_bytes: u32,
 }
 
 impl Shape {
-    /// So many blocks of so many threads each, in a row.
+    /// Returns the shape of a row of blocks, each of a row of threads.
     pub const fn new(blocks: u32, threads: u32) -> Self {
         Self { blocks: [blocks, 1, 1], threads: [threads, 1, 1], shared_bytes: 0 }
     }
 
-    /// The same with so many bytes of dynamic shared memory for each block.
+    /// Sets the bytes of dynamic shared memory of each block (0 by default).
     #[must_use]
     pub const fn shared_bytes(mut self, bytes: u32) -> Self {
         self.shared_bytes = bytes;
@@ -35,13 +35,13 @@ impl Shape {
     }
 }
 
-/// Arguments of a kernel: a tuple of up to twelve values, each plain data. Sealed.
+/// The arguments of a kernel: a tuple of up to twelve values, each plain data. Sealed.
 #[expect(private_bounds, reason = "sealed")]
 pub trait KernelArgs: Sealed {}
 
-/// What seals [`KernelArgs`].
+/// Seals [`KernelArgs`].
 pub(crate) trait Sealed {
-    /// Calls `f` with the address and the bytes of each argument.
+    /// Calls `f` with the address and the size in bytes of each argument.
     fn with<T>(&mut self, f: impl FnOnce(&mut [*mut c_void], &[usize]) -> T) -> T;
 }
 
@@ -73,30 +73,30 @@ args!(A, B, C, D, E, F, G, H, I, J, K);
 args!(A, B, C, D, E, F, G, H, I, J, K, L);
 
 /// A kernel that was launched. Dropping it does not wait for the kernel.
-#[must_use = "wait for the kernel: only then is known how it went"]
+#[must_use = "wait for the kernel to learn its outcome"]
 pub struct Running {
     kernel: Arc<str>,
     launched: Instant,
     end: Event,
-    /// Kept for good if the kernel is not over when this is dropped.
+    /// Leaked if the kernel still runs when this is dropped, since its code must stay loaded.
     module: ManuallyDrop<Arc<Loaded>>,
 }
 
 impl Kernel {
-    /// Launches the kernel on a stream, with a copy of these arguments. Number and sizes of arguments are checked where
-    /// the driver tells them ([`takes`](Self::takes)).
+    /// Launches the kernel on a stream, with a copy of these arguments. Their number and sizes are checked if the
+    /// driver reports them ([`takes`](Self::takes)).
     ///
     /// # Errors
     /// [`GpuError::Arguments`], [`GpuError::ForeignStream`], or [`GpuError::Launch`] with CUDA's answer: the kernel
-    /// does not run. [`GpuError::KernelFailed`]: it ran, and is over.
+    /// does not run. [`GpuError::KernelFailed`]: it did run, and has ended.
     ///
     /// # Safety
-    /// - The kernel takes arguments of these types, and does what it may do with them.
-    /// - Everything that it reaches through them (mapped queues, GPU memory, pinned memory, watchdogs, registered
-    ///   regions) stays as it is until [`is_done`](Running::is_done): none of it is unmapped, dropped or used by
-    ///   another kernel or the CPU in a way that the kernel does not expect. That holds after
-    ///   [`GpuError::KernelHangs`], too.
-    /// - One kernel at a time drives a ring, unless the kernels share it knowingly.
+    /// - The kernel takes arguments of these types, and uses them soundly.
+    /// - Everything that it accesses through them (mapped queues, GPU memory, pinned memory, watchdogs, registered
+    ///   regions) stays as it is until [`is_done`](Running::is_done) returns `true`: it is not unmapped, dropped, or
+    ///   used by another kernel or the CPU in a way that the kernel does not expect. This also holds after
+    ///   [`GpuError::KernelHangs`].
+    /// - One kernel at a time drives a ring, unless the kernels are written to share it.
     pub unsafe fn launch(&self, stream: &Stream, shape: Shape, args: impl KernelArgs) -> Result<Running, GpuError> {
         let mut args = args;
         let kernel = || self.name.to_string();
@@ -105,7 +105,7 @@ impl Kernel {
             return Err(GpuError::ForeignStream { kernel: kernel() });
         }
         let _current = context.enter()?;
-        // Made before the launch, so that the launch is the last thing that can fail.
+        // Made first, so that the launch is the last call that can fail.
         let end = Event::create(context)?;
         let launched = Instant::now();
         args.with(|addresses, given| {
@@ -114,7 +114,8 @@ impl Kernel {
             }
             let ([bx, by, bz], [tx, ty, tz]) = (shape.blocks, shape.threads);
             let (function, shared, raw) = (self.function, shape.shared_bytes, stream.raw());
-            // SAFETY: the caller vouches for the arguments, which CUDA copies; function and stream live.
+            // SAFETY: the caller promises that the arguments are the kernel's; CUDA copies them before it returns.
+            // `self.module` keeps the function loaded, and `stream` is borrowed.
             unsafe {
                 cuda!(cuLaunchKernel(
                     function,
@@ -135,10 +136,10 @@ impl Kernel {
         let module = ManuallyDrop::new(self.module.clone());
         let running = Running { kernel: self.name.clone(), launched, end, module };
         if let Err(source) = running.end.record(stream) {
-            // Nobody will be able to tell when it is over; so it is over before anybody hears of this, or the context
-            // has died with it.
+            // Without the event nobody could tell when the kernel ends. So wait for its end here. If even that fails,
+            // the context is lost, and the kernel with it.
             let raw = stream.raw();
-            // SAFETY: the stream lives.
+            // SAFETY: `stream` is borrowed, so it is not destroyed.
             let _ = unsafe { cuda!(cuStreamSynchronize(raw)) };
             return Err(GpuError::KernelFailed { kernel: kernel(), source });
         }
@@ -147,12 +148,12 @@ impl Kernel {
 }
 
 impl Running {
-    /// Whether the kernel is over, well or not.
+    /// Returns `true` if the kernel has ended, with or without an error.
     pub fn is_done(&self) -> bool {
         !matches!(self.end.is_past(), Ok(false))
     }
 
-    /// Waits until the kernel is over, for as long as it takes.
+    /// Waits until the kernel has ended, without a limit.
     ///
     /// # Errors
     /// [`GpuError::KernelFailed`].
@@ -160,24 +161,24 @@ impl Running {
         self.end.wait().map_err(|source| self.failed(source))
     }
 
-    /// Waits until the kernel, which was given this watchdog, is over, or should be.
+    /// Waits until the kernel, which has this watchdog, has ended or should have ended.
     ///
     /// # Errors
-    /// [`GpuError::KernelTimedOut`] if the kernel ended because it had waited in vain, [`GpuError::KernelHangs`] if it
-    /// runs on for longer than the watchdog's time and [grace](Watchdog::grace), counted from its launch, or
+    /// [`GpuError::KernelTimedOut`] if the kernel ended because it had waited too long, [`GpuError::KernelHangs`] if it
+    /// runs for longer than the watchdog's time and [grace](Watchdog::grace), counted from its launch, or
     /// [`GpuError::KernelFailed`].
     pub fn wait_watched(&self, watchdog: &Watchdog) -> Result<(), GpuError> {
         let timeout = watchdog.timeout();
         let patience = timeout.saturating_add(watchdog.grace());
-        let mut looks = 0u32;
+        let mut polls = 0u32;
         while !self.end.is_past().map_err(|source| self.failed(source))? {
             let after = self.launched.elapsed();
             if after > patience {
                 return Err(GpuError::KernelHangs { kernel: self.kernel.to_string(), after, timeout });
             }
-            looks = looks.saturating_add(1);
-            // A kernel may take microseconds, or seconds.
-            if looks < 1000 {
+            polls = polls.saturating_add(1);
+            // Most kernels take microseconds, so poll at first. Some take seconds, so sleep later.
+            if polls < 1000 {
                 std::thread::yield_now();
             } else {
                 std::thread::sleep(Duration::from_micros(50));
@@ -197,7 +198,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if self.is_done() {
-            // SAFETY: it is not used again.
+            // SAFETY: `self` is being dropped, so `module` is not used again.
             unsafe { ManuallyDrop::drop(&mut self.module) };
         }
     }
@@ -205,7 +206,7 @@ impl Drop for Running {
 
 impl std::fmt::Debug for Running {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Running({}, {})", self.kernel, if self.is_done() { "over" } else { "under way" })
+        write!(f, "Running({}, {})", self.kernel, if self.is_done() { "ended" } else { "running" })
     }
 }
 
@@ -217,7 +218,8 @@ mod tests {
     fn arguments_are_told_by_address_and_size() {
         let mut args = (7u32, [1u64, 2], 3u8);
         let (values, sizes) = args.with(|addresses, sizes| {
-            // SAFETY: the addresses are those of the tuple's fields.
+            // SAFETY: `with` passes the addresses of the tuple's fields, which are of these types and borrowed
+            // meanwhile.
             let values = unsafe { (*addresses[0].cast::<u32>(), (*addresses[1].cast::<[u64; 2]>())[1]) };
             (values, sizes.to_vec())
         });

@@ -1,7 +1,7 @@
 //! Memory on a GPU.
 
 use super::context::Context;
-use super::driver::{check, cuda, log};
+use super::driver::{check, cuda, log_failure};
 use super::error::{CudaError, GpuError};
 use super::gpu::Gpu;
 use crate::error::{Error, RangeError};
@@ -9,37 +9,38 @@ use cudarc::driver::sys;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 
-/// What memory is allocated, and exported, in units of: the largest page of a host that runs CUDA. So an export shows
-/// nothing else's bytes.
+/// The unit in which memory is allocated and exported: the largest page size of a host that runs CUDA. An export
+/// consists of whole pages, so it shows no bytes of other allocations.
 const GRANULE: u64 = 64 << 10;
-/// The GPU's own large page: from this size on, memory is made of whole ones.
+/// The GPU's own large page: memory of this size or more consists of whole ones.
 const LARGE: u64 = 2 << 20;
 
-/// Memory on a GPU, zeroed when it was allocated. Clones are the same memory; it is freed when the last is gone.
+/// Memory on a GPU, zeroed when it was allocated. Clones refer to the same memory. It is freed when the last is gone.
 ///
-/// Copies are made by the GPU's copy engines, on streams of their own: they do not wait for kernels, nor kernels for
-/// them.
+/// The GPU's copy engines copy to and from it, on streams of their own: copies do not wait for kernels, nor kernels for
+/// copies.
 #[derive(Clone)]
 pub struct GpuMemory {
     inner: Arc<Allocation>,
 }
 
+/// An allocation of CUDA, freed when this is dropped.
 struct Allocation {
-    /// What CUDA gave.
+    /// The address that CUDA returned.
     base: u64,
-    /// The first granule in it.
+    /// The first address after `base` that is aligned to a granule.
     addr: u64,
     len: u64,
     context: Arc<Context>,
 }
 
-/// Bytes to allocate for `len`: whole granules. More than any GPU has stays more than any has.
+/// Returns the bytes to allocate for `len`: whole granules. A number that exceeds every GPU's memory stays one.
 fn rounded(len: u64) -> u64 {
     let unit = if len >= LARGE { LARGE } else { GRANULE };
     len.clamp(1, 1 << 60).next_multiple_of(unit)
 }
 
-/// That `count` bytes at `offset` are inside `len`.
+/// Checks that `count` bytes at `offset` are inside memory of `len` bytes.
 pub(super) fn check_range(offset: u64, count: usize, len: u64) -> Result<(), RangeError> {
     let end = offset.saturating_add(count as u64);
     if end <= len { Ok(()) } else { Err(RangeError::OutOfRange { start: offset, end, len }) }
@@ -49,15 +50,15 @@ impl Gpu {
     /// Allocates `len` zeroed bytes on the GPU, aligned to 64 KiB.
     ///
     /// # Errors
-    /// What CUDA answers, mostly that there is no memory.
+    /// CUDA's answer, usually that there is no memory.
     pub fn allocate(&self, len: u64) -> Result<GpuMemory, GpuError> {
         let context = &self.context;
         let _current = context.enter()?;
         let bytes = rounded(len);
         let mut base = allocate(bytes)?;
         if base % GRANULE != 0 {
-            // SAFETY: it was just allocated.
-            log("freeing GPU memory", unsafe { cuda!(cuMemFree_v2(base)) });
+            // SAFETY: `allocate` returned this address, and nobody else has it.
+            log_failure("freeing GPU memory", unsafe { cuda!(cuMemFree_v2(base)) });
             base = allocate(bytes + GRANULE)?;
         }
         let addr = base.next_multiple_of(GRANULE);
@@ -67,9 +68,10 @@ impl Gpu {
     }
 }
 
+/// Allocates bytes in the current context, and returns their address.
 fn allocate(bytes: u64) -> Result<u64, CudaError> {
     let mut base = 0;
-    // SAFETY: the caller has entered a context; the number is valid for the call.
+    // SAFETY: the caller entered a context. `base` is valid for the call, which writes it.
     unsafe { cuda!(cuMemAlloc_v2(&mut base, bytes as usize)) }?;
     Ok(base)
 }
@@ -77,39 +79,39 @@ fn allocate(bytes: u64) -> Result<u64, CudaError> {
 impl Drop for Allocation {
     fn drop(&mut self) {
         let freed = self.context.enter().and_then(|_current| {
-            // SAFETY: it was allocated, and nobody can name it any more; kernels that know the address are over, which
-            // launching them asked for.
+            // SAFETY: `allocate` returned this address. The last handle to it is gone. Kernels that know the address
+            // have ended: that is the promise of whoever launched them.
             unsafe { cuda!(cuMemFree_v2(self.base)) }
         });
-        log("freeing GPU memory", freed);
+        log_failure("freeing GPU memory", freed);
     }
 }
 
 impl GpuMemory {
-    /// Address of the first byte, as kernels and work requests name it.
+    /// Returns the address of the first byte, for kernels and work requests.
     pub fn addr(&self) -> u64 {
         self.inner.addr
     }
 
-    /// Bytes.
+    /// Returns the length in bytes.
     pub fn len(&self) -> u64 {
         self.inner.len
     }
 
-    /// Whether there are none.
+    /// Returns `true` if the length is 0.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The GPU that it is on.
+    /// Returns the GPU that the memory is on.
     pub fn gpu(&self) -> Gpu {
         Gpu { context: self.inner.context.clone() }
     }
 
-    /// Copies bytes out, from `offset` on.
+    /// Copies bytes into `dst`, from `offset` on.
     ///
     /// # Errors
-    /// They pass the end, or CUDA's answer.
+    /// [`RangeError::OutOfRange`], or CUDA's answer.
     pub fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), Error> {
         check_range(offset, dst.len(), self.len())?;
         let context = &self.inner.context;
@@ -117,10 +119,10 @@ impl GpuMemory {
         Ok(context.copiers.with(|copier| copier.copy_out(self.addr() + offset, dst))?)
     }
 
-    /// Copies bytes in, at `offset`. They are there when this returns.
+    /// Copies `src` into the memory, at `offset`. The bytes have arrived when this returns.
     ///
     /// # Errors
-    /// They pass the end, or CUDA's answer.
+    /// [`RangeError::OutOfRange`], or CUDA's answer.
     pub fn write(&self, offset: u64, src: &[u8]) -> Result<(), Error> {
         check_range(offset, src.len(), self.len())?;
         let context = &self.inner.context;
@@ -128,7 +130,7 @@ impl GpuMemory {
         Ok(context.copiers.with(|copier| copier.copy_in(self.addr() + offset, src))?)
     }
 
-    /// A copy of `len` bytes, from `offset` on.
+    /// Returns a copy of `len` bytes, from `offset` on.
     ///
     /// # Errors
     /// As for [`read`](Self::read).
@@ -139,11 +141,11 @@ impl GpuMemory {
         Ok(bytes)
     }
 
-    /// Exports the memory as a DMA-BUF, whose first byte is that of the memory. It has whole granules of 64 KiB, or 2
-    /// MiB. Keep the memory as long as anybody uses it.
+    /// Exports the memory as a DMA-BUF that begins at the memory's first byte. It consists of whole granules of 64 KiB,
+    /// or of 2 MiB. Keep the memory as long as anybody uses the DMA-BUF.
     ///
     /// # Errors
-    /// [`GpuError::NoDmabuf`], or what CUDA answers.
+    /// [`GpuError::NoDmabuf`], or CUDA's answer.
     pub fn dmabuf(&self) -> Result<OwnedFd, GpuError> {
         use sys::CUmemRangeHandleType_enum::CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD as DMA_BUF;
         let Allocation { addr, len, context, .. } = &*self.inner;
@@ -154,15 +156,16 @@ impl GpuMemory {
         let _current = context.enter()?;
         let export = |flags| {
             let mut fd = -1i32;
-            // SAFETY: the range is this allocation's; the number is valid for the call.
+            // SAFETY: the range is this allocation, which `rounded` gave the same length. `fd` is valid for the call,
+            // which writes a descriptor there.
             let answer = unsafe {
                 sys::cuMemGetHandleForAddressRange((&raw mut fd).cast(), *addr, bytes as usize, DMA_BUF, flags)
             };
-            // SAFETY: CUDA has just opened it, for us.
+            // SAFETY: CUDA reported success, so it opened this descriptor for the caller, who closes it.
             check("cuMemGetHandleForAddressRange", answer).map(|()| unsafe { OwnedFd::from_raw_fd(fd) })
         };
-        // Where processor and GPU share page tables, CUDA exports addresses of the link between the two unless asked
-        // for those on the PCI bus.
+        // If processor and GPU share page tables, CUDA exports addresses of the link between them, unless it is asked
+        // for those on the PCI bus. NICs use the latter.
         let pcie = sys::CUmemRangeFlags_enum::CU_MEM_RANGE_FLAG_DMA_BUF_MAPPING_TYPE_PCIE as u64;
         if context.info.coherent
             && let Ok(fd) = export(pcie)

@@ -1,8 +1,8 @@
 //! GPUs: queues, memory and kernels on them.
 //!
-//! A queue that was given to a GPU (`into_gpu()`) is [mapped](Gpu::map) into it, so that kernels reach its ring; memory
-//! on the GPU is [allocated](Gpu::allocate) and registered with a NIC; kernels are [loaded](Gpu::load),
-//! [launched](Kernel::launch) and watched over.
+//! A queue that was handed to a GPU (`into_gpu()`) is [mapped](Gpu::map) into it, so that kernels access its ring.
+//! Memory on the GPU is [allocated](Gpu::allocate) and registered with a NIC. Kernels are [loaded](Gpu::load),
+//! [launched](Kernel::launch) and watched.
 //!
 //! ```no_run
 //! use efa_direct::cuda::{Gpu, Shape};
@@ -18,11 +18,12 @@
 //!
 //! let (kernel, stream) = (gpu.load(PTX)?.kernel("post")?, gpu.stream()?);
 //! let watchdog = gpu.watchdog(Duration::from_secs(2))?;
-//! // SAFETY: the kernel takes these three handles, and all that they stand for lives until it is over.
-//! let running = unsafe { kernel.launch(&stream, Shape::new(1, 32), (send.handle(), cq.handle(), watchdog.handle())) }?;
+//! // SAFETY: the kernel takes these three handles, and all that they refer to lives until it has ended.
+//! let args = (send.handle(), cq.handle(), watchdog.handle());
+//! let running = unsafe { kernel.launch(&stream, Shape::new(1, 32), args) }?;
 //! let outcome = running.wait_watched(&watchdog);
 //! if !running.is_done() {
-//!     // It hangs, and may still reach what it was given: nothing of that may go away.
+//!     // It hangs, and may still access what it was given: none of that may go away.
 //!     eprintln!("{outcome:?}");
 //!     std::process::exit(1);
 //! }
@@ -30,8 +31,7 @@
 //! # Ok::<(), efa_direct::Error>(())
 //! ```
 //!
-//! CUDA's driver is loaded when the first GPU is opened: a program with this module builds, and starts, where there is
-//! none.
+//! CUDA's driver is loaded when the first GPU is opened. A program with this module builds and starts without CUDA.
 //!
 //! | noun | type |
 //! | --- | --- |
@@ -42,18 +42,17 @@
 //! | what goes wrong | [`GpuError`], [`CudaError`] |
 //!
 //! CUDA may wait for running kernels when memory is allocated, freed, mapped or unmapped, when kernels are loaded, and
-//! in functions of other libraries. While a kernel runs that waits for the program, do none of that; copies to and from
-//! [`GpuMemory`], launches and waiting are free of it.
+//! in functions of other libraries. Do none of that while a kernel runs that waits for the program. Copies to and from
+//! [`GpuMemory`], launches and waiting are safe to use.
 //!
-//! A kernel that has seen a completion sees the bytes that it stands for, in memory of its GPU too, if the GPU
-//! [orders](Gpu::rdma_writes_ordering) what NICs write. Where it does not, a GPU has either rings and counters of a NIC
-//! that its kernels poll, or memory that a NIC writes: what comes second is refused with [`GpuError::Unordered`], which
-//! says what to do. Bytes in another GPU's memory nobody checks: see there.
+//! A kernel that sees a completion also sees the bytes that it stands for, in memory of its own GPU, if the GPU
+//! [orders](Gpu::rdma_writes_ordering) what NICs write. A GPU that does not has either rings and counters of a NIC that
+//! its kernels poll, or memory that a NIC writes. The second of the two is refused with [`GpuError::Unordered`], which
+//! says what to do. Nobody checks this for bytes in another GPU's memory: see [`Gpu::rdma_writes_ordering`].
 //!
-//! What a kernel does nobody can check, so launching one is `unsafe`; its documentation says what the caller vouches
-//! for. Everything else is safe.
+//! Nobody can check what a kernel does, so launching one is `unsafe`. Its documentation lists what the caller promises.
+//! Everything else is safe.
 
-mod arrivals;
 mod context;
 mod copier;
 mod counter;
@@ -66,6 +65,7 @@ mod launch;
 mod mapped;
 mod memory;
 mod module;
+mod order_check;
 mod ordering;
 mod pages;
 mod pinned;

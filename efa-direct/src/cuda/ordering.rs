@@ -1,24 +1,24 @@
-//! The order in which kernels see what NICs write into a GPU's memory.
+//! The orders in which kernels see what NICs write into a GPU's memory.
 
-/// Which kernels see what a NIC writes into a GPU's memory in the order in which it was written
-/// (`CUGPUDirectRDMAWritesOrdering` of CUDA's driver). Each is more than the one before.
+/// The kernels that see what a NIC writes into a GPU's memory in the order in which it was written
+/// (`CUGPUDirectRDMAWritesOrdering` of CUDA's driver). Each value includes the one before.
 ///
-/// Where NICs reach a GPU's memory in several ways ([`GpuInfo::coherent`](super::GpuInfo::coherent)), each way has an
+/// If NICs reach a GPU's memory in several ways ([`GpuInfo::coherent`](super::GpuInfo::coherent)), each way has an
 /// order of its own. This module exports memory for one of them, the PCI bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum RdmaWritesOrdering {
-    /// None, until the CPU has [flushed](super::Gpu::flush_rdma_writes) or launched another kernel. Also what a driver
-    /// cannot tell.
+    /// No kernel, until the CPU has [flushed](super::Gpu::flush_rdma_writes) or launched another kernel. Also the value
+    /// for a driver that reports nothing.
     None,
-    /// Those of the GPU whose memory it is.
+    /// Kernels of the GPU that has the memory.
     Owner,
-    /// Those of every GPU.
+    /// Kernels of every GPU.
     AllDevices,
 }
 
 impl RdmaWritesOrdering {
-    /// What CUDA says. A scope that is yet to be invented between two of these is the smaller one.
+    /// Converts CUDA's answer. A future value between two known ones counts as the smaller one.
     pub(super) fn of(attribute: i32) -> Self {
         match attribute {
             200.. => Self::AllDevices,

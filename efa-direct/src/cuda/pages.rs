@@ -1,18 +1,18 @@
-//! Pages of this process that GPUs reach.
+//! Pages of this process that are registered with CUDA, so that GPUs access them.
 //!
-//! CUDA registers a page once (`cuMemHostRegister`), for all GPUs of the process, and refuses a second time. Rings and
-//! doorbells share pages, so what is registered is counted here: a range takes the pages of those that are there, and
-//! registers the rest.
+//! CUDA registers a page for all GPUs of the process (`cuMemHostRegister`), and refuses a page that is registered
+//! already. But rings and doorbells share pages. So this module counts the users of each registered range: a new range
+//! uses the pages that are registered, and registers the rest.
 
 use super::context::Context;
-use super::driver::{cuda, log};
+use super::driver::{cuda, log_failure};
 use super::error::{CudaError, GpuError};
 use cudarc::driver::sys;
 use parking_lot::Mutex;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Bytes of this process that are to be mapped.
+/// Bytes of this process to map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bytes {
     pub(crate) addr: u64,
@@ -20,73 +20,75 @@ pub(crate) struct Bytes {
     pub(crate) kind: Kind,
 }
 
-/// What kind of memory it is.
+/// The kind of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Ordinary memory that the GPU writes.
     Written,
-    /// Ordinary memory that the GPU only reads. libefa maps completion rings so that this process cannot write them,
-    /// either.
+    /// Ordinary memory that the GPU only reads. libefa maps completion rings read-only, so this process cannot write
+    /// them either.
     Read,
     /// Device memory, or a device's register.
     Device,
 }
 
 impl Kind {
-    /// What to ask CUDA for, one after the other until it does it; the answer to the first counts.
+    /// Returns the flags to try with CUDA, one after the other, until it accepts. If it accepts none, the answer to the
+    /// first is reported.
     fn flags(self) -> &'static [u32] {
         const ORDINARY: u32 = sys::CU_MEMHOSTREGISTER_PORTABLE | sys::CU_MEMHOSTREGISTER_DEVICEMAP;
         match self {
             Self::Written => &[ORDINARY],
             Self::Read => &[ORDINARY, ORDINARY | sys::CU_MEMHOSTREGISTER_READ_ONLY],
-            // A device in software under the vendor's library has ordinary memory in the place of its own. Real device
-            // memory cannot be had so: the kernel pins only memory that has pages.
+            // A software device under the vendor's library has ordinary memory in place of device memory. Real device
+            // memory cannot be registered as ordinary memory, since the kernel pins only memory that has
+            // `struct page`s.
             Self::Device => &[ORDINARY | sys::CU_MEMHOSTREGISTER_IOMEMORY, ORDINARY],
         }
     }
 }
 
-/// A range of pages that is registered.
+/// A range of pages that is registered with CUDA.
 struct Entry {
     pages: Range<u64>,
     users: u32,
-    /// Who registered it.
+    /// The context that registered it, which also unregisters it.
     context: Arc<Context>,
 }
 
-/// What is registered, ordered by address; ranges do not overlap.
+/// The registered ranges, ordered by address. They do not overlap.
 static REGISTERED: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
 
-/// Pages that are kept registered, and where the GPU sees the bytes they were registered for.
+/// Pages that stay registered until this is dropped, and the address at which the GPU sees the bytes in them.
 pub(super) struct Pages {
     device_addr: u64,
-    /// First page of each range.
+    /// The first page of each registered range that is used.
     starts: Vec<u64>,
 }
 
-/// The whole pages that bytes lie in.
+/// Returns the whole pages that contain these bytes.
 fn pages_of(addr: u64, len: u64, page: u64) -> Range<u64> {
     let end = addr.saturating_add(len.max(1)).checked_next_multiple_of(page).unwrap_or(!(page - 1));
     addr & !(page - 1)..end
 }
 
-/// A part of a range.
+/// A part of a range of pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
-    /// It is in the range that begins here.
-    There(u64),
-    /// It is yet to be registered.
+    /// In the registered range that begins here.
+    Registered(u64),
+    /// Not registered.
     Missing(Range<u64>),
 }
 
-/// The parts of `wanted`, in order, given the ordered ranges that are there.
+/// Returns the parts of `wanted`, in order, given the ordered ranges that are registered.
 fn parts(there: impl Iterator<Item = Range<u64>>, wanted: &Range<u64>) -> Vec<Part> {
     let (mut parts, mut at) = (Vec::new(), wanted.start);
     for range in there.filter(|range| range.start < wanted.end && wanted.start < range.end) {
         if at < range.start {
             parts.push(Part::Missing(at..range.start));
         }
-        parts.push(Part::There(range.start));
+        parts.push(Part::Registered(range.start));
         at = range.end;
     }
     if at < wanted.end {
@@ -95,17 +97,18 @@ fn parts(there: impl Iterator<Item = Range<u64>>, wanted: &Range<u64>) -> Vec<Pa
     parts
 }
 
-/// Bytes of a page.
+/// Returns the size of a page in bytes.
 fn page_bytes() -> u64 {
     rustix::param::page_size() as u64
 }
 
 impl Pages {
-    /// Registers the pages of these bytes, as far as they are not, and finds out where `context` sees the bytes.
+    /// Registers the pages of these bytes that are not registered, and finds the address at which `context` sees the
+    /// bytes.
     pub(super) fn register(context: &Arc<Context>, bytes: Bytes) -> Result<Self, GpuError> {
         let wanted = pages_of(bytes.addr, bytes.len, page_bytes());
-        // In this order: pages that are not all there give back what they took when they are dropped, and lock for
-        // that.
+        // Made before the lock is taken, so that it is dropped after the lock is released: dropping `Pages` takes the
+        // lock, to give back what it used before a failure.
         let mut pages = Self { device_addr: 0, starts: Vec::new() };
         let mut registered = REGISTERED.lock();
         let device_addr = pages.take(&mut registered, context, bytes, &wanted)?;
@@ -113,12 +116,12 @@ impl Pages {
         Ok(pages)
     }
 
-    /// Where the GPU sees the bytes.
+    /// Returns the address at which the GPU sees the bytes.
     pub(super) fn device_addr(&self) -> u64 {
         self.device_addr
     }
 
-    /// Takes all parts of `wanted`; gives the GPU's address of its first page.
+    /// Uses all parts of `wanted`, and returns the GPU's address of its first page.
     fn take(
         &mut self,
         registered: &mut Vec<Entry>,
@@ -129,7 +132,7 @@ impl Pages {
         let mut first = None;
         for part in parts(registered.iter().map(|entry| entry.pages.clone()), wanted) {
             let (start, from) = match part {
-                Part::There(start) => (start, start.max(wanted.start)),
+                Part::Registered(start) => (start, start.max(wanted.start)),
                 Part::Missing(range) => {
                     register(context, &range, bytes.kind)?;
                     let start = range.start;
@@ -142,7 +145,8 @@ impl Pages {
                 entry.users += 1;
                 self.starts.push(start);
             }
-            // Where the GPU would see the first page, if parts lie there as they do here.
+            // The GPU's address of the first page, if the GPU sees the parts at the same distances as this process
+            // does.
             let seen = device_addr(context, from)?.wrapping_sub(from - wanted.start);
             if *first.get_or_insert(seen) != seen {
                 return Err(GpuError::Scattered { addr: bytes.addr, len: bytes.len });
@@ -151,6 +155,7 @@ impl Pages {
         Ok(first.unwrap_or(0))
     }
 
+    /// Ends the use of all parts. Those without users are unregistered.
     fn give_back(&mut self, registered: &mut Vec<Entry>) {
         for start in self.starts.drain(..) {
             let Some(place) = registered.iter().position(|entry| entry.pages.start == start) else { continue };
@@ -158,11 +163,11 @@ impl Pages {
             if registered[place].users == 0 {
                 let entry = registered.remove(place);
                 let done = entry.context.enter().and_then(|_current| {
-                    // SAFETY: these pages were registered with this address, and the last who had a GPU use them has
-                    // gone. Kernels that know their address are over, which launching them asked for.
+                    // SAFETY: `register` registered these pages by this address, and their last user is gone. Kernels
+                    // that know the address have ended: that is the promise of whoever launched them.
                     unsafe { cuda!(cuMemHostUnregister(start as *mut _)) }
                 });
-                log("unregistering pages", done);
+                log_failure("unregistering pages", done);
             }
         }
     }
@@ -174,14 +179,15 @@ impl Drop for Pages {
     }
 }
 
-/// Registers pages that are not.
+/// Registers pages with CUDA.
 fn register(context: &Arc<Context>, pages: &Range<u64>, kind: Kind) -> Result<(), GpuError> {
     let _current = context.enter()?;
     let (addr, len) = (pages.start, pages.end - pages.start);
     let mut refused = None;
     for &flags in kind.flags() {
-        // SAFETY: pins or maps pages, which changes nothing for this process; if they are not there, or not of that
-        // kind, CUDA refuses. They stay there as long as they are registered: `Mapped` has the queue that they are of.
+        // SAFETY: registering pins or maps pages, which changes nothing for this process. CUDA refuses addresses
+        // without pages, or with pages of another kind. The pages stay as long as they are registered: `Mapped` owns
+        // both the queue that they belong to and the `Pages`, and drops the `Pages` first.
         match unsafe { cuda!(cuMemHostRegister_v2(addr as *mut _, len as usize, flags)) } {
             Ok(()) => return Ok(()),
             Err(error) => refused = refused.or(Some(error)),
@@ -194,11 +200,11 @@ fn register(context: &Arc<Context>, pages: &Range<u64>, kind: Kind) -> Result<()
     }
 }
 
-/// Where a GPU sees a registered address.
+/// Returns the GPU's address of a registered address.
 fn device_addr(context: &Arc<Context>, addr: u64) -> Result<u64, CudaError> {
     let _current = context.enter()?;
     let mut seen = 0;
-    // SAFETY: the number is valid for the call; CUDA refuses an address that is not registered.
+    // SAFETY: `seen` is valid for the call, which writes it. CUDA refuses an address that is not registered.
     unsafe { cuda!(cuMemHostGetDevicePointer_v2(&mut seen, addr as *mut _, 0)) }?;
     Ok(seen)
 }
@@ -215,7 +221,7 @@ mod tests {
     fn memory_that_this_process_cannot_write_is_mapped_for_reading() {
         let gpu = Gpu::open(0).unwrap();
         let memory = SharedMemory::shareable(8192).unwrap();
-        // SAFETY: maps the file anew, at an address of the system's choice, where it stays.
+        // SAFETY: a new mapping of the file, at an address of the kernel's choice. Nobody unmaps it.
         let addr = unsafe {
             let file = memory.file().unwrap();
             rustix::mm::mmap(std::ptr::null_mut(), 8192, ProtFlags::READ, MapFlags::SHARED, file, 0).unwrap() as u64
@@ -228,7 +234,7 @@ mod tests {
         assert_eq!(pages.device_addr() % 4096, 64);
     }
 
-    /// Where there is no CUDA calls panic, past what `Gpu::open` would have said.
+    /// Without CUDA, calls into it panic. `Gpu::open` would have refused before.
     #[test]
     fn a_mapping_that_unwinds_lets_others_map() {
         if crate::cuda::driver::load().is_ok() {
@@ -246,7 +252,7 @@ mod tests {
             }
         });
         let wait = || is_done.recv_timeout(std::time::Duration::from_secs(60));
-        assert_eq!([wait(), wait()], [Ok(true); 2], "it waits for the lock that it has");
+        assert_eq!([wait(), wait()], [Ok(true); 2], "a thread waits for a lock that it holds");
     }
 
     #[test]
@@ -257,7 +263,7 @@ mod tests {
         let addr = memory.as_ptr() as u64;
         let bytes = |addr, len| Bytes { addr, len, kind: Kind::Written };
         let first = Pages::register(&gpu.context, bytes(addr, 4096)).unwrap();
-        // Its own page, and pages of the kernel's behind it.
+        // A page that is registered, with addresses of the kernel behind it; and an address without a page.
         for refused in [bytes(addr, 1 << 62), bytes(4096, 4096)] {
             assert!(Pages::register(&gpu.context, refused).is_err());
         }
@@ -315,17 +321,17 @@ mod tests {
     fn only_pages_that_are_missing_are_registered() {
         let there = || [0x1000..0x2000, 0x3000..0x5000].into_iter();
         assert_eq!(parts(std::iter::empty(), &(0x1000..0x3000)), [Part::Missing(0x1000..0x3000)]);
-        assert_eq!(parts(there(), &(0x1000..0x2000)), [Part::There(0x1000)]);
-        assert_eq!(parts(there(), &(0x4000..0x5000)), [Part::There(0x3000)]);
+        assert_eq!(parts(there(), &(0x1000..0x2000)), [Part::Registered(0x1000)]);
+        assert_eq!(parts(there(), &(0x4000..0x5000)), [Part::Registered(0x3000)]);
         assert_eq!(parts(there(), &(0x2000..0x3000)), [Part::Missing(0x2000..0x3000)]);
         assert_eq!(parts(there(), &(0x5000..0x6000)), [Part::Missing(0x5000..0x6000)]);
         assert_eq!(
             parts(there(), &(0x0..0x6000)),
             [
                 Part::Missing(0x0..0x1000),
-                Part::There(0x1000),
+                Part::Registered(0x1000),
                 Part::Missing(0x2000..0x3000),
-                Part::There(0x3000),
+                Part::Registered(0x3000),
                 Part::Missing(0x5000..0x6000)
             ]
         );

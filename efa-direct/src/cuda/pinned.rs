@@ -1,7 +1,7 @@
-//! Host memory that GPUs reach.
+//! Pinned host memory, which GPUs access.
 
 use super::context::Context;
-use super::driver::{cuda, log};
+use super::driver::{cuda, log_failure};
 use super::error::GpuError;
 use super::gpu::Gpu;
 use super::memory::check_range;
@@ -12,10 +12,10 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-/// Host memory that a GPU reaches (pinned, mapped), zeroed when it was allocated. Both sides may touch it at any time,
-/// so it is copied, never referenced.
+/// Host memory that a GPU can access (pinned and mapped), zeroed when it was allocated. Both sides may access it at any
+/// time, so its bytes are copied, never referenced.
 ///
-/// A program that lets a kernel wait for a word of it, or waits for one of a kernel's, uses a [`PinnedWords`].
+/// To wait for a word that a kernel writes, or to let a kernel wait for one, use [`PinnedWords`].
 pub struct PinnedMemory {
     ptr: NonNull<u8>,
     addr: u64,
@@ -23,34 +23,36 @@ pub struct PinnedMemory {
     context: Arc<Context>,
 }
 
-/// The same as 32-bit words, each of which is loaded and stored whole.
+/// Pinned host memory as 32-bit words, each of which is loaded and stored whole.
 pub struct PinnedWords {
     memory: PinnedMemory,
 }
 
-// SAFETY: the memory is only accessed atomically, and lives as long as the value.
+// SAFETY: `ptr` is memory that only this value frees, so it moves along. This file accesses it only atomically.
 unsafe impl Send for PinnedMemory {}
-// SAFETY: as for `Send`.
+// SAFETY: a shared reference allows only atomic accesses: `copy_in` and `copy_out` for bytes, `AtomicU32` for words. A
+// value is one or the other, since `PinnedWords` does not give its memory out.
 unsafe impl Sync for PinnedMemory {}
 
 impl Gpu {
-    /// Allocates `len` zeroed bytes of host memory that kernels reach, in whole pages.
+    /// Allocates `len` zeroed bytes of host memory that kernels can access, in whole pages.
     ///
     /// # Errors
-    /// What CUDA answers, mostly that there is no memory.
+    /// CUDA's answer, usually that there is no memory.
     pub fn pinned(&self, len: usize) -> Result<PinnedMemory, GpuError> {
         let context = &self.context;
         let _current = context.enter()?;
         let (mut ptr, mut addr) = (std::ptr::null_mut(), 0);
-        // SAFETY: the pointer is valid for the call.
+        // SAFETY: `ptr` is valid for the call, which writes it.
         unsafe {
             let flags = sys::CU_MEMHOSTALLOC_PORTABLE | sys::CU_MEMHOSTALLOC_DEVICEMAP;
-            // More than any host has stays more than any has.
+            // A number that exceeds every host's memory stays one.
             cuda!(cuMemHostAlloc(&mut ptr, len.clamp(1, 1 << 60).next_multiple_of(4096), flags))?;
         }
         let ptr = NonNull::new(ptr.cast::<u8>()).unwrap_or(NonNull::dangling());
         let mut memory = PinnedMemory { ptr, addr: 0, len, context: context.clone() };
-        // SAFETY: the memory is this long and nobody else's yet; the number is valid for the call.
+        // SAFETY: the allocation has at least `len` bytes, and nobody else has its address yet. `addr` is valid for the
+        // call, which writes it.
         unsafe {
             std::ptr::write_bytes(ptr.as_ptr(), 0, len);
             cuda!(cuMemHostGetDevicePointer_v2(&mut addr, ptr.as_ptr().cast(), 0))?;
@@ -59,7 +61,7 @@ impl Gpu {
         Ok(memory)
     }
 
-    /// Allocates so many zeroed 32-bit words of host memory that kernels reach.
+    /// Allocates `count` zeroed 32-bit words of host memory that kernels can access.
     ///
     /// # Errors
     /// As for [`pinned`](Self::pinned).
@@ -69,36 +71,37 @@ impl Gpu {
 }
 
 impl PinnedMemory {
-    /// Address of the first byte, as kernels name it.
+    /// Returns the address of the first byte, for kernels.
     pub fn addr(&self) -> u64 {
         self.addr
     }
 
-    /// Bytes.
+    /// Returns the length in bytes.
     pub fn len(&self) -> u64 {
         self.len as u64
     }
 
-    /// Whether there are none.
+    /// Returns `true` if the length is 0.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Copies bytes out, from `offset` on.
+    /// Copies bytes into `dst`, from `offset` on.
     ///
     /// # Errors
-    /// They pass the end.
+    /// [`RangeError::OutOfRange`].
     pub fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), RangeError> {
         check_range(offset, dst.len(), self.len())?;
-        // SAFETY: in bounds; the bytes live as long as `self` and are only accessed atomically.
+        // SAFETY: `check_range` found the range inside the memory, which `self` owns. Everybody in this process
+        // accesses a `PinnedMemory` as atomic bytes.
         unsafe { copy_out(self.ptr.as_ptr().add(offset as usize), dst) };
         Ok(())
     }
 
-    /// Copies bytes in, at `offset`.
+    /// Copies `src` into the memory, at `offset`.
     ///
     /// # Errors
-    /// They pass the end.
+    /// [`RangeError::OutOfRange`].
     pub fn write(&self, offset: u64, src: &[u8]) -> Result<(), RangeError> {
         check_range(offset, src.len(), self.len())?;
         // SAFETY: as in `read`.
@@ -106,10 +109,10 @@ impl PinnedMemory {
         Ok(())
     }
 
-    /// A copy of `len` bytes, from `offset` on.
+    /// Returns a copy of `len` bytes, from `offset` on.
     ///
     /// # Errors
-    /// They pass the end.
+    /// [`RangeError::OutOfRange`].
     pub fn read_vec(&self, offset: u64, len: usize) -> Result<Vec<u8>, RangeError> {
         check_range(offset, len, self.len())?;
         let mut bytes = vec![0; len];
@@ -119,7 +122,7 @@ impl PinnedMemory {
 }
 
 impl PinnedWords {
-    /// Address of the first word, as kernels name it.
+    /// Returns the address of the first word, for kernels.
     pub fn addr(&self) -> u64 {
         self.memory.addr
     }
@@ -129,8 +132,8 @@ impl std::ops::Deref for PinnedWords {
     type Target = [AtomicU32];
 
     fn deref(&self) -> &[AtomicU32] {
-        // SAFETY: as many words, aligned to a page, zeroed once and only accessed atomically since; they live as long
-        // as `self`.
+        // SAFETY: the memory has this many words, is aligned to a page and zeroed when allocated, and `self` owns it.
+        // Everybody in this process accesses the words of a `PinnedWords` only through these atomics.
         unsafe { std::slice::from_raw_parts(self.memory.ptr.as_ptr().cast(), self.memory.len / 4) }
     }
 }
@@ -138,11 +141,11 @@ impl std::ops::Deref for PinnedWords {
 impl Drop for PinnedMemory {
     fn drop(&mut self) {
         let freed = self.context.enter().and_then(|_current| {
-            // SAFETY: it was allocated, and nobody can name it any more; kernels that know the address are over, which
-            // launching them asked for.
+            // SAFETY: `pinned` allocated this memory, and `self` is its only owner. Kernels that know the address have
+            // ended: that is the promise of whoever launched them.
             unsafe { cuda!(cuMemFreeHost(self.ptr.as_ptr().cast())) }
         });
-        log("freeing pinned memory", freed);
+        log_failure("freeing pinned memory", freed);
     }
 }
 

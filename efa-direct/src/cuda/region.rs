@@ -1,9 +1,9 @@
-//! Regions of GPU memory.
+//! Registered regions of GPU memory.
 
-use super::arrivals::{Claim, Role};
-use super::driver::contained;
+use super::driver::catch_panic;
 use super::gpu::Gpu;
 use super::memory::GpuMemory;
+use super::order_check::{ActiveUse, Use};
 use crate::error::Error;
 use crate::external::{DmabufRange, ExternalMemory};
 use crate::external_region::ExternalRegion;
@@ -15,29 +15,30 @@ use std::ops::{Deref, RangeBounds};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-/// A registered region of GPU memory, which it keeps.
+/// A registered region of GPU memory, which it keeps allocated.
 ///
-/// A NIC reads and writes it on the GPU. A software device does through CUDA, while kernels run.
+/// A NIC reads and writes it on the GPU. A software device uses CUDA, also while kernels run.
 ///
-/// Dropping it deregisters: the device does not touch the memory any more, and a request that is still under way
-/// towards it fails with a status.
+/// Dropping it deregisters the memory: the device accesses it no more, and requests that still name it fail with a
+/// status.
 #[derive(Debug)]
 pub struct GpuRegion {
-    // Dropped in this order: the memory stays until it is deregistered.
+    // Dropped in this order: the memory stays allocated until it is deregistered.
     region: ExternalRegion,
     memory: GpuMemory,
     start: u64,
-    _written: Option<Claim>,
+    _written: Option<ActiveUse>,
 }
 
 impl ProtectionDomain {
-    /// Registers bytes of GPU memory. A NIC gets them as a DMA-BUF or, if that does not go, by their address, which
-    /// takes a peer-memory module (`nvidia_peermem`).
+    /// Registers bytes of GPU memory, as a DMA-BUF or, if the device refuses that, by address, which needs a
+    /// peer-memory module (`nvidia_peermem`).
     ///
     /// # Errors
-    /// The range passes the end, or [`Error::ExternalMemory`] with what came of both attempts.
-    /// [`GpuError::Unordered`](super::GpuError::Unordered) if a NIC is to write it, kernels of the GPU poll for a NIC's
-    /// completions, and the GPU does not order the two.
+    /// [`RangeError::OutOfRange`](crate::RangeError::OutOfRange), or
+    /// [`SetupError::ExternalMemory`](crate::SetupError::ExternalMemory) with the reasons against both ways.
+    /// [`GpuError::Unordered`](super::GpuError::Unordered) if a NIC would write the memory while kernels of the GPU
+    /// poll for a NIC's completions, and the GPU does not order the two.
     pub fn register_gpu(
         &self,
         memory: &GpuMemory,
@@ -46,7 +47,7 @@ impl ProtectionDomain {
     ) -> Result<GpuRegion, Error> {
         let (start, end) = resolve_range(range, memory.len())?;
         let written = if access.allows(Access::LOCAL_WRITE) || access.allows(Access::REMOTE_WRITE) {
-            memory.gpu().context.arrivals.claim(Role::Written, &*self.inner.provider)?
+            memory.gpu().context.order_check.begin(Use::NicsWrite, &*self.inner.provider)?
         } else {
             None
         };
@@ -61,15 +62,15 @@ impl ProtectionDomain {
             start,
             len: len as usize,
         }));
-        // SAFETY: the bytes are allocated as long as their owner lives, and are the GPU's: this process reads and
-        // writes them by CUDA's copies alone, and has no reference to them.
+        // SAFETY: the owner given above keeps the bytes allocated. They are on the GPU: this process accesses them only
+        // by CUDA's copies, and has no reference to them.
         let external = unsafe { external.by_address() };
         let region = self.register_external(external, access)?;
         Ok(GpuRegion { region, memory: memory.clone(), start, _written: written })
     }
 }
 
-/// `slice`, `addr`, `len`, `keys` and `remote` are those of any region.
+/// The methods `slice`, `addr`, `len`, `keys` and `remote` are those of [`ExternalRegion`].
 impl Deref for GpuRegion {
     type Target = ExternalRegion;
 
@@ -79,41 +80,41 @@ impl Deref for GpuRegion {
 }
 
 impl GpuRegion {
-    /// The memory that it is in.
+    /// Returns the memory that contains the region.
     pub fn memory(&self) -> &GpuMemory {
         &self.memory
     }
 
-    /// Where in the memory it begins, in bytes.
+    /// Returns the region's offset in the memory, in bytes.
     pub fn start(&self) -> u64 {
         self.start
     }
 
-    /// The GPU that it is on.
+    /// Returns the GPU that the memory is on.
     pub fn gpu(&self) -> Gpu {
         self.memory.gpu()
     }
 
-    /// Copies bytes out, from `offset` in the region on.
+    /// Copies bytes into `dst`, from `offset` in the region on.
     ///
     /// # Errors
-    /// They pass the end, or CUDA's answer.
+    /// [`RangeError::OutOfRange`](crate::RangeError::OutOfRange), or CUDA's answer.
     pub fn read(&self, offset: u64, dst: &mut [u8]) -> Result<(), Error> {
         super::memory::check_range(offset, dst.len(), self.len())?;
         self.memory.read(self.start + offset, dst)
     }
 
-    /// Copies bytes in, at `offset` in the region.
+    /// Copies `src` into the region, at `offset`.
     ///
     /// # Errors
-    /// They pass the end, or CUDA's answer.
+    /// [`RangeError::OutOfRange`](crate::RangeError::OutOfRange), or CUDA's answer.
     pub fn write(&self, offset: u64, src: &[u8]) -> Result<(), Error> {
         super::memory::check_range(offset, src.len(), self.len())?;
         self.memory.write(self.start + offset, src)
     }
 }
 
-/// A piece of GPU memory, as a software device reaches it.
+/// A piece of GPU memory that a software device accesses, by CUDA's copies.
 struct Window {
     memory: GpuMemory,
     start: u64,
@@ -126,16 +127,16 @@ impl Backing for Window {
     }
 
     fn read(&self, offset: usize, dst: &mut [u8]) -> bool {
-        told(self.memory.read(self.start + offset as u64, dst))
+        ok_or_log(self.memory.read(self.start + offset as u64, dst))
     }
 
     fn write(&self, offset: usize, src: &[u8]) -> bool {
-        told(self.memory.write(self.start + offset as u64, src))
+        ok_or_log(self.memory.write(self.start + offset as u64, src))
     }
 }
 
-/// Whether it went well. If not, the device fails the request.
-fn told(outcome: Result<(), Error>) -> bool {
-    let log = |error: &Error| contained(|| tracing::error!(%error, "a software device cannot reach GPU memory"));
+/// Logs a failure. Returns `true` if there is none; otherwise the device fails the request.
+fn ok_or_log(outcome: Result<(), Error>) -> bool {
+    let log = |error: &Error| catch_panic(|| tracing::error!(%error, "a software device cannot access GPU memory"));
     outcome.inspect_err(log).is_ok()
 }

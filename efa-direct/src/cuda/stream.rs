@@ -1,29 +1,29 @@
-//! Streams: what runs one after the other; and events, which tell how far a stream is.
+//! Streams, which order kernels; and events, which mark a position in a stream.
 
 use super::context::Context;
-use super::driver::{create_stream, cuda, log};
+use super::driver::{create_stream, cuda, log_failure};
 use super::error::{CudaError, GpuError};
 use super::gpu::Gpu;
 use cudarc::driver::sys;
 use std::sync::Arc;
 
-/// Kernels launched on one stream run one after the other; those of several run together. A stream does not wait for
-/// CUDA's default stream, nor that for it.
+/// A stream of kernels. Kernels on one stream run one after the other; kernels on several streams may run together. A
+/// stream does not wait for CUDA's default stream, nor the default stream for it.
 ///
-/// Dropping it does not wait for what runs on it.
+/// Dropping it does not wait for the kernels on it.
 pub struct Stream {
     raw: sys::CUstream,
     pub(super) context: Arc<Context>,
 }
 
-/// A place in a stream.
+/// A position in a stream.
 pub(super) struct Event {
     raw: sys::CUevent,
     context: Arc<Context>,
 }
 
-// SAFETY: CUDA's functions may be called from any thread, for any object, but for destroying one, which takes the only
-// handle there is.
+// SAFETY: `raw` is a handle of CUDA's driver. Its functions may be called from any thread with any handle, except that
+// a handle must not be used after it was destroyed. Only `drop` destroys it, which has the value to itself.
 unsafe impl Send for Stream {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Stream {}
@@ -36,7 +36,7 @@ impl Gpu {
     /// Makes a stream.
     ///
     /// # Errors
-    /// What CUDA answers.
+    /// CUDA's answer.
     pub fn stream(&self) -> Result<Stream, GpuError> {
         let _current = self.context.enter()?;
         Ok(Stream { raw: create_stream()?, context: self.context.clone() })
@@ -44,18 +44,18 @@ impl Gpu {
 }
 
 impl Stream {
-    /// The stream, for functions of CUDA's driver (`CUstream`). It lives as long as `self`.
+    /// Returns the stream, for functions of CUDA's driver (`CUstream`). It is valid as long as `self` lives.
     pub fn as_ptr(&self) -> *mut std::ffi::c_void {
         self.raw.cast()
     }
 
-    /// Waits for everything launched so far.
+    /// Waits until all kernels launched so far have ended.
     ///
     /// # Errors
-    /// What CUDA answers, for example that a kernel failed.
+    /// CUDA's answer, for example that a kernel failed.
     pub fn synchronize(&self) -> Result<(), GpuError> {
         let _current = self.context.enter()?;
-        // SAFETY: the stream lives.
+        // SAFETY: `self` owns the stream.
         Ok(unsafe { cuda!(cuStreamSynchronize(self.raw)) }?)
     }
 
@@ -67,44 +67,45 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         let destroyed = self.context.enter().and_then(|_current| {
-            // SAFETY: it lives, and is not used again; CUDA keeps it until what runs on it is over.
+            // SAFETY: `self` owns the stream and is being dropped. CUDA frees it when the kernels on it have ended.
             unsafe { cuda!(cuStreamDestroy_v2(self.raw)) }
         });
-        log("destroying a stream", destroyed);
+        log_failure("destroying a stream", destroyed);
     }
 }
 
 impl Event {
-    /// One that is nowhere yet.
+    /// Creates an event without a position.
     pub(super) fn create(context: &Arc<Context>) -> Result<Self, CudaError> {
         let _current = context.enter()?;
         let mut raw = std::ptr::null_mut();
-        // SAFETY: the pointer is valid for the call.
+        // SAFETY: `raw` is valid for the call, which writes it.
         unsafe { cuda!(cuEventCreate(&mut raw, sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32)) }?;
         Ok(Self { raw, context: context.clone() })
     }
 
-    /// From here on it is behind everything launched so far.
+    /// Sets the position: behind everything launched on the stream so far.
     pub(super) fn record(&self, stream: &Stream) -> Result<(), CudaError> {
         let _current = self.context.enter()?;
-        // SAFETY: both live, and are of one context.
+        // SAFETY: `self` owns the event, and the stream is borrowed. If they belonged to two contexts, CUDA would
+        // refuse.
         unsafe { cuda!(cuEventRecord(self.raw, stream.raw)) }
     }
 
-    /// Whether the stream is past it.
+    /// Returns `true` if the stream has passed the position.
     pub(super) fn is_past(&self) -> Result<bool, CudaError> {
         let _current = self.context.enter()?;
-        // SAFETY: it lives.
+        // SAFETY: `self` owns the event.
         match unsafe { sys::cuEventQuery(self.raw) } {
             sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
             answer => super::driver::check("cuEventQuery", answer).map(|()| true),
         }
     }
 
-    /// Waits until the stream is past it.
+    /// Waits until the stream has passed the position.
     pub(super) fn wait(&self) -> Result<(), CudaError> {
         let _current = self.context.enter()?;
-        // SAFETY: it lives.
+        // SAFETY: `self` owns the event.
         unsafe { cuda!(cuEventSynchronize(self.raw)) }
     }
 }
@@ -112,10 +113,10 @@ impl Event {
 impl Drop for Event {
     fn drop(&mut self) {
         let destroyed = self.context.enter().and_then(|_current| {
-            // SAFETY: it lives, and is not used again; CUDA keeps it until the stream is past it.
+            // SAFETY: `self` owns the event and is being dropped. CUDA frees it when the stream has passed it.
             unsafe { cuda!(cuEventDestroy_v2(self.raw)) }
         });
-        log("destroying an event", destroyed);
+        log_failure("destroying an event", destroyed);
     }
 }
 

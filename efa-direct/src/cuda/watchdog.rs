@@ -1,4 +1,4 @@
-//! Watchdogs: how long kernels wait, and what they say of it.
+//! Watchdogs, which limit how long kernels wait.
 
 use super::error::GpuError;
 use super::gpu::Gpu;
@@ -7,24 +7,24 @@ use efa_gpu_device::{TimeoutReport, WatchdogHandle};
 use std::sync::atomic::{AtomicU32, Ordering::*};
 use std::time::Duration;
 
-/// What a kernel gets along so that it does not wait for ever: its time, and a place to say what it waited for in vain.
+/// A limit on how long a kernel waits, and a place where the kernel reports what it waited for.
 ///
-/// A kernel hands the [`handle`](Self::handle) to `efa_gpu_device::Watchdog`, whose deadline counts from the kernel's
-/// start; the host waits with [`Running::wait_watched`](super::Running::wait_watched). One kernel at a time has a
+/// A kernel passes the [`handle`](Self::handle) to `efa_gpu_device::Watchdog`, whose deadline counts from the kernel's
+/// start. The host waits with [`Running::wait_watched`](super::Running::wait_watched). One kernel at a time uses a
 /// watchdog.
 #[derive(Debug)]
 pub struct Watchdog {
-    /// A [`TimeoutReport`].
+    /// The words of a [`TimeoutReport`].
     report: PinnedWords,
     timeout: Duration,
     grace: Duration,
 }
 
 impl Gpu {
-    /// Makes a watchdog with this time.
+    /// Makes a watchdog that lets a kernel wait for `timeout`.
     ///
     /// # Errors
-    /// No memory.
+    /// CUDA's answer, usually that there is no memory.
     pub fn watchdog(&self, timeout: Duration) -> Result<Watchdog, GpuError> {
         let report = self.pinned_words(size_of::<TimeoutReport>() / 4)?;
         Ok(Watchdog { report, timeout, grace: Duration::from_secs(5) })
@@ -32,37 +32,37 @@ impl Gpu {
 }
 
 impl Watchdog {
-    /// The same, with another grace.
+    /// Sets the grace: see [`grace`](Self::grace).
     #[must_use]
     pub fn with_grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self
     }
 
-    /// How long a kernel waits, from its start on.
+    /// Returns how long a kernel waits, from its start on.
     pub fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// How much longer the host waits for a kernel that should have given up; 5 s unless set. In this time a kernel has
-    /// to find a place on the GPU, and end.
+    /// Returns how much longer the host waits for a kernel that should have given up; 5 s by default. In this time the
+    /// kernel must get a place on the GPU, and end.
     pub fn grace(&self) -> Duration {
         self.grace
     }
 
-    /// What a kernel takes as its argument.
+    /// Returns what a kernel takes as its argument.
     pub fn handle(&self) -> WatchdogHandle {
         let timeout_ns = u64::try_from(self.timeout.as_nanos()).unwrap_or(u64::MAX);
         WatchdogHandle { report: self.report.addr(), timeout_ns }
     }
 
-    /// What a kernel that is over has reported, if it has; the next kernel finds the place empty.
+    /// Takes the report of a kernel that has ended, if it made one. The next kernel finds the place empty.
     pub fn take(&self) -> Option<TimeoutReport> {
         take(&self.report)
     }
 }
 
-/// Takes a [`TimeoutReport`] out of its words.
+/// Takes a [`TimeoutReport`] out of its words, and clears them.
 fn take(report: &[AtomicU32]) -> Option<TimeoutReport> {
     let [what, number, seen, wanted] = report else { return None };
     let waited = TimeoutReport {

@@ -1,4 +1,5 @@
-//! What the others misuse, used rightly: so that they fail for their own reason and no other. Without a GPU it stops at the first line.
+//! What the others misuse, used rightly: so that they fail for their own reason and no other. Without a GPU it stops at
+//! the first line.
 
 use efa_direct::cuda::{CqPlace, Gpu, Shape};
 use efa_direct::*;
