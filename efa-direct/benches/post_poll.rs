@@ -1,16 +1,16 @@
-//! What posting one RDMA write and polling one completion cost, next to the least that they can cost.
+//! The costs of posting one RDMA write and of polling one completion, beside the least that they can cost.
 //!
-//! Rings lie in plain memory with no device behind them; queues are made and used through the public interface, with
-//! all its checks. One sample is a lap of a ring of 4096 entries; between samples, untimed, the bench plays the device
-//! and completes what was posted. The floor of a post is a ready-made WQE's 64 bytes stored in the next slot and the
-//! doorbell once per batch; that of a poll is the phase bit looked at and the entry's 32 bytes loaded.
+//! The rings are in plain memory, without a device. Queues are created and used through the public interface, with all
+//! its checks. One sample is a lap of a ring of 4096 entries. Between samples, untimed, the bench plays the device and
+//! completes what was posted. The floor of a post stores the 64 bytes of a ready-made WQE in the next slot, and rings
+//! the doorbell once per batch. The floor of a poll looks at the phase bit and loads the 32 bytes of the entry.
 //!
 //! ```text
 //! cargo bench -p efa-direct --bench post_poll                      # divan's table, then ns each and ratios
 //! cargo bench -p efa-direct --bench post_poll -- --instructions    # instructions each, counted by valgrind
 //! ```
 //!
-//! Timed loops assert that they do not allocate. No time is asserted: machines differ.
+//! Timed loops assert that they do not allocate. They assert no time, since machines differ.
 
 #[allow(dead_code, reason = "another bench uses the rest")]
 mod plain;
@@ -29,16 +29,16 @@ struct Counting;
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
-// SAFETY: the system's allocator, unchanged.
+// SAFETY: all calls go to the system's allocator unchanged, which keeps the contract.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Relaxed);
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps the contract of this function, which is that of the system's allocator.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps the contract of this function, which is that of the system's allocator.
         unsafe { System.dealloc(ptr, layout) }
     }
 }
@@ -46,14 +46,14 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// One thing that is measured.
+/// A case that is measured.
 struct Case {
     name: &'static str,
-    /// Wants a queue with 64-bit request ids.
+    /// `true` for a queue with 64-bit request ids.
     req_id_64: bool,
-    /// Wants completions in the ring; the others want an empty ring.
+    /// `true` if the case starts with completions in the ring; otherwise it starts with an empty ring.
     polls: bool,
-    /// Does it so many times, in batches of so many.
+    /// Runs the case: this many times, in batches of this size.
     run: fn(&mut Rig, usize, usize),
 }
 
@@ -79,7 +79,7 @@ static POLL_ONE: Case = case("poll_one, 16-bit request ids", false, true, |rig, 
 static POLL_32: Case = case("poll of 32, 16-bit request ids", false, true, |rig, count, _| rig.poll_32(count));
 static POLL_32_64: Case = case("poll of 32, 64-bit request ids", true, true, |rig, count, _| rig.poll_32(count));
 
-/// The cases in the order of the tables; floors first, the first of them being what ratios are to.
+/// The cases in the order of the tables. Floors come first; ratios are to the first one.
 static POSTS: &[&Case] = &[
     &FLOOR_8,
     #[cfg(target_arch = "x86_64")]
@@ -94,7 +94,7 @@ impl Case {
         if self.polls { rig.refill() } else { rig.drain() }
     }
 
-    /// A lap, which must not allocate.
+    /// Runs one lap, which must not allocate.
     fn lap(&self, rig: &mut Rig, batch: usize) {
         let before = ALLOCATIONS.load(Relaxed);
         (self.run)(rig, LAP, batch);
@@ -129,7 +129,7 @@ benches! {
     poll_slice_64_bit_ids: POLL_32_64, [32];
 }
 
-/// Measures cases in turn, so that whatever else the machine does meets them all; gives median and minimum of each in
+/// Measures cases in turn, so that other load on the machine affects all of them. Returns median and minimum of each in
 /// ns.
 fn measure(cases: &[&Case], batch: usize, samples: usize) -> Vec<[f64; 2]> {
     let mut rigs = [false, true].map(|req_id_64| Rig::new(req_id_64, rings()));
@@ -167,7 +167,7 @@ fn summary(samples: usize) {
     println!("\nThe peer of this comparison, libefa, needs its device: it comes with the verbs provider.");
 }
 
-/// Instructions of a whole run of this program that does `case` so many times.
+/// Returns the instructions of a whole run of this program that runs `case` this many times.
 fn count(case: &Case, times: usize) -> Result<u64, String> {
     let exe = std::env::current_exe().map_err(|e| e.to_string())?;
     let mut command = Command::new("valgrind");
@@ -178,8 +178,7 @@ fn count(case: &Case, times: usize) -> Result<u64, String> {
     number.filter(|_| output.status.success()).ok_or(format!("valgrind says:\n{text}"))
 }
 
-/// Counts instructions: those of a run of `LAP` less those of a run of half as many, which leaves out everything
-/// around.
+/// Counts instructions: those of a run of `LAP` less those of a run of half as many, so that start and end cancel out.
 fn instructions() -> Result<(), String> {
     if Command::new("valgrind").arg("--version").output().is_err() {
         println!("Instructions are counted by valgrind, which is not installed here.");
@@ -197,7 +196,7 @@ fn instructions() -> Result<(), String> {
     Ok(())
 }
 
-/// Does one case so many times and nothing else, for [`count`].
+/// Runs one case this many times and nothing else, for [`count`].
 fn only(name: &str, times: usize) {
     for case in POSTS.iter().chain(POLLS).filter(|case| case.name == name) {
         let mut rig = Rig::new(case.req_id_64, rings());

@@ -83,3 +83,42 @@ pub enum ControlError {
         bytes: usize,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_is_a_sentence_with_its_numbers() {
+        for (error, sentence) in [
+            (ControlError::NoSuch { kind: "queue pair", id: 256 }, "queue pair 0x100 does not exist"),
+            (
+                ControlError::InUse { kind: "completion queue", id: 1, users: 2 },
+                "completion queue 0x1 is used by 2 other objects: destroy those first",
+            ),
+            (
+                ControlError::CounterAttached { qpn: 256, kinds: 1 },
+                "queue pair 0x100 has a counter for 1 of these kinds of completions already: each kind takes one",
+            ),
+            (
+                ControlError::Limit { what: "receives", asked: 300, max: 256 },
+                "300 receives were asked for, the device allows 256",
+            ),
+            (
+                ControlError::Invalid { what: "rnr_retry", value: 9, expected: "0 to 7" },
+                "rnr_retry is 9, expected 0 to 7",
+            ),
+            (
+                ControlError::TooLate { what: "counters are attached in Reset or Init", state: QpState::ReadyToSend },
+                "counters are attached in Reset or Init: the queue pair is in ReadyToSend already",
+            ),
+            (ControlError::Unsupported("completion counters"), "the device does not support completion counters"),
+            (
+                ControlError::NoMemory { what: "a page of completion counters", bytes: 4096 },
+                "there is no memory for a page of completion counters of 4096 bytes",
+            ),
+        ] {
+            assert_eq!(error.to_string(), sentence);
+        }
+    }
+}

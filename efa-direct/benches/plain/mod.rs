@@ -1,4 +1,4 @@
-//! A device that is not there: rings in plain memory, and a bench that plays the device when nobody looks at the clock.
+//! Rings without a device: in plain memory, where the bench itself plays the device between measurements.
 
 use divan::black_box;
 use efa_direct::provider::{
@@ -17,24 +17,24 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
 /// Entries of the send ring and of the completion ring, which is what one sample covers.
 pub(crate) const LAP: usize = 4096;
-/// Different requests, posted in turn; also the largest batch.
+/// Number of different requests, which are posted in turn; also the largest batch.
 pub(crate) const REQUESTS: usize = 32;
 /// The queue pair's number.
 const QPN: u16 = 5;
 
-/// What the rings of a queue pair lie in.
+/// The memory of a queue pair's rings.
 #[derive(Clone)]
 pub(crate) struct Rings {
     pub(crate) send: Arc<RingMemory>,
     pub(crate) completions: Arc<RingMemory>,
     /// The page whose first word is the doorbell.
     pub(crate) registers: Arc<DoorbellMemory>,
-    /// As if the send ring were device memory: stores are fenced before a doorbell.
+    /// `true` to treat the send ring as device memory, so that stores are fenced before a doorbell.
     pub(crate) write_combining: bool,
 }
 
 impl Rings {
-    /// Rings of [`LAP`] entries in memory of this process.
+    /// Returns rings of [`LAP`] entries in memory of this process.
     #[allow(dead_code, reason = "one bench uses the one, one the other")]
     pub(crate) fn private() -> io::Result<Self> {
         Ok(Self {
@@ -45,7 +45,8 @@ impl Rings {
         })
     }
 
-    /// The same in memory that can be mapped anew; the send ring as if it were device memory.
+    /// Returns rings of [`LAP`] entries in memory that other processes can map. The send ring is treated as device
+    /// memory.
     #[allow(dead_code, reason = "one bench uses the one, one the other")]
     pub(crate) fn shareable() -> io::Result<Self> {
         Ok(Self {
@@ -76,7 +77,7 @@ fn ring(memory: &Arc<RingMemory>, rings: &Rings, entry_size: usize) -> RawRing {
     unsafe { RawRing::new(base, doorbell, size, entry_size, rings.write_combining, owner) }
 }
 
-// SAFETY: nobody ever accesses registered bytes.
+// SAFETY: this provider has no device, so nobody accesses registered bytes.
 unsafe impl Provider for Plain {
     fn name(&self) -> &str {
         "plain"
@@ -159,11 +160,12 @@ pub(crate) fn complete(rings: &Rings, written: &mut u32, posted: u32, qpn: u16) 
     }
 }
 
-/// Keeps what is posted from lying in steps of 64 bytes like the ring: loads and stores in step meet, or miss, the same
-/// address bits all the time, which is worth a fifth of the floor, by chance.
+/// Keeps the requests from lying in steps of 64 bytes as the ring does. Loads and stores in step always meet, or always
+/// miss, the same address bits, which changes the floor by a fifth, by chance.
 struct Spaced<T>(T, #[expect(dead_code, reason = "only there to take space")] u64);
 
-/// A send ring and its completion ring as a program has them, what it posts, and the other side of both.
+/// A send ring and its completion ring as a program has them, the requests to post, and the device's side of both
+/// rings.
 pub(crate) struct Rig {
     plain: Arc<Plain>,
     sq: CpuSendQueue<8>,
@@ -181,7 +183,8 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    /// A queue pair with 16-bit or 64-bit request ids. Regions and peers are leaked: they have to outlive it.
+    /// Creates a queue pair with 16-bit or 64-bit request ids. Regions and peers are leaked, because they have to
+    /// outlive it.
     pub(crate) fn new(req_id_64: bool, rings: Rings) -> Self {
         let attributes = DeviceAttributes { inline_bytes: 32, max_qp: 512, ..DeviceAttributes::default() };
         let plain = Arc::new(Plain { attributes, req_id_64, rings });
@@ -239,14 +242,14 @@ impl Rig {
                     store(ring.wrapping_add((producer & mask) as usize * 64).cast(), wqe.words());
                     producer = producer.wrapping_add(1);
                 }
-                // SAFETY: the register's page lives as long as `plain`, and is only accessed atomically.
+                // SAFETY: `rings` keeps the page of the register, which is accessed only as an `AtomicU32`.
                 unsafe { AtomicU32::from_ptr(doorbell) }.store(producer, Release);
             }
         }
         self.floor = producer;
     }
 
-    /// The floor with eight stores of 8 bytes, atomic as ring memory wants them.
+    /// The floor with eight stores of 8 bytes, atomic as ring memory requires.
     #[inline(never)]
     pub(crate) fn floor_8(&mut self, count: usize, batch: usize) {
         self.floor(count, batch, |slot, words| {
@@ -257,7 +260,7 @@ impl Rig {
         });
     }
 
-    /// The floor with four stores of 16 bytes, which Rust has no atomics for.
+    /// The floor with four stores of 16 bytes, for which Rust has no atomics.
     #[cfg(target_arch = "x86_64")]
     #[inline(never)]
     pub(crate) fn floor_16(&mut self, count: usize, batch: usize) {
@@ -274,12 +277,12 @@ impl Rig {
         });
     }
 
-    /// Plays the device: completes whatever was posted.
+    /// Plays the device: completes all requests that were posted.
     pub(crate) fn complete(&mut self) {
         complete(&self.plain.rings, &mut self.written, self.next as u32, QPN);
     }
 
-    /// Leaves the rings empty: for [`post`](Self::post).
+    /// Empties the rings, before [`post`](Self::post).
     pub(crate) fn drain(&mut self) {
         self.complete();
         let (first, count) = (self.taken, self.written.wrapping_sub(self.taken));
@@ -291,13 +294,13 @@ impl Rig {
         self.taken = self.written;
     }
 
-    /// Completes and takes what was posted, untimed and unchecked.
+    /// Completes all posted requests and takes their completions, untimed and unchecked.
     pub(crate) fn finish(&mut self) {
         self.complete();
         self.poll_32(self.written.wrapping_sub(self.taken) as usize);
     }
 
-    /// Leaves [`LAP`] completions in the ring: for the polls.
+    /// Fills the ring with [`LAP`] completions, before polls.
     pub(crate) fn refill(&mut self) {
         self.drain();
         self.post(LAP, REQUESTS).expect("an empty ring has room");
@@ -332,7 +335,7 @@ impl Rig {
         self.taken = self.taken.wrapping_add(count as u32);
     }
 
-    /// The floor of the polls: the phase bit looked at, all words of the entry loaded.
+    /// The floor of the polls: one look at the phase bit, and a load of all words of the entry.
     #[inline(never)]
     pub(crate) fn poll_floor(&mut self, count: usize) {
         let ring = self.plain.rings.completions.as_ptr().cast::<u64>();
