@@ -1,4 +1,4 @@
-/* Memory from outside: DMA-BUFs, and what a device writes into them. */
+/* External memory: DMA-BUFs, and the data that a device writes to them. */
 #define _GNU_SOURCE
 #include "peer.h"
 #include <fcntl.h>
@@ -7,7 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* A real DMA-BUF of the memory file's pages. */
+/* Creates a real DMA-BUF of the memory file's pages. */
 static int udmabuf_of(int memory, uint64_t len)
 {
 	struct udmabuf_create request = { .memfd = memory, .flags = UDMABUF_FLAGS_CLOEXEC, .size = len };
@@ -60,7 +60,7 @@ void register_dmabuf(void)
 	printf("memory %" PRIu64 " %u %u\n", rail->iova, rail->mr->lkey, rail->mr->rkey);
 }
 
-/* A word of the buffer, by its address or by the DMA-BUF. */
+/* Returns the location of a word of the buffer, by address or by DMA-BUF. */
 static struct efadv_memory_location word_at(uint64_t offset)
 {
 	struct efadv_memory_location place = { .type = EFADV_MEMORY_LOCATION_VA, .ptr = rail->buffer.bytes + offset };

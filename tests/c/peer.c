@@ -1,22 +1,22 @@
 /*
- * A peer on the vendor's library: a program on libibverbs and libefa that does what it is told, a line at a time, and answers each line
- * with one. Tests drive it through its standard input and output.
+ * A peer on the vendor's library: a program on libibverbs and libefa that executes commands, one in each line, and answers each line
+ * with another. Tests drive it through its standard input and output.
  *
  *   open [NAME]                          device NAME gid GID mtu BYTES max_rdma BYTES inline BYTES caps BITS
- *   use N                                ok         (lines are about the Nth open device from here on; at first about number 0)
- *   buffer len=N [unsealed] [udmabuf]    ok         (a memory file, for what is external or DMA-BUF below, at offsets in it)
- *   bytes at=N len=N                     bytes HEX  (of that)
+ *   use N                                ok         (selects the Nth open device for the following lines; at first number 0)
+ *   buffer len=N [unsealed] [udmabuf]    ok         (a memory file, for external memory and DMA-BUFs below, at offsets in it)
+ *   bytes at=N len=N                     bytes HEX  (of that file)
  *   cq entries=N [channel] [external at=N len=N [blind]]
  *                                        ok
  *   counter [external [dmabuf] at=N errors=N]
- *                                        ok         (queue pairs created later count all they do in it)
+ *                                        ok         (it counts all operations of queue pairs that are created later)
  *   set value=N [errors]                 ok         (the counter of completions, or of errors)
  *   add value=N [errors]                 ok
  *   memory len=N                         memory ADDR LKEY RKEY
  *   dmabuf at=N len=N iova=N             memory ADDR LKEY RKEY
  *   qp [ud] sq=N rq=N qkey=N [wide] [unsolicited] [hints]
  *                                        qp QPN entry BYTES entries N batch N caps BITS
- *   peer GID qpn=N qkey=N                ah N       (requests go there from here on)
+ *   peer GID qpn=N qkey=N                ah N       (sets the destination of all requests)
  *   fill at=N len=N seed=N               ok
  *   check at=N len=N seed=N              match | differ INDEX
  *   recv id=N at=N len=N [at2=N len2=N]  ok
@@ -29,14 +29,14 @@
  *   wqes first=N count=N                 wqes HEX   (entries of the send ring)
  *   count                                count COMPLETIONS ERRORS
  *   fork_init                            ok         (ibv_fork_init)
- *   fork                                 forked     (a child takes the lines over, until `exit` or `die`, which its parent answers)
- *   exit | die                           exited STATUS         (by itself, or by SIGKILL)
+ *   fork                                 forked     (a child executes the lines until `exit` or `die`, which its parent answers)
+ *   exit | die                           exited STATUS         (the child exits, or kills itself by SIGKILL)
  *   system COMMAND                       exited STATUS
  *   room                                 room KIND N KIND N ...    (how many more of each kind the device has)
- *   close                                ok         (everything destroyed, each without an error)
+ *   close                                ok         (destroys everything; a failure is an error)
  *
- * `plain` takes the older calls (ibv_post_send, ibv_poll_cq) in place of the extended ones. Offsets are into the memory. A line that
- * fails is answered with "error" and a reason.
+ * `plain` uses the older calls (ibv_post_send, ibv_poll_cq) instead of the extended ones. Offsets are relative to the memory. The answer to
+ * a line that fails is "error" and a reason.
  */
 #include "peer.h"
 #include <arpa/inet.h>
@@ -48,7 +48,7 @@
 static struct rail rails[8];
 struct rail *rail = rails;
 
-/* What a line says: words, some of them KEY=NUMBER. */
+/* The words of a line; some of them are KEY=NUMBER. */
 static char *words[16];
 static int word_count;
 
@@ -93,7 +93,7 @@ void answer(const char *what, int code)
 		puts("ok");
 }
 
-/* Byte number `index` of a pattern; the tests know it too. */
+/* Returns byte number `index` of the pattern that the tests compute, too. */
 static uint8_t pattern(uint64_t seed, uint64_t index)
 {
 	uint64_t mixed = (seed * 0x9e3779b97f4a7c15 + index) * 0xbf58476d1ce4e5b9;
@@ -155,7 +155,7 @@ static void create_memory(void)
 	printf("memory %" PRIu64 " %u %u\n", rail->iova, rail->mr->lkey, rail->mr->rkey);
 }
 
-/* Everything a counter can count here, minus what the device has not. */
+/* Returns all operations that a counter can count, without those that the device does not support. */
 static int attach_counter(void)
 {
 	struct ibv_comp_cntr_caps caps = {};
@@ -257,7 +257,7 @@ static void check(void)
 	puts("match");
 }
 
-/* The pieces of memory that a line names; how many. */
+/* Reads the pieces of memory that a line names, and returns their number. */
 static int pieces(struct ibv_sge sge[2])
 {
 	sge[0] = (struct ibv_sge){ rail->iova + number("at"), number("len"), rail->mr->lkey };
@@ -323,7 +323,7 @@ static void post(void)
 	answer("ibv_wr_complete", ibv_wr_complete(qpx));
 }
 
-/* A completion; what only receives have is 0 in others. */
+/* Answers with a completion. Fields that only receives have are 0 in others. */
 static void say_wc(const struct ibv_wc *wc, bool unsolicited, const char *sgid)
 {
 	bool recv = wc->opcode & IBV_WC_RECV, imm = recv && wc->wc_flags & IBV_WC_WITH_IMM;
@@ -398,7 +398,7 @@ static void poll_cq(void)
 			puts("none");
 			return;
 		}
-		/* The processor is shared with the device and the other side. */
+		/* The device and the other side need the processor, too. */
 		nanosleep(&(struct timespec){ .tv_nsec = 20000 }, NULL);
 	}
 }

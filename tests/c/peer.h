@@ -1,4 +1,4 @@
-/* What the parts of the peer share: what a line says, how it is answered, and what it is about. */
+/* Shared declarations of the peer: the words of a line, answers, and the objects of a device. */
 #pragma once
 #include <errno.h>
 #include <infiniband/efadv.h>
@@ -8,13 +8,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Memory that others can map: a file, and where it is mapped here. */
+/* Memory that other processes can map: a file, and its address in this process. */
 struct buffer {
 	int fd;
 	uint8_t *bytes;
 };
 
-/* An open device and one of everything on it. */
+/* An open device with one object of each kind. */
 struct rail {
 	struct ibv_context *device;
 	struct efadv_device_attr limits;
@@ -25,22 +25,22 @@ struct rail {
 	struct buffer buffer;
 	struct ibv_mr *mr;
 	uint8_t *memory; /* registered */
-	uint64_t iova;	 /* where that is for the device */
+	uint64_t iova;	 /* the device's address of it */
 	struct ibv_qp *qp;
 	struct efadv_wq_attr ring;
 	struct ibv_ah *ah;
 	uint32_t peer_qpn, peer_qkey;
 };
 
-/* The one that lines are about. */
+/* The device that the current line is about. */
 extern struct rail *rail;
 
-/* Whether the line has this word; the number in KEY=NUMBER, or 0; the line's word by position. */
+/* Return true if the line has this word; the number in KEY=NUMBER, or 0; the line's word at this index. */
 bool has(const char *word);
 uint64_t number(const char *key);
 const char *word(int index);
 
-/* The answer to a line that failed, and to one about a call that gives an error number. */
+/* Answer a line that failed; answer a line with the result of a call that returns an error number. */
 void error(const char *what, int code);
 void answer(const char *what, int code);
 

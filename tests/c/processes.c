@@ -1,4 +1,4 @@
-/* Other processes, and what they leave of a device. */
+/* Child processes, and the objects that they leave on a device. */
 #include "peer.h"
 #include <signal.h>
 #include <sys/wait.h>
@@ -9,7 +9,7 @@ static void say_end(int status)
 	printf("exited %d\n", status);
 }
 
-/* The child does what lines say until one says `exit` or `die`; meanwhile the parent waits. */
+/* Forks. The child executes the lines until `exit` or `die`; meanwhile the parent waits. */
 void fork_child(void)
 {
 	pid_t child = fork();
@@ -25,7 +25,7 @@ void fork_child(void)
 	}
 }
 
-/* The waiting parent answers. */
+/* Ends the child. The waiting parent answers. */
 void end_child(void)
 {
 	if (!strcmp(word(0), "die"))
@@ -38,7 +38,7 @@ void run_command(void)
 	say_end(system(word(1)));
 }
 
-/* More than any device has of the kinds below. */
+/* More than the number of objects of each kind below on any device. */
 #define MOST 4096
 
 static void *make_pd(void)

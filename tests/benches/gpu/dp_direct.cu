@@ -1,4 +1,4 @@
-// The vendor's device functions (efa-dp-direct), called as its interface asks, for kernels that do what ours in `measure.rs` do.
+// Kernels that do the same as ours in `measure.rs`, with the vendor's device functions (efa-dp-direct), called as their interface requires.
 //
 //     nvcc -O3 -arch=sm_90 -ptx -I FOLDER/CUDA/common -I FOLDER/CUDA/device -o dp_direct.ptx dp_direct.cu
 
@@ -29,7 +29,7 @@ static __device__ uint64_t now() {
     return ns;
 }
 
-// What its host side does in `efa_cuda_create_qp`.
+// Does what the vendor's host code does in `efa_cuda_create_qp`.
 extern "C" __global__ void dp_create(efa_cuda_qp *qp, const SendRing *handle) {
     memset(qp, 0, sizeof *qp);
     efa_cuda_wq *wq = &qp->sq.wq;
@@ -78,7 +78,7 @@ extern "C" __global__ void dp_post_warp(efa_cuda_qp *qp, const Work *work_at, ui
             request(&wqe, &work, (i + round) * 32 + lane);
             efa_cuda_sq_batch_place_wr(qp, round * 32 + lane, &wqe);
         }
-        // Each lane's stores before the doorbell of one.
+        // Orders every lane's stores before the doorbell, which one lane rings.
         __threadfence_system();
         __syncwarp();
         if (lane == 0)
