@@ -26,23 +26,23 @@ pub(crate) struct Options {
     /// Share of packets doubled in the second run, 0 to 1.
     #[arg(long, default_value_t = 0.1)]
     dup: f64,
-    /// Most time that a packet is held back in the second run, with unit; the time differs from packet to packet, so
-    /// they overtake each other.
+    /// Longest random delay of a packet in the second run, with unit. Each packet has another delay, so packets
+    /// overtake each other.
     #[arg(long, default_value = "1ms")]
     jitter: String,
-    /// How long nothing at all gets through at the start of the second run, with unit.
+    /// Time at the beginning of the second run in which no packet gets through, with unit.
     #[arg(long)]
     partition: Option<String>,
-    /// Kill node 1 in the middle of a third run, and show what node 0 makes of it.
+    /// Kill node 1 in the middle of a third run, and show how node 0 notices it.
     #[arg(long)]
     kill: bool,
-    /// Who posts node 0's writes, and polls their completions.
+    /// The processor that posts node 0's writes and polls their completions.
     #[arg(long, value_enum, default_value_t)]
     poster: Poster,
     /// Print the runs as JSON.
     #[arg(long)]
     json: bool,
-    /// Write what all devices did to this file, for `chrome://tracing` or ui.perfetto.dev.
+    /// Write all events of all devices to this file, for `chrome://tracing` or ui.perfetto.dev.
     #[arg(long)]
     trace: Option<PathBuf>,
 }

@@ -7,7 +7,7 @@ use efa_io::{Cqe16, Cqe32, RxDesc, Wqe64, Wqe128};
 /// Options of `efa dissect`.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// What the bytes are.
+    /// The kind of entry.
     #[arg(value_enum)]
     kind: Kind,
     /// The bytes, in hexadecimal; spaces and colons are ignored.

@@ -38,22 +38,23 @@ struct Args {
 enum Command {
     /// Lists the devices that can be opened.
     Devices {
-        /// As JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// One node: waits for the other (`--listen`) and is written to, or goes to it (`--connect`) and writes.
+    /// Runs one of two nodes: node 1 waits (`--listen`), node 0 connects to it (`--connect`) and writes into its
+    /// memory.
     Node(node::Options),
-    /// Two processes, each with a software device, and RDMA writes between them; then again over a bad network.
+    /// Runs two processes, each with a software device, and RDMA writes between them; then again over a bad network.
     Demo(demo::Options),
     /// Runs a program on software devices: it finds them through libibverbs and libefa, as it would find real ones.
     Run(run::Options),
-    /// Two processes that exchange everything there is for a given time, while faults come and go, and check all of it.
+    /// Runs two processes that exchange all kinds of traffic for a given time, while faults come and go, and check it.
     Soak(soak::Options),
-    /// One of the two.
+    /// Runs one of the two processes.
     #[command(hide = true)]
     SoakNode(soak::NodeOptions),
-    /// Lays an entry out field by field, from its bytes in hexadecimal.
+    /// Shows a ring entry field by field, from its bytes in hexadecimal.
     Dissect(dissect::Options),
 }
 

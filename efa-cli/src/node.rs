@@ -34,22 +34,22 @@ pub(crate) struct Options {
     /// The device to open; `efa devices` lists names.
     #[arg(long, default_value = "soft:udp=127.0.0.1:0")]
     pub(crate) device: String,
-    /// Be node 1: wait at this address (port 0 takes a free one) and be written to. Whoever connects and is no node 0
-    /// is refused.
+    /// Be node 1: wait at this address (port 0 stands for a free one), and let node 0 write into this node's memory.
+    /// Connections that are not from a node 0 are refused.
     #[arg(long, conflicts_with = "connect", value_name = "HOST:PORT")]
     pub(crate) listen: Option<String>,
-    /// Be node 0: go to the node at this address and write to it.
+    /// Be node 0: connect to node 1 at this address and write into its memory.
     #[arg(long, required_unless_present = "listen", value_name = "HOST:PORT")]
     pub(crate) connect: Option<String>,
     #[command(flatten)]
     pub(crate) work: Work,
-    /// Who posts node 0's writes, and polls their completions.
+    /// The processor that posts node 0's writes and polls their completions.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) poster: Poster,
     /// Print the report as a line of JSON.
     #[arg(long)]
     pub(crate) json: bool,
-    /// Write what the device did to this file, for `chrome://tracing` or ui.perfetto.dev. Software devices only.
+    /// Write all events of the device to this file, for `chrome://tracing` or ui.perfetto.dev. Software devices only.
     #[arg(long)]
     pub(crate) trace: Option<PathBuf>,
 }

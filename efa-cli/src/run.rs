@@ -18,25 +18,24 @@ use std::process::{Child, Command, ExitCode};
 /// Options of `efa run`.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Number of devices: rails.
+    /// Number of devices (rails).
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
     devices: u8,
     /// This host's address, for nodes on other hosts; 127.0.0.1 if not given.
     #[arg(long)]
     address: Option<Ipv4Addr>,
-    /// What the devices and their network are like, as after `soft:` in a device's name:
-    /// loss=0.1,delay=50us,profile=p5,…
+    /// Options of the devices and their network, as after `soft:` in a device's name: loss=0.1,delay=50us,profile=p5,…
     #[arg(long, value_name = "KEY=VALUE,…", default_value = "")]
     soft: String,
-    /// What one process may have of the devices at once, so that it leaves room for others:
-    /// opens=128,descriptors=8192,objects=90 (percent of what a device has),mapped=16g,registered=1t (bytes). What is
-    /// not named keeps its default.
+    /// Limits of what one process may have at the same time, so that it leaves room for others:
+    /// opens=128,descriptors=8192,objects=90 (percent of what a device has),mapped=16g,registered=1t (bytes). A limit
+    /// that is not given keeps its default.
     #[arg(long, value_name = "KEY=NUMBER,…", default_value = "")]
     quota: Quotas,
-    /// Shows the devices before the program starts.
+    /// Prints the devices before the program starts.
     #[arg(long)]
     verbose: bool,
-    /// The program and its arguments. The devices are there until it ends.
+    /// The program and its arguments. The devices exist until it ends.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     program: Vec<OsString>,
 }

@@ -7,7 +7,7 @@ use efa_soft::Gid;
 use efa_soft::wire::{Ack, Body, Data, Envelope, Hello, Lane, MessageHeader, Packet, WireOp};
 use std::ops::Range;
 
-/// Where packets have the fields that a reflection swaps, and their checksum.
+/// The positions of the fields that a reflection swaps, and of the checksum.
 const SRC: Range<usize> = 16..32;
 const DST: Range<usize> = 32..48;
 const SRC_INCARNATION: Range<usize> = 48..56;

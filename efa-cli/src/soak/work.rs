@@ -6,13 +6,13 @@ use std::time::Duration;
 /// The work of both nodes.
 #[derive(Args, Clone, Copy)]
 pub(crate) struct Work {
-    /// How long, for example 90s, 2m or 1h.
+    /// Duration, for example 90s, 2m or 1h.
     #[arg(long, default_value = "2m", value_parser = humantime::parse_duration)]
     pub(super) duration: Duration,
     /// Seed of requests, contents and faults.
     #[arg(long, default_value_t = 1)]
     pub(super) seed: u64,
-    /// Requests a second of each node; 0 is as many as it can.
+    /// Requests of each node per second; 0 means as many as possible.
     #[arg(long, default_value_t = 20_000)]
     pub(super) pace: u64,
 }
