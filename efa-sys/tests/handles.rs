@@ -4,7 +4,7 @@ mod fake;
 
 use efa_sys::sys::*;
 use efa_sys::*;
-use fake::{There, contexts, refuse, there};
+use fake::{ObjectCounts, contexts, object_counts, refuse};
 use std::any::Any;
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -82,15 +82,15 @@ fn what_is_dropped_is_destroyed_and_lets_go_of_what_it_was_made_of() {
     qp.attach_counter(&counter, IBV_QP_ATTACH_COMP_CNTR_OP_SEND).unwrap();
     let mr = Mr::register_dmabuf(&pd, null().as_fd(), 0, 4096, 0x10000, 0).unwrap();
     let ah = Ah::create(&pd, [1; 16]).unwrap();
-    let all = There { pds: 1, mrs: 1, ahs: 1, cqs: 2, qps: 1, counters: 1, channels: 1, twice: 0 };
+    let all = ObjectCounts { pds: 1, mrs: 1, ahs: 1, cqs: 2, qps: 1, counters: 1, channels: 1, twice: 0 };
     // In the reverse order of what the kernel allows: each handle keeps what it uses.
     drop((pd, channel, cq, external, counter));
-    assert_eq!(there(&context), all);
+    assert_eq!(object_counts(&context), all);
     drop((mr, ah));
-    assert_eq!(there(&context), There { mrs: 0, ahs: 0, ..all });
+    assert_eq!(object_counts(&context), ObjectCounts { mrs: 0, ahs: 0, ..all });
     assert!(ring_is.upgrade().is_some() && word_is.upgrade().is_some());
     drop(qp);
-    assert_eq!(there(&context), There::default());
+    assert_eq!(object_counts(&context), ObjectCounts::default());
     assert!(ring_is.upgrade().is_none() && word_is.upgrade().is_none());
     assert_eq!(Arc::strong_count(&context), 1);
 }
@@ -108,7 +108,7 @@ fn what_cannot_be_destroyed_keeps_its_memory_and_its_device_for_good_even_if_log
             refuse(&context, errno);
             assert_eq!([drop_under(panics, cq), drop_under(panics, counter)], [panics; 2]);
             assert!(ring_is.upgrade().is_some() && word_is.upgrade().is_some(), "the device may go on writing there");
-            assert_eq!(there(&context), There { cqs: 1, counters: 1, ..There::default() });
+            assert_eq!(object_counts(&context), ObjectCounts { cqs: 1, counters: 1, ..ObjectCounts::default() });
             assert_eq!(Arc::strong_count(&context), 3, "an open device is what they are made of");
         }
     }
@@ -143,7 +143,7 @@ fn what_something_is_made_of_is_not_even_tried_to_be_destroyed_if_that_cannot_be
         assert_eq!(told.deregister().unwrap_err().errno(), Some(libc::EIO));
         assert_eq!(Arc::strong_count(&pd), 4);
         drop(pd);
-        assert_eq!(there(&context), There { pds: 1, mrs: 2, ahs: 1, ..There::default() });
+        assert_eq!(object_counts(&context), ObjectCounts { pds: 1, mrs: 2, ahs: 1, ..ObjectCounts::default() });
         refuse(&context, 0);
     }
 }
@@ -156,9 +156,9 @@ fn memory_is_registered_until_deregistering_is_over() {
     let addr = NonNull::new(bytes.as_mut_ptr()).unwrap();
     // SAFETY: the bytes stay allocated until the end of the test, and nothing reads or writes them.
     let region = unsafe { Mr::register(&pd, addr, 4096, IBV_ACCESS_LOCAL_WRITE) }.unwrap();
-    assert_eq!(there(&context).mrs, 1);
+    assert_eq!(object_counts(&context).mrs, 1);
     region.deregister().unwrap();
-    assert_eq!((there(&context).mrs, Arc::strong_count(&pd)), (0, 1));
+    assert_eq!((object_counts(&context).mrs, Arc::strong_count(&pd)), (0, 1));
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn what_the_library_could_not_destroy_is_not_created() {
     let (word, word_is) = memory();
     let error = CompCounter::create_in(&context, null().as_fd(), 0, 64, Some(word)).err().unwrap().to_string();
     assert!(error.contains("has no ibv_destroy_comp_cntr"), "{error}");
-    assert_eq!(there(&context).counters, 0);
+    assert_eq!(object_counts(&context).counters, 0);
     assert!(word_is.upgrade().is_none(), "nobody ever wrote there");
 }
 
@@ -210,5 +210,5 @@ fn objects_of_two_devices_are_not_brought_together() {
     let again = Arc::new(again);
     let text = "efadv_create_qp_ex: the protection domain is of fake0, the send completion queue of fake0 (open twice)";
     refused(Qp::create(&pd_a, &cq(&again), &cq_a, &qp_attr()).err(), text);
-    assert_eq!((there(&a).qps, there(&b).qps, there(&again).qps), (1, 0, 0));
+    assert_eq!((object_counts(&a).qps, object_counts(&b).qps, object_counts(&again).qps), (1, 0, 0));
 }

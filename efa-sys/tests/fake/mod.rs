@@ -47,7 +47,7 @@ pub(crate) fn refuse(context: &Context, errno: i32) {
 
 /// The numbers of objects on a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct There {
+pub(crate) struct ObjectCounts {
     pub(crate) pds: i32,
     pub(crate) mrs: i32,
     pub(crate) ahs: i32,
@@ -60,10 +60,10 @@ pub(crate) struct There {
 }
 
 /// Counts the objects of this context.
-pub(crate) fn there(context: &Arc<Context>) -> There {
+pub(crate) fn object_counts(context: &Arc<Context>) -> ObjectCounts {
     let ibv_device_attr { max_pd, max_mr, max_ah, max_cq, max_ee, max_mw, max_rdd, max_mcast_grp, .. } =
         context.query_device().unwrap().orig_attr;
-    There {
+    ObjectCounts {
         pds: max_pd,
         mrs: max_mr,
         ahs: max_ah,

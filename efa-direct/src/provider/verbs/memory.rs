@@ -105,7 +105,7 @@ impl Drop for KeepUnlessReleased {
 #[cfg(test)]
 mod tests {
     use super::super::Verbs;
-    use super::super::fake::{contexts, refuse, there};
+    use super::super::fake::{contexts, object_counts, refuse};
     use super::*;
     use crate::Device;
     use crate::external::{DmabufRange, ExternalMemory};
@@ -176,14 +176,14 @@ mod tests {
         for register in register {
             let (kept, is) = owner();
             let registration = register(kept);
-            assert!(is.upgrade().is_some() && there(&verbs.context).mrs == 1);
+            assert!(is.upgrade().is_some() && object_counts(&verbs.context).mrs == 1);
             verbs.deregister(&registration);
-            assert!(is.upgrade().is_none() && there(&verbs.context).mrs == 0);
+            assert!(is.upgrade().is_none() && object_counts(&verbs.context).mrs == 0);
             verbs.deregister(&registration);
             // Dropping the registration is enough.
             let (kept, is) = owner();
             drop(register(kept));
-            assert!(is.upgrade().is_none() && there(&verbs.context).mrs == 0);
+            assert!(is.upgrade().is_none() && object_counts(&verbs.context).mrs == 0);
         }
         // Rings and counters keep their owners in the same way.
         let ((ring, ring_is), (word, word_is)) = (owner(), owner());
@@ -228,8 +228,8 @@ mod tests {
                 // SAFETY: the guard under test keeps the region's memory forever. If it did not, this load would fault,
                 // and the test would fail.
                 assert_eq!(unsafe { peer_sees.read_volatile() }, 7);
-                let there = there(&verbs.context);
-                assert_eq!((there.mrs, there.cqs, there.counters, there.twice), (2, 1, 1, 0));
+                let counts = object_counts(&verbs.context);
+                assert_eq!((counts.mrs, counts.cqs, counts.counters, counts.twice), (2, 1, 1, 0));
                 refuse(&verbs.context, 0);
             }
         }
