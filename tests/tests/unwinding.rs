@@ -1,5 +1,5 @@
-//! Tests that foreign code may panic inside the library: a `DeviceHandle`, a subscriber of `tracing`, a value that is dropped.
-//! Memory that was lent returns to its owner in any case.
+//! Tests that foreign code may panic inside the library: a `DeviceHandle`, a subscriber of `tracing`, a value that is
+//! dropped. Memory that was lent returns to its owner in any case.
 
 use efa_direct::*;
 use efa_memory::SharedMemory;
