@@ -22,8 +22,8 @@ impl Watch {
     /// Starts recording a device's events.
     pub(crate) fn over(device: &Device) -> Self {
         let events: Arc<Mutex<Vec<TraceEvent>>> = Arc::default();
-        if let Some(port) = device.soft_device() {
-            port.with(&mut |device| {
+        if let Some(handle) = device.soft_device() {
+            handle.with(&mut |device| {
                 let events = events.clone();
                 device.subscribe(Box::new(move |event: &TraceEvent| {
                     let mut events = events.lock();

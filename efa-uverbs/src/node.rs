@@ -129,7 +129,7 @@ impl Node {
         };
         let mut counters = Vec::new();
         for (number, spec) in devices.iter().enumerate() {
-            let started = spec.start(true).and_then(|port| SoftDevice::new(number as u8, port));
+            let started = spec.start(true).and_then(|handle| SoftDevice::new(number as u8, handle));
             let device = Arc::new(started.map_err(io_error(format!("starting device {number}")))?);
             let files = sysfs::add(&root, number as u32, &device).map_err(io_error("making the sysfs tree"))?;
             counters.push((device.clone(), files));

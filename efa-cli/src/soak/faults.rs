@@ -84,7 +84,7 @@ impl Trouble {
 
 /// The schedule of a device's faults.
 pub(super) struct Schedule {
-    port: Arc<dyn DeviceHandle>,
+    handle: Arc<dyn DeviceHandle>,
     rng: fastrand::Rng,
     node: usize,
     now: &'static str,
@@ -95,9 +95,9 @@ pub(super) struct Schedule {
 
 impl Schedule {
     pub(super) fn new(device: &Device, seed: u64, node: usize) -> Result<Self> {
-        let port = device.soft_device().context("the device has no faults to set: take a software device")?;
+        let handle = device.soft_device().context("the device has no faults to set: take a software device")?;
         let rng = fastrand::Rng::with_seed(seed.wrapping_mul(2).wrapping_add(node as u64));
-        Ok(Self { port, rng, node, now: "none", was_outage: false, until: Duration::from_secs(1), applied: 0 })
+        Ok(Self { handle, rng, node, now: "none", was_outage: false, until: Duration::from_secs(1), applied: 0 })
     }
 
     /// Starts the next fault if the current one is over.
@@ -121,8 +121,8 @@ impl Schedule {
 
     fn apply(&mut self, trouble: &Trouble) {
         self.now = trouble.name;
-        self.port.change_link(&mut |link| *link = LinkConfig { seed: link.seed, ..trouble.link });
-        self.port.with(&mut |device| {
+        self.handle.change_link(&mut |link| *link = LinkConfig { seed: link.seed, ..trouble.link });
+        self.handle.with(&mut |device| {
             device.set_faults(trouble.device);
             device.set_port(trouble.port_up);
         });

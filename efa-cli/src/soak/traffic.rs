@@ -495,8 +495,8 @@ impl Traffic {
     /// Waits until the device has counted every completion that was polled. The device counts in the same step in which
     /// it writes the entry, and a call of the device waits until that step is over.
     fn sync_counters(&self) {
-        if let Some(port) = self.objects.device.soft_device() {
-            port.with(&mut |_| {});
+        if let Some(handle) = self.objects.device.soft_device() {
+            handle.with(&mut |_| {});
         }
     }
 
