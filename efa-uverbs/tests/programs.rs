@@ -306,7 +306,7 @@ fn a_child_uses_what_it_inherited_with_memory_of_its_own() {
                 let second = alloc_pd(&device);
                 let other = open();
                 let fine = second.is_ok_and(|second| second != first) && Command::GET_CONTEXT.run(&other).is_ok();
-                // SAFETY: ends this process.
+                // SAFETY: `_exit` ends the child without running anything else of it.
                 unsafe { libc::_exit(if fine { 0 } else { 1 }) }
             }
             child => {
