@@ -9,6 +9,7 @@
 //! | wait for events | [`EventError`] |
 //! | hand a ring over, or take it back | [`HandOverError`], in a [`Refused`] with the ring |
 //! | use a GPU | `cuda::GpuError` |
+//! | simulate | `sim::SimError` |
 //!
 //! All of them convert into [`Error`], so that a program that makes many kinds of calls needs one type and `?`.
 
@@ -37,6 +38,10 @@ pub enum Error {
     /// A ring did not change hands.
     #[error(transparent)]
     HandOver(#[from] HandOverError),
+    /// A simulation refused.
+    #[cfg(feature = "soft")]
+    #[error(transparent)]
+    Sim(#[from] crate::sim::SimError),
     /// A call concerning a GPU failed.
     #[cfg(feature = "cuda")]
     #[error(transparent)]

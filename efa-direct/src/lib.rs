@@ -57,6 +57,7 @@
     feature = "cuda",
     doc = "| GPU | [`cuda::Gpu`], [`cuda::Mapped`], [`cuda::GpuMemory`], [`cuda::GpuRegion`], [`cuda::Kernel`], [`cuda::Watchdog`] |"
 )]
+#![cfg_attr(feature = "soft", doc = "| tests with several nodes, in simulated time | [`sim`] |")]
 #![cfg_attr(not(feature = "cuda"), doc = "| GPU | module `cuda`, with the feature `cuda` |")]
 //!
 //! # Features
@@ -111,6 +112,8 @@ mod region;
 mod ring;
 mod send;
 mod shared;
+#[cfg(feature = "soft")]
+pub mod sim;
 
 pub use counter::{CompletionCounter, ExternalCompletionCounter};
 pub use cq::{Completion, CompletionKind, CompletionQueue, CpuCompletionQueue, CqConfig, GpuCompletionQueue, Received};
