@@ -52,7 +52,7 @@
 //! | completion counter | [`CompletionCounter`], [`CounterOps`], [`CounterValue`] |
 //! | errors, by the kind of call | [`Error`], [`OpenError`], [`SetupError`], [`RangeError`], [`PostError`], [`EventError`], [`HandOverError`], [`Refused`] |
 //! | control path | [`Provider`](provider::Provider), [`RawRing`] |
-#![cfg_attr(feature = "soft", doc = "| software device | [`SoftSpec`], [`LinkCounters`], [`Device::soft_port`] |")]
+#![cfg_attr(feature = "soft", doc = "| software device | [`SoftSpec`], [`LinkCounters`], [`Device::soft_device`] |")]
 #![cfg_attr(
     feature = "cuda",
     doc = "| GPU | [`cuda::Gpu`], [`cuda::Mapped`], [`cuda::GpuMemory`], [`cuda::GpuRegion`], [`cuda::Kernel`], [`cuda::Watchdog`] |"

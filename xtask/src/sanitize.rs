@@ -23,7 +23,7 @@ const TESTS: &[&[&str]] = &[
     &["--package", "efa-memory", "--lib"],
     &["--package", "efa-soft", "--lib", "--test", "device", "--test", "statuses", "--test", "going_away"],
     &["--package", "efa-direct", "--lib", "--test", "shared_memory"],
-    &["--package", "efa-tests", "--test", "host_api", "--test", "real_time", "--test", "unwinding"],
+    &["--package", "efa-direct", "--test", "host_api", "--test", "real_time", "--test", "unwinding"],
 ];
 
 const HOST: &str = "x86_64-unknown-linux-gnu";

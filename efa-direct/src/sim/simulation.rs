@@ -111,7 +111,7 @@ impl Sim {
         let index = clockwork.lock().net.add(config);
         let handle = Arc::new(SimHandle::new(clockwork.clone(), index));
         nodes.insert(name.into(), Life { number, incarnation, handle: handle.clone() });
-        Ok(Device::from_soft_port(name, handle)?)
+        Ok(Device::from_soft_device(name, handle)?)
     }
 
     /// Removes a node's device with all its objects, as if the node's process had died. Peers get no answers any more,
@@ -144,7 +144,7 @@ impl Sim {
         Ok(())
     }
 
-    /// Changes the faults of a node's device from now on: a slow receiver, a slow device. [`Device::soft_port`] gives
+    /// Changes the faults of a node's device from now on: a slow receiver, a slow device. [`Device::soft_device`] gives
     /// access to everything else that can be done to a software device.
     ///
     /// # Errors

@@ -197,9 +197,9 @@ pub fn efa() -> &'static Path {
     EFA.get_or_init(|| built(&["build", "--package", "efa-cli"]))
 }
 
-/// Builds this package's test executable of this name and returns its path.
-pub fn test_executable(name: &str) -> PathBuf {
-    built(&["test", "--no-run", "--package", "efa-tests", "--test", name])
+/// Builds a package's test executable of this name and returns its path.
+pub fn test_executable(package: &str, name: &str) -> PathBuf {
+    built(&["test", "--no-run", "--package", package, "--test", name])
 }
 
 /// Returns the path of the executable that cargo builds with these arguments. Cargo builds a package's programs

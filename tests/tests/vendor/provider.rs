@@ -1,6 +1,5 @@
-//! Our own tests and demo again, with `efa_direct` on libefa's objects instead of a software device's.
+//! Tests of `efa-direct` and the demo again, with `efa_direct` on libefa's objects instead of a software device's.
 
-use efa_tests::DEVICES;
 use efa_tests::vendor::{EfaRun, Process, Vendor, efa, free_port, test_executable};
 use std::process::Command;
 use std::time::Duration;
@@ -25,10 +24,14 @@ const SMALL: &[&str] = &[
     "the_share_of_a_queue_pair_that_is_gone_is_free_once_its_completions_were_polled",
 ];
 
-/// Runs tests of one of this package's executables on a node with four devices.
+/// The environment variable with names of devices, which the tests of `efa-direct` read (`tests/common/mod.rs` there).
+const DEVICES: &str = "EFA_TEST_DEVICES";
+
+/// Runs one of the test executables of `efa-direct` on a node with four devices.
 fn ours(executable: &str, skipped: &[&str]) {
     let devices = (79..83).map(|bus| format!("rdmap{bus}s0")).collect::<Vec<_>>().join(",");
-    let mut command = EfaRun::new(&["--devices", "4"]).command(&Vendor::get().loaded(&test_executable(executable)));
+    let program = Vendor::get().loaded(&test_executable("efa-direct", executable));
+    let mut command = EfaRun::new(&["--devices", "4"]).command(&program);
     command.args(["--test-threads", "1"]).env(DEVICES, devices);
     command.args(skipped.iter().flat_map(|name| ["--skip", name]));
     let said = Process::start(&mut command, executable).finish(Duration::from_secs(120));

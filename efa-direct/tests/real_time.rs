@@ -1,7 +1,10 @@
 //! Tests of devices in real time: with a thread in this process, and over UDP on loopback.
 
+mod common;
+
+use common::open;
+use efa_direct::sim::{Node, NodeConfig};
 use efa_direct::*;
-use efa_tests::{Side, open};
 use std::os::unix::thread::JoinHandleExt;
 use std::time::{Duration, Instant};
 
@@ -240,24 +243,24 @@ fn devices_of_different_mtus_understand_each_other() {
     assert!(far.read_vec(..).unwrap() == [9; 65_536]);
 }
 
-/// Creates two sides. The first sends to the second.
-fn sides([a, b]: [Device; 2], cqs: [CqConfig; 2], config: QpConfig<8>) -> [Side; 2] {
-    let mut a = Side::new(a, 1, cqs[0], config, |_| ());
-    let b = Side::new(b, 2, cqs[1], config, |_| ());
-    a.meet(&b.endpoint);
+/// Creates two nodes on these devices. The first sends to the second.
+fn nodes(devices: [Device; 2], cqs: [CqConfig; 2], qp: QpConfig<8>) -> [Node; 2] {
+    let [a, b] = devices;
+    let node = |device, cq| Node::new(device, NodeConfig { cq, qp, ..NodeConfig::default() }).unwrap();
+    let (mut a, b) = (node(a, cqs[0]), node(b, cqs[1]));
+    a.learn(b.endpoint).unwrap();
     [a, b]
 }
 
 #[test]
 fn what_goes_to_another_subnet_never_arrives_and_nobody_is_told() {
     let config = QpConfig::new(8, 8).unreliable();
-    let [mut a, b] = sides(
+    let [mut a, b] = nodes(
         ["soft:subnet=1", "soft:subnet=2"].map(|name| Device::open(name).unwrap()),
         [CqConfig::new(64); 2],
         config,
     );
-    a.post(SendInline::new(b"hello?"), 1).unwrap();
-    a.sq.ring();
+    a.send_inline(b"hello?").to(&b).unwrap();
     assert_eq!(a.cq.wait(PATIENCE).unwrap().status, Status::Ok, "a datagram completes once it has left");
     assert_eq!((a.device.counters().tx_pkts, b.device.counters().rx_pkts), (1, 0));
 }
@@ -265,20 +268,18 @@ fn what_goes_to_another_subnet_never_arrives_and_nobody_is_told() {
 #[test]
 fn an_event_that_was_asked_for_survives_polling() {
     let cqs = [CqConfig::new(16), CqConfig::new(16).events()];
-    let [mut a, mut b] = sides([open(25), open(26)], cqs, QpConfig::new(8, 8));
-    let mut send = |rq: &mut CpuRecvQueue| {
-        rq.post(&[b.memory.slice(..64).unwrap()], 0).unwrap();
-        rq.ring();
-        a.post(SendInline::new(b"x"), 0).unwrap();
-        a.sq.ring();
+    let [mut a, mut b] = nodes([open(25), open(26)], cqs, QpConfig::new(8, 8));
+    let mut send = |b: &mut Node| {
+        b.receive(..64).unwrap();
+        a.send_inline(b"x").to(b).unwrap();
         assert!(a.cq.wait(PATIENCE).unwrap().status.is_ok());
     };
     for i in 0..20 {
-        send(&mut b.rq);
+        send(&mut b);
         // The poll writes its position to the register with which the event was just requested.
         b.cq.arm().unwrap();
         assert!(b.cq.poll_one().is_some());
-        send(&mut b.rq);
+        send(&mut b);
         let start = Instant::now();
         while !b.cq.take_event().unwrap() {
             assert!(start.elapsed() < PATIENCE, "round {i}: no event");
@@ -292,16 +293,16 @@ fn an_event_that_was_asked_for_survives_polling() {
 #[test]
 fn completions_of_a_queue_pair_that_is_gone_take_no_room_from_the_next() {
     let config = QpConfig::new(4, 1).unreliable();
-    let [a, _b] = sides([open(27), open(28)], [CqConfig::new(16).events(), CqConfig::new(16)], config);
-    let Side { device, pd, mut cq, peer, sq, rq, control, .. } = a;
-    let peer = peer.unwrap();
+    let [a, b] = nodes([open(27), open(28)], [CqConfig::new(16).events(), CqConfig::new(16)], config);
+    let Node { device, pd, mut cq, peers, sq, rq, control, .. } = a;
+    let peer = &peers[&b.endpoint];
     drop((sq, rq, control));
     for round in 0..8 {
         let qp = pd.create_qp(&cq, &cq, config).unwrap().activate(1).unwrap();
         let mut sq = qp.send.into_cpu();
         let sent_before = device.counters().tx_pkts;
         for i in 0..4 {
-            sq.post(&peer, SendInline::new(b"x"), i).unwrap();
+            sq.post(peer, SendInline::new(b"x"), i).unwrap();
         }
         sq.ring();
         let start = Instant::now();

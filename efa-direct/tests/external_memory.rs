@@ -2,12 +2,14 @@
 //! read.
 //!
 //! Software devices do not support such memory: there, the tests check the errors. On libefa's devices (see
-//! `vendor/provider.rs`) they use it.
+//! `tests/tests/vendor/provider.rs`) they use it.
 
+mod common;
+
+use efa_direct::sim::{Node, NodeConfig};
 use efa_direct::*;
 use efa_io::{Cqe32, Event};
 use efa_memory::{Backing, RingMemory, Shared, SharedMemory, Unit};
-use efa_tests::Side;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,9 +26,26 @@ fn piece<U: Unit>(memory: &Shared<U>, offset: u64, len: u64) -> DmabufRange<'_> 
 /// Opens a device. Returns it with `true` if it supports external memory, which a software device of this process does
 /// not.
 fn device(index: usize) -> (Device, bool) {
-    let device = efa_tests::open(index);
+    let device = common::open(index);
     let is_able = device.soft_device().is_none();
     (device, is_able)
+}
+
+/// Creates a node on this device.
+fn node(device: Device) -> Node {
+    Node::new(device, NodeConfig::default()).unwrap()
+}
+
+/// Creates two nodes on these devices that have met.
+fn pair(devices: [Device; 2]) -> [Node; 2] {
+    let [mut a, mut b] = devices.map(node);
+    a.meet(&mut b).unwrap();
+    [a, b]
+}
+
+/// Returns the status of the node's next completion.
+fn status(node: &mut Node) -> Status {
+    node.cq.wait(Duration::from_secs(10)).expect("it completes").status
 }
 
 /// Waits for the entry at this index of a ring that has not been polled.
@@ -58,15 +77,14 @@ fn a_completion_queue_in_memory_of_others_is_written_there_or_refused() {
     let handle = cq.handle_at(0x1000);
     assert_eq!((handle.ring, handle.doorbell, handle.mask, handle.cqe_size), (0x1000, 0, 127, 32));
 
-    let mut other = Side::new(efa_tests::open(1), 6, CqConfig::new(64), QpConfig::new(16, 16), |_| ());
+    let mut other = node(common::open(1));
     let pd = device.alloc_pd().unwrap();
     let refused = pd.create_qp(&cq, &cq, QpConfig::new(128, 64)).err().unwrap().to_string();
     assert!(refused.contains("the completion queue holds 128 entries"), "{refused}");
     let qp = pd.create_qp(&cq, &cq, QpConfig::new(16, 16)).unwrap().activate(5).unwrap();
-    other.meet(&qp.endpoint);
+    other.learn(qp.endpoint).unwrap();
     let peer = pd.peer(&other.endpoint).unwrap();
-    other.rq.post(&[other.memory.slice(..64).unwrap()], 1).unwrap();
-    other.rq.ring();
+    other.receive(..64).unwrap();
     let mut sq = qp.send.into_cpu();
     sq.post(&peer, SendInline::new(b"hello"), 7).unwrap();
     sq.ring();
@@ -104,17 +122,14 @@ fn a_completion_counter_in_memory_of_others_counts_there_or_is_refused() {
     }
     assert!(create(PAGE).is_err(), "past the end");
     let counter = create(ERRORS as u64).unwrap();
-    let attach = |qp: &QueuePair<8>| qp.attach_counter(&counter, CounterOps::SEND).unwrap();
-    let mut a = Side::new(device.clone(), 5, CqConfig::new(64), QpConfig::new(16, 16), attach);
-    let mut b = Side::new(efa_tests::open(1), 6, CqConfig::new(64), QpConfig::new(16, 16), |_| ());
-    a.meet(&b.endpoint);
-    b.meet(&a.endpoint);
-    for id in 0..3 {
-        b.rq.post(&[b.memory.slice(..64).unwrap()], id).unwrap();
-        b.rq.ring();
-        a.post(SendInline::new(b"hello"), id).unwrap();
-        a.sq.ring();
-        assert!(a.cq.wait(Duration::from_secs(10)).unwrap().status.is_ok());
+    let attach = |qp: &QueuePair<8>| qp.attach_counter(&counter, CounterOps::SEND);
+    let mut a = Node::prepared(device.clone(), NodeConfig::default(), attach).unwrap();
+    let mut b = node(common::open(1));
+    a.meet(&mut b).unwrap();
+    for _ in 0..3 {
+        b.receive(..64).unwrap();
+        a.send_inline(b"hello").to(&b).unwrap();
+        assert_eq!(status(&mut a), Status::Ok);
     }
     assert_eq!((memory.load_word(COUNT), memory.load_word(ERRORS)), (3, 0));
     counter.set(CounterValue::Errors, 9).unwrap();
@@ -138,17 +153,12 @@ fn a_region_of_a_dma_buf_is_source_and_target_or_refused() {
         assert!(error.contains("ExternalMemory::backed_by"), "{error}");
         return;
     }
-    let mut a = Side::new(first, 5, CqConfig::new(64), QpConfig::new(16, 16), |_| ());
-    let mut b = Side::new(efa_tests::open(1), 6, CqConfig::new(64), QpConfig::new(16, 16), |_| ());
-    a.meet(&b.endpoint);
-    b.meet(&a.endpoint);
+    let [mut a, mut b] = pair([first, common::open(1)]);
     let region = region(&a.pd, &memory).unwrap();
     assert_eq!((region.addr(), region.len()), (ELSEWHERE + 100, 5000));
     exchange(&mut a, &mut b, &region, &*memory, PAGE as usize + 100);
 }
 
-/// Writes from the region to the other side's memory, and back to another place of the region. Byte 0 of the region is
-/// byte `at` of `memory`.
 #[test]
 fn a_piece_of_a_dma_buf_keeps_its_place_of_a_page() {
     let pd = device(0).0.alloc_pd().unwrap();
@@ -160,19 +170,21 @@ fn a_piece_of_a_dma_buf_keeps_its_place_of_a_page() {
     assert!(!matches!(named(ELSEWHERE + 0x40), Err(SetupError::DmabufMisaligned { .. })));
 }
 
-fn exchange(a: &mut Side, b: &mut Side, region: &ExternalRegion, memory: &dyn Backing, at: usize) {
+/// Writes from the region to b's memory, and back to another place of the region. Byte 0 of the region is byte `at` of
+/// `memory`.
+fn exchange(a: &mut Node, b: &mut Node, region: &ExternalRegion, memory: &dyn Backing, at: usize) {
     let bytes: Vec<u8> = (0..1000u32).map(|i| (i * 7) as u8).collect();
     assert!(memory.write(at + 10, &bytes));
     let write = RdmaWrite::new(region.slice(10..1010).unwrap(), b.memory.remote().slice(50..1050).unwrap());
-    a.post(write, 1).unwrap();
+    a.post(b, write, 1).unwrap();
     a.sq.ring();
-    assert!(a.cq.wait(Duration::from_secs(10)).unwrap().status.is_ok());
+    assert_eq!(status(a), Status::Ok);
     assert_eq!(b.memory.read_vec(50..1050).unwrap(), bytes);
 
     let write = RdmaWrite::new(b.memory.slice(50..1050).unwrap(), region.remote().slice(4000..5000).unwrap());
-    b.sq.post(b.peer.as_ref().unwrap(), write, 2).unwrap();
+    b.sq.post(&b.peers[&a.endpoint], write, 2).unwrap();
     b.sq.ring();
-    assert!(b.cq.wait(Duration::from_secs(10)).unwrap().status.is_ok());
+    assert_eq!(status(b), Status::Ok);
     let mut back = vec![0; 1002];
     assert!(memory.read(at + 3999, &mut back));
     assert_eq!((back[0], &back[1..1001], back[1001]), (0, &bytes[..], 0));
@@ -221,15 +233,9 @@ impl Backing for Distant {
     }
 }
 
-/// Creates two sides on software devices, even if other devices were chosen.
-fn soft(first: u32) -> [Side; 2] {
-    let [mut a, mut b] = [first, first + 1].map(|index| {
-        let device = Device::open(&format!("soft{index}")).unwrap();
-        Side::new(device, 5, CqConfig::new(64), QpConfig::new(16, 16), |_| ())
-    });
-    a.meet(&b.endpoint);
-    b.meet(&a.endpoint);
-    [a, b]
+/// Creates two nodes on software devices, even if other devices were chosen.
+fn soft(first: u32) -> [Node; 2] {
+    pair([first, first + 1].map(|index| Device::open(&format!("soft{index}")).unwrap()))
 }
 
 #[test]
@@ -259,9 +265,9 @@ fn a_region_of_memory_of_others_is_not_touched_once_it_is_gone() {
     assert_eq!((Arc::strong_count(&owner), Arc::strong_count(&backing)), (1, 1), "what was given is given back");
     b.memory.write(0, b"too late").unwrap();
     let write = RdmaWrite::new(b.memory.slice(..8).unwrap(), remote);
-    b.sq.post(b.peer.as_ref().unwrap(), write, 1).unwrap();
+    b.sq.post(&b.peers[&a.endpoint], write, 1).unwrap();
     b.sq.ring();
-    assert_eq!(b.cq.wait(Duration::from_secs(10)).unwrap().status, Status::RemoteBadAddress);
+    assert_eq!(status(&mut b), Status::RemoteBadAddress);
     let mut bytes = [1; 4 * PAGE as usize];
     assert!(memory.read(0, &mut bytes));
     assert!(bytes.iter().all(|&byte| byte == 0));
