@@ -183,7 +183,7 @@ pub(crate) struct QueuePair {
     pub(crate) qkey: u32,
     /// How often a message is offered again to a receiver that is not ready; `None` means without limit.
     pub(crate) rnr_retries: Option<u32>,
-    /// Completion counters by kind, as [`CounterOps`](crate::CounterOps) numbers them.
+    /// Completion counters by kind, as [`CounterOps`] numbers them.
     pub(crate) counters: [Option<u32>; CounterOps::KINDS],
     /// WQEs have 128 bytes instead of 64.
     wqe_128: bool,
