@@ -17,7 +17,8 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The configuration of a queue pair. `W` is the size of its WQEs in 64-bit words: 8, or 16 after [`wqe_128`](Self::wqe_128).
+/// The configuration of a queue pair. `W` is the size of its WQEs in 64-bit words: 8, or 16 after
+/// [`wqe_128`](Self::wqe_128).
 #[derive(Clone, Copy, Debug)]
 pub struct QpConfig<const W: usize = 8> {
     send_entries: u32,

@@ -66,8 +66,9 @@ where
     completed: u32,
     /// Offset of the next WQE's slot in the ring, in bytes.
     ///
-    /// This, `refill_at`, `lap` and `phase` stand for a [`WqCursor`], whose slot and phase every post would compute anew. They
-    /// are one of the changes that took a post from twice as many instructions to 62 (`results/post_poll.md`).
+    /// This, `refill_at`, `lap` and `phase` stand for a [`WqCursor`], whose slot and phase every post would compute
+    /// anew. They are one of the changes that took a post from twice as many instructions to 62
+    /// (`results/post_poll.md`).
     at: usize,
     /// Offset at which `post` calls `refill`: the ring seems full, or the batch is full, or the ring wraps.
     refill_at: usize,

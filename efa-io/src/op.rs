@@ -315,8 +315,8 @@ impl RdmaRead {
 }
 
 /// Defines the methods that all operations have. Its arguments are the operation, its row of the table, what its check
-/// refuses, the generic parameter and the number of words of its WQEs, the same for its own `check`, and which of `hints`
-/// and `imm` it takes.
+/// refuses, the generic parameter and the number of words of its WQEs, the same for its own `check`, and which of
+/// `hints` and `imm` it takes.
 ///
 /// The methods with these names are there beside those of [`Operation`] because they are `const`. The most inline bytes
 /// are a constant of their own, so that the compiler compares with a number and not with a place in the table.

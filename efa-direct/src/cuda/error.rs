@@ -29,7 +29,10 @@ pub enum GpuError {
     )]
     NoCuda,
     /// The driver is too old.
-    #[error("NVIDIA's driver is for CUDA {}.{}, {}.{} is needed: install a newer driver", found.0, found.1, needed.0, needed.1)]
+    #[error(
+        "NVIDIA's driver is for CUDA {}.{}, {}.{} is needed: install a newer driver",
+        found.0, found.1, needed.0, needed.1
+    )]
     DriverTooOld {
         /// The CUDA release of the driver.
         found: (u32, u32),

@@ -184,7 +184,8 @@ impl Revocable {
     }
 }
 
-/// Revokes memory when dropped, also by unwinding: anybody's code may run behind a [`DeviceHandle`], or listen to `tracing`.
+/// Revokes memory when dropped, also by unwinding: anybody's code may run behind a [`DeviceHandle`], or listen to
+/// `tracing`.
 struct RevokeOnDrop<'r>(&'r Revocable);
 
 impl Drop for RevokeOnDrop<'_> {

@@ -409,7 +409,10 @@ unsafe impl Provider for Verbs {
         let attr = self.qp_attr(&request);
         self.check_depths(&request, &attr)?;
         if request.rnr_retry.is_some() && !self.query.has_capability(EFADV_DEVICE_ATTR_CAPS_RNR_RETRY) {
-            return Err(ControlError::Unsupported("a limit of retries to a receiver that is not ready: create the queue pair without `QpConfig::rnr_retry`").into());
+            return Err(ControlError::Unsupported(
+                "a limit of retries to a receiver that is not ready: create the queue pair without `QpConfig::rnr_retry`",
+            )
+            .into());
         }
         let pd = lookup(&self.pds, "protection domain", request.pd)?;
         let send_cq = lookup(&self.cqs, "completion queue", request.send_cq)?;

@@ -77,8 +77,8 @@ pub(super) struct Bell {
     pub(super) doorbell: *mut u32,
     pub(super) state: *mut u32,
     pub(super) size: RingSize,
-    /// log2 of the entries, for the laps of marks. Counted from the mask at every look, it makes the kernel `send_by_many`
-    /// 35 instructions longer (PTX for sm_90).
+    /// log2 of the entries, for the laps of marks. Counted from the mask at every look, it makes the kernel
+    /// `send_by_many` 35 instructions longer (PTX for sm_90).
     pub(super) shift: u32,
 }
 
