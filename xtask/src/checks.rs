@@ -45,6 +45,7 @@ const CHECKS: &[Check] = &[
         args: &["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"],
         env: &[],
     },
+    Check { name: "structure", needs: None, args: &["xtask", "structure"], env: &[] },
     Check {
         name: "unit, property, simulation, compile-fail and demo tests",
         needs: None,
