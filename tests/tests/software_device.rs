@@ -1,25 +1,19 @@
 //! Tests of the host API with features of software devices: completion queues with several sub-queues, datagrams,
 //! counters, events, and programs that fork.
 
+use efa_direct::sim::{Node, NodeConfig, Sim};
 use efa_direct::*;
 use efa_soft::driver::{IdleMode, LocalNetwork};
 use efa_soft::{DeviceConfig, LinkConfig};
-use efa_tests::{Side, Sim};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Makes two sides know each other.
-fn meet(a: &mut Side, b: &mut Side) {
-    a.meet(&b.endpoint);
-    b.meet(&a.endpoint);
+fn node(device: Device, qp: QpConfig<8>) -> Node {
+    Node::new(device, NodeConfig { cq: CqConfig::new(32), qp, ..NodeConfig::default() }).unwrap()
 }
 
-fn side(device: Device, config: QpConfig<8>) -> Side {
-    Side::new(device, 5, CqConfig::new(32), config, |_| ())
-}
-
-/// Creates two sides on devices with a network of their own, in real time. The first device's completion queues have
+/// Creates two devices with a network of their own, in real time. The first device's completion queues have
 /// this many sub-queues.
 fn local(sub_cqs: u16) -> (LocalNetwork, [Device; 2]) {
     let network = LocalNetwork::start(LinkConfig::default(), IdleMode::Nap).unwrap();
@@ -31,46 +25,37 @@ fn local(sub_cqs: u16) -> (LocalNetwork, [Device; 2]) {
 }
 
 /// Posts a write of eight bytes, and rings.
-fn write(sq: &mut CpuSendQueue<8>, peer: &Option<Peer>, from: &Region<'_>, to: &Region<'_>, wr_id: u64) {
+fn write(sq: &mut CpuSendQueue<8>, peer: &Peer, from: &Region<'_>, to: &Region<'_>, wr_id: u64) {
     let write = RdmaWrite::new(from.slice(..8).unwrap(), to.remote().slice(..8).unwrap());
-    sq.post(peer.as_ref().unwrap(), write, wr_id).unwrap();
+    sq.post(peer, write, wr_id).unwrap();
     sq.ring();
 }
 
-/// Creates further queue pairs of a side and returns their send queues.
-fn more_rings<const N: usize>(side: &Side) -> [CpuSendQueue<8>; N] {
+/// Creates further queue pairs of a node and returns their send queues.
+fn more_rings<const N: usize>(node: &Node) -> [CpuSendQueue<8>; N] {
     [(); N].map(|()| {
-        let qp = side.pd.create_qp(&side.cq, &side.cq, QpConfig::new(8, 1)).unwrap();
+        let qp = node.pd.create_qp(&node.cq, &node.cq, QpConfig::new(8, 1)).unwrap();
         qp.activate(5).unwrap().send.into_cpu()
     })
 }
 
-/// Returns the next completion in simulated time.
-fn next(sim: &mut Sim, cq: &mut CpuCompletionQueue) -> Option<Completion> {
-    let mut completion = None;
-    sim.run_until(Duration::from_secs(1), || {
-        completion = cq.poll_one();
-        completion.is_some()
-    });
-    completion
-}
-
 #[test]
 fn a_completion_queue_of_several_rings_is_read_as_one() {
-    let mut sim = Sim::new(LinkConfig::default());
-    let mut a = side(sim.add(0, |config| config.sub_cqs = 4), QpConfig::new(1, 1));
-    let mut b = side(sim.add(1, |_| ()), QpConfig::new(1, 1));
-    meet(&mut a, &mut b);
+    let mut sim = Sim::with_seed(1);
+    let mut a = node(sim.device("a", |config| config.sub_cqs = 4).unwrap(), QpConfig::new(1, 1));
+    let mut b = sim.node("b").unwrap();
+    a.meet(&mut b).unwrap();
     let refused = a.device.create_cq(CqConfig::new(32)).unwrap().into_gpu().err().unwrap();
     assert_eq!(refused.error, HandOverError::SubQueues { count: 4 }, "{refused}");
     let mut rings: [_; 3] = more_rings(&a);
-    let Side { mut cq, peer, memory, pd: _pd, .. } = a;
+    let Node { mut cq, peers, memory, pd: _pd, .. } = a;
+    let peer = &peers[&b.endpoint];
     for lap in 0..40 {
         // Different numbers of entries in each sub-queue, so that they wrap at different times.
         for (i, ring) in (0..).zip(&mut rings) {
-            (0..=2 * i).for_each(|wr_id| write(ring, &peer, &memory, &b.memory, lap * 100 + 10 * i + wr_id));
+            (0..=2 * i).for_each(|wr_id| write(ring, peer, &memory, &b.memory, lap * 100 + 10 * i + wr_id));
         }
-        let mut ids: Vec<u64> = (0..9).map(|_| next(&mut sim, &mut cq).unwrap().wr_id).collect();
+        let mut ids: Vec<u64> = (0..9).map(|_| sim.completion(&mut cq).unwrap().wr_id).collect();
         ids.sort();
         assert_eq!(ids, [0, 10, 11, 12, 20, 21, 22, 23, 24].map(|id| lap * 100 + id));
         cq = cq.into_idle().unwrap().into_cpu(); // the position in each sub-queue is kept
@@ -81,12 +66,13 @@ fn a_completion_queue_of_several_rings_is_read_as_one() {
 #[test]
 fn a_sleeper_is_woken_by_a_completion_in_any_ring() {
     let (_network, [a, b]) = local(4);
-    let mut a = Side::new(a, 5, CqConfig::new(32).events(), QpConfig::new(1, 1), |_| ());
-    let mut b = side(b, QpConfig::new(1, 1));
-    meet(&mut a, &mut b);
+    let cq = CqConfig::new(32).events();
+    let mut a = Node::new(a, NodeConfig { cq, qp: QpConfig::new(1, 1), ..NodeConfig::default() }).unwrap();
+    let mut b = node(b, QpConfig::new(1, 1));
+    a.meet(&mut b).unwrap();
     let mut rings: [_; 2] = more_rings(&a);
     for i in 0..100 {
-        write(&mut rings[i as usize % 2], &a.peer, &a.memory, &b.memory, i);
+        write(&mut rings[i as usize % 2], &a.peers[&b.endpoint], &a.memory, &b.memory, i);
         let completion = loop {
             assert!(a.cq.wait_event(PATIENCE).unwrap(), "write {i} woke nobody");
             if let Some(completion) = a.cq.poll_one() {
@@ -99,28 +85,25 @@ fn a_sleeper_is_woken_by_a_completion_in_any_ring() {
 
 #[test]
 fn a_datagram_arrives_behind_its_prefix_and_rdma_is_refused_before_it_is_posted() {
-    let mut sim = Sim::new(LinkConfig::default());
+    let mut sim = Sim::with_seed(1);
     let config = QpConfig::new(4, 4).unreliable().recv_bufs(2);
-    let [mut a, mut b] = [0, 1].map(|index| side(sim.add(index, |_| ()), config));
-    a.meet(&b.endpoint);
+    let [mut a, mut b] = ["a", "b"].map(|name| node(sim.device(name, |_| ()).unwrap(), config));
+    a.learn(b.endpoint).unwrap();
     let buffers = [b.memory.slice(..u64::from(UD_PREFIX)).unwrap(), b.memory.slice(100..200).unwrap()];
     b.rq.post(&buffers, 3).unwrap();
     b.rq.ring();
-    a.post(SendInline::new(b"hello").imm(9), 1).unwrap();
-    a.sq.ring();
-    let sent = next(&mut sim, &mut a.cq).unwrap();
-    assert_eq!((sent.wr_id, sent.status, sent.kind), (1, Status::Ok, CompletionKind::Send(OpCode::Send)));
-    let completion = next(&mut sim, &mut b.cq).unwrap();
+    let id = a.send_inline(b"hello").imm(9).to(&b).unwrap();
+    let sent = sim.completion(&mut a.cq).unwrap();
+    assert_eq!((sent.wr_id, sent.status, sent.kind), (id, Status::Ok, CompletionKind::Send(OpCode::Send)));
+    let completion = sim.completion(&mut b.cq).unwrap();
     let CompletionKind::Receive(received) = completion.kind else { panic!("{completion:?}") };
     assert_eq!((completion.wr_id, received.length, received.imm), (3, UD_PREFIX + 5, Some(9)));
     assert_eq!((received.ah, received.src_gid), (None, Some(a.endpoint.gid.0)), "nobody made a handle for the sender");
     assert_eq!(b.memory.read_vec(100..105).unwrap(), b"hello");
 
-    let (local, remote) = (a.memory.slice(..8).unwrap(), b.memory.remote().slice(..8).unwrap());
-    let peer = a.peer.as_ref().unwrap();
     for (refused, what) in [
-        (a.sq.post(peer, RdmaWrite::new(local, remote), 2), "RDMA write is not available on this queue"),
-        (a.sq.post(peer, RdmaRead::new(local, remote), 2), "RDMA read is not available on this queue"),
+        (a.write(..8).to(&b, 0), "RDMA write is not available on this queue"),
+        (a.read(..8).from(&b, 0), "RDMA read is not available on this queue"),
     ] {
         let refused = refused.unwrap_err().to_string();
         assert!(refused.contains(what), "{refused}");
@@ -133,26 +116,31 @@ fn a_datagram_arrives_behind_its_prefix_and_rdma_is_refused_before_it_is_posted(
 
 #[test]
 fn a_counter_counts_for_as_long_as_a_queue_pair_has_it() {
-    let mut sim = Sim::new(LinkConfig::default());
-    let device = sim.add(0, |config| config.attributes.max_counters = 1);
+    let mut sim = Sim::with_seed(1);
+    let device = sim.device("a", |config| config.attributes.max_counters = 1).unwrap();
     let counter = device.create_counter().unwrap();
-    let mut b = side(sim.add(1, |_| ()), QpConfig::new(4, 4));
+    let mut b = sim.node("b").unwrap();
     let foreign = b.device.create_counter().unwrap();
-    let mut a = Side::new(device.clone(), 5, CqConfig::new(32), QpConfig::new(4, 4), |qp| {
-        qp.attach_counter(&counter, CounterOps::RDMA_WRITE).unwrap();
+    let mut a = Node::prepared(device.clone(), NodeConfig::default(), |qp| {
+        qp.attach_counter(&counter, CounterOps::RDMA_WRITE)?;
         assert!(matches!(qp.attach_counter(&counter, CounterOps::RDMA_WRITE), Err(SetupError::Control(_))));
         assert!(matches!(qp.attach_counter(&foreign, CounterOps::SEND), Err(SetupError::ForeignCounter)));
-    });
-    meet(&mut a, &mut b);
+        Ok(())
+    })
+    .unwrap();
+    a.meet(&mut b).unwrap();
     counter.set(CounterValue::Completions, COUNTER_MAX).unwrap();
     let earlier = counter.completions();
-    (0..3).for_each(|wr_id| write(&mut a.sq, &a.peer, &a.memory, &b.memory, wr_id));
-    assert!(sim.run_until(Duration::from_secs(1), || counter.completions_since(earlier) == 3));
+    for _ in 0..3 {
+        a.write(..8).to(&b, 0).unwrap();
+    }
+    sim.settle().unwrap();
+    assert_eq!(counter.completions_since(earlier), 3);
     assert_eq!((counter.completions(), counter.errors()), (2, 0), "it wrapped");
-    b.peer = None;
-    write(&mut a.sq, &a.peer, &a.memory, &b.memory, 3);
-    assert!(sim.run_until(Duration::from_secs(1), || counter.errors() == 1));
-    assert_eq!(counter.completions(), 2);
+    b.peers.clear();
+    a.write(..8).to(&b, 0).unwrap();
+    sim.settle().unwrap();
+    assert_eq!((counter.completions(), counter.errors()), (2, 1));
     drop(counter);
     assert!(device.create_counter().is_err(), "the queue pair has the only one there is");
     drop(a);
@@ -161,8 +149,8 @@ fn a_counter_counts_for_as_long_as_a_queue_pair_has_it() {
 
 #[test]
 fn a_port_that_goes_down_is_an_event() {
-    let sim = Sim::new(LinkConfig::default());
-    let device = sim.add(0, |_| ());
+    let mut sim = Sim::with_seed(1);
+    let device = sim.device("a", |_| ()).unwrap();
     assert_eq!(device.next_event(), None);
     for up in [false, true] {
         device.soft_device().unwrap().with(&mut |device| device.set_port(up));
@@ -174,11 +162,13 @@ fn a_port_that_goes_down_is_an_event() {
 #[test]
 fn a_program_may_fork_in_the_middle_of_its_traffic() {
     let (_network, devices) = local(1);
-    let [mut a, mut b] = devices.map(|device| side(device, QpConfig::new(16, 1)));
-    meet(&mut a, &mut b);
+    let [mut a, mut b] = devices.map(|device| node(device, QpConfig::new(16, 1)));
+    a.meet(&mut b).unwrap();
     for round in 0..20u64 {
         a.memory.write(0, &round.to_le_bytes()).unwrap();
-        (0..16).for_each(|wr_id| write(&mut a.sq, &a.peer, &a.memory, &b.memory, wr_id));
+        for _ in 0..16 {
+            a.write(..8).to(&b, 0).unwrap();
+        }
         // SAFETY: the child calls only `_exit`, which is safe whatever the other threads of the parent were doing.
         let child = unsafe { libc::fork() };
         if child == 0 {

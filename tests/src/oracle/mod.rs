@@ -21,10 +21,9 @@ mod op;
 mod sizes;
 mod weather;
 
-use crate::Sim;
+use efa_direct::sim::{LinkConfig, Sim};
 use efa_direct::*;
 use efa_io::{SendWqe, Wqe};
-use efa_soft::{LinkConfig, Time};
 use node::{Room, SendQ, SimNode};
 use op::{Bad, Kind, Op, content};
 use sizes::{DEATH_NOTICE, NODES, QPS, REST, SLOT, SQ, UD};
@@ -97,7 +96,7 @@ struct Pending {
     shelf: Option<usize>,
     /// The lives of the poster and of its peer when the operation was posted.
     lives: [u64; 2],
-    posted_at: Time,
+    posted_at: Duration,
     completed: bool,
     /// `true` while its message has not arrived.
     expected: bool,
@@ -107,7 +106,7 @@ struct Pending {
 
 /// A slot that rests before it can be used again.
 struct Resting {
-    until: Time,
+    until: Duration,
     node: usize,
     life: u64,
     room: Room,
@@ -127,7 +126,7 @@ struct Simulation {
     pending: BTreeMap<u64, Pending>,
     resting: VecDeque<Resting>,
     /// The messages of doomed operations that have ended, with the time until which they may still arrive.
-    late_messages: BTreeMap<u64, Time>,
+    late_messages: BTreeMap<u64, Duration>,
     /// The next operation to post.
     next: Op,
     outcome: Outcome,
@@ -159,8 +158,9 @@ impl Drop for PrintOnPanic {
 
 impl Simulation {
     fn new(plan: &Plan) -> Self {
-        let sim = Sim::new(plan.link);
-        let nodes: Vec<SimNode> = (0..NODES).map(|n| SimNode::new(&sim, n, 0, plan.churn)).collect();
+        let mut sim = Sim::with_seed(plan.link.seed);
+        sim.network(|link| *link = plan.link).unwrap();
+        let nodes: Vec<SimNode> = (0..NODES).map(|n| SimNode::new(&mut sim, n, 0, plan.churn)).collect();
         let mut simulation = Self {
             seed: plan.seed,
             operations: plan.operations,
@@ -240,7 +240,7 @@ impl Simulation {
             if progress {
                 last_progress = self.sim.now();
             }
-            let stalled = self.sim.now().since(last_progress) > Duration::from_secs(30);
+            let stalled = self.sim.now() - last_progress > Duration::from_secs(30);
             assert!(!stalled, "nothing happens any more; under way: {:#?}", self.pending);
         }
         self.drain_and_check()
@@ -339,10 +339,10 @@ impl Simulation {
         self.outcome.deaths += 1;
         self.add_counters(n);
         self.doom(|op| op.to == n || op.from == n);
-        self.sim.kill(n);
+        self.sim.kill(self.nodes[n].device.name()).unwrap();
         // The dead node's objects are dropped before the new node exists, so that they cannot affect it.
         let life = self.nodes.remove(n).life + 1;
-        self.nodes.insert(n, SimNode::new(&self.sim, n, life, self.churn));
+        self.nodes.insert(n, SimNode::new(&mut self.sim, n, life, self.churn));
         self.introduce(n);
         // Nobody polls the completions of the dead node's own operations, so these operations end here.
         let own: Vec<u64> = self.pending.iter().filter(|(_, p)| p.op.from == n).map(|(&id, _)| id).collect();

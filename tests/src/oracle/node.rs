@@ -1,12 +1,12 @@
 //! A node: a device with objects of every kind, and the expected content of its memory.
 
 use super::sizes::{MTU, QPS, RECEIVES, SLOT, SLOTS, SQ};
-use crate::Sim;
+use efa_direct::sim::Sim;
 use efa_direct::*;
 use efa_io::{SendWqe, Wqe};
-use efa_soft::Time;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The size of a receive in bytes.
 const TRAY: usize = MTU + UD_PREFIX as usize;
@@ -91,7 +91,7 @@ pub(super) struct SimNode {
     tray: Region<'static>,
     /// The number of the node's previous lives.
     pub(super) life: u64,
-    pub(super) born_at: Time,
+    pub(super) born_at: Duration,
     /// The numbers that its queue pairs have had.
     numbers: HashSet<u16>,
     /// How often a queue pair got a number again.
@@ -100,11 +100,11 @@ pub(super) struct SimNode {
 
 impl SimNode {
     /// Creates node `n` in this life. With `few_numbers`, queue pair numbers are soon reused.
-    pub(super) fn new(sim: &Sim, n: usize, life: u64, few_numbers: bool) -> Self {
+    pub(super) fn new(sim: &mut Sim, n: usize, life: u64, few_numbers: bool) -> Self {
         // The devices differ: 16- and 64-bit request ids, one and several sub-queues, one and several paths.
-        let device = sim.add(n as u32, |config| {
+        let device = sim.device(&format!("node {n}"), |config| {
             config.attributes.mtu = MTU as u32;
-            config.incarnation = life + 1;
+            config.seed = n as u64;
             config.req_id_64 = n == 1;
             config.sub_cqs = [1, 1, 3][n];
             config.paths = [4, 1, 2][n];
@@ -112,6 +112,7 @@ impl SimNode {
                 config.attributes.max_qp = 1 << 14; // leaves two bits to distinguish queue pairs of one index
             }
         });
+        let device = device.unwrap();
         let pd = Arc::new(device.alloc_pd().unwrap());
         let cq = device.create_cq(CqConfig::new(4096)).unwrap().into_cpu();
         let qps = std::array::from_fn(|q| Qp::new(&device, &pd, &cq, q));

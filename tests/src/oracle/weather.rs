@@ -2,8 +2,7 @@
 
 use super::node::SimNode;
 use super::sizes::{NODES, REST};
-use crate::Sim;
-use efa_soft::{Faults, LinkConfig, PathConfig, Time};
+use efa_direct::sim::{Faults, LinkConfig, PathConfig, Sim};
 use std::time::Duration;
 
 /// The current faults.
@@ -11,12 +10,12 @@ pub(super) struct Weather {
     /// The configuration of the network without further faults.
     base: LinkConfig,
     /// The end of the current faults.
-    until: Time,
+    until: Duration,
 }
 
 impl Weather {
     pub(super) fn new(base: LinkConfig) -> Self {
-        Self { base, until: Time::ZERO }
+        Self { base, until: Duration::ZERO }
     }
 
     /// Starts other faults if the current ones are over.
@@ -53,12 +52,12 @@ impl Weather {
             _ => {}
         }
         link.paths = paths;
-        sim.set_link(|now| *now = link);
+        sim.network(|now| *now = link).unwrap();
     }
 
     /// Ends all faults.
     pub(super) fn clear(&self, sim: &Sim, nodes: &[SimNode]) {
-        sim.set_link(|now| *now = self.base);
+        sim.network(|now| *now = self.base).unwrap();
         for node in nodes {
             set_faults(node, |_| ());
             set_port(node, true);

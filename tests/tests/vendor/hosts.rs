@@ -1,8 +1,8 @@
 //! Tests with several processes on a node, several devices of a process, and several hosts (network namespaces).
 
 use crate::interop::{MEMORY, PEER_QKEY, Pair, QKEY};
+use efa_direct::sim::Node;
 use efa_direct::{CompletionKind, Endpoint, RdmaWrite, RemoteRegion};
-use efa_tests::Side;
 use efa_tests::vendor::{EfaRun, Peer, Process, Vendor, free_port, pattern, skip, words};
 use std::process::Command;
 use std::time::Duration;
@@ -35,7 +35,8 @@ fn processes_of_a_node_share_its_device_and_do_not_meet() {
 
 /// One of a peer's open devices, with the device of this process that it communicates with.
 struct Rail {
-    side: Side,
+    side: Node,
+    to_peer: efa_direct::Peer,
     /// The peer's memory.
     remote: RemoteRegion,
     qpn: u16,
@@ -52,11 +53,11 @@ impl Rail {
         peer.ask("cq entries=64");
         let (addr, _, rkey) = peer.create_memory(MEMORY);
         let qpn = peer.create_qp(&format!("sq=16 rq=16 qkey={PEER_QKEY}")).qpn;
-        let mut side = Pair::side("soft:udp=127.0.0.1:0", "");
+        let side = Pair::side("soft:udp=127.0.0.1:0", "");
         assert_eq!(side.endpoint.qkey, QKEY);
         peer.meet(&side.endpoint);
-        side.meet(&Endpoint { gid, qpn, qkey: PEER_QKEY });
-        Self { side, remote: RemoteRegion { addr, rkey, len: MEMORY as u64 }, qpn }
+        let to_peer = side.pd.peer(&Endpoint { gid, qpn, qkey: PEER_QKEY }).unwrap();
+        Self { side, to_peer, remote: RemoteRegion { addr, rkey, len: MEMORY as u64 }, qpn }
     }
 
     /// Posts a write with immediate at both ends: the peer's to the beginning of our memory, ours to the middle of the
@@ -74,7 +75,7 @@ impl Rail {
         let local = self.side.memory.slice(from..from + LEN as u64).unwrap();
         let remote = self.remote.slice(to..to + LEN as u64).unwrap();
         let write = RdmaWrite::new(local, remote).imm(seed as u32);
-        self.side.sq.post(self.side.peer.as_ref().expect("they have met"), write, seed).unwrap();
+        self.side.sq.post(&self.to_peer, write, seed).unwrap();
         self.side.sq.ring();
     }
 

@@ -1,7 +1,7 @@
 //! Tests with a C program on libefa at one end of the wire and `efa_direct` at the other.
 
+use efa_direct::sim::{Node, NodeConfig};
 use efa_direct::*;
-use efa_tests::Side;
 use efa_tests::vendor::{EfaRun, Peer, QueuePairInfo, WorkCompletion, pattern};
 use std::time::Duration;
 
@@ -24,7 +24,8 @@ pub(crate) struct Pair {
     pub(crate) memory: (u64, u32, u32),
     /// The number of the peer's address handle for this side.
     pub(crate) ah: u16,
-    pub(crate) side: Side,
+    pub(crate) side: Node,
+    pub(crate) to_peer: efa_direct::Peer,
 }
 
 impl Pair {
@@ -54,19 +55,20 @@ impl Pair {
 
     /// Creates both sides with a peer that has opened the device with this GID and has everything but a queue pair.
     pub(crate) fn of(mut peer: Peer, gid: Gid, memory: (u64, u32, u32), device: &str, options: &str) -> Self {
-        let mut side = Self::side(device, options);
+        let side = Self::side(device, options);
         let queue = peer.create_qp(&format!("{options} qkey={PEER_QKEY}"));
         let ah = peer.meet(&side.endpoint);
-        side.meet(&Endpoint { gid, qpn: queue.qpn, qkey: PEER_QKEY });
-        Self { peer, queue, memory, ah, side }
+        let to_peer = side.pd.peer(&Endpoint { gid, qpn: queue.qpn, qkey: PEER_QKEY }).unwrap();
+        Self { peer, queue, memory, ah, side, to_peer }
     }
 
     /// Creates this side, for a peer whose queue pair has these options.
-    pub(crate) fn side(device: &str, options: &str) -> Side {
-        let config = QpConfig::new(64, 64);
-        let config = if options.contains("ud ") { config.unreliable() } else { config };
-        let config = if options.contains("unsolicited") { config.unsolicited_write_recv() } else { config };
-        Side::new(Device::open(device).unwrap(), QKEY, CqConfig::new(512), config, |_| ())
+    pub(crate) fn side(device: &str, options: &str) -> Node {
+        let qp = QpConfig::new(64, 64);
+        let qp = if options.contains("ud ") { qp.unreliable() } else { qp };
+        let qp = if options.contains("unsolicited") { qp.unsolicited_write_recv() } else { qp };
+        let config = NodeConfig { qp, qkey: QKEY, ..NodeConfig::default() };
+        Node::new(Device::open(device).unwrap(), config).unwrap()
     }
 
     /// Creates both sides on a good network.
@@ -97,8 +99,8 @@ impl Pair {
         &mut self,
         post: impl FnOnce(&mut CpuSendQueue<8>, &efa_direct::Peer, &Region<'_>) -> Result<(), PostError>,
     ) -> Completion {
-        let Side { sq, peer, memory, cq, .. } = &mut self.side;
-        post(sq, peer.as_ref().expect("they have met"), memory).unwrap();
+        let Node { sq, memory, cq, .. } = &mut self.side;
+        post(sq, &self.to_peer, memory).unwrap();
         sq.ring();
         cq.wait(Duration::from_secs(30)).expect("the request completes")
     }
@@ -406,14 +408,14 @@ fn failures_have_the_status_that_the_hardware_gives_them() {
 #[ignore = "needs `cargo xtask vendor`"]
 fn a_message_from_a_stranger_has_its_address_instead_of_a_handle() {
     let device = Device::open("soft:udp=127.0.0.1:0").unwrap();
-    let mut side = Side::new(device, QKEY, CqConfig::new(256), QpConfig::new(16, 16), |_| ());
+    let mut side = Node::new(device, NodeConfig { qkey: QKEY, ..NodeConfig::default() }).unwrap();
     let (mut peer, gid) = Peer::start(&EfaRun::new(&[]));
     peer.ask("cq entries=64");
     peer.create_memory(4096);
     let queue = peer.create_qp(&format!("sq=16 rq=16 qkey={PEER_QKEY}"));
     peer.ask("recv id=1 at=0 len=4096");
-    side.meet(&Endpoint { gid, qpn: queue.qpn, qkey: PEER_QKEY });
-    side.post(SendInline::new(b"hello"), 1).unwrap();
+    let to_peer = side.pd.peer(&Endpoint { gid, qpn: queue.qpn, qkey: PEER_QKEY }).unwrap();
+    side.sq.post(&to_peer, SendInline::new(b"hello"), 1).unwrap();
     side.sq.ring();
     let wc = peer.poll();
     assert_eq!((wc.slid, wc.sgid, wc.src_qp), (0xffff, Some(side.endpoint.gid), side.endpoint.qpn), "{wc:?}");

@@ -64,7 +64,7 @@ fn a_child_opens_the_device_itself_and_talks() {
     peer.ask("fork_init");
     let mut parent = introduce(peer);
     parent.exchange_all(1);
-    let Pair { mut peer, queue, memory, ah, side } = parent;
+    let Pair { mut peer, queue, memory, ah, side, to_peer } = parent;
     assert_eq!(peer.ask("fork"), "forked");
     peer.ask("use 1");
     let mut child = introduce(peer);
@@ -73,7 +73,7 @@ fn a_child_opens_the_device_itself_and_talks() {
     let mut peer = child.peer;
     assert_eq!(peer.ask("close"), "ok");
     assert_eq!(peer.ask("exit"), "exited 0");
-    let mut parent = Pair { peer, queue, memory, ah, side };
+    let mut parent = Pair { peer, queue, memory, ah, side, to_peer };
     parent.exchange_all(3);
     parent.close();
 }
@@ -85,11 +85,11 @@ fn a_child_that_is_killed_takes_its_own_objects_with_it_and_no_others() {
     let room = parent.peer.ask("room");
     assert_eq!(parent.peer.ask("fork"), "forked");
     parent.peer.ask("use 1");
-    let Pair { peer, queue, memory, ah, side } = parent;
+    let Pair { peer, queue, memory, ah, side, to_peer } = parent;
     let mut child = introduce(peer);
     child.exchange_all(1);
     assert_eq!(child.peer.ask("die"), format!("exited {}", libc::SIGKILL));
-    let mut parent = Pair { peer: child.peer, queue, memory, ah, side };
+    let mut parent = Pair { peer: child.peer, queue, memory, ah, side, to_peer };
     parent.exchange_all(2);
     assert_eq!(parent.peer.ask("room"), room);
     parent.close();
