@@ -377,7 +377,7 @@ unsafe impl Provider for Verbs {
         }
         if request.events {
             return Err(ControlError::Unsupported(
-                "events of completion queues in memory that the CPU cannot access: poll it, or place it in host memory",
+                "events of completion queues in memory that the CPU cannot access: poll the queue, or use host memory",
             )
             .into());
         }
@@ -410,7 +410,7 @@ unsafe impl Provider for Verbs {
         self.check_depths(&request, &attr)?;
         if request.rnr_retry.is_some() && !self.query.has_capability(EFADV_DEVICE_ATTR_CAPS_RNR_RETRY) {
             return Err(ControlError::Unsupported(
-                "a limit of retries to a receiver that is not ready: create the queue pair without `QpConfig::rnr_retry`",
+                "a limit of retries to a receiver that is not ready: leave out `QpConfig::rnr_retry`",
             )
             .into());
         }
