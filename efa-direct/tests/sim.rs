@@ -51,6 +51,29 @@ fn time_stands_still_except_where_it_is_to_pass() {
 }
 
 #[test]
+fn time_ends() {
+    let mut sim = Sim::with_seed(1);
+    let (mut a, b) = pair(&mut sim);
+    a.write(..8).to(&b, 0).unwrap();
+    sim.settle_within(Duration::MAX).unwrap();
+    assert!(sim.run_until(Duration::MAX, || a.cq.poll_one().is_some()));
+    sim.step(Duration::ZERO);
+    sim.advance(Duration::MAX);
+    sim.advance(Duration::MAX);
+    assert_eq!(sim.now(), Duration::from_nanos(u64::MAX));
+    assert!(!sim.run_until(SECOND, || false));
+    sim.settle().unwrap();
+}
+
+#[test]
+fn what_changes_faults_may_look_at_the_simulation() {
+    let mut sim = Sim::with_seed(1);
+    let (_a, b) = pair(&mut sim);
+    sim.network(|link| link.delay += sim.now() + Duration::from_nanos(sim.link_counters().packets)).unwrap();
+    sim.faults("b", |faults| faults.wqe_time = Duration::from_nanos(b.device.counters().rx_pkts)).unwrap();
+}
+
+#[test]
 fn settling_ends_once_nothing_is_under_way() {
     let mut sim = Sim::with_seed(1);
     let (mut a, b) = pair(&mut sim);
@@ -72,7 +95,7 @@ fn what_does_not_settle_is_an_error_and_may_settle_later() {
     a.send_inline(b"hello").to(&b).unwrap();
     let refused = sim.settle_within(SECOND).unwrap_err();
     assert!(matches!(refused, SimError::NotSettled { after: SECOND }), "{refused}");
-    assert!(refused.to_string().contains("no receive posted"), "{refused}");
+    assert!(refused.to_string().contains("waits for a receive"), "{refused}");
     assert_eq!((sim.now(), a.cq.poll_one()), (SECOND, None));
     b.receive(..5).unwrap();
     sim.settle().unwrap();
@@ -187,9 +210,28 @@ fn a_test_without_faults_runs_on_devices_that_exist() {
     assert!(sim.completion(&mut a.cq).unwrap().status.is_ok());
     assert!(sim.run_until(10 * SECOND, || b.cq.poll_one().is_some()));
     assert_eq!(b.memory.read_vec(100..105).unwrap(), b"hello");
-    assert!(sim.now() > Duration::ZERO);
+    let before = sim.now();
+    sim.advance(Duration::from_millis(1));
+    assert!(sim.now() - before >= Duration::from_millis(1));
     for refused in [sim.kill("a"), sim.network(|link| link.loss = 0.5), sim.faults("a", |_| ()), sim.settle()] {
         assert!(matches!(refused, Err(SimError::NotSimulated { .. })));
     }
     assert!(Sim::on_devices(["none"]).node("a").unwrap_err().to_string().contains("there is no device \"none\""));
+}
+
+#[test]
+fn requests_on_a_port_that_is_down_settle() {
+    let mut sim = Sim::with_seed(1);
+    let qp = QpConfig::new(4, 4).unreliable();
+    let mut unreliable = sim.node_with("u", NodeConfig { qp, ..NodeConfig::default() }).unwrap();
+    let (mut a, b) = pair(&mut sim);
+    unreliable.learn(b.endpoint).unwrap();
+    for node in [&a, &unreliable] {
+        assert!(node.device.soft_device().unwrap().with(&mut |device| device.set_port(false)));
+    }
+    a.write(..8).to(&b, 0).unwrap();
+    unreliable.send_inline(b"hello").to(&b).unwrap();
+    sim.settle().unwrap();
+    assert_eq!(a.cq.poll_one().map(|done| done.status), Some(Status::UnreachableRemote));
+    assert_eq!(unreliable.cq.poll_one().map(|done| done.status), Some(Status::Ok), "it has left, for nowhere");
 }

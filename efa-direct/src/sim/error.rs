@@ -36,8 +36,8 @@ pub enum SimError {
     },
     /// The network did not come to rest in time.
     #[error(
-        "something is under way after {after:?} of simulated time; a message that finds no receive posted is offered again and again, unless \
-         `QpConfig::rnr_retry` limits that"
+        "something is still under way after {after:?}: if a message waits for a receive, post one, or set \
+         `QpConfig::rnr_retry`"
     )]
     NotSettled {
         /// The time that was allowed.

@@ -99,7 +99,7 @@ impl Sim {
         };
         let (number, incarnation) = match nodes.get(name) {
             Some(life) if !life.handle.is_dead() => return Err(SimError::NameTaken { name: name.into() }.into()),
-            Some(life) => (life.number, life.incarnation + 1),
+            Some(life) => (life.number, life.incarnation.wrapping_add(1).max(1)),
             None => (nodes.len() as u32, 1),
         };
         // Each device's randomness is its own.
@@ -130,9 +130,9 @@ impl Sim {
     /// # Errors
     /// [`SimError::Share`].
     pub fn network(&self, change: impl FnOnce(&mut LinkConfig)) -> Result<(), SimError> {
-        let net = &mut self.clockwork("a fault of the network")?.lock().net;
-        let mut link = *net.link_config_mut();
-        change(&mut link);
+        let clockwork = self.clockwork("a fault of the network")?;
+        let mut link = *clockwork.lock().net.link_config_mut();
+        change(&mut link); // without the lock: it may look at the simulation
         let shares = [("loss", link.loss), ("duplicate", link.duplicate), ("corrupt", link.corrupt)];
         let paths = link.paths.iter().map(|path| ("loss of a path", path.loss));
         for (what, value) in shares.into_iter().chain(paths) {
@@ -140,7 +140,7 @@ impl Sim {
                 return Err(SimError::Share { what, value });
             }
         }
-        *net.link_config_mut() = link;
+        *clockwork.lock().net.link_config_mut() = link;
         Ok(())
     }
 
@@ -152,14 +152,10 @@ impl Sim {
     pub fn faults(&self, name: &str, change: impl FnOnce(&mut Faults)) -> Result<(), SimError> {
         use efa_soft::driver::DeviceHandle;
         let handle = self.handle(name, "a fault of a device")?;
-        let mut change = Some(change);
-        handle.with(&mut |device| {
-            let mut faults = device.faults();
-            if let Some(change) = change.take() {
-                change(&mut faults);
-            }
-            device.set_faults(faults);
-        });
+        let mut faults = Faults::default();
+        handle.with(&mut |device| faults = device.faults());
+        change(&mut faults);
+        handle.with(&mut |device| device.set_faults(faults));
         Ok(())
     }
 
@@ -191,22 +187,24 @@ impl Sim {
 
     /// Advances time by this much, and does all that is due on the way.
     pub fn advance(&mut self, time: Duration) {
-        let end = self.now() + time;
-        while self.now() < end {
-            self.step(end - self.now());
+        let end = self.after(time);
+        while let left = end.saturating_sub(self.now())
+            && !left.is_zero()
+        {
+            self.step(left);
         }
     }
 
     /// Advances time until `done` returns `true`, by at most `limit`. Returns `false` if time ran out. `done` is called
     /// at least once per simulated millisecond.
     pub fn run_until(&mut self, limit: Duration, mut done: impl FnMut() -> bool) -> bool {
-        let end = self.now() + limit;
+        let end = self.after(limit);
         while !done() {
-            let now = self.now();
-            if now >= end {
+            let left = end.saturating_sub(self.now());
+            if left.is_zero() {
                 return false;
             }
-            self.go_on(end - now);
+            self.go_on(left);
         }
         true
     }
@@ -246,6 +244,11 @@ impl Sim {
             }
             busy = self.go_on(PATIENCE - after);
         }
+    }
+
+    /// Returns the time after this much more, which is at most the last moment there is.
+    fn after(&self, time: Duration) -> Duration {
+        self.now().saturating_add(time).min(Duration::from_nanos(u64::MAX))
     }
 
     /// Does what is due now, and advances time by at most `most`. Returns `false` if nothing is under way.
