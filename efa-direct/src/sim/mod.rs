@@ -20,7 +20,7 @@
 //! let id = a.write(0..5).imm(7).to(&b, 100)?;
 //! sim.settle()?;
 //! assert_eq!(b.memory.read_vec(100..105)?, b"hello");
-//! assert!(b.completions().all(|arrived| arrived.status.is_ok()));
+//! assert_eq!(sim.completion(&mut b.cq)?.status, Status::Ok);
 //! let done = sim.completion(&mut a.cq)?;
 //! assert_eq!((done.wr_id, done.status), (id, Status::Ok));
 //! assert!(sim.link_counters().lost > 0 && a.device.counters().retrans_pkts > 0);
@@ -32,7 +32,7 @@
 //! assert_eq!(sim.completion(&mut a.cq)?.status, Status::UnresponsiveRemote);
 //! assert!(sim.now() - before >= Duration::from_secs(5));
 //!
-//! // b starts again, at the same address, but with other keys and numbers: the two have to meet again.
+//! // b starts again, at the same address and with new objects: the two have to meet again.
 //! let mut b = sim.node("b")?;
 //! a.meet(&mut b)?;
 //! b.memory.write(0, b"back")?;
