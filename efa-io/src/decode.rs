@@ -48,6 +48,8 @@ impl<'a> Op<'a> {
         }
     }
 
+    /// Returns the operation's row of the table, and its parts. Inline, so that whoever asks for one part pays for one.
+    #[inline(always)]
     const fn parts(&self) -> (Layout, Parts<'_>) {
         match self {
             Self::Send(op) => (layout::SEND, op.parts()),
@@ -59,16 +61,19 @@ impl<'a> Op<'a> {
     }
 
     /// Returns the operation's number.
+    #[inline]
     pub const fn code(&self) -> OpCode {
         self.parts().0.op
     }
 
     /// Returns the immediate, if the operation carries one.
+    #[inline]
     pub const fn imm(&self) -> Option<u32> {
         self.parts().1.imm
     }
 
     /// Returns the number of bytes that the operation moves.
+    #[inline]
     pub const fn total_bytes(&self) -> u64 {
         let (layout, parts) = self.parts();
         parts.total_bytes(&layout)
