@@ -329,12 +329,12 @@ pub enum HandOverError {
     InGpuMemory,
 }
 
-/// A refused call that had consumed a value: the value, unchanged, and the reason.
+/// A refused call that had consumed a value: the value, which can still be used, and the reason.
 ///
 /// `?` drops the value and converts the reason into an [`Error`].
 #[derive(Debug)]
 pub struct Refused<T, E = HandOverError> {
-    /// The value, as it was before the call.
+    /// The value. The call did not change what it owns, except that a CPU's queue has rung for what was posted.
     pub value: T,
     /// The reason.
     pub error: E,

@@ -99,8 +99,9 @@ impl ProtectionDomain {
     /// the same queue.
     ///
     /// # Errors
-    /// The device refused, or [`SetupError::CompletionQueueTooSmall`]: a completion queue cannot hold what the rings
-    /// may have outstanding.
+    /// The device refused; [`SetupError::CompletionQueueTooSmall`] if a completion queue cannot hold what the rings may
+    /// have outstanding; [`SetupError::ForeignCompletionQueue`], [`SetupError::WqeSize`] or
+    /// [`SetupError::NumbersInUse`].
     pub fn create_qp<const W: usize>(
         &self,
         send_cq: &impl CompletionTarget,

@@ -91,15 +91,16 @@ impl<const W: usize> QpConfig<W> {
         self
     }
 
-    /// Sets the number of entries of the send completion queue that this queue pair has. The default is the size of its
-    /// send ring. With fewer, posting stops early, so that the completion queue cannot overflow.
+    /// Sets the number of entries of the send completion queue that this queue pair has. The default is the number of
+    /// sends that it may have outstanding. With fewer, posting stops early, so that the completion queue cannot
+    /// overflow.
     pub const fn send_share(mut self, entries: u32) -> Self {
         self.send_share = Some(entries);
         self
     }
 
-    /// Sets the number of entries of the receive completion queue that this queue pair has. The default is the size of
-    /// its receive ring.
+    /// Sets the number of entries of the receive completion queue that this queue pair has. The default is the number
+    /// of receives that it may have outstanding.
     pub const fn recv_share(mut self, entries: u32) -> Self {
         self.recv_share = Some(entries);
         self

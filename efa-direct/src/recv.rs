@@ -129,7 +129,7 @@ impl CpuRecvQueue {
     /// ([`QpControl::fail`](crate::QpControl::fail)) completes receives that wait for a message.
     ///
     /// # Errors
-    /// [`HandOverError::Outstanding`], with this queue.
+    /// [`HandOverError::Outstanding`], with this queue. Receives that were posted but not rung are rung first.
     pub fn into_idle(mut self) -> Result<RecvQueue, Refused<Self>> {
         self.ring();
         match self.outstanding() {
@@ -168,7 +168,7 @@ impl GpuRecvQueue {
     /// receives that it posted, `completed` the number that completed. All count from the ring's creation.
     ///
     /// # Errors
-    /// [`HandOverError::Outstanding`], with this queue.
+    /// [`HandOverError::Outstanding`], with this queue, if `posted` and `completed` differ.
     ///
     /// # Safety
     /// The driver has stopped, posts no more through any handle, and the numbers are correct: see

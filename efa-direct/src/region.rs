@@ -46,7 +46,7 @@ pub struct LocalSlice<'r> {
     _region: PhantomData<&'r ()>,
 }
 
-/// A region of a peer: plain numbers, exchanged by any means.
+/// A region as peers need to know it, the program's own or a peer's: plain numbers, exchanged by any means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RemoteRegion {
     /// Address of the first byte, as its owner sees it.

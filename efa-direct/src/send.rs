@@ -6,10 +6,10 @@
 //!
 //! # The fast path
 //!
-//! [`CpuSendQueue::post`] makes one comparison: has the next WQE's offset reached `refill_at`? All other questions are
-//! answered before, by `refill` and `plan_refill`: how many WQEs fit until the ring or its share of the completion
-//! queue is full, until the batch is full, and until the ring wraps. Phase and offset are constant, or count up, in
-//! between.
+//! [`CpuSendQueue::post`] asks one question about the ring: has the next WQE's offset reached `refill_at`? It asks
+//! before it stores the WQE, to find room, and afterwards, to ring for a full batch. `refill` and `plan_refill` have
+//! answered all other questions before: how many WQEs fit until the ring or its share of the completion queue is full,
+//! until the batch is full, and until the ring wraps. In between, the phase is constant and the offset counts up.
 //!
 //! # Batches
 //!
@@ -67,8 +67,7 @@ where
     /// Offset of the next WQE's slot in the ring, in bytes.
     ///
     /// This, `refill_at`, `lap` and `phase` stand for a [`WqCursor`], whose slot and phase every post would compute
-    /// anew. They are one of the changes that took a post from twice as many instructions to 62
-    /// (`results/post_poll.md`).
+    /// anew. So a post takes 62 instructions, with 64-bit request ids (`results/post_poll.md`).
     at: usize,
     /// Offset at which `post` calls `refill`: the ring seems full, or the batch is full, or the ring wraps.
     refill_at: usize,
@@ -199,8 +198,8 @@ where
             self.queue.credits.check(self.queue.credits.outstanding(producer, self.completed))?;
         }
         if producer.wrapping_sub(self.ordered) >= self.queue.max_batch {
-            // All WQEs since are rung for: `ring_if_due` rings at a full batch. At most one doorbell came in between;
-            // the fence orders that one.
+            // Exactly one doorbell has come since `ordered`, the one at `rung`: if no other, then that of the full
+            // batch (`ring_if_due`). The fence orders it before the WQEs that follow.
             self.queue.ring.order_doorbell();
             self.ordered = self.rung;
         }

@@ -41,7 +41,8 @@ pub use copy::{copy_in, copy_out};
 
 /// The memory behind a memory region.
 ///
-/// [`SharedMemory`] and [`HostMemory`] are host memory. DMA-BUFs and GPU memory have implementations of their own.
+/// [`SharedMemory`] and [`HostMemory`] are host memory. GPU memory and memory of another process have implementations
+/// in the crates that know them.
 pub trait Backing: Send + Sync {
     /// Returns the number of bytes.
     fn len(&self) -> usize;

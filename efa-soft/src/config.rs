@@ -112,7 +112,8 @@ pub struct DeviceConfig {
     pub max_rto: Duration,
     /// How long a peer may stay silent before what is outstanding towards it fails.
     pub peer_timeout: Duration,
-    /// Pause before a message is offered again to a receiver that was not ready. It doubles with every refusal.
+    /// Pause before a message is offered again to a receiver that was not ready. It doubles with every refusal, up to
+    /// 64 times this value, and is never longer than a quarter of `peer_timeout`.
     pub rnr_delay: Duration,
 }
 

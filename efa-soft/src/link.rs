@@ -134,8 +134,8 @@ impl<T: Parcel> Link<T> {
         self.counters
     }
 
-    /// Returns the configuration, to be changed. It applies to packets from here on, and the course of the randomness
-    /// goes on.
+    /// Returns the configuration, to be changed. A change applies to packets that are sent from here on: those under
+    /// way stay as they are. The course of the randomness goes on.
     pub(crate) fn config_mut(&mut self) -> &mut LinkConfig {
         &mut self.config
     }
@@ -189,7 +189,8 @@ impl<T: Parcel> Link<T> {
     /// Returns the next packet that arrives by `now`.
     pub(crate) fn pop(&mut self, now: Time) -> Option<T> {
         let (place, sequence) = match self.queue.peek() {
-            // A packet that took its time was sent earlier than those that arrived at once.
+            // A packet that took its time was sent earlier than those that arrived at once, so it comes first if
+            // packets keep their order.
             Some(Reverse(queued)) if queued.due <= now && (self.arrived.is_empty() || !self.config.reorder) => {
                 let Reverse(Queued { place, sequence, .. }) = self.queue.pop()?;
                 (place, sequence)

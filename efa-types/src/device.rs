@@ -9,7 +9,7 @@ use crate::Gid;
 pub struct DeviceAttributes {
     /// The device's address.
     pub gid: Gid,
-    /// Longest send in bytes: the device's MTU.
+    /// Longest send in bytes: the device's MTU, that is the most payload of a packet.
     pub mtu: u32,
     /// Longest RDMA operation in bytes: 1 GiB on current devices (`max_rdma_size`).
     pub max_rdma_bytes: u32,
@@ -18,7 +18,7 @@ pub struct DeviceAttributes {
     /// Longest inline message in bytes on any queue pair (`inline_buf_size_ex`): over 32 means that 128-byte WQEs
     /// exist.
     pub inline_bytes_ex: u16,
-    /// Most buffers in a send.
+    /// Most buffers in a send: 2 on current devices.
     pub max_sq_sge: u16,
     /// Most buffers in a receive.
     pub max_rq_sge: u16,

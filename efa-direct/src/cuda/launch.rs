@@ -177,7 +177,7 @@ impl Running {
                 return Err(GpuError::KernelHangs { kernel: self.kernel.to_string(), after, timeout });
             }
             polls = polls.saturating_add(1);
-            // Most kernels take microseconds, so poll at first. Some take seconds, so sleep later.
+            // A kernel may take microseconds, so poll at first; or seconds, so sleep later.
             if polls < 1000 {
                 std::thread::yield_now();
             } else {

@@ -28,7 +28,7 @@ pub struct GpuMemory {
 struct Allocation {
     /// The address that CUDA returned.
     base: u64,
-    /// The first address after `base` that is aligned to a granule.
+    /// The first address from `base` on that is aligned to a granule.
     addr: u64,
     len: u64,
     context: Arc<Context>,

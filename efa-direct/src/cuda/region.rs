@@ -31,8 +31,8 @@ pub struct GpuRegion {
 }
 
 impl ProtectionDomain {
-    /// Registers bytes of GPU memory, as a DMA-BUF or, if the device refuses that, by address, which needs a
-    /// peer-memory module (`nvidia_peermem`).
+    /// Registers bytes of GPU memory. A NIC gets them as a DMA-BUF or, if the GPU or the NIC's driver refuses that, by
+    /// address, which needs a peer-memory module (`nvidia_peermem`). A software device accesses them by CUDA's copies.
     ///
     /// # Errors
     /// [`RangeError::OutOfRange`](crate::RangeError::OutOfRange), or

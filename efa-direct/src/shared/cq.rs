@@ -41,7 +41,7 @@ pub(crate) struct CqShared {
 
 impl Drop for CqShared {
     fn drop(&mut self) {
-        self.events = None; // its channel belongs to the queue
+        self.events = None; // before the queue: a software device's source removes its waker from it
         self.provider.destroy_cq(self.cqn);
     }
 }

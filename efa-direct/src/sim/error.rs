@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// An error of a [`Sim`](super::Sim) or a [`Node`](super::Node). Nothing was changed or posted.
+/// An error of a [`Sim`](super::Sim) or a [`Node`](super::Node). Nothing was changed or posted, but time may have
+/// passed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SimError {

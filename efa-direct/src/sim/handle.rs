@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(super) struct SimHandle {
     clockwork: Arc<Mutex<Clockwork>>,
     index: usize,
-    /// Is only accessed under the network's lock. If it is set, another device may have taken the place `index`.
+    /// It is set under the network's lock, and `with` reads it there: from then on another device may have the place
+    /// `index`.
     dead: AtomicBool,
 }
 

@@ -7,9 +7,8 @@ use crate::{
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// The configuration of a node.
-#[derive(Clone, Copy, Debug)]
 /// The configuration of a [`Node`].
+#[derive(Clone, Copy, Debug)]
 pub struct NodeConfig {
     /// The completion queue: 512 entries by default.
     pub cq: CqConfig,

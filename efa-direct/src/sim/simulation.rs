@@ -209,8 +209,8 @@ impl Sim {
         true
     }
 
-    /// Advances time until nothing is under way: every request whose doorbell was rung has completed, every packet has
-    /// arrived or is lost, no timer runs.
+    /// Advances time until nothing is under way: every send, write and read whose doorbell was rung has completed,
+    /// every packet has arrived or is lost, no timer runs. Receives may still wait for a message.
     ///
     /// # Errors
     /// [`SimError::NotSettled`] if something is still under way after a minute.

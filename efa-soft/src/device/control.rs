@@ -175,7 +175,7 @@ impl Device {
     /// Destroys a completion queue.
     ///
     /// # Errors
-    /// It does not exist, or queue pairs complete to it.
+    /// It does not exist, or queue pairs complete in it.
     pub fn destroy_cq(&mut self, cqn: u32) -> Result<(), ControlError> {
         self.command(None, |device| match device.objects.cq(cqn)?.users {
             0 => {
@@ -189,7 +189,8 @@ impl Device {
     /// Creates a queue pair, in state Reset.
     ///
     /// # Errors
-    /// An object that it names does not exist, or it asks for more than the device has.
+    /// An object that it names does not exist; it asks for more than the device has, or for a feature that the device
+    /// or its transport lacks; or `rnr_retry` is more than 7.
     pub fn create_qp(&mut self, config: QpAttributes) -> Result<QpInfo, ControlError> {
         self.command(Some(|counters| &mut counters.create_qp_err), |device| {
             device.objects.pd(config.pd)?;
@@ -380,8 +381,10 @@ impl Device {
     }
 }
 
-/// Returns how often a message is offered again to a receiver that is not ready; `None` is no limit.
-/// Returns how often a message is offered again; `None` means without limit.
+/// Returns how often a message is offered again to a receiver that is not ready; `None` means without limit.
+///
+/// # Errors
+/// The queue pair is not an SRD queue pair, or `retry` is more than 7.
 fn rnr_retries(transport: Transport, retry: u8) -> Result<Option<u32>, ControlError> {
     if transport != Transport::Srd {
         return Err(ControlError::Unsupported("retries on unreliable datagram queue pairs"));

@@ -1,8 +1,9 @@
 //! From the network to the lanes: which packets the device takes in, and for whom they are.
 //!
-//! Every packet that arrives is counted, and ends in one of three ways: it is handled, it is dropped for a
-//! [reason](DropReason), or it waits in the [inbox](super::inbox) of a slow device and comes back here. Nothing that a
-//! peer sends can make the device panic or grow without bound: each queue and table that packets fill has a limit.
+//! Every packet that arrives while the port is up is counted, and ends in one of three ways: it is handled, it is
+//! dropped for a [reason](DropReason), or it waits in the [inbox](super::inbox) of a slow device and comes back here.
+//! Nothing that a peer sends can make the device panic or grow without bound: each queue and table that packets fill
+//! has a limit.
 
 use super::Device;
 use super::handshake::Addressee;
@@ -13,8 +14,8 @@ use crate::wire::{Acks, Body, Data, Envelope, Hello, Lane, MessageHeader, Packet
 
 /// # Input from the network
 impl Device {
-    /// Handles a packet that arrived as bytes. Whatever the bytes are, the device writes only what a registered region
-    /// allows.
+    /// Handles a packet that arrived as bytes. Whatever the bytes are, the device reads and writes memory only where a
+    /// registered region allows it.
     pub fn handle(&mut self, now: Time, bytes: &[u8]) {
         if !self.arrived(now, bytes.len()) {
             return;

@@ -147,8 +147,8 @@ impl RecvLane {
         self.partials.get_mut(&message)
     }
 
-    /// Starts to track the packets of a known message. Returns `None` if more messages would be tracked than an honest
-    /// sender has open.
+    /// Starts to track the packets of a known message. Returns `None` if more messages, or packets, would be tracked
+    /// than an honest sender has open.
     pub(crate) fn begin(&mut self, message: u32, header: MessageHeader, stride: u32) -> Option<&mut Partial> {
         let packets = u64::from(header.packets(stride));
         if self.partials.len() >= MESSAGE_WINDOW as usize || self.tracked_packets + packets > MAX_TRACKED_PACKETS {

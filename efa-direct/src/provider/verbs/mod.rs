@@ -234,8 +234,8 @@ fn registration(mr: Mr, bytes: Bytes) -> Registration {
 ///
 /// # Safety
 /// `owner` is a handle of efa-sys. libefa reported that its object has this ring, of so many entries of that size, and
-/// this doorbell; or `buffer` is that of another ring of the same length in the same mapping. Only the holder of the
-/// returned ring posts to it or reads it.
+/// this doorbell, which is null if there is none; or `buffer` is that of another ring of the same length in the same
+/// mapping. Only the holder of the returned ring posts to it or reads it.
 unsafe fn raw_ring(
     buffer: *mut u8,
     doorbell: *mut u32,
