@@ -32,7 +32,7 @@ fn kernel(gpu: &Gpu, name: &str) -> (Kernel, Stream) {
 /// As for [`Kernel::launch`].
 unsafe fn run(gpu: &Gpu, name: &str, args: impl KernelArgs) {
     let (kernel, stream) = kernel(gpu, name);
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps the contract of `launch`, which is this function's too.
     unsafe { kernel.launch(&stream, Shape::new(1, 1), args) }.unwrap().wait().unwrap();
 }
 
@@ -170,7 +170,7 @@ fn rings_are_mapped_wherever_their_pages_are_and_taken_back() {
         // Once more, while the other rings of the page are mapped or not.
         let send = gpu.map(send).unwrap();
         drop(recv);
-        // SAFETY: no kernel had them.
+        // SAFETY: no kernel has used these rings, so nothing was posted or taken.
         let (cq, send) = unsafe { (cq.unmap().into_idle(0), send.unmap().into_idle(0, 0)) };
         let (cq, send) = (cq.into_cpu(), send.unwrap().into_cpu());
         drop((send, cq));
