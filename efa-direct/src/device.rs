@@ -68,9 +68,11 @@ impl Device {
         #[cfg(not(feature = "verbs"))]
         let found: Result<Arc<dyn Provider>, String> =
             Err(OpenError::NotBuilt { what: "EFA devices", feature: "verbs" }.to_string());
-        found.map(|provider| Self { provider }).map_err(|reason| OpenError::NoSuchDevice {
-            name: name.into(),
-            hint: format!("{reason}; software devices are named soft0, soft1, … and soft:KEY=VALUE,…"),
+        found.map(|provider| Self { provider }).map_err(|mut hint| {
+            if cfg!(feature = "soft") {
+                hint.push_str("; software devices are named soft0, soft1, … and soft:KEY=VALUE,…");
+            }
+            OpenError::NoSuchDevice { name: name.into(), hint }
         })
     }
 

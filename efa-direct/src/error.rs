@@ -82,12 +82,12 @@ pub enum OpenError {
         problem: String,
     },
     /// The software device cannot be started.
-    #[error("software device {name:?} cannot be started: {problem}")]
+    #[error("software device {name:?} cannot be started: {source}")]
     CannotStart {
         /// The device's name.
         name: String,
         /// The operating system's answer, or the reason.
-        problem: String,
+        source: std::io::Error,
     },
     /// The program was built without devices of this kind.
     #[error("{what} need the feature `{feature}` of the crate efa-direct, which this program was built without")]

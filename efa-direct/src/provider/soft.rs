@@ -21,6 +21,7 @@ use efa_types::{
 use parking_lot::{Mutex, RwLock};
 use std::any::Any;
 use std::collections::HashMap;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock, Weak};
@@ -63,7 +64,7 @@ fn open_local(name: &str, index: u32) -> Result<Arc<dyn Provider>, OpenError> {
     static OPEN: Mutex<Option<HashMap<u32, Weak<Soft>>>> = Mutex::new(None);
     let network = NETWORK
         .get_or_init(|| LocalNetwork::start(LinkConfig::default(), IdleMode::default()).map_err(|e| e.to_string()));
-    let network = network.as_ref().map_err(|problem| cannot_start(name, problem))?;
+    let network = network.as_ref().map_err(|problem| cannot_start(name, io::Error::other(problem.clone())))?;
     let mut open = OPEN.lock();
     let open = open.get_or_insert_default();
     if let Some(soft) = open.get(&index).and_then(Weak::upgrade) {
@@ -77,8 +78,8 @@ fn open_local(name: &str, index: u32) -> Result<Arc<dyn Provider>, OpenError> {
     Ok(soft)
 }
 
-fn cannot_start(name: &str, problem: impl ToString) -> OpenError {
-    OpenError::CannotStart { name: name.into(), problem: problem.to_string() }
+fn cannot_start(name: &str, source: io::Error) -> OpenError {
+    OpenError::CannotStart { name: name.into(), source }
 }
 
 fn open_udp(name: &str, spec: &SoftSpec) -> Result<Arc<dyn Provider>, OpenError> {
@@ -99,7 +100,7 @@ impl Soft {
     pub(crate) fn new(name: &str, handle: Arc<dyn DeviceHandle>) -> Result<Self, OpenError> {
         let mut config = None;
         handle.with(&mut |device| config = Some(device.config().clone()));
-        let config = config.ok_or_else(|| cannot_start(name, "its driver has ended"))?;
+        let config = config.ok_or_else(|| cannot_start(name, io::Error::other("its driver has ended")))?;
         Ok(Self { name: name.into(), handle, attributes: config.attributes })
     }
 
