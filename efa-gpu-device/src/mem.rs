@@ -51,8 +51,8 @@ pub unsafe fn load_pair_system(from: *const u64) -> [u64; 2] {
     unsafe { arch::load_pair(from.cast_mut()) }
 }
 
-/// Stores two words, each whole, in no particular order. Others see them before what a
-/// [fence](crate::thread::system_fence) is before.
+/// Stores two words, each whole, in no particular order. A [fence](crate::thread::system_fence) orders them before what
+/// this thread stores after it.
 ///
 /// # Safety
 /// `to` is valid for writes of two words, aligned to 16 bytes, and only accessed atomically.

@@ -80,8 +80,8 @@ impl RecvQueue {
             // Only the first descriptor carries the id.
             let req_id = if first { req_id } else { 0 };
             let desc = RxDesc::new(RxBuf { req_id, addr, lkey, length, first, last });
-            // SAFETY: a slot is inside the ring, which `new`'s contract keeps valid, and this one is free: the host
-            // gave credits for receives of the most buffers.
+            // SAFETY: a slot is inside the ring, which `new`'s contract keeps valid, and this one is free: the ring has
+            // room for `credits` receives of `max_bufs` buffers each, and both limits were checked above.
             unsafe { arch::store_pair(self.slots.add(self.placed.slot() as usize * 2), *desc.words()) };
             self.placed.advance(1);
         }
@@ -108,7 +108,7 @@ impl RecvQueue {
     }
 
     /// Releases the room of a completed receive. Returns `Some(done)` unchanged if it belongs to another queue, is a
-    /// send's, or is an unsolicited receive's, which took no room.
+    /// send's, is an unsolicited receive's, which took no room, or if no receive is outstanding.
     #[inline(always)]
     pub fn release(&mut self, done: Entry) -> Option<Entry> {
         if !done.is_receive_of(self.owner) || self.room() == self.credits {

@@ -49,14 +49,15 @@ pub unsafe fn sync_threads() {
     arch::sync_block();
 }
 
-/// Orders this thread's accesses before the fence and after it, for all threads of this GPU (PTX `fence.acq_rel.gpu`).
+/// Orders this thread's accesses before the fence ahead of those after it, as all threads of this GPU see them (PTX
+/// `fence.acq_rel.gpu`).
 #[inline(always)]
 pub fn device_fence() {
     arch::fence_gpu();
 }
 
-/// Orders this thread's accesses before the fence and after it, for every observer in the system: the NIC, the host,
-/// other GPUs (PTX `fence.acq_rel.sys`).
+/// Orders this thread's accesses before the fence ahead of those after it, as every observer in the system sees them:
+/// the NIC, the host, other GPUs (PTX `fence.acq_rel.sys`).
 #[inline(always)]
 pub fn system_fence() {
     arch::fence_system();

@@ -24,8 +24,8 @@ const STOP_EVERY: u32 = 16;
 ///
 /// # Safety
 /// `tables` and all that it names is as [`tables`](crate::tables) describes it, and stays so until the launch is over;
-/// nobody else writes the NIC's rows. Blocks consist of whole warps. The memory of every region is reachable by this
-/// GPU. Programs may write anything into rings and doorbells, at any time.
+/// nobody else writes the NIC's rows, except for a queue pair's state. Blocks consist of whole warps. The memory of
+/// every region is reachable by this GPU. Programs may write anything into rings and doorbells, at any time.
 #[inline(always)]
 pub unsafe fn run(tables: *const Tables, seed: u64) {
     // SAFETY: the caller's promise.

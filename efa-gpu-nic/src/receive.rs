@@ -101,8 +101,8 @@ impl Lookup<'_> {
         // SAFETY: a word of the row, which `run`'s caller keeps valid, and which is only accessed atomically.
         let consumer = unsafe { &raw mut (*self.progress(index)).recv_consumer };
         loop {
-            // SAFETY: as above, and the ring's doorbell. The consumer is loaded first: `rung` is then never less than
-            // what the ring holds from there.
+            // SAFETY: as above, and the ring's doorbell. The consumer is loaded first: the doorbell is then never
+            // behind it, and `rung` is what the ring holds, or more.
             let (at, doorbell) = unsafe {
                 (mem::load_acquire_system_u32(consumer), mem::load_acquire_system_u32(qp.recv_doorbell as *const u32))
             };

@@ -92,7 +92,8 @@ pub struct Received {
     pub src_qpn: u16,
     /// Immediate data (host byte order), if there was any.
     pub imm: Option<u32>,
-    /// `true` if no receive descriptor was consumed: a write with immediate on a queue pair that was created so.
+    /// `true` if no receive descriptor was consumed: a write with immediate to a queue pair that was created with
+    /// unsolicited write receives.
     pub unsolicited: bool,
     /// The sender's GID, in the 32-byte entry of a send from a peer without address handle. All zero if the completion
     /// queue was not created to report it.

@@ -108,9 +108,9 @@ pub fn unique_tag() -> u32 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct CounterHandle {
-    /// Address of the 64-bit number of requests that succeeded. After 2^31 - 1 comes 0.
+    /// Address of the 64-bit number of successful completions. After 2^31 - 1 comes 0.
     pub completions: u64,
-    /// Address of the 64-bit number of requests that failed. After 2^31 - 1 comes 0.
+    /// Address of the 64-bit number of completions with an error status. After 2^31 - 1 comes 0.
     pub errors: u64,
 }
 

@@ -402,7 +402,7 @@ operation! {
     [const W: usize] W, check [] 8, hints and imm
 }
 operation! {
-    SendInline<'_>, SEND_INLINE, "More bytes than fit.",
+    SendInline<'_>, SEND_INLINE, "More inline bytes than the queue takes, or than fit the WQE.",
     [const W: usize] W, check [const W: usize] W, hints and imm
 }
 operation! {
@@ -410,7 +410,8 @@ operation! {
     [const W: usize] W, check [] 8, hints and imm
 }
 operation! {
-    RdmaWriteInline<'_>, RDMA_WRITE_INLINE, "A queue without inline RDMA write, or more bytes than fit.",
+    RdmaWriteInline<'_>, RDMA_WRITE_INLINE,
+    "A queue without RDMA write or inline RDMA write, or more inline bytes than the queue takes, or than fit the WQE.",
     [] 16, check [] 16, hints and imm
 }
 operation! {

@@ -1,8 +1,7 @@
 //! Slots, laps, phases and doorbells: the arithmetic of a ring that is a power of two long.
 //!
 //! A counter only ever grows. Its low bits are the slot, the bit above them is the lap's parity, and that parity is
-//! the phase which tells a fresh entry from one of the lap before. A [`Cursor`] is such a counter with its ring's size:
-//! host, kernel and device, producer and consumer all have one.
+//! the phase which tells a fresh entry from one of the lap before. A [`Cursor`] is such a counter with its ring's size.
 
 use core::fmt;
 

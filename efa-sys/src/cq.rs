@@ -54,6 +54,7 @@ impl CompChannel {
         let verbs = self.context().verbs();
         let (get, acknowledge) = (verbs.ibv_get_cq_event()?, verbs.ibv_ack_cq_events()?);
         let (mut cq, mut cq_context) = (std::ptr::null_mut(), std::ptr::null_mut::<c_void>());
+        // The call does not wait: `create` made the descriptor non-blocking.
         // SAFETY: `self.channel` keeps the channel alive; the two pointers are locals.
         if unsafe { get(self.channel.as_ptr(), &mut cq, &mut cq_context) } != 0 {
             return match Error::last("ibv_get_cq_event") {
@@ -63,7 +64,7 @@ impl CompChannel {
         }
         // SAFETY: a queue cannot be destroyed while one of its events is not acknowledged: `ibv_cmd_destroy_cq` waits
         // for as many acknowledgements as the kernel has delivered events. This event is acknowledged here, once, after
-        // the last access to the queue.
+        // the last access to the queue. The library never changes the number that is read.
         unsafe {
             let handle = (*cq).handle;
             acknowledge(cq, 1);

@@ -284,6 +284,7 @@ impl Context {
     pub fn next_async_event(&self) -> Result<Option<AsyncEvent>, Error> {
         let acknowledge = self.verbs().ibv_ack_async_event()?;
         let mut event = ibv_async_event::default();
+        // The call does not wait: `open` made the descriptor non-blocking.
         // SAFETY: `self.context` keeps the context open; the event is a local to write to.
         if unsafe { self.verbs().ibv_get_async_event()?(self.as_ptr(), &mut event) } != 0 {
             return match Error::last("ibv_get_async_event") {

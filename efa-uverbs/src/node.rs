@@ -67,7 +67,7 @@ fn io_error<E: Into<io::Error>>(doing: impl Into<String>) -> impl FnOnce(E) -> E
     |source| Error::Io { doing: doing.into(), source: source.into() }
 }
 
-/// A node: software devices, which programs that are [started](Self::command) on it see as the machine's only EFA
+/// A node: software devices, which programs that are [started](Self::command) on it see as the machine's only RDMA
 /// devices.
 ///
 /// Dropping a node removes its folder, and no program can open a device any more. A device that a program has open

@@ -219,9 +219,9 @@ pub(crate) unsafe fn load_acquire_pair(from: *mut u64) -> [u64; 2] {
     in_one_access(a, b)
 }
 
-/// Makes the assembler keep the load of both words one access. It does not fetch what a kernel never uses, and fetches
-/// the rest in pieces: ptxas 13.5 makes two loads of `ld.b128` where 64 bits of the first word and 16 of the second are
-/// used.
+/// Makes the assembler keep the load of both words one access. Otherwise it leaves out the bits that a kernel never
+/// uses, and loads the rest in pieces, at different times: ptxas 13.5 makes two loads of `ld.b128` where 64 bits of the
+/// first word and 16 of the second are used.
 #[inline(always)]
 fn in_one_access(a: u64, b: u64) -> [u64; 2] {
     let all = (a >> 32) as u32 | b as u32 | (b >> 32) as u32;

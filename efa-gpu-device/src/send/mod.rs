@@ -34,6 +34,7 @@ use efa_io::{EncodeError, Limits, SendRingHandle, SendWqe, WqCursor, Wqe};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PostError {
     /// As many requests are outstanding as the ring, or its completion queue, holds. Poll completions and release them.
+    /// Of a [`SharedSendQueue`] also: a batch is full until other posters' requests are rung for. Try again.
     Full,
     /// As many requests are outstanding as the ring, or its completion queue, holds, and none completed in time.
     TimedOut(TimedOut),

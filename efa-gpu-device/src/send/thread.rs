@@ -151,8 +151,8 @@ where
         self.ring.rung
     }
 
-    /// Releases the room of a completed request. Returns `Some(done)` unchanged if it belongs to another queue, or is a
-    /// receive's.
+    /// Releases the room of a completed request. Returns `Some(done)` unchanged if it belongs to another queue, is a
+    /// receive's, or if no request is outstanding.
     #[inline(always)]
     pub fn release(&mut self, done: Entry) -> Option<Entry> {
         if !done.is_send_of(self.ring.owner) || self.ring.room() == self.ring.credits {

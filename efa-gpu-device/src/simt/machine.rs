@@ -102,7 +102,7 @@ pub(super) struct Machine<'env> {
     pub(super) inner: RefCell<Inner<'env>>,
     /// The lane that runs.
     pub(super) current: Cell<usize>,
-    /// The run is over: nothing is stored any more, and lanes that have not returned are unwound.
+    /// The run is over: delayed stores are dropped, and lanes that have not returned are unwound.
     pub(super) over: Cell<bool>,
 }
 
@@ -135,7 +135,7 @@ impl Inner<'_> {
         self.stats.schedule = (self.stats.schedule.rotate_left(5) ^ what).wrapping_mul(0x517c_c1b7_2722_0a95);
     }
 
-    /// Returns `true` once in `in_so_many` times.
+    /// Draws: `true` once in `in_so_many` times on average.
     pub(super) fn chance(&mut self, in_so_many: u32) -> bool {
         in_so_many <= 1 || self.rng.u32(..in_so_many) == 0
     }
@@ -248,7 +248,7 @@ impl Inner<'_> {
         self.progress += 1;
         // SAFETY: valid and aligned, by the contract of `current::store`, whose caller keeps it for this moment: a
         // store to memory that was not lent comes here at once. Lent memory stays until the run is over, by the
-        // contract of `lend`, and after that nobody comes here (`running`).
+        // contract of `lend` or by the borrow of `Executor::lends`, and after that nobody comes here (`running`).
         unsafe { memory::store(store) };
         for watch in self.watches.iter_mut().filter(|watch| watch.addr == store.addr) {
             (watch.seen)(store.value as u32);

@@ -43,7 +43,7 @@
 //! A delayed store needs memory that is still there when it arrives. So only stores to memory that was *lent* until the
 //! run is over are delayed: what [`lends`](Executor::lends) or [`lend`] names, and the rings, doorbells and states of
 //! this crate's queues, whose constructors demand just that. Other stores, to a kernel's own memory for example, are
-//! complete at once: fences that are missing there are not found. After a fault nothing is stored any more.
+//! complete at once: fences that are missing there are not found. After a fault no delayed store arrives any more.
 //!
 //! With half of the seeds a fence takes effect only when its lane stores again or meets others: it orders what one lane
 //! does, and makes nothing visible by itself.

@@ -214,8 +214,8 @@ impl Builder {
         self
     }
 
-    /// Sets the first value of the counters of rings that are added from here on; zero if not set. For tests of their
-    /// wrap.
+    /// Sets the first value of the counters of send and receive rings that are added from here on; zero if not set.
+    /// For tests of their wrap.
     pub fn first_counter(&mut self, counter: u32) -> &mut Self {
         self.first = counter;
         self

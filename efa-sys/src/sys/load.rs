@@ -41,8 +41,8 @@ impl File {
     /// Returns the address of a symbol. If the library has several versions of it (`ibv_open_device@IBVERBS_1.0`,
     /// `…@@IBVERBS_1.1`), this is the default version, which the headers describe.
     pub(super) fn symbol(&self, name: &CStr) -> Option<*mut c_void> {
-        // SAFETY: the type parameter must fit the symbol if it is used. Only the address is taken here; nothing is read
-        // or called.
+        // SAFETY: the type parameter, which has a pointer's size, must fit the symbol if it is used. Only the address
+        // is taken here; nothing is read or called. The name ends with a zero.
         let symbol = unsafe { self.library.get::<*mut c_void>(name.to_bytes_with_nul()) }.ok()?;
         Some(symbol.into_raw()).filter(|address| !address.is_null())
     }

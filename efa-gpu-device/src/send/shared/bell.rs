@@ -196,8 +196,8 @@ impl Bell {
                     claimed = doorbells >= PATIENCE && arch::exchange_relaxed_gpu(self.relief(), NOBODY) == CLAIMED;
                     if !claimed {
                         if owed != 0 {
-                            // The device gets the doorbell before the next batch, and before what whoever rings next
-                            // rings.
+                            // The device gets the doorbell before the next batch, and before the next combiner's
+                            // doorbell.
                             arch::fence_system();
                         }
                         self.give_back(owed);
@@ -250,8 +250,9 @@ impl Bell {
             // All loads before the first vote.
             let marks = core::array::from_fn::<_, { LOOKS as usize }, _>(|look| {
                 let at = mine.wrapping_add(ready + look as u32 * lanes * TOGETHER);
-                // SAFETY: the marks of four slots side by side in one lap, of the queue's state: a ring is a multiple
-                // of four long, which `SharedSendQueue::new` checks.
+                // SAFETY: the marks of four slots side by side in one lap, of the queue's state, aligned to 16 bytes:
+                // the number of entries is a power of two by the handle, and `SharedSendQueue::new` refuses less than
+                // four.
                 (lap(at, self.shift) | READY, at, unsafe { arch::load_four_gpu(self.mark(at)) })
             });
             for (wanted, at, marks) in marks {

@@ -26,8 +26,9 @@ pub fn shared_state(handle: &SendRingHandle) -> impl Iterator<Item = u32> + use<
 /// A send queue that any number of threads, warps and blocks post to, each through a value of its own, all made of the
 /// same handle and state.
 ///
-/// A post rings the doorbell, or has another poster ring it. [`PostError::Full`] may be temporary: other posters may
-/// have asked for more room than there was, and have not returned it yet. So try again.
+/// A post rings the doorbell, or has another poster ring it. [`PostError::Full`] may be temporary: other posters'
+/// requests may fill the batch until they are rung for, or others have asked for more room than there was and have not
+/// returned it yet. So try again.
 ///
 /// A single poster is better served by [`WarpSendQueue`](crate::WarpSendQueue), which has its counters in registers.
 pub struct SharedSendQueue<const W: usize>
@@ -50,8 +51,8 @@ where
     ///
     /// # Safety
     /// The handle is of a queue that was handed over to this GPU, and `state` are the words that [`shared_state`] gave
-    /// for it, in this GPU's own memory, changed by values of this type only. All addresses are valid here until the
-    /// launch is over: stores are under way after the queue is gone. Nobody else posts there.
+    /// for it, in this GPU's own memory, aligned to 128 bytes, changed by values of this type only. All addresses are
+    /// valid here until the launch is over: stores are under way after the queue is gone. Nobody else posts there.
     #[inline(always)]
     pub unsafe fn new(handle: &SendRingHandle, state: *mut u32) -> Option<Self> {
         if handle.wqe_size as usize != <Wqe<W> as SendWqe>::SIZE
@@ -229,8 +230,8 @@ where
         let is_ours = done.as_ref().is_some_and(|done| done.is_send_of(self.owner));
         let count = arch::ballot(ALL, is_ours).count_ones();
         if count != 0 {
-            // A ballot orders nothing. Each lane has acquired that the NIC has read its slot; that comes before lane 0
-            // releases the slots to other posters.
+            // Each lane's completion was an acquire: the NIC has read its slot. The barrier orders that before lane 0
+            // releases the slots to other posters. A ballot would order nothing.
             arch::sync_warp(ALL);
         }
         if count != 0 && arch::lane() == 0 {
