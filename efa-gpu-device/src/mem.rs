@@ -21,7 +21,7 @@ pub unsafe fn load_relaxed_system(from: *const u64) -> u64 {
     unsafe { arch::load_relaxed(from) }
 }
 
-/// Loads a word, and sees everything that was stored before it was.
+/// Loads a word. An acquire: what was stored before the word is visible behind this load.
 ///
 /// # Safety
 /// As [`load_relaxed_system`].
@@ -31,7 +31,8 @@ pub unsafe fn load_acquire_system(from: *const u64) -> u64 {
     unsafe { arch::load_acquire(from.cast_mut()) }
 }
 
-/// Loads 32 bits, and sees everything that was stored before they were: a doorbell, as the device reads it.
+/// Loads 32 bits: a doorbell, as the device reads it. An acquire: what was stored before them is visible behind this
+/// load.
 ///
 /// # Safety
 /// `from` is valid for reads, aligned to 4 bytes, and only accessed atomically.

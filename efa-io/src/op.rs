@@ -31,7 +31,8 @@ use crate::layout::{self, Layout, Payload};
 use crate::meta::Head;
 use crate::wqe::{SendWqe, Wqe};
 
-/// An operation that a send queue with WQEs of `W` words takes. Sealed: the five operations of this module.
+/// An operation that a send queue with WQEs of `W` words takes. Sealed: the five operations of this module, and
+/// references to them.
 pub trait Operation<const W: usize>: sealed::Sealed
 where
     Wqe<W>: SendWqe,

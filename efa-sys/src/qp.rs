@@ -28,7 +28,8 @@ pub struct QpAttr {
     pub qp_type: QpType,
     /// The minimum number of outstanding sends. libefa rounds it up to a power of two.
     pub send_wr: u32,
-    /// The minimum number of outstanding receives. libefa rounds it up to a power of two.
+    /// The minimum number of outstanding receives. libefa rounds the number of descriptors, `recv_wr * recv_sge`, up to
+    /// a power of two (`efa_setup_qp`).
     pub recv_wr: u32,
     /// The maximum number of buffers of a send.
     pub send_sge: u32,

@@ -265,7 +265,8 @@ impl Caller {
 
 /// The maximum length of a line of `maps` in bytes: a name has at most 4 KiB, and each byte may be written as four.
 const LONGEST_LINE: u64 = 20 << 10;
-/// The maximum number of bytes of `maps` that are read: a hundred for each of 2.5 million mappings.
+/// The maximum number of bytes of `maps` that are read: a hundred for each of 2.5 million mappings, more than any
+/// process has.
 const LONGEST_MAPS: u64 = 256 << 20;
 
 /// Returns the first address of a range that is not mapped with the required rights (read, or read and write),

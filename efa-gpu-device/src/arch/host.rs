@@ -34,7 +34,7 @@ pub(crate) unsafe fn store_doorbell(to: *mut u32, value: u32) {
     unsafe { simt::store(to as usize, 4, value.into(), false) };
 }
 
-/// Loads a word, and everything that was stored before it was.
+/// Loads a word. An acquire: what was stored before the word is visible behind this load.
 ///
 /// # Safety
 /// `from` is a word of a ring.
@@ -44,7 +44,7 @@ pub(crate) unsafe fn load_acquire(from: *mut u64) -> u64 {
     unsafe { simt::load(from as usize, 8, true) }
 }
 
-/// Loads two words, the first one first, and everything that was stored before it was.
+/// Loads two words, the first one first. An acquire: what was stored before the first is visible behind its load.
 ///
 /// # Safety
 /// `from` is valid for reads of two words of a ring, aligned to 16 bytes.
@@ -94,7 +94,7 @@ pub(crate) unsafe fn store_release(to: *mut u64, value: u64) {
     unsafe { simt::store(to as usize, 8, value, true) };
 }
 
-/// Loads a doorbell's value, and everything that was stored before it was.
+/// Loads a doorbell's value. An acquire: what was stored before the value is visible behind this load.
 ///
 /// # Safety
 /// `from` is valid for reads.

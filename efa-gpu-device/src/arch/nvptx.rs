@@ -6,7 +6,7 @@ use core::arch::nvptx::{_block_dim_x, _block_idx_x, _grid_dim_x, _thread_idx_x};
 /// Does nothing: only the host's executor needs to know which memory stays until the launch is over.
 ///
 /// # Safety
-/// It does.
+/// As on the host: the bytes are valid for writes, and accessed atomically, until the launch is over.
 #[inline(always)]
 pub(crate) unsafe fn lend(_addr: u64, _bytes: u64) {}
 
@@ -65,7 +65,7 @@ macro_rules! loads {
 }
 
 loads! {
-    /// Loads a word, and everything that was stored before it was.
+    /// Loads a word. An acquire: what was stored before the word is visible behind this load.
     ///
     /// # Safety
     /// `from` is a word of a ring.
@@ -75,7 +75,7 @@ loads! {
     /// # Safety
     /// `from` is valid for reads.
     load_relaxed(*const u64) -> u64: "ld.relaxed.sys.u64", reg64;
-    /// Loads a doorbell's value, and everything that was stored before it was.
+    /// Loads a doorbell's value. An acquire: what was stored before the value is visible behind this load.
     ///
     /// # Safety
     /// `from` is valid for reads.
@@ -199,7 +199,7 @@ updates! {
     exchange_relaxed_gpu(*mut u32) -> u32: "atom.exch.relaxed.gpu.b32", reg32;
 }
 
-/// Loads two words at once, and everything that was stored before they were.
+/// Loads two words at once. An acquire: what was stored before the words is visible behind this load.
 ///
 /// # Safety
 /// `from` is valid for reads of two words of a ring, aligned to 16 bytes.

@@ -155,7 +155,7 @@ pub enum Fault {
         /// The lane that it asks for.
         from: u32,
     },
-    /// A lane has panicked, or the [watch](crate::simt::Executor::watch_store) of a store of its.
+    /// A lane has panicked, or the [watch](crate::simt::Executor::watch_store) of one of its stores.
     #[error("{lane} panicked: {message}")]
     Panicked {
         /// The lane that had its turn.

@@ -1,10 +1,10 @@
 //! The doorbell of a shared send queue: one poster rings for all that are ready (flat combining).
 //!
-//! Each slot has a mark. A poster that has stored a WQE exchanges its slot's mark for [`READY`]. One mark in the ring
-//! is [`COMBINE`]: it lies at the first slot that is not rung for. A poster that finds it in place of its slot's old
-//! mark becomes the *combiner*. The combiner rings as far as every slot is ready, and again while more have become
-//! ready in the meantime. Then it exchanges the mark of the first slot that was not ready for `COMBINE`. If that slot
-//! has become ready just now, the exchange returns `READY`, and the combiner goes on.
+//! Each slot has a mark. A poster that has stored a WQE exchanges its slot's mark for [`READY`]. While nobody rings,
+//! one mark in the ring is [`COMBINE`]: it lies at the first slot that is not rung for. A poster that finds it in place
+//! of its slot's old mark becomes the *combiner*. The combiner rings as far as every slot is ready, and again while
+//! more have become ready in the meantime. Then it exchanges the mark of the first slot that was not ready for
+//! `COMBINE`. If that slot has become ready just now, the exchange returns `READY`, and the combiner goes on.
 //!
 //! So nobody waits for a slot that is not ready: neither the poster of a slot behind it nor the combiner. One doorbell
 //! serves as many posters as come while one is rung. And no slot stays unrung: of the two exchanges that meet at a mark
