@@ -638,3 +638,12 @@ fn borrowed_bytes_are_out_of_reach_after_the_call_even_of_a_device_that_was_put_
     assert_eq!(device.counters().rdma_write_recv_bytes, 0, "nothing was written");
     assert_eq!(bytes, [0; 64]);
 }
+
+#[test]
+fn a_software_device_that_cannot_start_keeps_the_operating_system_s_error() {
+    // An address of documentation (RFC 5737), which no machine has.
+    let error = Device::open("soft:udp=192.0.2.1:0").unwrap_err();
+    let OpenError::CannotStart { name, source } = &error else { panic!("{error}") };
+    assert_eq!((name.as_str(), source.kind()), ("soft:udp=192.0.2.1:0", std::io::ErrorKind::AddrNotAvailable));
+    assert!(error.to_string().starts_with("software device \"soft:udp=192.0.2.1:0\" cannot be started: "), "{error}");
+}
