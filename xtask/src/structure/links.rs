@@ -3,9 +3,9 @@
 //! A link to a Rust file whose text is code, as ``[`RingSize::slot`](efa-io/src/ring.rs)``, also promises that the file
 //! has these names: so a document that walks through the code notices when the code moves.
 
-use anyhow::{Context, Result};
+use super::files;
+use anyhow::Result;
 use std::path::{Path, PathBuf};
-use walkdir::{DirEntry, WalkDir};
 
 /// A link that leads nowhere.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,29 +19,16 @@ pub(crate) struct Broken {
 
 /// Returns all broken links of the project's Markdown files.
 pub(crate) fn find(project: &Path) -> Result<Vec<Broken>> {
-    let is_ours = |entry: &DirEntry| {
-        let name = entry.file_name().to_string_lossy();
-        entry.depth() == 0 || !(name.starts_with('.') || entry.file_type().is_dir() && name == "target")
-    };
-    let mut found = Vec::new();
-    for entry in WalkDir::new(project).sort_by_file_name().into_iter().filter_entry(is_ours) {
-        let entry = entry?;
-        if entry.path().extension().is_some_and(|extension| extension == "md") && entry.file_type().is_file() {
-            let path = entry.path().strip_prefix(project)?.to_owned();
-            let text = std::fs::read_to_string(entry.path()).with_context(|| format!("reading {}", path.display()))?;
-            let folder = entry.path().parent().unwrap_or(project);
-            let read = |target: &str| {
-                let target = folder.join(target);
-                target.exists().then(|| std::fs::read_to_string(target).unwrap_or_default())
-            };
-            found.extend(broken(&text, &read).into_iter().map(|(line, problem)| Broken {
-                path: path.clone(),
-                line,
-                problem,
-            }));
-        }
-    }
-    Ok(found)
+    let found = files::read(project, "md")?.into_iter().flat_map(|(path, text)| {
+        let folder = project.join(path.parent().unwrap_or(Path::new("")));
+        let read = |target: &str| {
+            let target = folder.join(target);
+            target.exists().then(|| std::fs::read_to_string(target).unwrap_or_default())
+        };
+        let problems = broken(&text, &read).into_iter();
+        problems.map(move |(line, problem)| Broken { path: path.clone(), line, problem })
+    });
+    Ok(found.collect())
 }
 
 /// Returns the lines and the problems of a text's broken links. `read` returns what is at a relative path.

@@ -7,6 +7,7 @@
 
 mod crates;
 mod draw;
+mod files;
 mod graph;
 mod links;
 mod resolve;

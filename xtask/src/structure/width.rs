@@ -1,13 +1,13 @@
 //! Finds lines of Rust that are wider than rustfmt's limit. rustfmt itself leaves comments, macros and what it cannot
 //! break as they are.
 
-use anyhow::{Context, Result};
+use super::files;
+use anyhow::Result;
 use proc_macro2::{TokenStream, TokenTree};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use walkdir::{DirEntry, WalkDir};
 
 /// Most columns of a line, as in `rustfmt.toml`.
 pub(crate) const MAX: usize = 120;
@@ -26,21 +26,12 @@ pub(crate) struct Wide {
 
 /// Returns all wide lines of the project's Rust files.
 pub(crate) fn find(project: &Path) -> Result<Vec<Wide>> {
-    let is_ours = |entry: &DirEntry| {
-        let name = entry.file_name().to_string_lossy();
-        entry.depth() == 0 || !(name.starts_with('.') || entry.file_type().is_dir() && name == "target")
-    };
-    let mut found = Vec::new();
-    for entry in WalkDir::new(project).sort_by_file_name().into_iter().filter_entry(is_ours) {
-        let entry = entry?;
-        let path = entry.path().strip_prefix(project)?;
-        let is_generated = GENERATED.iter().any(|generated| path == Path::new(generated));
-        if path.extension().is_some_and(|extension| extension == "rs") && entry.file_type().is_file() && !is_generated {
-            let text = std::fs::read_to_string(entry.path()).with_context(|| format!("reading {}", path.display()))?;
-            found.extend(wide(&text).into_iter().map(|(line, columns)| Wide { path: path.to_owned(), line, columns }));
-        }
-    }
-    Ok(found)
+    let files = files::read(project, "rs")?.into_iter();
+    let written = files.filter(|(path, _)| GENERATED.iter().all(|generated| path != Path::new(generated)));
+    let found = written.flat_map(|(path, text)| {
+        wide(&text).into_iter().map(move |(line, columns)| Wide { path: path.clone(), line, columns })
+    });
+    Ok(found.collect())
 }
 
 /// Returns the numbers and the columns of a text's wide lines, without those that cannot be narrower.
