@@ -102,6 +102,8 @@ mod external_cq;
 mod external_region;
 mod ledger;
 mod op;
+#[cfg(all(test, any(feature = "cuda", feature = "verbs")))]
+mod panics;
 mod pd;
 mod peer;
 mod promises;

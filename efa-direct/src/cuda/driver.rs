@@ -114,24 +114,7 @@ pub(super) fn catch_panic(f: impl FnOnce()) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    struct Panics;
-
-    impl tracing::Subscriber for Panics {
-        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
-            true
-        }
-        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-            tracing::span::Id::from_u64(1)
-        }
-        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-        fn event(&self, _: &tracing::Event<'_>) {
-            panic!("nothing may be logged in this test")
-        }
-        fn enter(&self, _: &tracing::span::Id) {}
-        fn exit(&self, _: &tracing::span::Id) {}
-    }
+    use crate::panics::Panics;
 
     #[test]
     fn logging_what_could_not_be_cleaned_up_does_not_stop_the_cleaning_up() {

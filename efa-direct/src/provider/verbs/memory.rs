@@ -109,6 +109,7 @@ mod tests {
     use super::*;
     use crate::Device;
     use crate::external::{DmabufRange, ExternalMemory};
+    use crate::panics::Panics;
     use crate::provider::{HostRange, Provider};
     use efa_types::{CqAttributes, CqeSize};
     use std::fs::File;
@@ -133,25 +134,6 @@ mod tests {
 
     fn external(null: &File) -> ExternalMemory<'_> {
         ExternalMemory::dmabuf(DmabufRange { fd: null.as_fd(), offset: 0, len: BYTES as u64 }, 0x10000)
-    }
-
-    /// A subscriber that panics at every event.
-    struct Panics;
-
-    impl tracing::Subscriber for Panics {
-        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
-            true
-        }
-        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-            tracing::span::Id::from_u64(1)
-        }
-        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-        fn event(&self, _: &tracing::Event<'_>) {
-            panic!("nothing may be logged in this test")
-        }
-        fn enter(&self, _: &tracing::span::Id) {}
-        fn exit(&self, _: &tracing::span::Id) {}
     }
 
     /// Calls `f`, with a subscriber that panics if `panics` says so.
