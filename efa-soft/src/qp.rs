@@ -202,9 +202,6 @@ pub(crate) struct QueuePair {
 impl QueuePair {
     /// Creates a queue pair in state Reset, with rings of its own.
     pub(crate) fn new(qpn: u16, asked: &QpAttributes, device: &DeviceConfig) -> Result<(Self, QpInfo), ControlError> {
-        let limit = |what, asked: u32, max: u32| {
-            if asked <= max { Ok(()) } else { Err(ControlError::Limit { what, asked: asked.into(), max: max.into() }) }
-        };
         let is_ud = asked.transport == Transport::Ud;
         if is_ud && (asked.inline_write || asked.unsolicited_write_recv) {
             return Err(ControlError::Unsupported("RDMA on unreliable datagram queue pairs"));
@@ -217,11 +214,12 @@ impl QueuePair {
         if asked.unsolicited_write_recv && !device.attributes.unsolicited_write_recv {
             return Err(ControlError::Unsupported("unsolicited receives of writes with immediate"));
         }
-        limit("inline bytes", asked.inline_bytes.into(), device.attributes.inline_bytes_ex.into())?;
-        limit("buffers in a receive", asked.recv_sge.into(), device.attributes.max_rq_sge.into())?;
-        limit("send ring entries", asked.send_entries, 1 << (device.max_sq_bytes / wqe_size).ilog2())?;
+        ControlError::check_limit("inline bytes", asked.inline_bytes, device.attributes.inline_bytes_ex)?;
+        ControlError::check_limit("buffers in a receive", asked.recv_sge, device.attributes.max_rq_sge)?;
+        let max_send_entries = 1u32 << (device.max_sq_bytes / wqe_size).ilog2();
+        ControlError::check_limit("send ring entries", asked.send_entries, max_send_entries)?;
         let recv_sge = u32::from(asked.recv_sge.max(1));
-        limit("receives", asked.recv_entries, device.max_rq_descs / recv_sge)?;
+        ControlError::check_limit("receives", asked.recv_entries, device.max_rq_descs / recv_sge)?;
 
         let doorbells = device.ring_memory(4096)?;
         let work_queue = |entries: u32, entry_size, doorbell| {

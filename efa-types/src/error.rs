@@ -84,6 +84,17 @@ pub enum ControlError {
     },
 }
 
+impl ControlError {
+    /// Checks that a call asks for no more of something than the device allows.
+    ///
+    /// # Errors
+    /// [`ControlError::Limit`].
+    pub fn check_limit(what: &'static str, asked: impl Into<u64>, max: impl Into<u64>) -> Result<(), Self> {
+        let (asked, max) = (asked.into(), max.into());
+        if asked <= max { Ok(()) } else { Err(Self::Limit { what, asked, max }) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

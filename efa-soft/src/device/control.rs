@@ -398,9 +398,5 @@ fn rnr_retries(transport: Transport, retry: u8) -> Result<Option<u32>, ControlEr
 
 /// Checks that a device which has `used` objects of a kind may have one more.
 fn room(what: &'static str, used: usize, max: u32) -> Result<(), ControlError> {
-    if used < max as usize {
-        Ok(())
-    } else {
-        Err(ControlError::Limit { what, asked: used as u64 + 1, max: max.into() })
-    }
+    ControlError::check_limit(what, used as u64 + 1, max)
 }

@@ -135,11 +135,6 @@ fn remove<K: Eq + Hash + Display, T>(objects: &Mutex<HashMap<K, T>>, kind: &'sta
     }
 }
 
-/// Refuses to ask for more than the device has. The vendor's `EINVAL` has no numbers; this error has.
-fn check_limit(what: &'static str, asked: u32, max: u32) -> Result<(), SetupError> {
-    if asked <= max { Ok(()) } else { Err(ControlError::Limit { what, asked: asked.into(), max: max.into() }.into()) }
-}
-
 impl Verbs {
     fn new(name: &str, context: Context) -> Result<Self, efa_sys::Error> {
         let query = DeviceQuery::of(&context)?;
@@ -164,17 +159,18 @@ impl Verbs {
         self.attributes.inline_bytes_ex > 32
     }
 
-    /// Refuses a queue pair that exceeds a limit, as far as the library reports limits (rdma-core 63 and newer).
+    /// Refuses a queue pair that exceeds a limit, as far as the library reports limits (rdma-core 63 and newer). The
+    /// vendor's own answer would be `EINVAL`, without numbers.
     fn check_depths(&self, request: &QpAttributes, attr: &QpAttr) -> Result<(), SetupError> {
         let flags = if request.inline_write { EFADV_SQ_DEPTH_ATTR_INLINE_WRITE } else { 0 };
         let (max_send_sge, max_inline_data) = (attr.send_sge, attr.inline_bytes);
         let depth = efadv_sq_depth_attr { flags, max_send_sge, max_inline_data, ..Default::default() };
         if let Ok(max) = self.context.max_sq_depth(depth) {
-            check_limit("sends", attr.send_wr, max)?;
+            ControlError::check_limit("sends", attr.send_wr, max)?;
         }
-        check_limit("buffers of a receive", attr.recv_sge, self.attributes.max_rq_sge.into())?;
+        ControlError::check_limit("buffers of a receive", attr.recv_sge, self.attributes.max_rq_sge)?;
         match self.context.max_rq_depth(attr.recv_sge) {
-            Ok(max) => check_limit("receives", attr.recv_wr, max),
+            Ok(max) => Ok(ControlError::check_limit("receives", attr.recv_wr, max)?),
             Err(_) => Ok(()),
         }
     }
@@ -333,7 +329,7 @@ unsafe impl Provider for Verbs {
     }
 
     fn create_cq(&self, request: CqAttributes) -> Result<RawCq, SetupError> {
-        check_limit("entries of a completion queue", request.entries, self.attributes.max_cqe)?;
+        ControlError::check_limit("entries of a completion queue", request.entries, self.attributes.max_cqe)?;
         let channel = if request.events { Some(Arc::new(CompChannel::create(&self.context)?)) } else { None };
         // Enough entries to fill whole pages, even with the smallest entries. Then the length of the mapping shows the
         // number of sub-queues.
@@ -381,7 +377,7 @@ unsafe impl Provider for Verbs {
             )
             .into());
         }
-        check_limit("entries of a completion queue", request.entries, self.attributes.max_cqe)?;
+        ControlError::check_limit("entries of a completion queue", request.entries, self.attributes.max_cqe)?;
         let with_sgid = self.query.has_capability(EFADV_DEVICE_ATTR_CAPS_CQ_WITH_SGID);
         let DmabufRange { fd, offset, len } = memory;
         let attr = CqAttr {
